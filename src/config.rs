@@ -1,0 +1,198 @@
+//! What a memory layer looks like: [`Dimensions`] as a person writes them, [`MemoryConfig`] once they are checked.
+//!
+//! Names follow the paper (arXiv 2411.12364) and the table in each field's documentation.
+
+use std::ops::Deref;
+
+use ultramem_kernels::Error as Limit;
+pub use ultramem_kernels::{ElementType, Norm};
+
+use crate::{Error, Result};
+
+/// The member of the family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// UltraMem (arXiv 2411.12364): Tucker-decomposed scores, no softmax, implicit value expansion.
+    UltraMem,
+    /// Product-key memory (arXiv 1907.05242): additive scores, softmax over the kept slots.
+    ProductKey,
+    /// Memory+ (arXiv 2412.09764) as released: product keys with a query per head, keys taken as they are, and
+    /// the pooled value gated by `silu(W_g x)`.
+    MemoryPlus,
+}
+
+/// The dimensions of a layer, not yet checked: fill in what differs from a preset and give it to
+/// [`MemoryConfig::new`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Dimensions {
+    /// The member of the family.
+    pub kind: Kind,
+    /// Width of input and output.
+    pub hidden_size: usize,
+    /// Independent retrievals per token.
+    pub heads: usize,
+    /// Keys on each side, row and column (the paper's n). `side_keys² = expansion · rows`.
+    pub side_keys: usize,
+    /// Width of one key (d_k).
+    pub key_dim: usize,
+    /// Width of a side's score vector (r). 1 for product keys.
+    pub tucker_rank: usize,
+    /// Slots kept per head (m).
+    pub top_m: usize,
+    /// Scores per slot, one per slice of the value (multi-core scoring, h). 1 for product keys.
+    pub cores: usize,
+    /// Virtual blocks per physical table (implicit value expansion, E). 1 for product keys.
+    pub expansion: usize,
+    /// Width of one value row (d_v).
+    pub value_dim: usize,
+    /// How queries and keys are normalised over `key_dim`.
+    pub norm: Norm,
+    /// The epsilon under the norm's root.
+    pub norm_eps: f32,
+}
+
+impl Default for Dimensions {
+    /// The settings that UltraMem's layers share: 2 heads, rank 2, 2 cores, expansion 4, RMSNorm. The sizes that
+    /// make the table are small; set them.
+    fn default() -> Self {
+        Self {
+            kind: Kind::UltraMem,
+            hidden_size: 256,
+            heads: 2,
+            side_keys: 128,
+            key_dim: 32,
+            tucker_rank: 2,
+            top_m: 16,
+            cores: 2,
+            expansion: 4,
+            value_dim: 64,
+            norm: Norm::Rms,
+            norm_eps: 1e-5,
+        }
+    }
+}
+
+impl Dimensions {
+    /// One of the four memory layers of the 1B-parameter model that the authors' release configures: hidden 768, knum
+    /// 808, kdim 192, vdim 384, knn 80. 20 transformer blocks carry four of them.
+    pub fn ultramem_v1_1b() -> Self {
+        Self { hidden_size: 768, side_keys: 1616, key_dim: 192, value_dim: 384, top_m: 80, ..Self::default() }
+    }
+}
+
+/// A checked configuration. Reads like [`Dimensions`]; can only be made by [`MemoryConfig::new`], so that whoever
+/// holds one need not check again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MemoryConfig(Dimensions);
+
+impl Deref for MemoryConfig {
+    type Target = Dimensions;
+
+    fn deref(&self) -> &Dimensions {
+        &self.0
+    }
+}
+
+impl MemoryConfig {
+    /// Checks the dimensions against each other and against the limits of the kernels.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] or [`Error::Config`] with the numbers, for instance "top_m 80 exceeds side_keys 64".
+    pub fn new(dims: Dimensions) -> Result<Self> {
+        for (what, value) in [
+            ("hidden_size", dims.hidden_size),
+            ("heads", dims.heads),
+            ("side_keys", dims.side_keys),
+            ("key_dim", dims.key_dim),
+            ("tucker_rank", dims.tucker_rank),
+            ("top_m", dims.top_m),
+            ("cores", dims.cores),
+            ("expansion", dims.expansion),
+            ("value_dim", dims.value_dim),
+        ] {
+            if value == 0 {
+                return Err(Limit::Zero { what }.into());
+            }
+        }
+        at_most("hidden_size", dims.hidden_size, "the limit", MAX_WIDTH)?;
+        at_most("key_dim", dims.key_dim, "the limit", MAX_WIDTH)?;
+        at_most("value_dim", dims.value_dim, "the limit", MAX_WIDTH)?;
+        at_most("heads", dims.heads, "the limit", MAX_HEADS)?;
+        at_most("side_keys", dims.side_keys, "the limit", MAX_SIDE_KEYS)?;
+        at_most("tucker_rank", dims.tucker_rank, "the limit", MAX_RANK)?;
+        at_most("cores", dims.cores, "the limit", MAX_CORES)?;
+        at_most("expansion", dims.expansion, "the limit", MAX_EXPANSION)?;
+        at_most("top_m", dims.top_m, "side_keys", dims.side_keys)?;
+        multiple("side_keys squared", dims.side_keys * dims.side_keys, "expansion", dims.expansion)?;
+        multiple("value_dim", dims.value_dim, "cores", dims.cores)?;
+        if !(dims.norm_eps.is_finite() && dims.norm_eps >= 0.0) {
+            return Err(Error::Config {
+                what: "norm_eps",
+                value: dims.norm_eps.to_string(),
+                expected: "a finite number, zero or more",
+            });
+        }
+        if dims.kind != Kind::UltraMem {
+            for (what, value) in
+                [("tucker_rank", dims.tucker_rank), ("cores", dims.cores), ("expansion", dims.expansion)]
+            {
+                if value != 1 {
+                    return Err(Error::Config { what, value: value.to_string(), expected: "1 for product keys" });
+                }
+            }
+        }
+        Ok(Self(dims))
+    }
+
+    /// Physical value rows (N): `side_keys² / expansion`.
+    pub fn rows(&self) -> usize {
+        self.slots() / self.expansion
+    }
+
+    /// Virtual slots that a head can choose from: `side_keys²`.
+    pub fn slots(&self) -> usize {
+        self.side_keys * self.side_keys
+    }
+
+    /// Query pairs per token: one per head for Memory+, else one that all heads share.
+    pub fn query_heads(&self) -> usize {
+        if self.kind == Kind::MemoryPlus { self.heads } else { 1 }
+    }
+
+    /// Whether the keys are normalised with `keys_norm.weight` before they are scored.
+    pub fn normalises_keys(&self) -> bool {
+        self.kind != Kind::MemoryPlus
+    }
+
+    /// Whether the pooled value is multiplied by `silu(W_g x)` before the output projection.
+    pub fn gated(&self) -> bool {
+        self.kind == Kind::MemoryPlus
+    }
+
+    /// Width of the pooled value before the output projection: `expansion · value_dim`.
+    pub fn pooled_dim(&self) -> usize {
+        self.expansion * self.value_dim
+    }
+}
+
+const MAX_WIDTH: usize = 1 << 20;
+const MAX_HEADS: usize = 1 << 10;
+/// Slot indices are u32: `side_keys²` must not exceed 2³².
+const MAX_SIDE_KEYS: usize = 1 << 16;
+const MAX_RANK: usize = 16;
+const MAX_CORES: usize = 64;
+const MAX_EXPANSION: usize = 1 << 10;
+
+fn at_most(what: &'static str, value: usize, limit_name: &'static str, limit: usize) -> Result<()> {
+    if value > limit {
+        return Err(Limit::Exceeds { what, value: value as u64, limit_name, limit: limit as u64 }.into());
+    }
+    Ok(())
+}
+
+fn multiple(what: &'static str, value: usize, divisor_name: &'static str, divisor: usize) -> Result<()> {
+    if !value.is_multiple_of(divisor) {
+        return Err(Limit::NotMultiple { what, value: value as u64, divisor_name, divisor: divisor as u64 }.into());
+    }
+    Ok(())
+}
