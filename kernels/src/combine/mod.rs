@@ -1,0 +1,103 @@
+//! Combine: which pairs of kept keys a head reads, and with what scores (DESIGN §2.3; the paper's Tucker core, section 3.2, and
+//! multi-core scoring, section 3.4).
+//!
+//! Shapes: kept keys `[tokens, heads, 2, top_m]` and scores `[tokens, heads, 2, top_m, rank]` as [`score`](crate::score::score) makes
+//! them; result `slots` `[tokens, heads, top_m]`, largest total first, equal totals by smaller slot, and `scores` `[tokens, heads, top_m,
+//! cores]`.
+
+mod forward;
+
+use cubecl::prelude::*;
+
+use self::forward::{CombinePlan, combine_kernel};
+use crate::device::Device;
+use crate::score::Kept;
+use crate::select::scratch_bytes;
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage};
+use crate::{Error, Result};
+
+/// What a token reads.
+pub struct Chosen<R: Runtime> {
+    /// u32 `[tokens, heads, top_m]`: `row key · side_keys + column key`, before the shuffle.
+    pub slots: Tensor<R>,
+    /// f32 `[tokens, heads, top_m, cores]`.
+    pub scores: Tensor<R>,
+}
+
+impl<R: Runtime> Clone for Chosen<R> {
+    fn clone(&self) -> Self {
+        Self { slots: self.slots.clone(), scores: self.scores.clone() }
+    }
+}
+
+/// How the two sides' scores make a pair's.
+pub enum PairScore<'a, R: Runtime> {
+    /// UltraMem: `s_k = S_rowᵀ · C_k · S_col`, `C` f32 `[cores, heads, rank, rank]`; the order is that of `Σ_k s_k`.
+    Tucker(&'a Tensor<R>),
+    /// Product keys: `S_row + S_col`, then a softmax over the kept slots of the head.
+    Additive,
+}
+
+/// Launches the stage. `side_keys` is the number of keys a side has.
+///
+/// # Errors
+/// Shapes, types or sizes that don't fit; nothing is launched then.
+pub fn combine<R: Runtime>(
+    client: &ComputeClient<R>,
+    kept: &Kept<R>,
+    side_keys: usize,
+    pair_score: &PairScore<'_, R>,
+) -> Result<Chosen<R>> {
+    let device = Device::of(client);
+    let [tokens, heads, 2, top_m, rank] = *kept.scores.shape().as_slice() else {
+        let (found, expected) = (kept.scores.shape().to_vec(), vec![0, 0, 2, 0, 0]);
+        return Err(Error::Shape { tensor: "kept scores", found, expected });
+    };
+    check(&kept.scores, "kept scores", &[tokens, heads, 2, top_m, rank], f32_storage())?;
+    check(&kept.keys, "kept keys", &[tokens, heads, 2, top_m], u32_storage())?;
+    let (cores, additive, core) = match pair_score {
+        PairScore::Tucker(core) => (core.shape().first().copied().unwrap_or(0), false, *core),
+        PairScore::Additive => (1, true, &kept.scores),
+    };
+    if !additive {
+        check(core, "core", &[cores, heads, rank, rank], f32_storage())?;
+    } else if rank != 1 {
+        let (found, expected) = (kept.scores.shape().to_vec(), vec![tokens, heads, 2, top_m, 1]);
+        return Err(Error::Shape { tensor: "kept scores", found, expected });
+    }
+    if tokens * heads * top_m * rank * cores == 0 {
+        return Err(Error::Zero { what: "tokens, heads, top_m, rank or cores" });
+    }
+    let pairs = if additive { (1..=top_m).map(|x| top_m / x).sum() } else { top_m * top_m };
+    let units = device.units(pairs / 4);
+    let plan = CombinePlan { heads, side_keys, top_m, rank, cores, pairs, additive, units };
+    device.fits_shared("combine", shared_bytes(&plan))?;
+    let chosen = Chosen {
+        slots: empty(client, "slots", &[tokens, heads, top_m], u32_storage())?,
+        scores: empty(client, "scores", &[tokens, heads, top_m, cores], f32_storage())?,
+    };
+    let cubes = tokens * heads;
+    // SAFETY: shapes are checked; a cube reads and writes its own token and head only.
+    unsafe {
+        combine_kernel::launch_unchecked::<R>(
+            client,
+            device.grid(cubes)?,
+            CubeDim::new_1d(units as u32),
+            arg(&kept.keys, 1),
+            arg(&kept.scores, 1),
+            arg(core, 1),
+            arg(&chosen.slots, 1),
+            arg(&chosen.scores, 1),
+            cubes as u32,
+            plan,
+        );
+    }
+    Ok(chosen)
+}
+
+/// Shared memory of a cube: both sides, the row side through the core, what is kept, its totals, the list of pairs and the
+/// selection's scratch.
+fn shared_bytes(plan: &CombinePlan) -> usize {
+    let lists = if plan.additive { plan.pairs + 2 * plan.top_m } else { 1 };
+    4 * (plan.top_m * (3 * plan.rank + 2) + lists) + scratch_bytes(1, plan.units)
+}

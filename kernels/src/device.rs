@@ -1,0 +1,73 @@
+//! What the strategies ask of a device: shared memory, planes, units and cubes. Read from its properties, never assumed.
+
+use cubecl::prelude::*;
+
+use crate::{Error, Result};
+
+/// The properties that choose a strategy.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Device {
+    /// Bytes of shared memory a cube may use.
+    pub shared_bytes: usize,
+    /// Units of a plane.
+    pub plane_size: usize,
+    load_bytes: usize,
+    max_width: usize,
+    max_units: usize,
+    max_cubes: (u32, u32, u32),
+    /// Cubes that keep the whole device busy.
+    pub busy_cubes: usize,
+}
+
+impl Device {
+    pub fn of<R: Runtime>(client: &ComputeClient<R>) -> Self {
+        let hardware = &client.properties().hardware;
+        Self {
+            shared_bytes: hardware.max_shared_memory_size,
+            plane_size: hardware.plane_size_max.clamp(1, 64) as usize,
+            load_bytes: hardware.load_width as usize / 8,
+            max_width: hardware.max_vector_size,
+            max_units: (hardware.max_units_per_cube.min(hardware.max_cube_dim.0)) as usize,
+            max_cubes: hardware.max_cube_count,
+            busy_cubes: 2 * hardware.num_streaming_multiprocessors.unwrap_or(16) as usize,
+        }
+    }
+
+    /// Units of a cube that has `work` independent pieces: whole planes, at most [`PLANES`] of them; a power of two.
+    pub fn units(&self, work: usize) -> usize {
+        let most = (self.plane_size * PLANES).min(self.max_units).min(MAX_UNITS);
+        let wanted = work.next_power_of_two().clamp(self.plane_size.min(most), most);
+        1 << wanted.ilog2()
+    }
+
+    /// The widest vector of elements of `bytes` bytes that is one load and divides each of `sizes`.
+    pub fn width(&self, bytes: usize, sizes: &[usize]) -> usize {
+        let loads = |width: &usize| *width <= self.max_width && width * bytes <= self.load_bytes;
+        let divides = |width: &usize| sizes.iter().all(|size| size.is_multiple_of(*width));
+        [8, 4, 2].into_iter().filter(loads).find(divides).unwrap_or(1)
+    }
+
+    /// A grid of at least `cubes` cubes; kernels leave at once where `CUBE_POS` is `cubes` or more.
+    pub fn grid(&self, cubes: usize) -> Result<CubeCount> {
+        let (max_x, max_y, _) = self.max_cubes;
+        let x = cubes.min(max_x as usize);
+        let y = cubes.div_ceil(x);
+        if y > max_y as usize {
+            let limit = u64::from(max_x) * u64::from(max_y);
+            return Err(Error::Exceeds { what: "cubes", value: cubes as u64, limit_name: "the device's grid", limit });
+        }
+        Ok(CubeCount::Static(x as u32, y as u32, 1))
+    }
+
+    /// Checks that a cube's working set fits.
+    pub fn fits_shared(&self, stage: &'static str, bytes: usize) -> Result<()> {
+        if bytes <= self.shared_bytes {
+            return Ok(());
+        }
+        Err(Error::SharedMemory { stage, bytes: bytes as u64, limit: self.shared_bytes as u64 })
+    }
+}
+
+/// Planes of a full cube: enough to hide latency, few enough that a barrier stays cheap.
+const PLANES: usize = 8;
+const MAX_UNITS: usize = 256;

@@ -1,0 +1,208 @@
+//! Gather and pool: `pooled[t, e, c] = Σ s_k(c) · V[row, c]` over the slots of token t whose address lies in block e, then, in the fused
+//! kernel, `output[t] = W_o · pooled[t]`.
+//!
+//! One cube takes a tile of tokens. It turns slots into addresses, orders each token's entries by virtual block, and gives every
+//! `(token, block, vector of columns)` to one unit, which sums its rows in slot order in registers: each selected row is read
+//! once, in loads as wide as the row allows, and nothing is accumulated in memory. Reads `heads · top_m` rows of `value_dim` per
+//! token, and W_o once per tile.
+
+use cubecl::prelude::*;
+
+use crate::product::{accumulate, zero_sums};
+
+/// What is fixed when the kernels are compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ExpandPlan {
+    /// Entries of a token: `heads · top_m`.
+    pub entries: usize,
+    pub cores: usize,
+    pub expansion: usize,
+    pub rows: usize,
+    pub value_dim: usize,
+    pub shuffled: bool,
+    pub gated: bool,
+    /// Vectors of an output row; 0 where pooling is all.
+    pub columns: usize,
+    /// Tokens of a cube.
+    pub tile: usize,
+    pub units: usize,
+}
+
+/// A tile's entries, ordered by virtual block.
+#[derive(CubeType)]
+struct Entries {
+    /// `[tile, entries]`: the physical row.
+    rows: SharedMemory<u32>,
+    /// `[tile, entries, cores]`.
+    scores: SharedMemory<f32>,
+    /// `[tile, expansion + 1]`: where a block's entries start.
+    starts: SharedMemory<u32>,
+}
+
+/// The pooled values, projected: `output` `[tokens, columns]`.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(crate) fn expand_kernel<E: Float, N: Size, O: Size>(
+    slots: &Array<u32>,
+    scores: &Array<f32>,
+    shuffle: &Array<u32>,
+    values: &Array<Vector<E, N>>,
+    gate: &Array<f32>,
+    weight: &Array<Vector<E, O>>,
+    output: &mut Array<Vector<E, O>>,
+    tokens: u32,
+    cubes: u32,
+    #[comptime] plan: ExpandPlan,
+    #[define(E)] _dtype: StorageType,
+) {
+    if CUBE_POS >= cubes as usize {
+        terminate!();
+    }
+    let depth = comptime!(plan.expansion * plan.value_dim);
+    let width = N::value();
+    let token = CUBE_POS * plan.tile;
+    let mut pooled = SharedMemory::<f32>::new(comptime!(plan.tile * depth));
+    let entries = order_entries(slots, scores, shuffle, token, tokens as usize, plan);
+    for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * depth / width), plan.units) {
+        let sum = pool::<E, N>(&entries, values, gate, token, tokens as usize, item, plan);
+        #[unroll]
+        for n in 0..width {
+            pooled[item * width + n] = sum[n];
+        }
+    }
+    sync_cube();
+    for column in range_stepped(UNIT_POS as usize, plan.columns, plan.units) {
+        let mut sums = zero_sums::<O>(plan.tile);
+        accumulate::<E, O>(&pooled, weight, &mut sums, column, plan.columns, depth, depth, plan.tile);
+        #[unroll]
+        for t in 0..plan.tile {
+            if token + t < tokens as usize {
+                output[(token + t) * plan.columns + column] = Vector::cast_from(sums[t]);
+            }
+        }
+    }
+}
+
+/// The pooled values alone: `pooled` `[tokens, expansion · value_dim]`.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(crate) fn pool_kernel<E: Float, N: Size>(
+    slots: &Array<u32>,
+    scores: &Array<f32>,
+    shuffle: &Array<u32>,
+    values: &Array<Vector<E, N>>,
+    gate: &Array<f32>,
+    pooled: &mut Array<Vector<E, N>>,
+    tokens: u32,
+    cubes: u32,
+    #[comptime] plan: ExpandPlan,
+    #[define(E)] _dtype: StorageType,
+) {
+    if CUBE_POS >= cubes as usize {
+        terminate!();
+    }
+    let width = N::value();
+    let vectors = comptime!(plan.expansion * plan.value_dim / width);
+    let token = CUBE_POS * plan.tile;
+    let entries = order_entries(slots, scores, shuffle, token, tokens as usize, plan);
+    for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * vectors), plan.units) {
+        let sum = pool::<E, N>(&entries, values, gate, token, tokens as usize, item, plan);
+        if token + item / vectors < tokens as usize {
+            pooled[token * vectors + item] = Vector::cast_from(sum);
+        }
+    }
+}
+
+/// Reads a tile's slots and scores and orders them by virtual block, in slot order within a block. Entries past the last token
+/// read slot 0 with score 0. Ends with a barrier.
+#[cube]
+fn order_entries(
+    slots: &Array<u32>,
+    scores: &Array<f32>,
+    shuffle: &Array<u32>,
+    token: usize,
+    tokens: usize,
+    #[comptime] plan: ExpandPlan,
+) -> Entries {
+    let size = comptime!(plan.tile * plan.entries);
+    let mut addresses = SharedMemory::<u32>::new(size);
+    let mut rows = SharedMemory::<u32>::new(size);
+    let mut ordered = SharedMemory::<f32>::new(comptime!(size * plan.cores));
+    let mut starts = SharedMemory::<u32>::new(comptime!(plan.tile * (plan.expansion + 1)));
+    let last = comptime!((plan.rows * plan.expansion - 1) as u32);
+    let present = min(comptime!(plan.tile * plan.entries), (tokens - token) * plan.entries);
+    for i in range_stepped(UNIT_POS as usize, size, plan.units) {
+        let mut address = 0u32;
+        if i < present {
+            address = min(slots[token * plan.entries + i], last);
+            if plan.shuffled {
+                address = min(shuffle[address as usize], last);
+            }
+        }
+        addresses[i] = address;
+    }
+    sync_cube();
+    for i in range_stepped(UNIT_POS as usize, size, plan.units) {
+        let address = addresses[i];
+        let block = address / comptime!(plan.rows as u32);
+        let first = i / plan.entries * plan.entries;
+        let mut place = first;
+        for j in 0..plan.entries {
+            let other = addresses[first + j] / comptime!(plan.rows as u32);
+            place += usize::cast_from(other < block || (other == block && first + j < i));
+        }
+        rows[place] = address - block * comptime!(plan.rows as u32);
+        for k in 0..plan.cores {
+            let mut score = 0.0f32;
+            if i < present {
+                score = scores[(token * plan.entries + i) * plan.cores + k];
+            }
+            ordered[place * plan.cores + k] = score;
+        }
+    }
+    for i in range_stepped(UNIT_POS as usize, comptime!(plan.tile * (plan.expansion + 1)), plan.units) {
+        let block = (i % comptime!(plan.expansion + 1)) as u32;
+        let first = i / comptime!(plan.expansion + 1) * plan.entries;
+        let mut start = 0u32;
+        for j in 0..plan.entries {
+            start += u32::cast_from(addresses[first + j] / comptime!(plan.rows as u32) < block);
+        }
+        starts[i] = start;
+    }
+    sync_cube();
+    Entries { rows, scores: ordered, starts }
+}
+
+/// The pooled vector `item` of a tile, `[tile, expansion, value_dim / width]` flattened, gated where the layer has a gate.
+#[cube]
+fn pool<E: Float, N: Size>(
+    entries: &Entries,
+    values: &Array<Vector<E, N>>,
+    gate: &Array<f32>,
+    token: usize,
+    tokens: usize,
+    item: usize,
+    #[comptime] plan: ExpandPlan,
+) -> Vector<f32, N> {
+    let width = N::value();
+    let vectors = comptime!(plan.value_dim / width);
+    let block = item / vectors % plan.expansion;
+    let t = item / comptime!(vectors * plan.expansion);
+    let column = item % vectors;
+    let core = column / comptime!(vectors / plan.cores);
+    let starts = t * comptime!(plan.expansion + 1) + block;
+    let mut sum = Vector::<f32, N>::new(0.0);
+    for place in entries.starts[starts]..entries.starts[starts + 1] {
+        let entry = t * plan.entries + place as usize;
+        let row = Vector::<f32, N>::cast_from(values[entries.rows[entry] as usize * vectors + column]);
+        sum += row * Vector::new(entries.scores[entry * plan.cores + core]);
+    }
+    if comptime!(plan.gated) {
+        if token + t < tokens {
+            #[unroll]
+            for n in 0..width {
+                let g = gate[(token + t) * plan.value_dim + column * width + n];
+                sum[n] = sum[n] * g / (1.0 + f32::exp(-g));
+            }
+        }
+    }
+    sum
+}

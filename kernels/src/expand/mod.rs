@@ -1,0 +1,238 @@
+//! Expand: read the chosen rows, pool them per virtual block and core slice, and project (DESIGN §2.4; the paper's implicit
+//! value expansion, section 3.3).
+//!
+//! Shapes: slots `[tokens, heads, top_m]` and scores `[tokens, heads, top_m, cores]` as [`combine`](crate::combine::combine) makes them, values
+//! `[rows, value_dim]`, weight `[expansion · value_dim, hidden_size]`; result `[tokens, hidden_size]`.
+//!
+//! Two strategies: one kernel that pools a tile of tokens in shared memory and projects it there, or a pooling kernel and a
+//! matrix product.
+
+mod forward;
+
+use cubecl::prelude::*;
+
+use self::forward::{ExpandPlan, expand_kernel, pool_kernel};
+use crate::combine::Chosen;
+use crate::device::Device;
+use crate::query::{ProjectStrategy, project};
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, u32_storage};
+use crate::{Error, Result};
+
+/// What the stage reads besides the chosen slots.
+pub struct Memory<'a, R: Runtime> {
+    /// `[rows, value_dim]`, f32, f16 or bf16.
+    pub values: &'a Tensor<R>,
+    /// `W_oᵀ` `[expansion · value_dim, hidden_size]`, the same type.
+    pub weight: &'a Tensor<R>,
+    /// u32 `[expansion · rows]`: a slot's virtual address, `block · rows + row`. None: a slot is its own address.
+    pub shuffle: Option<&'a Tensor<R>>,
+    /// f32 `[tokens, value_dim]`: the pooled value is multiplied by its silu. Only with an expansion of 1.
+    pub gate: Option<&'a Tensor<R>>,
+}
+
+/// How the stage is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ExpandStrategy {
+    /// Pool and project in one kernel; the pooled values of a tile stay in shared memory.
+    Fused,
+    /// A pooling kernel that writes `[tokens, expansion · value_dim]`, then a matrix product.
+    Pooled(ProjectStrategy),
+}
+
+impl ExpandStrategy {
+    /// Two kernels where matrix units take the product, or where the tokens are so few that one kernel's cubes could not share
+    /// out the weight; else one.
+    pub fn choose<R: Runtime>(client: &ComputeClient<R>, tokens: usize, memory: &Memory<'_, R>) -> Self {
+        let device = Device::of(client);
+        let product = ProjectStrategy::choose(client, tokens, memory.weight.dtype);
+        let pooled_dim = memory.weight.shape().first().copied().unwrap_or(0);
+        let fits = 2 * 4 * pooled_dim * tokens.min(2) <= device.shared_bytes;
+        if product == ProjectStrategy::Tile && tokens > 1 && fits { Self::Fused } else { Self::Pooled(product) }
+    }
+}
+
+/// Launches the stage: `y = W_o · pooled`, in the type of the values.
+///
+/// Slots and addresses past the table are read as its last one.
+///
+/// # Errors
+/// Shapes, types or sizes that don't fit; nothing is launched then.
+pub fn expand<R: Runtime>(
+    client: &ComputeClient<R>,
+    chosen: &Chosen<R>,
+    memory: &Memory<'_, R>,
+    strategy: ExpandStrategy,
+) -> Result<Tensor<R>> {
+    let stage = Stage::check(client, chosen, memory)?;
+    match strategy {
+        ExpandStrategy::Fused => stage.launch_fused(),
+        ExpandStrategy::Pooled(product) => {
+            let pooled = stage.launch_pool()?;
+            project(client, &pooled, memory.weight, memory.values.dtype, product)
+        }
+    }
+}
+
+/// The first half of the two-kernel strategy: pooled values `[tokens, expansion · value_dim]`, in the type of the values.
+///
+/// # Errors
+/// Shapes, types or sizes that don't fit; nothing is launched then.
+pub fn pool<R: Runtime>(client: &ComputeClient<R>, chosen: &Chosen<R>, memory: &Memory<'_, R>) -> Result<Tensor<R>> {
+    Stage::check(client, chosen, memory)?.launch_pool()
+}
+
+/// The checked arguments.
+struct Stage<'a, R: Runtime> {
+    client: &'a ComputeClient<R>,
+    device: Device,
+    chosen: &'a Chosen<R>,
+    memory: &'a Memory<'a, R>,
+    tokens: usize,
+    hidden_size: usize,
+    plan: ExpandPlan,
+}
+
+impl<'a, R: Runtime> Stage<'a, R> {
+    fn check(client: &'a ComputeClient<R>, chosen: &'a Chosen<R>, memory: &'a Memory<'a, R>) -> Result<Self> {
+        let dtype = float_type(client, memory.values, "values")?.storage();
+        let [tokens, heads, top_m, cores] = *chosen.scores.shape().as_slice() else {
+            let (found, expected) = (chosen.scores.shape().to_vec(), vec![0, 0, 0, 0]);
+            return Err(Error::Shape { tensor: "scores", found, expected });
+        };
+        let ([rows, value_dim], [pooled_dim, hidden_size]) =
+            (matrix(memory.values, "values")?, matrix(memory.weight, "weight")?);
+        if tokens * heads * top_m * cores * rows * value_dim * hidden_size == 0 {
+            return Err(Error::Zero { what: "tokens, heads, top_m, cores, rows, value_dim or hidden_size" });
+        }
+        multiple("value_dim", value_dim, "cores", cores)?;
+        multiple("rows of the weight", pooled_dim, "value_dim", value_dim)?;
+        let expansion = pooled_dim / value_dim;
+        check(&chosen.scores, "scores", &[tokens, heads, top_m, cores], f32_storage())?;
+        check(&chosen.slots, "slots", &[tokens, heads, top_m], u32_storage())?;
+        check(memory.values, "values", &[rows, value_dim], dtype)?;
+        check(memory.weight, "weight", &[pooled_dim, hidden_size], dtype)?;
+        if let Some(shuffle) = memory.shuffle {
+            check(shuffle, "shuffle", &[expansion * rows], u32_storage())?;
+        }
+        if let Some(gate) = memory.gate {
+            check(gate, "gate", &[tokens, value_dim], f32_storage())?;
+            if expansion > 1 {
+                let value = expansion as u64;
+                return Err(Error::Exceeds { what: "expansion", value, limit_name: "what a gate takes,", limit: 1 });
+            }
+        }
+        let plan = ExpandPlan {
+            entries: heads * top_m,
+            cores,
+            expansion,
+            rows,
+            value_dim,
+            shuffled: memory.shuffle.is_some(),
+            gated: memory.gate.is_some(),
+            columns: 0,
+            tile: 1,
+            units: 1,
+        };
+        Ok(Self { client, device: Device::of(client), chosen, memory, tokens, hidden_size, plan })
+    }
+
+    /// Elements of a load of a value row: as wide as the device loads, within one core's slice.
+    fn width(&self) -> usize {
+        self.device.width(self.memory.values.dtype.size(), &[self.plan.value_dim / self.plan.cores])
+    }
+
+    /// The plan with the largest tile that fits, `shared` being the bytes of a tile.
+    fn tiled(&self, columns: usize, work: usize, shared: impl Fn(usize) -> usize) -> Result<ExpandPlan> {
+        let most = TILE.min(self.tokens.next_power_of_two());
+        let tiles = [8, 4, 2, 1].into_iter().filter(|&tile| tile <= most);
+        let tile = tiles.into_iter().find(|&tile| shared(tile) <= self.device.shared_bytes).unwrap_or(1);
+        self.device.fits_shared("expand", shared(tile))?;
+        Ok(ExpandPlan { columns, tile, units: self.device.units(tile * work), ..self.plan })
+    }
+
+    fn launch_fused(&self) -> Result<Tensor<R>> {
+        let (memory, dtype) = (self.memory, self.memory.values.dtype);
+        let pooled_dim = self.plan.expansion * self.plan.value_dim;
+        let columns_width = self.device.width(dtype.size(), &[self.hidden_size]);
+        let columns = self.hidden_size / columns_width;
+        let shared = |tile| tile * (entry_bytes(&self.plan) + 4 * pooled_dim);
+        let plan = self.tiled(columns, (pooled_dim / self.width()).max(columns), shared)?;
+        let output = empty(self.client, "output", &[self.tokens, self.hidden_size], dtype)?;
+        let cubes = self.tokens.div_ceil(plan.tile);
+        // SAFETY: `check` has seen every shape; the kernel clamps slots and addresses to the table.
+        unsafe {
+            expand_kernel::launch_unchecked::<R>(
+                self.client,
+                self.device.grid(cubes)?,
+                CubeDim::new_1d(plan.units as u32),
+                memory.values.required_address_type(),
+                self.width(),
+                columns_width,
+                arg(&self.chosen.slots, 1),
+                arg(&self.chosen.scores, 1),
+                arg(memory.shuffle.unwrap_or(&self.chosen.slots), 1),
+                arg(memory.values, self.width()),
+                arg(memory.gate.unwrap_or(&self.chosen.scores), 1),
+                arg(memory.weight, columns_width),
+                arg(&output, columns_width),
+                self.tokens as u32,
+                cubes as u32,
+                plan,
+                dtype,
+            );
+        }
+        Ok(output)
+    }
+
+    fn launch_pool(&self) -> Result<Tensor<R>> {
+        let (memory, dtype) = (self.memory, self.memory.values.dtype);
+        let pooled_dim = self.plan.expansion * self.plan.value_dim;
+        let one_token = |tile| tile * entry_bytes(&self.plan);
+        let tile = if self.tokens > 8 * self.device.busy_cubes { TILE } else { 1 };
+        let plan = self.tiled(0, pooled_dim / self.width(), one_token)?;
+        let plan = ExpandPlan { tile: plan.tile.min(tile), ..plan };
+        let pooled = empty(self.client, "pooled", &[self.tokens, pooled_dim], dtype)?;
+        let cubes = self.tokens.div_ceil(plan.tile);
+        // SAFETY: `check` has seen every shape; the kernel clamps slots and addresses to the table.
+        unsafe {
+            pool_kernel::launch_unchecked::<R>(
+                self.client,
+                self.device.grid(cubes)?,
+                CubeDim::new_1d(plan.units as u32),
+                memory.values.required_address_type(),
+                self.width(),
+                arg(&self.chosen.slots, 1),
+                arg(&self.chosen.scores, 1),
+                arg(memory.shuffle.unwrap_or(&self.chosen.slots), 1),
+                arg(memory.values, self.width()),
+                arg(memory.gate.unwrap_or(&self.chosen.scores), 1),
+                arg(&pooled, self.width()),
+                self.tokens as u32,
+                cubes as u32,
+                plan,
+                dtype,
+            );
+        }
+        Ok(pooled)
+    }
+}
+
+/// Tokens that share one reading of the output projection.
+const TILE: usize = 8;
+
+/// Shared memory of a token's entries: addresses, rows, scores and where blocks start.
+fn entry_bytes(plan: &ExpandPlan) -> usize {
+    4 * (plan.entries * (2 + plan.cores) + plan.expansion + 1)
+}
+
+fn matrix<R: Runtime>(tensor: &Tensor<R>, name: &'static str) -> Result<[usize; 2]> {
+    let shape = tensor.shape().to_vec();
+    shape.as_slice().try_into().map_err(|_| Error::Shape { tensor: name, found: shape.clone(), expected: vec![0, 0] })
+}
+
+fn multiple(what: &'static str, value: usize, divisor_name: &'static str, divisor: usize) -> Result<()> {
+    if value.is_multiple_of(divisor) {
+        return Ok(());
+    }
+    Err(Error::NotMultiple { what, value: value as u64, divisor_name, divisor: divisor as u64 })
+}

@@ -1,0 +1,143 @@
+//! Query: the linear map from hidden states to queries, `W_q x` (§2.1 of the paper's layer; the norm is fused into
+//! [`score`](crate::score)). The same launch makes the output projection of [`expand`](crate::expand).
+//!
+//! Shapes: input `[tokens, depth]`, weight `[depth, width]` (the transpose of PyTorch's `Linear.weight`), output
+//! `[tokens, width]`.
+
+mod forward;
+
+use cubecl::ir::StorageType;
+use cubecl::prelude::*;
+use cubek::matmul::definition::MatmulElems;
+use cubek::matmul::launch::{Strategy, launch_ref};
+use cubek::std::InputBinding;
+
+use self::forward::{ProjectPlan, project_kernel};
+use crate::device::Device;
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, tokens_of};
+use crate::{Error, Result};
+
+/// How a linear map is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProjectStrategy {
+    /// A tile of tokens in shared memory, the weight streamed past it: any device, any shape.
+    Tile,
+    /// cubek's matrix product, which uses matrix units where the device has them.
+    Cubek,
+}
+
+impl ProjectStrategy {
+    /// Matrix units for prefill where they take this element type, the tile otherwise.
+    pub fn choose<R: Runtime>(client: &ComputeClient<R>, tokens: usize, weight: StorageType) -> Self {
+        let units = client.features().matmul.cmma.iter().any(|unit| unit.a_type == weight && unit.b_type == weight);
+        if units && tokens >= 64 { Self::Cubek } else { Self::Tile }
+    }
+}
+
+/// Launches `query = input · weight`.
+///
+/// - `input` `[tokens, hidden_size]`, f32, f16 or bf16
+/// - `weight` `[hidden_size, query_heads · 2 · key_dim]`, the same type
+/// - returns `[tokens, query_heads · 2 · key_dim]` f32
+///
+/// # Errors
+/// Shapes, types or sizes that don't fit; nothing is launched then.
+pub fn query<R: Runtime>(
+    client: &ComputeClient<R>,
+    input: &Tensor<R>,
+    weight: &Tensor<R>,
+    strategy: ProjectStrategy,
+) -> Result<Tensor<R>> {
+    project(client, input, weight, f32_storage(), strategy)
+}
+
+/// `input [tokens, depth] · weight [depth, width]`, summed in f32, stored as `output`.
+pub(crate) fn project<R: Runtime>(
+    client: &ComputeClient<R>,
+    input: &Tensor<R>,
+    weight: &Tensor<R>,
+    output: StorageType,
+    strategy: ProjectStrategy,
+) -> Result<Tensor<R>> {
+    float_type(client, input, "input")?;
+    float_type(client, weight, "weight")?;
+    let tokens = tokens_of(input)?;
+    let [depth, width] = *weight.shape().as_slice() else {
+        let (found, expected) = (weight.shape().to_vec(), vec![0, 0]);
+        return Err(Error::Shape { tensor: "weight", found, expected });
+    };
+    check(input, "input", &[tokens, depth], input.dtype)?;
+    check(weight, "weight", &[depth, width], weight.dtype)?;
+    let output = empty(client, "output", &[tokens, width], output)?;
+    match strategy {
+        ProjectStrategy::Tile => launch_tile(client, input, weight, &output)?,
+        ProjectStrategy::Cubek => launch_cubek(client, input, weight, &output)?,
+    }
+    Ok(output)
+}
+
+fn launch_tile<R: Runtime>(
+    client: &ComputeClient<R>,
+    input: &Tensor<R>,
+    weight: &Tensor<R>,
+    output: &Tensor<R>,
+) -> Result<()> {
+    let device = Device::of(client);
+    let (tokens, depth, width) = (input.shape()[0], weight.shape()[0], weight.shape()[1]);
+    let vector = device.width(weight.dtype.size(), &[width]);
+    let columns = width / vector;
+    let units = device.units(columns);
+    let slice = depth.min(SLICE);
+    let tile = tokens.next_power_of_two().min(TILE);
+    device.fits_shared("query", 4 * tile * slice)?;
+    let plan = ProjectPlan { depth, columns, units, tile, slice };
+    let cubes = tokens.div_ceil(tile) * columns.div_ceil(units);
+    // SAFETY: shapes are checked; a unit reads and writes below `tokens` and `columns` only.
+    unsafe {
+        project_kernel::launch_unchecked::<R>(
+            client,
+            device.grid(cubes)?,
+            CubeDim::new_1d(units as u32),
+            vector,
+            arg(input, 1),
+            arg(weight, vector),
+            arg(output, vector),
+            tokens as u32,
+            cubes as u32,
+            plan,
+            input.dtype,
+            weight.dtype,
+            output.dtype,
+        );
+    }
+    Ok(())
+}
+
+/// Tokens that share one reading of the weight.
+const TILE: usize = 8;
+/// Input numbers per token that a cube holds at a time.
+const SLICE: usize = 512;
+
+fn launch_cubek<R: Runtime>(
+    client: &ComputeClient<R>,
+    input: &Tensor<R>,
+    weight: &Tensor<R>,
+    output: &Tensor<R>,
+) -> Result<()> {
+    let mut types = MatmulElems::from_single_dtype(weight.dtype.into());
+    (types.lhs_global, types.acc_global) = (input.dtype, output.dtype);
+    launch_ref(
+        &Strategy::Auto,
+        client,
+        InputBinding::new(input.clone().binding(), input.dtype),
+        InputBinding::new(weight.clone().binding(), weight.dtype),
+        output.clone().binding(),
+        &mut types,
+    )
+    .map_err(|reason| Error::Matmul {
+        m: input.shape()[0],
+        k: weight.shape()[0],
+        n: weight.shape()[1],
+        reason: format!("{reason:?}"),
+    })
+}

@@ -1,0 +1,330 @@
+//! Score: which keys of each side a token keeps, and their score vectors (DESIGN §2.2; the paper's TDQKR, section 3.2).
+//!
+//! Shapes: query `[tokens, query_heads, 2, key_dim]` as [`query`](crate::query::query) makes it, before its norm; result
+//! `keys` `[tokens, heads, 2, top_m]` in ascending order of the key, `scores` `[tokens, heads, 2, top_m, rank]`.
+//!
+//! Two strategies. At prefill sizes one cube holds a tile of tokens against all keys of a side ([`ScoreStrategy::Whole`]). For a
+//! few tokens, or more keys than shared memory holds, the keys are split over cubes and a second launch merges what the
+//! splits keep ([`ScoreStrategy::Split`]).
+
+mod forward;
+mod prepare;
+
+use cubecl::prelude::*;
+
+use self::forward::{ScorePlan, merge_kernel, score_kernel};
+use self::prepare::{PreparePlan, prepare_kernel};
+use crate::device::Device;
+use crate::norm::Norm;
+use crate::select::scratch_bytes;
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, from_f32, tokens_of, u32_storage};
+use crate::{Error, Result};
+
+/// Keys of a layer in the two forms that scoring reads, both f32.
+pub struct PreparedKeys<R: Runtime> {
+    /// `[heads, 2, side_keys, rank, key_dim]`.
+    pub normalised: Tensor<R>,
+    /// `[heads, 2, key_dim, padded]`, `padded` being `side_keys` rounded up to whole vectors.
+    pub projected: Tensor<R>,
+    /// Whether the approximate score of a key is its score: rank 1 with a factor of one, as product keys have it.
+    direct: bool,
+}
+
+impl<R: Runtime> Clone for PreparedKeys<R> {
+    fn clone(&self) -> Self {
+        Self { normalised: self.normalised.clone(), projected: self.projected.clone(), direct: self.direct }
+    }
+}
+
+/// What a token keeps of each side.
+pub struct Kept<R: Runtime> {
+    /// u32 `[tokens, heads, 2, top_m]`, ascending along the last dimension.
+    pub keys: Tensor<R>,
+    /// f32 `[tokens, heads, 2, top_m, rank]`.
+    pub scores: Tensor<R>,
+}
+
+impl<R: Runtime> Clone for Kept<R> {
+    fn clone(&self) -> Self {
+        Self { keys: self.keys.clone(), scores: self.scores.clone() }
+    }
+}
+
+/// How keys are normalised and projected.
+pub struct KeyFactors<'a, R: Runtime> {
+    /// `keys_norm.weight` f32 `[key_dim]` with the norm and its epsilon; None takes the keys as they are.
+    pub norm: Option<(Norm, f32, &'a Tensor<R>)>,
+    /// `u` and `v`, f32 `[heads, rank]`; None for product keys, whose rank is 1.
+    pub vectors: Option<(&'a Tensor<R>, &'a Tensor<R>)>,
+}
+
+/// Makes keys ready for scoring. Once per change of the weights, not per call.
+///
+/// - `keys` `[heads, 2, side_keys, key_dim, rank]`, f32, f16 or bf16
+///
+/// # Errors
+/// Shapes, types or sizes that don't fit; nothing is launched then.
+pub fn prepare_keys<R: Runtime>(
+    client: &ComputeClient<R>,
+    keys: &Tensor<R>,
+    factors: &KeyFactors<'_, R>,
+) -> Result<PreparedKeys<R>> {
+    let device = Device::of(client);
+    let [heads, 2, side_keys, key_dim, rank] = *keys.shape().as_slice() else {
+        let (found, expected) = (keys.shape().to_vec(), vec![0, 2, 0, 0, 0]);
+        return Err(Error::Shape { tensor: "keys", found, expected });
+    };
+    float_type(client, keys, "keys")?;
+    check(keys, "keys", &[heads, 2, side_keys, key_dim, rank], keys.dtype)?;
+    let (u, v) = match factors.vectors {
+        Some((u, v)) => (u.clone(), v.clone()),
+        None => {
+            let ones = from_f32(client, &[heads, rank], &vec![1.0; heads * rank])?;
+            (ones.clone(), ones)
+        }
+    };
+    let (u, v) = (&u, &v);
+    check(u, "core_u", &[heads, rank], f32_storage())?;
+    check(v, "core_v", &[heads, rank], f32_storage())?;
+    if let Some((_, _, weight)) = factors.norm {
+        check(weight, "keys_norm", &[key_dim], f32_storage())?;
+    }
+    let padded = side_keys.next_multiple_of(device.width(4, &[]));
+    let normalised = empty(client, "normalised keys", &[heads, 2, side_keys, rank, key_dim], f32_storage())?;
+    let projected = empty(client, "projected keys", &[heads, 2, key_dim, padded], f32_storage())?;
+    let (norm, eps, weight) = match factors.norm {
+        Some((norm, eps, weight)) => (Some(norm), eps, weight),
+        None => (None, 0.0, u),
+    };
+    let plan = PreparePlan { heads, side_keys, padded, key_dim, rank, norm };
+    let units = device.units(usize::MAX >> 1);
+    // SAFETY: shapes are checked; a unit writes its own key's numbers only, units past the last side leave at once.
+    unsafe {
+        prepare_kernel::launch_unchecked::<R>(
+            client,
+            device.grid((heads * 2 * padded).div_ceil(units))?,
+            CubeDim::new_1d(units as u32),
+            arg(keys, 1),
+            arg(weight, 1),
+            arg(u, 1),
+            arg(v, 1),
+            arg(&normalised, 1),
+            arg(&projected, 1),
+            eps,
+            plan,
+            keys.dtype,
+        );
+    }
+    Ok(PreparedKeys { normalised, projected, direct: factors.vectors.is_none() && rank == 1 })
+}
+
+/// How the keys of a side are shared out among cubes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ScoreStrategy {
+    /// A cube holds a tile of tokens against all keys of a side: one launch.
+    Whole,
+    /// The keys of a side are cut into `splits` ranges, one a cube; a second launch merges. Keeps the whole device busy on a
+    /// few tokens, and takes any number of keys.
+    Split {
+        /// Ranges per side, at least 2.
+        splits: usize,
+    },
+}
+
+impl ScoreStrategy {
+    /// Splits where whole sides would leave most of the device idle or would not fit its shared memory.
+    pub fn choose<R: Runtime>(
+        client: &ComputeClient<R>,
+        tokens: usize,
+        heads: usize,
+        side_keys: usize,
+        key_dim: usize,
+        top_m: usize,
+    ) -> Self {
+        let device = Device::of(client);
+        let sides = tokens * heads * 2;
+        let wanted = (device.busy_cubes / sides).min(side_keys / (2 * top_m).max(MIN_RANGE));
+        let fitting = (1..=side_keys).find(|&splits| {
+            let range = side_keys.div_ceil(splits).next_multiple_of(device.width(4, &[]));
+            shared_bytes(1, range, key_dim, top_m.min(range), device.units(range)) <= device.shared_bytes
+        });
+        match wanted.max(fitting.unwrap_or(1)) {
+            0 | 1 => Self::Whole,
+            splits => Self::Split { splits },
+        }
+    }
+}
+
+/// Fewer keys than this are not worth a cube of their own.
+const MIN_RANGE: usize = 128;
+
+/// Launches the stage.
+///
+/// - `query` f32 `[tokens, query_heads, 2, key_dim]` (any shape of as many numbers, tokens first); `query_heads` is 1 or `heads`
+/// - `query_norm` f32 `[key_dim]`, with `norm` and `eps`
+/// - returns [`Kept`]: the `top_m` keys of each side with the largest approximate score, equal scores by smaller key
+///
+/// # Errors
+/// Shapes, types or sizes that don't fit; nothing is launched then.
+#[allow(clippy::too_many_arguments, reason = "a stage's inputs, each with its own shape")]
+pub fn score<R: Runtime>(
+    client: &ComputeClient<R>,
+    query: &Tensor<R>,
+    query_norm: &Tensor<R>,
+    norm: Norm,
+    eps: f32,
+    keys: &PreparedKeys<R>,
+    top_m: usize,
+    strategy: ScoreStrategy,
+) -> Result<Kept<R>> {
+    let device = Device::of(client);
+    let [heads, 2, side_keys, rank, key_dim] = *keys.normalised.shape().as_slice() else {
+        let (found, expected) = (keys.normalised.shape().to_vec(), vec![0, 2, 0, 0, 0]);
+        return Err(Error::Shape { tensor: "normalised keys", found, expected });
+    };
+    let tokens = tokens_of(query)?;
+    let per_token = query.shape()[1..].iter().product::<usize>();
+    let query_heads = if per_token == 2 * key_dim { 1 } else { heads };
+    if per_token != query_heads * 2 * key_dim {
+        let (found, expected) = (query.shape().to_vec(), vec![tokens, heads, 2, key_dim]);
+        return Err(Error::Shape { tensor: "query", found, expected });
+    }
+    check(query, "query", &query.shape().to_vec(), f32_storage())?;
+    check(query_norm, "query_norm", &[key_dim], f32_storage())?;
+    check(&keys.normalised, "normalised keys", &[heads, 2, side_keys, rank, key_dim], f32_storage())?;
+    let padded = side_keys.next_multiple_of(device.width(4, &[]));
+    check(&keys.projected, "projected keys", &[heads, 2, key_dim, padded], f32_storage())?;
+    if top_m == 0 {
+        return Err(Error::Zero { what: "top_m" });
+    }
+    if top_m > side_keys {
+        let (value, limit) = (top_m as u64, side_keys as u64);
+        return Err(Error::Exceeds { what: "top_m", value, limit_name: "side_keys", limit });
+    }
+    let splits = match strategy {
+        ScoreStrategy::Whole => 1,
+        ScoreStrategy::Split { splits } => splits.clamp(2, side_keys.max(2)),
+    };
+    let range = side_keys.div_ceil(splits).next_multiple_of(device.width(4, &[]));
+    let splits = side_keys.div_ceil(range);
+    let keep = top_m.min(range);
+    let (tile, units) = tile_of(&device, tokens, range, key_dim, keep)?;
+    let direct = keys.direct;
+    let plan = ScorePlan {
+        heads,
+        query_heads,
+        side_keys,
+        key_dim,
+        rank,
+        top_m,
+        norm,
+        direct,
+        range,
+        splits,
+        keep,
+        tile,
+        units,
+    };
+    let stage = Stage { client, device, query, query_norm, eps, keys, tokens };
+    let kept = Kept {
+        keys: empty(client, "kept keys", &[tokens, heads, 2, top_m], u32_storage())?,
+        scores: empty(client, "kept scores", &[tokens, heads, 2, top_m, rank], f32_storage())?,
+    };
+    if splits == 1 {
+        stage.launch_score(plan, &kept)?;
+        return Ok(kept);
+    }
+    let count = splits * keep;
+    let (tile, units) = tile_of(&device, tokens, count, key_dim, top_m)?;
+    let candidates = Kept {
+        keys: empty(client, "candidate keys", &[tokens, heads, 2, count], u32_storage())?,
+        scores: empty(client, "candidate scores", &[tokens, heads, 2, count], f32_storage())?,
+    };
+    stage.launch_score(plan, &candidates)?;
+    stage.launch_merge(ScorePlan { tile, units, ..plan }, &candidates, &kept)?;
+    Ok(kept)
+}
+
+/// The arguments that both launches share.
+struct Stage<'a, R: Runtime> {
+    client: &'a ComputeClient<R>,
+    device: Device,
+    query: &'a Tensor<R>,
+    query_norm: &'a Tensor<R>,
+    eps: f32,
+    keys: &'a PreparedKeys<R>,
+    tokens: usize,
+}
+
+impl<R: Runtime> Stage<'_, R> {
+    fn launch_score(&self, plan: ScorePlan, kept: &Kept<R>) -> Result<()> {
+        let cubes = self.tokens.div_ceil(plan.tile) * plan.heads * 2 * plan.splits;
+        let width = self.device.width(4, &[]);
+        let depth = self.device.width(4, &[plan.key_dim]);
+        // SAFETY: `score` has checked every shape; keys stay below `side_keys` and tokens below `tokens`.
+        unsafe {
+            score_kernel::launch_unchecked::<R>(
+                self.client,
+                self.device.grid(cubes)?,
+                CubeDim::new_1d(plan.units as u32),
+                width,
+                depth,
+                arg(self.query, 1),
+                arg(self.query_norm, 1),
+                arg(&self.keys.projected, width),
+                arg(&self.keys.normalised, depth),
+                arg(&kept.keys, 1),
+                arg(&kept.scores, 1),
+                self.eps,
+                self.tokens as u32,
+                cubes as u32,
+                plan,
+            );
+        }
+        Ok(())
+    }
+
+    fn launch_merge(&self, plan: ScorePlan, candidates: &Kept<R>, kept: &Kept<R>) -> Result<()> {
+        let cubes = self.tokens.div_ceil(plan.tile) * plan.heads * 2;
+        let depth = self.device.width(4, &[plan.key_dim]);
+        // SAFETY: `score` has checked every shape; keys stay below `side_keys` and tokens below `tokens`.
+        unsafe {
+            merge_kernel::launch_unchecked::<R>(
+                self.client,
+                self.device.grid(cubes)?,
+                CubeDim::new_1d(plan.units as u32),
+                depth,
+                arg(self.query, 1),
+                arg(self.query_norm, 1),
+                arg(&candidates.keys, 1),
+                arg(&candidates.scores, 1),
+                arg(&self.keys.normalised, depth),
+                arg(&kept.keys, 1),
+                arg(&kept.scores, 1),
+                self.eps,
+                self.tokens as u32,
+                cubes as u32,
+                plan,
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Tokens and units of a cube: the largest tile whose working set fits.
+fn tile_of(device: &Device, tokens: usize, range: usize, key_dim: usize, keep: usize) -> Result<(usize, usize)> {
+    let units = device.units(range);
+    let most = TILE.min(tokens.next_power_of_two()).min(units);
+    let fits = |&tile: &usize| shared_bytes(tile, range, key_dim, keep, units) <= device.shared_bytes;
+    let tile = [16, 8, 4, 2, 1].into_iter().filter(|&tile| tile <= most).find(fits);
+    device.fits_shared("score", shared_bytes(tile.unwrap_or(1), range, key_dim, keep, units))?;
+    Ok((tile.unwrap_or(1), units))
+}
+
+/// Tokens that share one reading of the keys.
+const TILE: usize = 8;
+
+/// Shared memory of a cube: queries, scores, kept positions, the norm's partial sums and the selection's scratch.
+fn shared_bytes(tile: usize, range: usize, key_dim: usize, keep: usize, units: usize) -> usize {
+    4 * (tile * (key_dim + range + keep) + units) + scratch_bytes(tile, units / tile)
+}

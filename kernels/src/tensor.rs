@@ -1,0 +1,149 @@
+//! Device tensors as the stages take them: CubeCL's [`TensorHandle`], contiguous in row-major order, and the checks
+//! that every launch makes before anything runs.
+
+use cubecl::ir::StorageType;
+use cubecl::prelude::*;
+use cubecl::std::tensor::TensorHandle;
+
+use crate::{ElementType, Error, Result};
+
+/// A tensor on the device. Stages take contiguous ones only.
+pub type Tensor<R> = TensorHandle<R>;
+
+/// A tensor of `shape` on the device, its contents undefined.
+///
+/// # Errors
+/// [`Error::Binding`] if it would not fit one binding of the device.
+pub fn empty<R: Runtime>(
+    client: &ComputeClient<R>,
+    name: &'static str,
+    shape: &[usize],
+    storage: StorageType,
+) -> Result<Tensor<R>> {
+    let bytes = fits_binding(client, name, shape, storage)?;
+    Ok(Tensor::new_contiguous(shape.to_vec(), client.empty(bytes), storage))
+}
+
+/// The bytes of a tensor of `shape`, checked against the largest buffer that a kernel of this device can bind.
+///
+/// # Errors
+/// [`Error::Binding`] with both sizes.
+pub fn fits_binding<R: Runtime>(
+    client: &ComputeClient<R>,
+    name: &'static str,
+    shape: &[usize],
+    storage: StorageType,
+) -> Result<usize> {
+    let limit = client.properties().memory.max_page_size;
+    let bytes = shape.iter().try_fold(storage.size(), |bytes, &size| bytes.checked_mul(size));
+    match bytes {
+        Some(bytes) if bytes as u64 <= limit => Ok(bytes),
+        _ => Err(Error::Binding { tensor: name, bytes: bytes.map_or(u64::MAX, |bytes| bytes as u64), limit }),
+    }
+}
+
+/// Checks that kernels of this device can compute with `dtype`.
+///
+/// # Errors
+/// [`Error::UnsupportedType`].
+pub fn supports<R: Runtime>(client: &ComputeClient<R>, dtype: ElementType) -> Result<()> {
+    let supported = client.properties().supports_type(dtype.storage());
+    if supported { Ok(()) } else { Err(Error::UnsupportedType(dtype)) }
+}
+
+/// Checks one argument of a stage: contiguous, of the expected shape and type, with a buffer that is large enough.
+pub(crate) fn check<R: Runtime>(
+    tensor: &Tensor<R>,
+    name: &'static str,
+    expected: &[usize],
+    storage: StorageType,
+) -> Result<()> {
+    let shape = tensor.shape().to_vec();
+    if shape != expected {
+        return Err(Error::Shape { tensor: name, found: shape, expected: expected.to_vec() });
+    }
+    if tensor.dtype != storage {
+        return Err(Error::Type { tensor: name, found: tensor.dtype.to_string(), expected: storage.to_string() });
+    }
+    let strides = tensor.strides().to_vec();
+    let mut step = 1;
+    for (&size, &stride) in shape.iter().zip(&strides).rev() {
+        if size != 1 && stride != step {
+            return Err(Error::NotContiguous { tensor: name, shape, strides });
+        }
+        step *= size;
+    }
+    let (bytes, found) = ((step * storage.size()) as u64, tensor.handle.size_in_used());
+    if found < bytes {
+        return Err(Error::Buffer { tensor: name, bytes, found });
+    }
+    Ok(())
+}
+
+/// The element type of a floating-point argument.
+pub(crate) fn float_type<R: Runtime>(
+    client: &ComputeClient<R>,
+    tensor: &Tensor<R>,
+    name: &'static str,
+) -> Result<ElementType> {
+    let dtype = ElementType::from_storage(tensor.dtype).ok_or_else(|| Error::Type {
+        tensor: name,
+        found: tensor.dtype.to_string(),
+        expected: "f32, f16 or bf16".to_string(),
+    })?;
+    supports(client, dtype).map(|()| dtype)
+}
+
+/// Tokens of an argument whose first dimension counts them.
+pub(crate) fn tokens_of<R: Runtime>(tensor: &Tensor<R>) -> Result<usize> {
+    match tensor.shape().first() {
+        Some(&tokens) if tokens > 0 => Ok(tokens),
+        _ => Err(Error::Zero { what: "tokens" }),
+    }
+}
+
+/// The tensor as a kernel argument of vectors of `width` elements.
+pub(crate) fn arg<R: Runtime>(tensor: &Tensor<R>, width: usize) -> ArrayArg<R> {
+    let length = tensor.shape().iter().product::<usize>() / width;
+    // SAFETY: `check` or `empty` has shown that the buffer holds the shape's elements; `width` divides their number.
+    unsafe { ArrayArg::from_raw_parts(tensor.handle.clone(), length) }
+}
+
+/// u32 in CubeCL's words.
+pub(crate) fn u32_storage() -> StorageType {
+    u32::as_type_native_unchecked().storage_type()
+}
+
+/// f32 in CubeCL's words.
+pub(crate) fn f32_storage() -> StorageType {
+    ElementType::F32.storage()
+}
+
+/// A tensor with the given numbers. Host to device: for weights and tests, not for a stage's hot path.
+///
+/// # Errors
+/// [`Error::Binding`] if it would not fit one binding of the device, [`Error::Buffer`] for too few numbers.
+pub fn from_f32<R: Runtime>(client: &ComputeClient<R>, shape: &[usize], numbers: &[f32]) -> Result<Tensor<R>> {
+    from_bytes(client, shape, f32::as_bytes(numbers), f32_storage())
+}
+
+/// A tensor with the given indices, as [`from_f32`].
+///
+/// # Errors
+/// As [`from_f32`].
+pub fn from_u32<R: Runtime>(client: &ComputeClient<R>, shape: &[usize], numbers: &[u32]) -> Result<Tensor<R>> {
+    from_bytes(client, shape, u32::as_bytes(numbers), u32_storage())
+}
+
+fn from_bytes<R: Runtime>(
+    client: &ComputeClient<R>,
+    shape: &[usize],
+    bytes: &[u8],
+    storage: StorageType,
+) -> Result<Tensor<R>> {
+    let needed = fits_binding(client, "tensor", shape, storage)?;
+    if bytes.len() < needed {
+        return Err(Error::Buffer { tensor: "tensor", bytes: needed as u64, found: bytes.len() as u64 });
+    }
+    Ok(Tensor::new_contiguous(shape.to_vec(), client.create_from_slice(bytes), storage))
+}
