@@ -35,8 +35,9 @@ impl Device {
 
     /// Units of a cube that has `work` independent pieces: whole planes, at most [`PLANES`] of them; a power of two.
     pub fn units(&self, work: usize) -> usize {
-        let most = (self.plane_size * PLANES).min(self.max_units).min(MAX_UNITS);
-        let wanted = work.next_power_of_two().clamp(self.plane_size.min(most), most);
+        let planes = std::env::var("UP").map_or(PLANES, |x| x.parse().unwrap());
+        let most = (self.plane_size * planes).min(self.max_units).min(MAX_UNITS);
+        let wanted = work.min(MAX_UNITS).next_power_of_two().clamp(self.plane_size.min(most), most);
         1 << wanted.ilog2()
     }
 

@@ -1,18 +1,24 @@
 //! Exact top-m of a row of scores, in the defined order: larger score first, equal scores by smaller position, NaN never
 //! before a number.
 //!
-//! A radix select over 32-bit order keys that never sorts the row. Four passes of a 256-bin histogram find the order key
-//! of the m-th best candidate and how many candidates equal to it are kept; one more pass writes the kept positions in
-//! ascending order. Nothing is stored per candidate, so a candidate may be computed anew in each pass. The passes and
-//! barriers are the same whatever the scores are, so control flow stays uniform, as WebGPU asks.
+//! A radix select over 32-bit order keys that never sorts the row. Eight passes over 4-bit digits find the order key of the
+//! m-th best candidate and how many candidates equal to it are kept; one more pass writes the kept positions in ascending
+//! order. A lane counts a pass's digits in registers, packed four to a word, and adds them to the row's histogram once.
+//! The passes and barriers are the same whatever the scores are, so control flow stays uniform, as WebGPU asks.
 //!
 //! Rows are worked on side by side: a cube of `rows · lanes` units gives each row `lanes` of them.
 
-use cubecl::prelude::*;
+use cubecl::prelude::{select as select_value, *};
 
-const BINS: usize = 256;
-/// Lanes that walk a histogram; each walks `BINS / SCANNERS` bins or more.
-const SCANNERS: usize = 16;
+/// Bits of a digit.
+const DIGIT: u32 = 4;
+const BINS: usize = 1 << DIGIT;
+const PASSES: usize = 32 / DIGIT as usize;
+/// Counters of one byte in a word.
+const PACKED: u32 = 4;
+const WORDS: usize = BINS / PACKED as usize;
+/// Candidates that a lane may count before a byte could overflow.
+const BYTE: usize = 255;
 
 /// Maps a score to a key whose ascending order is the order of selection: larger scores have smaller keys, both zeros
 /// have one key, every NaN has the last.
@@ -30,11 +36,35 @@ pub(crate) fn order_key(score: f32) -> u32 {
     key
 }
 
+/// The score behind an order key: a zero without its sign, a NaN without its payload.
+#[cube]
+pub(crate) fn score_of(key: u32) -> f32 {
+    let mut bits = 0x7fff_ffffu32 - key;
+    if key > 0x7fff_ffffu32 {
+        bits = key;
+    }
+    f32::reinterpret(bits)
+}
+
 /// A row of candidates, addressed by position.
 #[cube]
 pub(crate) trait Candidates {
     /// The order key of the candidate at `position`. Must give the same bits each time.
     fn key(&self, position: usize) -> u32;
+}
+
+/// Candidates whose order keys lie in shared memory, from `first` on.
+#[derive(CubeType)]
+pub(crate) struct Stored {
+    pub keys: SharedMemory<u32>,
+    pub first: usize,
+}
+
+#[cube]
+impl Candidates for Stored {
+    fn key(&self, position: usize) -> u32 {
+        self.keys[self.first + position]
+    }
 }
 
 /// Where a unit stands: its row in the cube and its place among the row's lanes.
@@ -56,25 +86,25 @@ pub(crate) fn lane_of(#[comptime] rows: usize, #[comptime] units: usize) -> Lane
 /// Shared memory of [`select`].
 #[derive(CubeType)]
 pub(crate) struct Scratch {
+    /// `[rows, PASSES, BINS]`.
     bins: SharedMemory<Atomic<u32>>,
-    sums: SharedMemory<u32>,
-    ties: SharedMemory<u32>,
-    found: SharedMemory<u32>,
+    /// `[rows, lanes]`: a lane's candidates before the threshold, and at it.
+    better: SharedMemory<u32>,
+    equal: SharedMemory<u32>,
 }
 
 /// Bytes of [`Scratch`].
 pub(crate) fn scratch_bytes(rows: usize, lanes: usize) -> usize {
-    4 * rows * (BINS + 2 * lanes + 2)
+    4 * rows * (PASSES * BINS + 2 * lanes)
 }
 
 #[cube]
 impl Scratch {
     pub fn new(#[comptime] rows: usize, #[comptime] lanes: usize) -> Scratch {
         Scratch {
-            bins: SharedMemory::new(comptime!(rows * BINS)),
-            sums: SharedMemory::new(comptime!(rows * lanes)),
-            ties: SharedMemory::new(comptime!(rows * lanes)),
-            found: SharedMemory::new(comptime!(rows * 2)),
+            bins: SharedMemory::new(comptime!(rows * PASSES * BINS)),
+            better: SharedMemory::new(comptime!(rows * lanes)),
+            equal: SharedMemory::new(comptime!(rows * lanes)),
         }
     }
 }
@@ -91,63 +121,71 @@ pub(crate) fn select<C: Candidates>(
     scratch: &mut Scratch,
     #[comptime] keep: usize,
 ) {
+    let histograms = at.row * comptime!(PASSES * BINS);
+    for bin in range_stepped(at.lane, comptime!(PASSES * BINS), at.lanes) {
+        scratch.bins[histograms + bin].store(0u32);
+    }
+    sync_cube();
     let mut threshold = 0u32;
     let mut remaining = comptime!(keep as u32).runtime();
-    for pass in 0..4u32 {
-        let shift = 24 - 8 * pass;
-        histogram::<C>(candidates, count, at, threshold, scratch, shift);
-        find_bin(at, remaining, scratch);
-        threshold = (threshold << 8) | scratch.found[at.row * 2];
-        remaining = scratch.found[at.row * 2 + 1];
+    for pass in 0..PASSES {
+        let bins = histograms + pass * BINS;
+        let shift = (comptime!(32 - DIGIT as usize) - comptime!(DIGIT as usize) * pass) as u32;
+        count_digits::<C>(candidates, count, at, threshold, shift, bins, scratch);
+        sync_cube();
+        let mut before = 0u32;
+        let mut digit = 0u32;
+        let mut rest = 0u32;
+        for bin in 0..BINS {
+            let after = before + scratch.bins[bins + bin].load();
+            if before < remaining && remaining <= after {
+                digit = bin as u32;
+                rest = remaining - before;
+            }
+            before = after;
+        }
+        threshold = (threshold << DIGIT) | digit;
+        remaining = rest;
     }
     gather::<C>(candidates, count, at, threshold, remaining, kept, scratch, keep);
 }
 
-/// Counts, by their next 8 bits, the candidates whose higher bits are the threshold's.
+/// Adds a lane's candidates whose higher digits are the threshold's to the histogram of their next digit.
 #[cube]
-fn histogram<C: Candidates>(candidates: &C, count: usize, at: Lane, threshold: u32, scratch: &mut Scratch, shift: u32) {
-    let lanes = at.lanes;
-    let bins = at.row * BINS;
-    for bin in range_stepped(at.lane, BINS, lanes) {
-        scratch.bins[bins + bin].store(0u32);
-    }
-    sync_cube();
-    for position in range_stepped(at.lane, count, lanes) {
-        let key = candidates.key(position);
-        let prefix = key >> shift;
-        if prefix >> 8 == threshold {
-            scratch.bins[bins + (prefix & 255) as usize].fetch_add(1u32);
+fn count_digits<C: Candidates>(
+    candidates: &C,
+    count: usize,
+    at: Lane,
+    threshold: u32,
+    shift: u32,
+    bins: usize,
+    scratch: &mut Scratch,
+) {
+    let block = comptime!(BYTE * at.lanes);
+    for start in range_stepped(0usize, count, block) {
+        let mut words = Array::<u32>::new(WORDS);
+        #[unroll]
+        for word in 0..WORDS {
+            words[word] = 0u32;
         }
-    }
-    sync_cube();
-}
-
-/// Finds the bin that holds the `remaining`-th candidate and what remains of it there.
-#[cube]
-fn find_bin(at: Lane, remaining: u32, scratch: &mut Scratch) {
-    let scanners = comptime!(if at.lanes < SCANNERS { at.lanes } else { SCANNERS });
-    let run = comptime!(BINS / scanners);
-    let bins = at.row * BINS + at.lane * run;
-    if at.lane < scanners {
-        let mut sum = 0u32;
-        for bin in 0..run {
-            sum += scratch.bins[bins + bin].load();
-        }
-        scratch.sums[at.row * at.lanes + at.lane] = sum;
-    }
-    sync_cube();
-    if at.lane < scanners {
-        let mut before = sum_before(&scratch.sums, at);
-        for bin in 0..run {
-            let after = before + scratch.bins[bins + bin].load();
-            if before < remaining && remaining <= after {
-                scratch.found[at.row * 2] = (at.lane * run + bin) as u32;
-                scratch.found[at.row * 2 + 1] = remaining - before;
+        for position in range_stepped(start + at.lane, min(start + block, count), at.lanes) {
+            let prefix = candidates.key(position) >> shift;
+            let digit = prefix % comptime!(1 << DIGIT);
+            let one = u32::cast_from(prefix >> DIGIT == threshold) << (digit % PACKED * 8);
+            #[unroll]
+            for word in 0..WORDS {
+                words[word] += select_value(digit / PACKED == comptime!(word as u32), one, 0u32);
             }
-            before = after;
+        }
+        #[unroll]
+        for word in 0..WORDS {
+            #[unroll]
+            for byte in 0..PACKED {
+                let bin = comptime!(word * PACKED as usize + byte as usize);
+                scratch.bins[bins + bin].fetch_add((words[word] >> comptime!(8 * byte)) & 255);
+            }
         }
     }
-    sync_cube();
 }
 
 /// Writes the positions of the candidates before the threshold and of the first `ties` at it, in ascending order.
@@ -172,11 +210,11 @@ fn gather<C: Candidates>(
         better += u32::cast_from(key < threshold);
         equal += u32::cast_from(key == threshold);
     }
-    scratch.sums[at.row * at.lanes + at.lane] = better;
-    scratch.ties[at.row * at.lanes + at.lane] = equal;
+    scratch.better[at.row * at.lanes + at.lane] = better;
+    scratch.equal[at.row * at.lanes + at.lane] = equal;
     sync_cube();
-    let mut better_before = sum_before(&scratch.sums, at);
-    let mut equal_before = sum_before(&scratch.ties, at);
+    let mut better_before = sum_before(&scratch.better, at);
+    let mut equal_before = sum_before(&scratch.equal, at);
     for position in first..last {
         let key = candidates.key(position);
         let tied = key == threshold;

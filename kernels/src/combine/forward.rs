@@ -1,12 +1,12 @@
 //! The best `top_m` of a head's `top_m²` pairs of kept keys, with one score per core.
 //!
-//! One cube takes one head of one token: it brings the kept score vectors into shared memory, computes the total of a pair
-//! from them whenever the selection asks for it (the grid is never stored), and sorts what is kept. Reads `2 · top_m` score vectors and keys, writes
+//! One cube takes a tile of rows, a row being one head of one token: it brings the kept score vectors into shared memory, selects among
+//! the totals of its pairs, and sorts what is kept. The grid of totals stays in shared memory, or is computed anew in each pass where it does not fit. Reads `2 · top_m` score vectors and keys, writes
 //! `top_m` slots and `top_m · cores` scores.
 
 use cubecl::prelude::*;
 
-use crate::select::{Candidates, CandidatesExpand, Scratch, lane_of, order_key, select};
+use crate::select::{Candidates, CandidatesExpand, Lane, Scratch, Stored, lane_of, order_key, select};
 
 /// What is fixed when the kernel is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,18 +20,23 @@ pub(crate) struct CombinePlan {
     pub pairs: usize,
     /// Product keys: the total is the sum of the sides, and a softmax runs over the kept.
     pub additive: bool,
+    /// Whether the pairs' order keys are kept in shared memory, or computed anew in each pass of the selection.
+    pub stored: bool,
+    /// Rows of a cube.
+    pub tile: usize,
     pub units: usize,
 }
 
 /// Pairs of kept keys in the order of their slots; the total of `(a, b)` is `left[a] · right[b]` or `left[a] + right[b]`.
 #[derive(CubeType)]
 pub(crate) struct Pairs {
-    /// Row side, `[top_m, rank]`, multiplied by the summed core.
+    /// Row side, `[tile, top_m, rank]`, multiplied by the summed core.
     left: SharedMemory<f32>,
-    /// Column side, `[top_m, rank]`.
+    /// Column side, `[tile, top_m, rank]`.
     right: SharedMemory<f32>,
-    /// The pairs that are looked at, as `a · top_m + b`; empty where all are.
+    /// The pairs that are looked at, `[tile, pairs]`, as `a · top_m + b`; empty where all are.
     undominated: SharedMemory<u32>,
+    row: usize,
     #[cube(comptime)]
     plan: CombinePlan,
 }
@@ -41,7 +46,7 @@ impl Pairs {
     fn pair(&self, position: usize) -> usize {
         let mut pair = position;
         if comptime!(self.plan.additive) {
-            pair = self.undominated[position] as usize;
+            pair = self.undominated[self.row * self.plan.pairs + position] as usize;
         }
         pair
     }
@@ -49,8 +54,9 @@ impl Pairs {
     /// The total. A product and fused multiply-adds in one fixed order: the same bits wherever it is computed.
     fn total(&self, position: usize) -> f32 {
         let pair = self.pair(position);
-        let a = pair / self.plan.top_m * self.plan.rank;
-        let b = pair % self.plan.top_m * self.plan.rank;
+        let first = self.row * comptime!(self.plan.top_m * self.plan.rank);
+        let a = first + pair / self.plan.top_m * self.plan.rank;
+        let b = first + pair % self.plan.top_m * self.plan.rank;
         let mut total = self.left[a] * self.right[b];
         if comptime!(self.plan.additive) {
             total = self.left[a] + self.right[b];
@@ -71,7 +77,7 @@ impl Candidates for Pairs {
     }
 }
 
-/// One cube a token and head; `CUBE_POS` is `token · heads + head`.
+/// `CUBE_POS` counts tiles of rows, a row being `token · heads + head`.
 #[cube(launch_unchecked)]
 pub(crate) fn combine_kernel(
     kept_keys: &Array<u32>,
@@ -79,72 +85,93 @@ pub(crate) fn combine_kernel(
     core: &Array<f32>,
     slots: &mut Array<u32>,
     scores: &mut Array<f32>,
-    cubes: u32,
+    rows: u32,
     #[comptime] plan: CombinePlan,
 ) {
-    if CUBE_POS >= cubes as usize {
+    let side = comptime!(plan.top_m * plan.rank);
+    let at = lane_of(plan.tile, plan.units);
+    let row = CUBE_POS * plan.tile + at.row;
+    if CUBE_POS * plan.tile >= rows as usize {
         terminate!();
     }
-    let side = comptime!(plan.top_m * plan.rank);
-    let head = CUBE_POS % plan.heads;
-    let mut rows = SharedMemory::<f32>::new(side);
-    let mut left = SharedMemory::<f32>::new(side);
-    let mut right = SharedMemory::<f32>::new(side);
-    let mut undominated = SharedMemory::<u32>::new(comptime!(if plan.additive { plan.pairs } else { 1 }));
-    let mut kept = SharedMemory::<u32>::new(plan.top_m);
-    let mut totals = SharedMemory::<f32>::new(plan.top_m);
-    let mut scratch = Scratch::new(1usize, plan.units);
+    // A row past the last one computes the last one again and writes nothing.
+    let source = min(row, rows as usize - 1);
+    let head = source % plan.heads;
+    let mut own = SharedMemory::<f32>::new(comptime!(plan.tile * side));
+    let mut left = SharedMemory::<f32>::new(comptime!(plan.tile * side));
+    let mut right = SharedMemory::<f32>::new(comptime!(plan.tile * side));
+    let listed = comptime!(if plan.additive { plan.tile * plan.pairs } else { 1 });
+    let mut undominated = SharedMemory::<u32>::new(listed);
+    let mut kept = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
+    let mut totals = SharedMemory::<f32>::new(comptime!(plan.tile * plan.top_m));
+    let mut scratch = Scratch::new(plan.tile, at.lanes);
 
-    let first = CUBE_POS * 2 * side;
-    for i in range_stepped(UNIT_POS as usize, side, plan.units) {
-        rows[i] = kept_scores[first + i];
-        right[i] = kept_scores[first + side + i];
+    for i in range_stepped(at.lane, side, at.lanes) {
+        own[at.row * side + i] = kept_scores[source * 2 * side + i];
+        right[at.row * side + i] = kept_scores[(source * 2 + 1) * side + i];
     }
     sync_cube();
-    for i in range_stepped(UNIT_POS as usize, side, plan.units) {
-        left[i] = if plan.additive { rows[i] } else { through_summed_core(&rows, core, head, i, plan) };
+    for i in range_stepped(at.lane, side, at.lanes) {
+        left[at.row * side + i] = if plan.additive {
+            own[at.row * side + i]
+        } else {
+            through_summed_core(&own, core, at.row * side, head, i, plan)
+        };
     }
     if comptime!(plan.additive) {
-        list_undominated(&rows, &right, &mut undominated, plan);
+        list_undominated(&own, &right, &mut undominated, at, plan);
     }
     sync_cube();
-    let pairs = Pairs { left, right, undominated, plan };
-    let at = lane_of(1usize, plan.units);
-    select::<Pairs>(&pairs, plan.pairs, at, &mut kept, &mut scratch, plan.top_m);
+    let pairs = Pairs { left, right, undominated, row: at.row, plan };
+    if comptime!(plan.stored) {
+        let mut keys = SharedMemory::<u32>::new(comptime!(plan.tile * plan.pairs));
+        for position in range_stepped(at.lane, plan.pairs, at.lanes) {
+            keys[at.row * plan.pairs + position] = pairs.key(position);
+        }
+        sync_cube();
+        let grid = Stored { keys, first: at.row * plan.pairs };
+        select::<Stored>(&grid, plan.pairs, at, &mut kept, &mut scratch, plan.top_m);
+    } else {
+        select::<Pairs>(&pairs, plan.pairs, at, &mut kept, &mut scratch, plan.top_m);
+    }
 
-    for i in range_stepped(UNIT_POS as usize, plan.top_m, plan.units) {
-        totals[i] = pairs.total(kept[i] as usize);
+    let first = at.row * plan.top_m;
+    for i in range_stepped(at.lane, plan.top_m, at.lanes) {
+        totals[first + i] = pairs.total(kept[first + i] as usize);
     }
     sync_cube();
-    let out = CUBE_POS * plan.top_m;
-    for i in range_stepped(UNIT_POS as usize, plan.top_m, plan.units) {
-        let pair = pairs.pair(kept[i] as usize);
-        let a = pair / plan.top_m;
-        let b = pair % plan.top_m;
-        let place = out + rank_among(&totals, i, plan.top_m);
-        let keys = CUBE_POS * 2 * plan.top_m;
-        slots[place] = kept_keys[keys + a] * comptime!(plan.side_keys as u32) + kept_keys[keys + plan.top_m + b];
-        if comptime!(plan.additive) {
-            scores[place] = softmax_weight(&totals, i, plan.top_m);
-        } else {
-            for k in 0..plan.cores {
-                let of_core = (k * plan.heads + head) * comptime!(plan.rank * plan.rank);
-                scores[place * plan.cores + k] = core_score(&rows, &pairs.right, core, of_core, a, b, plan.rank);
+    if row < rows as usize {
+        for i in range_stepped(at.lane, plan.top_m, at.lanes) {
+            let pair = pairs.pair(kept[first + i] as usize);
+            let a = pair / plan.top_m;
+            let b = pair % plan.top_m;
+            let place = row * plan.top_m + rank_among(&totals, first, i, plan.top_m);
+            let keys = row * 2 * plan.top_m;
+            slots[place] = kept_keys[keys + a] * comptime!(plan.side_keys as u32) + kept_keys[keys + plan.top_m + b];
+            if comptime!(plan.additive) {
+                scores[place] = softmax_weight(&totals, first, i, plan.top_m);
+            } else {
+                for k in 0..plan.cores {
+                    let of_core = (k * plan.heads + head) * comptime!(plan.rank * plan.rank);
+                    let (a, b) = (at.row * side + a * plan.rank, at.row * side + b * plan.rank);
+                    scores[place * plan.cores + k] = core_score(&own, &pairs.right, core, of_core, a, b, plan.rank);
+                }
             }
         }
     }
 }
 
-/// Entry `i = a · rank + σ` of `rows · Σ_k C_k`.
+/// Entry `i = a · rank + σ` of `rows · Σ_k C_k`, the rows starting at `first`.
 #[cube]
 fn through_summed_core(
     rows: &SharedMemory<f32>,
     core: &Array<f32>,
+    first: usize,
     head: usize,
     i: usize,
     #[comptime] plan: CombinePlan,
 ) -> f32 {
-    let a = i / plan.rank * plan.rank;
+    let a = first + i / plan.rank * plan.rank;
     let mut sum = 0.0f32;
     for rho in 0..plan.rank {
         let mut summed = 0.0f32;
@@ -156,7 +183,7 @@ fn through_summed_core(
     sum
 }
 
-/// `s_k = S_row[a]ᵀ · C_k · S_col[b]`.
+/// `s_k = S_rowᵀ · C_k · S_col` for the score vectors at `a` and `b` and the core at `of_core`.
 #[cube]
 fn core_score(
     rows: &SharedMemory<f32>,
@@ -171,9 +198,9 @@ fn core_score(
     for rho in 0..rank {
         let mut through = 0.0f32;
         for sigma in 0..rank {
-            through += core[of_core + rho * rank + sigma] * columns[b * rank + sigma];
+            through += core[of_core + rho * rank + sigma] * columns[b + sigma];
         }
-        score += rows[a * rank + rho] * through;
+        score += rows[a + rho] * through;
     }
     score
 }
@@ -188,51 +215,53 @@ fn list_undominated(
     rows: &SharedMemory<f32>,
     columns: &SharedMemory<f32>,
     undominated: &mut SharedMemory<u32>,
+    at: Lane,
     #[comptime] plan: CombinePlan,
 ) {
-    let mut row_partners = SharedMemory::<u32>::new(plan.top_m);
-    let mut column_ranks = SharedMemory::<u32>::new(plan.top_m);
-    for i in range_stepped(UNIT_POS as usize, plan.top_m, plan.units) {
-        row_partners[i] = (plan.top_m / (rank_among(rows, i, plan.top_m) + 1)) as u32;
-        column_ranks[i] = rank_among(columns, i, plan.top_m) as u32;
+    let first = at.row * plan.top_m;
+    let mut row_partners = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
+    let mut column_ranks = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
+    for i in range_stepped(at.lane, plan.top_m, at.lanes) {
+        row_partners[first + i] = (plan.top_m / (rank_among(rows, first, i, plan.top_m) + 1)) as u32;
+        column_ranks[first + i] = rank_among(columns, first, i, plan.top_m) as u32;
     }
     sync_cube();
-    for a in range_stepped(UNIT_POS as usize, plan.top_m, plan.units) {
-        let mut out = 0u32;
+    for a in range_stepped(at.lane, plan.top_m, at.lanes) {
+        let mut out = at.row * plan.pairs;
         for before in 0..a {
-            out += row_partners[before];
+            out += row_partners[first + before] as usize;
         }
         for b in 0..plan.top_m {
-            if column_ranks[b] < row_partners[a] {
-                undominated[out as usize] = (a * plan.top_m + b) as u32;
+            if column_ranks[first + b] < row_partners[first + a] {
+                undominated[out] = (a * plan.top_m + b) as u32;
                 out += 1;
             }
         }
     }
 }
 
-/// How many of `count` scores come before score `i` in the defined order.
+/// How many of the `count` scores from `first` on come before score `i` in the defined order.
 #[cube]
-fn rank_among(scores: &SharedMemory<f32>, i: usize, #[comptime] count: usize) -> usize {
-    let own = order_key(scores[i]);
+fn rank_among(scores: &SharedMemory<f32>, first: usize, i: usize, #[comptime] count: usize) -> usize {
+    let own = order_key(scores[first + i]);
     let mut rank = 0u32;
     for other in 0..count {
-        let key = order_key(scores[other]);
+        let key = order_key(scores[first + other]);
         rank += u32::cast_from(key < own || (key == own && other < i));
     }
     rank as usize
 }
 
-/// `exp(totals[i]) / Σ exp(totals)`, against the largest for range.
+/// `exp(totals[i]) / Σ exp(totals)` over the `count` totals from `first` on, against the largest for range.
 #[cube]
-fn softmax_weight(totals: &SharedMemory<f32>, i: usize, #[comptime] count: usize) -> f32 {
-    let mut largest = totals[0];
+fn softmax_weight(totals: &SharedMemory<f32>, first: usize, i: usize, #[comptime] count: usize) -> f32 {
+    let mut largest = totals[first];
     for other in 1..count {
-        largest = max(largest, totals[other]);
+        largest = max(largest, totals[first + other]);
     }
     let mut sum = 0.0f32;
     for other in 0..count {
-        sum += f32::exp(totals[other] - largest);
+        sum += f32::exp(totals[first + other] - largest);
     }
-    f32::exp(totals[i] - largest) / sum
+    f32::exp(totals[first + i] - largest) / sum
 }

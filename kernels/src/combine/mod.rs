@@ -69,35 +69,48 @@ pub fn combine<R: Runtime>(
         return Err(Error::Zero { what: "tokens, heads, top_m, rank or cores" });
     }
     let pairs = if additive { (1..=top_m).map(|x| top_m / x).sum() } else { top_m * top_m };
-    let units = device.units(pairs / 4);
-    let plan = CombinePlan { heads, side_keys, top_m, rank, cores, pairs, additive, units };
+    let base = CombinePlan { heads, side_keys, top_m, rank, cores, pairs, additive, stored: true, tile: 1, units: 1 };
+    let plan = tiled(&device, base, tokens * heads);
     device.fits_shared("combine", shared_bytes(&plan))?;
     let chosen = Chosen {
         slots: empty(client, "slots", &[tokens, heads, top_m], u32_storage())?,
         scores: empty(client, "scores", &[tokens, heads, top_m, cores], f32_storage())?,
     };
-    let cubes = tokens * heads;
-    // SAFETY: shapes are checked; a cube reads and writes its own token and head only.
+    let rows = tokens * heads;
+    // SAFETY: shapes are checked; a cube reads and writes its own rows only.
     unsafe {
         combine_kernel::launch_unchecked::<R>(
             client,
-            device.grid(cubes)?,
-            CubeDim::new_1d(units as u32),
+            device.grid(rows.div_ceil(plan.tile))?,
+            CubeDim::new_1d(plan.units as u32),
             arg(&kept.keys, 1),
             arg(&kept.scores, 1),
             arg(core, 1),
             arg(&chosen.slots, 1),
             arg(&chosen.scores, 1),
-            cubes as u32,
+            rows as u32,
             plan,
         );
     }
     Ok(chosen)
 }
 
-/// Shared memory of a cube: both sides, the row side through the core, what is kept, its totals, the list of pairs and the
-/// selection's scratch.
+/// Rows and units of a cube: the largest tile whose working set fits, with the grid in shared memory if it can be there.
+fn tiled(device: &Device, plan: CombinePlan, rows: usize) -> CombinePlan {
+    let tile_of = |stored, tile: usize| {
+        let lanes = (device.units(usize::MAX) / tile).max(1);
+        CombinePlan { stored, tile, units: tile * lanes, ..plan }
+    };
+    let tiles = [8, 4, 2, 1].into_iter().filter(|&tile| tile <= rows.next_power_of_two());
+    let fits = |plan: &CombinePlan| shared_bytes(plan) <= device.shared_bytes;
+    tiles.map(|tile| tile_of(true, tile)).find(fits).unwrap_or_else(|| tile_of(false, 1))
+}
+
+/// Shared memory of a cube: both sides, the row side through the core, what is kept, its totals, the list of pairs, the
+/// grid and the selection's scratch.
 fn shared_bytes(plan: &CombinePlan) -> usize {
     let lists = if plan.additive { plan.pairs + 2 * plan.top_m } else { 1 };
-    4 * (plan.top_m * (3 * plan.rank + 2) + lists) + scratch_bytes(1, plan.units)
+    let grid = if plan.stored { plan.pairs } else { 0 };
+    let row = plan.top_m * (3 * plan.rank + 2) + lists + grid;
+    4 * plan.tile * row + scratch_bytes(plan.tile, plan.units / plan.tile)
 }

@@ -2,14 +2,14 @@
 //! global memory.
 //!
 //! A cube takes a tile of tokens, one side of one head and a range of keys (all of them, or one of the splits). It
-//! normalises the tile's queries, streams the projected keys past them into a `[tile, range]` block of shared memory, and
+//! normalises the tile's queries, streams the projected keys past them into a `[tile, range]` block of shared memory, as order keys, and
 //! selects. Reads the projected keys once per tile of tokens, `top_m · rank` normalised keys per token, and writes what it keeps.
 
 use cubecl::prelude::*;
 
 use crate::norm::{Norm, scale_of};
 use crate::product::{accumulate, zero_sums};
-use crate::select::{Candidates, CandidatesExpand, Lane, Scratch, lane_of, order_key, select};
+use crate::select::{Lane, Scratch, Stored, lane_of, order_key, score_of, select};
 
 /// What is fixed when the kernels are compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,20 +31,6 @@ pub(crate) struct ScorePlan {
     /// Tokens of a cube.
     pub tile: usize,
     pub units: usize,
-}
-
-/// A row of approximate scores in shared memory.
-#[derive(CubeType)]
-pub(crate) struct Approximate {
-    pub scores: SharedMemory<f32>,
-    pub first: usize,
-}
-
-#[cube]
-impl Candidates for Approximate {
-    fn key(&self, position: usize) -> u32 {
-        order_key(self.scores[self.first + position])
-    }
 }
 
 /// The side of one head that a cube works on, and its tokens.
@@ -87,21 +73,21 @@ pub(crate) fn score_kernel<N: Size, D: Size>(
     let at = lane_of(plan.tile, plan.units);
 
     let mut queries = SharedMemory::<f32>::new(comptime!(plan.tile * plan.key_dim));
-    let mut scores = SharedMemory::<f32>::new(comptime!(plan.tile * plan.range));
+    let mut order = SharedMemory::<u32>::new(comptime!(plan.tile * plan.range));
     let mut kept = SharedMemory::<u32>::new(comptime!(plan.tile * plan.keep));
     let mut scratch = Scratch::new(plan.tile, comptime!(plan.units / plan.tile));
 
     normalise_queries(query, query_norm, &mut queries, place, at, eps, plan);
-    approximate_scores::<N>(&queries, projected, &mut scores, place.side, first_key, plan);
-    // A split past the last key still holds `keep` positions: the ones beyond `count` score NaN and lose to all others.
+    approximate_scores::<N>(&queries, projected, &mut order, place.side, first_key, plan);
+    // A split past the last key still holds `keep` positions: the ones beyond `count` lose to all others.
     for t in 0..plan.tile {
         for i in range_stepped(count + UNIT_POS as usize, plan.range, plan.units) {
-            scores[t * plan.range + i] = f32::reinterpret(u32::MAX);
+            order[t * plan.range + i] = u32::MAX;
         }
     }
     sync_cube();
-    let candidates = Approximate { scores, first: at.row * plan.range };
-    select::<Approximate>(&candidates, plan.range, at, &mut kept, &mut scratch, plan.keep);
+    let candidates = Stored { keys: order, first: at.row * plan.range };
+    select::<Stored>(&candidates, plan.range, at, &mut kept, &mut scratch, plan.keep);
 
     let token = place.token + at.row;
     if token < place.tokens {
@@ -110,7 +96,7 @@ pub(crate) fn score_kernel<N: Size, D: Size>(
             let position = kept[at.row * plan.keep + i] as usize;
             kept_keys[out + i] = (first_key + position) as u32;
             if comptime!(plan.splits > 1 || plan.direct) {
-                kept_scores[out + i] = candidates.scores[at.row * plan.range + position];
+                kept_scores[out + i] = score_of(candidates.keys[at.row * plan.range + position]);
             }
         }
     }
@@ -147,21 +133,21 @@ pub(crate) fn merge_kernel<D: Size>(
     let list = (token * sides + place.side) * count;
 
     let mut queries = SharedMemory::<f32>::new(comptime!(plan.tile * plan.key_dim));
-    let mut scores = SharedMemory::<f32>::new(comptime!(plan.tile * count));
+    let mut order = SharedMemory::<u32>::new(comptime!(plan.tile * count));
     let mut kept = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
     let mut scratch = Scratch::new(plan.tile, comptime!(plan.units / plan.tile));
 
     normalise_queries(query, query_norm, &mut queries, place, at, eps, plan);
     for i in range_stepped(at.lane, count, at.lanes) {
-        let mut score = 0.0f32;
+        let mut key = u32::MAX.runtime();
         if token < place.tokens {
-            score = candidate_scores[list + i];
+            key = order_key(candidate_scores[list + i]);
         }
-        scores[at.row * count + i] = score;
+        order[at.row * count + i] = key;
     }
     sync_cube();
-    let candidates = Approximate { scores, first: at.row * count };
-    select::<Approximate>(&candidates, count, at, &mut kept, &mut scratch, plan.top_m);
+    let candidates = Stored { keys: order, first: at.row * count };
+    select::<Stored>(&candidates, count, at, &mut kept, &mut scratch, plan.top_m);
 
     // From positions in the list to keys.
     if token < place.tokens {
@@ -172,7 +158,7 @@ pub(crate) fn merge_kernel<D: Size>(
             kept[at.row * plan.top_m + i] = key;
             kept_keys[out + i] = key;
             if plan.direct {
-                kept_scores[out + i] = candidates.scores[at.row * count + position];
+                kept_scores[out + i] = score_of(candidates.keys[at.row * count + position]);
             }
         }
     }
@@ -245,12 +231,12 @@ fn row_sum(
     sum
 }
 
-/// `scores[t, i] = Σ_d queries[t, d] · projected[side, d, first_key + i]` for a range of keys.
+/// The order keys of `Σ_d queries[t, d] · projected[side, d, first_key + i]` for a range of keys, `[tile, range]`.
 #[cube]
 fn approximate_scores<N: Size>(
     queries: &SharedMemory<f32>,
     projected: &Array<Vector<f32, N>>,
-    scores: &mut SharedMemory<f32>,
+    order: &mut SharedMemory<u32>,
     side: usize,
     first_key: usize,
     #[comptime] plan: ScorePlan,
@@ -268,7 +254,7 @@ fn approximate_scores<N: Size>(
         for t in 0..plan.tile {
             #[unroll]
             for n in 0..width {
-                scores[t * plan.range + column * width + n] = sums[t][n];
+                order[t * plan.range + column * width + n] = order_key(sums[t][n]);
             }
         }
     }

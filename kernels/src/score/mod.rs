@@ -97,7 +97,7 @@ pub fn prepare_keys<R: Runtime>(
         None => (None, 0.0, u),
     };
     let plan = PreparePlan { heads, side_keys, padded, key_dim, rank, norm };
-    let units = device.units(usize::MAX >> 1);
+    let units = device.units(usize::MAX);
     // SAFETY: shapes are checked; a unit writes its own key's numbers only, units past the last side leave at once.
     unsafe {
         prepare_kernel::launch_unchecked::<R>(
