@@ -1,9 +1,12 @@
 //! Memory layers as GPU kernels in pure Rust.
 
+pub mod checkpoint;
 mod config;
 mod error;
+pub mod reference;
 mod weights;
 
+pub use checkpoint::Checkpoint;
 pub use config::{Dimensions, ElementType, Kind, MemoryConfig, Norm};
 pub use error::{Error, Result};
 pub use weights::{HostTensor, Weights};

@@ -5,9 +5,11 @@
 use std::borrow::Cow;
 
 use half::{bf16, f16};
-use ultramem_kernels::ElementType;
+use nalgebra::DMatrix;
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rand_distr::{Distribution, StandardNormal};
 
-use crate::{Error, Result};
+use crate::{ElementType, Error, Kind, MemoryConfig, Result};
 
 /// A row-major tensor on the host, its bytes owned or borrowed (from a memory-mapped file).
 #[derive(Debug, Clone, PartialEq)]
@@ -24,8 +26,9 @@ impl<'a> HostTensor<'a> {
     /// [`Error::Length`] if `bytes` is not as long as `shape` and `dtype` say.
     pub fn new(shape: impl Into<Vec<usize>>, dtype: ElementType, bytes: impl Into<Cow<'a, [u8]>>) -> Result<Self> {
         let (shape, bytes) = (shape.into(), bytes.into());
-        let expected = shape.iter().product::<usize>();
-        if bytes.len() != expected * dtype.size() {
+        // Saturating: a shape from a hostile file may overflow, and no buffer is as long as usize::MAX.
+        let expected = shape.iter().fold(1usize, |product, &size| product.saturating_mul(size));
+        if bytes.len() != expected.saturating_mul(dtype.size()) {
             let found = bytes.len() / dtype.size();
             return Err(Error::Length { tensor: format!("{shape:?}"), found, expected });
         }
@@ -57,15 +60,18 @@ impl<'a> HostTensor<'a> {
 
     /// The numbers, widened.
     pub fn to_f32(&self) -> Vec<f32> {
-        match self.dtype {
-            ElementType::F32 => bytemuck::pod_collect_to_vec(&self.bytes),
-            ElementType::F16 => {
-                bytemuck::pod_collect_to_vec::<u8, f16>(&self.bytes).iter().map(|x| x.to_f32()).collect()
-            }
-            ElementType::BF16 => {
-                bytemuck::pod_collect_to_vec::<u8, bf16>(&self.bytes).iter().map(|x| x.to_f32()).collect()
-            }
+        widen(&self.bytes, self.dtype)
+    }
+
+    /// Row `index` of the tensor seen as a matrix with its outermost size as the number of rows, widened; None if there
+    /// is no such row.
+    pub fn row(&self, index: usize) -> Option<Vec<f32>> {
+        let rows = *self.shape.first()?;
+        if index >= rows {
+            return None;
         }
+        let width = self.bytes.len() / rows;
+        Some(widen(&self.bytes[index * width..][..width], self.dtype))
     }
 
     /// The same tensor in another element type, rounded to nearest even.
@@ -84,6 +90,14 @@ impl<'a> HostTensor<'a> {
     }
 }
 
+fn widen(bytes: &[u8], dtype: ElementType) -> Vec<f32> {
+    match dtype {
+        ElementType::F32 => bytemuck::pod_collect_to_vec(bytes),
+        ElementType::F16 => bytemuck::pod_collect_to_vec::<u8, f16>(bytes).iter().map(|x| x.to_f32()).collect(),
+        ElementType::BF16 => bytemuck::pod_collect_to_vec::<u8, bf16>(bytes).iter().map(|x| x.to_f32()).collect(),
+    }
+}
+
 /// Every weight of one layer, by its name in this project; the checkpoint's names are in [`Checkpoint`](crate::Checkpoint).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Weights<'a> {
@@ -97,11 +111,11 @@ pub struct Weights<'a> {
     pub keys_norm: HostTensor<'a>,
     /// `[cores, heads, tucker_rank, tucker_rank]`; empty for product keys.
     pub cores: Vec<f32>,
-    /// `u`: `[heads, tucker_rank]`; empty for product keys
+    /// `u`: `[heads, tucker_rank]`; empty for product keys.
     pub core_u: Vec<f32>,
-    /// `v`: `[heads, tucker_rank]`.
+    /// `v`: `[heads, tucker_rank]`; empty for product keys.
     pub core_v: Vec<f32>,
-    /// Slot → virtual address, `[side_keys²]`; None is the identity (product keys)
+    /// Slot → virtual address, `[side_keys²]`. Product keys have none: a slot is its own address.
     pub shuffle_index: Option<Vec<u32>>,
     /// `[rows, value_dim]`.
     pub values: HostTensor<'a>,
@@ -109,4 +123,188 @@ pub struct Weights<'a> {
     pub values_proj: HostTensor<'a>,
     /// `W_g` `[value_dim, hidden_size]`, for Memory+ only.
     pub gate_proj: Option<HostTensor<'a>>,
+}
+
+impl<'a> Weights<'a> {
+    /// Checks every shape against `config`, and that `shuffle_index` stays inside the virtual table.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] or [`Error::Length`] with the checkpoint's name of the tensor.
+    pub fn check(&self, config: &MemoryConfig) -> Result<()> {
+        for (name, tensor, expected) in self.tensors(config) {
+            if tensor.shape() != expected {
+                let problem = format!("has shape {:?}, expected {expected:?}", tensor.shape());
+                return Err(Error::Tensor { name: name.into(), problem });
+            }
+        }
+        if self.gate_proj.is_some() != config.gated() {
+            let problem = if config.gated() { "is missing" } else { "belongs to Memory+ alone" };
+            return Err(Error::Tensor { name: GATE_PROJ.into(), problem: problem.into() });
+        }
+        self.check_cores(config)?;
+        self.check_shuffle(config)
+    }
+
+    /// The tensors of the layer with the names that a checkpoint gives them and the shapes that `config` calls for.
+    pub(crate) fn tensors(&self, config: &MemoryConfig) -> Vec<(&'static str, &HostTensor<'a>, Vec<usize>)> {
+        let queries = config.query_heads() * 2 * config.key_dim;
+        let mut tensors = vec![
+            (QUERY_PROJ, &self.query_proj, vec![queries, config.hidden_size]),
+            (QUERY_NORM, &self.query_norm, vec![config.key_dim]),
+            (KEYS, &self.keys, keys_shape(config)),
+            (KEYS_NORM, &self.keys_norm, vec![config.key_dim]),
+            (values_name(config), &self.values, vec![config.rows(), config.value_dim]),
+            (VALUES_PROJ, &self.values_proj, vec![config.hidden_size, config.pooled_dim()]),
+        ];
+        if let Some(gate) = &self.gate_proj {
+            tensors.push((GATE_PROJ, gate, vec![config.value_dim, config.hidden_size]));
+        }
+        tensors
+    }
+
+    fn check_cores(&self, config: &MemoryConfig) -> Result<()> {
+        let heads = if config.kind == Kind::UltraMem { config.heads } else { 0 };
+        let rank = config.tucker_rank;
+        for (name, found, expected) in [
+            (CORES, self.cores.len(), config.cores * heads * rank * rank),
+            (CORE_U, self.core_u.len(), heads * rank),
+            (CORE_V, self.core_v.len(), heads * rank),
+        ] {
+            if found != expected {
+                return Err(Error::Length { tensor: name.into(), found, expected });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_shuffle(&self, config: &MemoryConfig) -> Result<()> {
+        let wrong = |problem: String| Err(Error::Tensor { name: SHUFFLE.into(), problem });
+        let shuffle = match &self.shuffle_index {
+            Some(shuffle) if config.kind == Kind::UltraMem => shuffle,
+            None if config.kind != Kind::UltraMem => return Ok(()),
+            None => return wrong("is missing".into()),
+            Some(_) => return wrong("belongs to UltraMem alone".into()),
+        };
+        let slots = config.slots();
+        if shuffle.len() != slots {
+            return wrong(format!("has {} entries, expected side_keys² = {slots}", shuffle.len()));
+        }
+        match shuffle.iter().position(|&address| address as usize >= slots) {
+            Some(at) => wrong(format!("entry {at} is {}, expected less than side_keys² = {slots}", shuffle[at])),
+            None => Ok(()),
+        }
+    }
+
+    /// Weights to start training from, in f32; the same `seed` gives the same weights.
+    ///
+    /// Values are N(0, 0.02), keys and `W_q` N(0, key_dim^-½), `W_o` N(0, (expansion · value_dim)^-½), `W_g` N(0,
+    /// hidden_size^-½), norms the constant key_dim^-0.33, cores U(0, 1), `shuffle_index` a random permutation, `u` and
+    /// `v` the leading singular vectors of the summed core, signed so that `u` sums to a positive number.
+    pub fn random(config: &MemoryConfig, seed: u64) -> Weights<'static> {
+        let rng = &mut StdRng::seed_from_u64(seed);
+        let key_deviation = (config.key_dim as f32).powf(-0.5);
+        let norm = (config.key_dim as f32).powf(-0.33);
+        let queries = config.query_heads() * 2 * config.key_dim;
+        let (cores, core_u, core_v) = random_cores(config, rng);
+        Weights {
+            query_proj: normal(&[queries, config.hidden_size], key_deviation, rng),
+            query_norm: constant(config.key_dim, norm),
+            keys: normal(&keys_shape(config), key_deviation, rng),
+            keys_norm: constant(config.key_dim, norm),
+            cores,
+            core_u,
+            core_v,
+            shuffle_index: (config.kind == Kind::UltraMem).then(|| permutation(config.slots(), rng)),
+            values: normal(&[config.rows(), config.value_dim], 0.02, rng),
+            values_proj: normal(
+                &[config.hidden_size, config.pooled_dim()],
+                (config.pooled_dim() as f32).powf(-0.5),
+                rng,
+            ),
+            gate_proj: config
+                .gated()
+                .then(|| normal(&[config.value_dim, config.hidden_size], (config.hidden_size as f32).powf(-0.5), rng)),
+        }
+    }
+}
+
+// The names that checkpoints give to the weights.
+pub(crate) const QUERY_PROJ: &str = "query_proj.weight";
+pub(crate) const QUERY_NORM: &str = "query_norm.weight";
+pub(crate) const KEYS: &str = "keys";
+pub(crate) const KEYS_NORM: &str = "keys_norm.weight";
+/// Stands for all of `tucker_core.0`, `tucker_core.1`, …
+pub(crate) const CORES: &str = "tucker_core";
+pub(crate) const CORE_U: &str = "tucker_core_u";
+pub(crate) const CORE_V: &str = "tucker_core_v";
+pub(crate) const SHUFFLE: &str = "shuffle_index";
+pub(crate) const VALUES: &str = "values_for_look_up";
+pub(crate) const SHARED_VALUES: &str = "full_memory_layer.values_for_look_up";
+pub(crate) const VALUES_PROJ: &str = "values_proj.weight";
+pub(crate) const GATE_PROJ: &str = "swilu_projection.weight";
+
+/// The checkpoint's name of the value table: Memory+ keeps it in a module that its layers share.
+fn values_name(config: &MemoryConfig) -> &'static str {
+    if config.kind == Kind::MemoryPlus { SHARED_VALUES } else { VALUES }
+}
+
+/// `[heads, 2, side_keys, key_dim, tucker_rank]`; product keys leave the last dimension out.
+fn keys_shape(config: &MemoryConfig) -> Vec<usize> {
+    let mut shape = vec![config.heads, 2, config.side_keys, config.key_dim];
+    if config.kind == Kind::UltraMem {
+        shape.push(config.tucker_rank);
+    }
+    shape
+}
+
+/// A tensor of normal numbers around 0.
+fn normal(shape: &[usize], deviation: f32, rng: &mut StdRng) -> HostTensor<'static> {
+    let mut bytes = vec![0; shape.iter().product::<usize>() * size_of::<f32>()];
+    for number in bytes.chunks_exact_mut(size_of::<f32>()) {
+        let standard: f32 = StandardNormal.sample(rng);
+        number.copy_from_slice(&(standard * deviation).to_le_bytes());
+    }
+    HostTensor { shape: shape.into(), dtype: ElementType::F32, bytes: Cow::Owned(bytes) }
+}
+
+fn constant(count: usize, number: f32) -> HostTensor<'static> {
+    HostTensor { shape: vec![count], dtype: ElementType::F32, bytes: Cow::Owned(number.to_le_bytes().repeat(count)) }
+}
+
+fn permutation(count: usize, rng: &mut StdRng) -> Vec<u32> {
+    let mut places: Vec<u32> = (0..count).map(|place| place as u32).collect();
+    places.shuffle(rng);
+    places
+}
+
+/// Cores `[cores, heads, r, r]` and the singular vectors `u`, `v` `[heads, r]` of their sum; empty for product keys.
+fn random_cores(config: &MemoryConfig, rng: &mut StdRng) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    if config.kind != Kind::UltraMem {
+        return (Vec::new(), Vec::new(), Vec::new());
+    }
+    let (heads, rank) = (config.heads, config.tucker_rank);
+    let area = rank * rank;
+    let cores: Vec<f32> = (0..config.cores * heads * area).map(|_| rng.random()).collect();
+    let (mut core_u, mut core_v) = (Vec::new(), Vec::new());
+    for head in 0..heads {
+        let summed = DMatrix::from_fn(rank, rank, |a, b| {
+            (0..config.cores).map(|core| f64::from(cores[(core * heads + head) * area + a * rank + b])).sum::<f64>()
+        });
+        let (u, v) = leading_singular_vectors(summed);
+        core_u.extend(u);
+        core_v.extend(v);
+    }
+    (cores, core_u, core_v)
+}
+
+/// The singular vectors of the largest singular value: the leading eigenvector of `C·Cᵀ` and, from it, `Cᵀ·u`. A core
+/// of zeros has no leading direction; both are then the same one.
+fn leading_singular_vectors(core: DMatrix<f64>) -> (Vec<f32>, Vec<f32>) {
+    let eigen = (&core * core.transpose()).symmetric_eigen();
+    let mut u = eigen.eigenvectors.column(eigen.eigenvalues.imax()).into_owned();
+    if u.sum() < 0.0 {
+        u.neg_mut();
+    }
+    let v = core.tr_mul(&u).try_normalize(0.0).unwrap_or_else(|| u.clone());
+    (u.iter().map(|&x| x as f32).collect(), v.iter().map(|&x| x as f32).collect())
 }

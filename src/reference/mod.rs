@@ -1,0 +1,113 @@
+//! The oracle: the layer on the CPU in plain loops with f64 sums, one file a stage, for kernels to be held against.
+//!
+//! | stage | gives |
+//! |---|---|
+//! | [`query`] | normalised queries `[tokens, query_heads, 2, key_dim]` |
+//! | [`score`] | [`Kept`]: the `top_m` keys of each side and their scores |
+//! | [`combine`] | [`Chosen`]: the `top_m` pairs of each head and their scores |
+//! | [`expand`] | the output `[tokens, hidden_size]` |
+//!
+//! [`forward`] runs the four in turn. Weights of any element type are widened to f64 as they are, so an f16 layer is
+//! judged on its rounded weights. No token sees another one: a NaN or an infinity in one input row spoils that row
+//! alone.
+
+mod combine;
+mod expand;
+mod query;
+mod score;
+
+use std::cmp::Ordering;
+
+pub use combine::{Chosen, combine};
+pub use expand::expand;
+pub use query::query;
+pub use score::{Kept, score};
+
+use crate::{Error, HostTensor, MemoryConfig, Norm, Result, Weights};
+
+/// What one forward pass gives.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Forward {
+    /// `[tokens, hidden_size]`.
+    pub output: Vec<f64>,
+    /// The chosen slots before the shuffle, largest total first: `[tokens, heads, top_m]`.
+    pub slots: Vec<u32>,
+    /// The chosen slots' scores: `[tokens, heads, top_m, cores]`.
+    pub scores: Vec<f64>,
+}
+
+/// One forward pass (arXiv 2411.12364 section 3; arXiv 1907.05242 section 3; arXiv 2412.09764 section 3) over `input`
+/// `[tokens, hidden_size]`.
+///
+/// # Errors
+/// [`Error::Tensor`] or [`Error::Length`] if `weights` do not fit `config` or `input` is not whole rows.
+pub fn forward(config: &MemoryConfig, weights: &Weights<'_>, input: &[f32]) -> Result<Forward> {
+    let query = query(config, weights, input)?;
+    let kept = score(config, weights, &query)?;
+    let chosen = combine(config, weights, &kept)?;
+    let output = expand(config, weights, input, &chosen)?;
+    Ok(Forward { output, slots: chosen.slots, scores: chosen.scores })
+}
+
+/// How many rows of `width` numbers `name` holds.
+fn whole_rows(name: &str, numbers: usize, width_name: &str, width: usize) -> Result<usize> {
+    if !numbers.is_multiple_of(width) {
+        let problem = format!("holds {numbers} numbers, not a multiple of {width_name} {width}");
+        return Err(Error::Tensor { name: name.into(), problem });
+    }
+    Ok(numbers / width)
+}
+
+/// Checks that `name` holds as many numbers as its shape calls for.
+fn length(name: &str, found: usize, expected: usize) -> Result<()> {
+    if found != expected {
+        return Err(Error::Length { tensor: name.into(), found, expected });
+    }
+    Ok(())
+}
+
+/// Checks that every index in `name` is below `limit`.
+fn below(name: &str, indices: &[u32], limit: usize) -> Result<()> {
+    match indices.iter().position(|&index| index as usize >= limit) {
+        Some(at) => {
+            let problem = format!("entry {at} is {}, expected less than {limit}", indices[at]);
+            Err(Error::Tensor { name: name.into(), problem })
+        }
+        None => Ok(()),
+    }
+}
+
+fn widen(tensor: &HostTensor<'_>) -> Vec<f64> {
+    to_f64(&tensor.to_f32())
+}
+
+fn to_f64(numbers: &[f32]) -> Vec<f64> {
+    numbers.iter().map(|&x| f64::from(x)).collect()
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// `W x` with `matrix` `[out, x.len()]`.
+fn linear(matrix: &[f64], x: &[f64]) -> Vec<f64> {
+    matrix.chunks_exact(x.len()).map(|row| dot(row, x)).collect()
+}
+
+/// RMSNorm or LayerNorm without bias, in place.
+fn normalise(config: &MemoryConfig, weight: &[f64], vector: &mut [f64]) {
+    let count = vector.len() as f64;
+    if config.norm == Norm::Layer {
+        let mean = vector.iter().sum::<f64>() / count;
+        vector.iter_mut().for_each(|x| *x -= mean);
+    }
+    let scale = (dot(vector, vector) / count + f64::from(config.norm_eps)).sqrt();
+    for (x, weight) in vector.iter_mut().zip(weight) {
+        *x = *x / scale * weight;
+    }
+}
+
+/// The order in which numbers are selected: larger first, NaN after every number.
+fn selection_order(a: f64, b: f64) -> Ordering {
+    b.partial_cmp(&a).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
+}
