@@ -26,8 +26,7 @@ impl<'a> HostTensor<'a> {
     /// [`Error::Length`] if `bytes` is not as long as `shape` and `dtype` say.
     pub fn new(shape: impl Into<Vec<usize>>, dtype: ElementType, bytes: impl Into<Cow<'a, [u8]>>) -> Result<Self> {
         let (shape, bytes) = (shape.into(), bytes.into());
-        // Saturating: a shape from a hostile file may overflow, and no buffer is as long as usize::MAX.
-        let expected = shape.iter().fold(1usize, |product, &size| product.saturating_mul(size));
+        let expected = count(&shape);
         if bytes.len() != expected.saturating_mul(dtype.size()) {
             let found = bytes.len() / dtype.size();
             return Err(Error::Length { tensor: format!("{shape:?}"), found, expected });
@@ -88,6 +87,11 @@ impl<'a> HostTensor<'a> {
         };
         HostTensor { shape: self.shape.clone(), dtype, bytes }
     }
+}
+
+/// How many numbers a tensor of `shape` holds. Saturates where that overflows: no buffer is as long as usize::MAX.
+pub(crate) fn count(shape: &[usize]) -> usize {
+    shape.iter().fold(1, |product: usize, &size| product.saturating_mul(size))
 }
 
 fn widen(bytes: &[u8], dtype: ElementType) -> Vec<f32> {
@@ -259,7 +263,7 @@ fn keys_shape(config: &MemoryConfig) -> Vec<usize> {
 
 /// A tensor of normal numbers around 0.
 fn normal(shape: &[usize], deviation: f32, rng: &mut StdRng) -> HostTensor<'static> {
-    let mut bytes = vec![0; shape.iter().product::<usize>() * size_of::<f32>()];
+    let mut bytes = vec![0; count(shape) * size_of::<f32>()];
     for number in bytes.chunks_exact_mut(size_of::<f32>()) {
         let standard: f32 = StandardNormal.sample(rng);
         number.copy_from_slice(&(standard * deviation).to_le_bytes());

@@ -95,7 +95,7 @@ impl<'a> Entry<'a> {
             FileTensor::Floats(tensor) => return Ok(Self::floats(name, tensor)),
             FileTensor::Integers(integers) => integers,
         };
-        let (found, expected) = (integers.numbers.len(), integers.shape.iter().product());
+        let (found, expected) = (integers.numbers.len(), names::count(&integers.shape));
         if found != expected {
             return Err(Error::Length { tensor: name.into(), found, expected });
         }
