@@ -3,9 +3,7 @@
 pub mod checkpoint;
 mod config;
 mod error;
-mod layer;
 pub mod reference;
-mod table;
 mod weights;
 
 pub use checkpoint::Checkpoint;

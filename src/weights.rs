@@ -102,7 +102,8 @@ fn widen(bytes: &[u8], dtype: ElementType) -> Vec<f32> {
     }
 }
 
-/// Every weight of one layer, by its name in this project; the checkpoint's names are in [`Checkpoint`](crate::Checkpoint).
+/// Every weight of one layer, by its name in this project; the checkpoint's names are on the page of
+/// [`checkpoint`](crate::checkpoint).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Weights<'a> {
     /// `W_q` `[query_heads · 2 · key_dim, hidden_size]`.

@@ -1,0 +1,85 @@
+//! What several tests share: where the golden files are, how results are compared, small layers.
+
+// Each test is a crate of its own and uses a part of this.
+#![allow(dead_code)]
+
+use std::path::PathBuf;
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use ultramem::{Checkpoint, Dimensions, ElementType, Kind, MemoryConfig, Weights};
+
+/// The golden file `name`, without its ending.
+pub fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(format!("{}/tests/fixtures/{name}.safetensors", env!("CARGO_MANIFEST_DIR")))
+}
+
+/// The layer trained on real text that the command carries.
+pub fn trained_layer() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/cli/data/kjv_layer.safetensors"))
+}
+
+/// Opens every golden file that this library can run, the trained layer included.
+pub fn golden_files() -> Vec<(String, Checkpoint)> {
+    let names = [
+        "ultramem_v1_tiny",
+        "ultramem_v1_two_heads",
+        "ultramem_v1_layernorm_single_core",
+        "ultramem_v1_mid",
+        "memory_plus_tiny",
+    ];
+    let mut paths: Vec<_> = names.into_iter().map(fixture).collect();
+    paths.push(trained_layer());
+    paths.iter().map(|path| (path.display().to_string(), Checkpoint::open(path).unwrap())).collect()
+}
+
+/// `‖found - expected‖ / ‖expected‖`. NaN if a number of either is NaN.
+pub fn relative_l2<A: Copy + Into<f64>, B: Copy + Into<f64>>(found: &[A], expected: &[B]) -> f64 {
+    assert_eq!(found.len(), expected.len(), "lengths");
+    let pairs = || found.iter().map(|&x| x.into()).zip(expected.iter().map(|&x| x.into()));
+    let difference: f64 = pairs().map(|(found, expected)| (found - expected) * (found - expected)).sum();
+    let norm: f64 = pairs().map(|(_, expected)| expected * expected).sum();
+    (difference / norm).sqrt()
+}
+
+/// A small layer of each kind, no two sizes of which are equal.
+pub fn small(kind: Kind) -> MemoryConfig {
+    let dims = Dimensions {
+        kind,
+        hidden_size: 11,
+        heads: 3,
+        side_keys: 8,
+        key_dim: 5,
+        top_m: 4,
+        value_dim: 6,
+        ..Dimensions::default()
+    };
+    let dims =
+        if kind == Kind::UltraMem { dims } else { Dimensions { tucker_rank: 1, cores: 1, expansion: 1, ..dims } };
+    MemoryConfig::new(dims).unwrap()
+}
+
+/// Every kind of layer.
+pub const KINDS: [Kind; 3] = [Kind::UltraMem, Kind::ProductKey, Kind::MemoryPlus];
+
+/// `[tokens, hidden_size]` uniform in -1 to 1.
+pub fn random_input(config: &MemoryConfig, tokens: usize, seed: u64) -> Vec<f32> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    (0..tokens * config.hidden_size).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+/// The same weights with every large tensor in another element type.
+pub fn cast<'a>(weights: &'a Weights<'_>, dtype: ElementType) -> Weights<'a> {
+    Weights {
+        query_proj: weights.query_proj.cast(dtype),
+        query_norm: weights.query_norm.cast(dtype),
+        keys: weights.keys.cast(dtype),
+        keys_norm: weights.keys_norm.cast(dtype),
+        cores: weights.cores.clone(),
+        core_u: weights.core_u.clone(),
+        core_v: weights.core_v.clone(),
+        shuffle_index: weights.shuffle_index.clone(),
+        values: weights.values.cast(dtype),
+        values_proj: weights.values_proj.cast(dtype),
+        gate_proj: weights.gate_proj.as_ref().map(|gate| gate.cast(dtype)),
+    }
+}
