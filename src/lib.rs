@@ -3,7 +3,9 @@
 pub mod checkpoint;
 mod config;
 mod error;
+mod layer;
 pub mod reference;
+mod table;
 mod weights;
 
 pub use checkpoint::Checkpoint;
