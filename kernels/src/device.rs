@@ -11,6 +11,11 @@ pub(crate) struct Device {
     pub shared_bytes: usize,
     /// Units of a plane.
     pub plane_size: usize,
+    /// Tokens that share one reading of a weight.
+    pub tile: usize,
+    /// Column vectors of a weight that a unit keeps sums for.
+    pub block: usize,
+    planes: usize,
     load_bytes: usize,
     max_width: usize,
     max_units: usize,
@@ -22,7 +27,14 @@ pub(crate) struct Device {
 impl Device {
     pub fn of<R: Runtime>(client: &ComputeClient<R>) -> Self {
         let hardware = &client.properties().hardware;
+        // Planes this narrow are a processor's vector registers: a load costs it many times a multiplication, so a unit
+        // takes on as large a block as it can, and a barrier saves and restores every plane, so a cube has few.
+        let narrow = hardware.plane_size_max <= NARROW;
+        let (tile, block, planes) = if narrow { (16, 2, 2) } else { (8, 1, 8) };
         Self {
+            tile,
+            block,
+            planes,
             shared_bytes: hardware.max_shared_memory_size,
             plane_size: hardware.plane_size_max.clamp(1, 64) as usize,
             load_bytes: hardware.load_width as usize / 8,
@@ -33,10 +45,9 @@ impl Device {
         }
     }
 
-    /// Units of a cube that has `work` independent pieces: whole planes, at most [`PLANES`] of them; a power of two.
+    /// Units of a cube that has `work` independent pieces: whole planes, as many as keep a full cube; a power of two.
     pub fn units(&self, work: usize) -> usize {
-        let planes = std::env::var("UP").map_or(PLANES, |x| x.parse().unwrap());
-        let most = (self.plane_size * planes).min(self.max_units).min(MAX_UNITS);
+        let most = (self.plane_size * self.planes).min(self.max_units).min(MAX_UNITS);
         let wanted = work.min(MAX_UNITS).next_power_of_two().clamp(self.plane_size.min(most), most);
         1 << wanted.ilog2()
     }
@@ -69,6 +80,6 @@ impl Device {
     }
 }
 
-/// Planes of a full cube: enough to hide latency, few enough that a barrier stays cheap.
-const PLANES: usize = 8;
+/// Widest plane that is taken for a software device's.
+const NARROW: u32 = 8;
 const MAX_UNITS: usize = 256;

@@ -1,36 +1,76 @@
 //! The small matrix product inside the stages: a tile of rows in shared memory times a weight in global memory.
+//!
+//! A unit keeps a block of `tile` rows by `columns` vectors of sums in registers, so that a weight vector that is read serves every
+//! row of the tile, and a vector of the rows serves every column of the unit.
 
 use cubecl::prelude::*;
 
-/// `sums[t] += Σ_k rows[t · pitch + k] · weight[first + k · step]` for `k` in `0..depth`: the rows of a tile against one column
-/// of vectors of a weight `[depth, step]`. Each weight vector is read once for all rows of the tile.
+/// The columns of a weight that a unit works on: `first`, `first + stride`, …, those past `last` standing for the last.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Columns {
+    pub first: usize,
+    pub last: usize,
+    #[cube(comptime)]
+    pub stride: usize,
+    #[cube(comptime)]
+    pub count: usize,
+}
+
 #[cube]
-pub(crate) fn accumulate<E: Float, N: Size>(
-    rows: &SharedMemory<f32>,
+impl Columns {
+    /// The column `index` of this unit.
+    pub fn at(&self, #[comptime] index: usize) -> usize {
+        min(self.first + comptime!(index * self.stride), self.last)
+    }
+
+    /// Whether column `index` is one of its own and not a stand-in.
+    pub fn holds(&self, #[comptime] index: usize) -> bool {
+        self.first + comptime!(index * self.stride) <= self.last
+    }
+}
+
+/// `sums[c · tile + t] += Σ_k rows[t, k] · weight[base + k · step + columns.at(c)]` for `depth` vectors of k; the rows lie `pitch` vectors apart.
+#[cube]
+pub(crate) fn accumulate<E: Float, N: Size, W: Size>(
+    rows: &SharedMemory<Vector<f32, W>>,
     weight: &Array<Vector<E, N>>,
     sums: &mut Array<Vector<f32, N>>,
-    first: usize,
+    base: usize,
+    columns: Columns,
     step: usize,
     depth: usize,
     #[comptime] pitch: usize,
     #[comptime] tile: usize,
 ) {
+    let width = W::value();
     for k in 0..depth {
-        let column = Vector::<f32, N>::cast_from(weight[first + k * step]);
+        let mut row = Array::<Vector<f32, W>>::new(tile);
         #[unroll]
         for t in 0..tile {
-            sums[t] += column * Vector::new(rows[t * pitch + k]);
+            row[t] = rows[t * pitch + k];
+        }
+        #[unroll]
+        for w in 0..width {
+            let line = base + (k * width + w) * step;
+            #[unroll]
+            for c in 0..columns.count {
+                let column = Vector::<f32, N>::cast_from(weight[line + columns.at(c)]);
+                #[unroll]
+                for t in 0..tile {
+                    sums[c * tile + t] += column * Vector::new(row[t][w]);
+                }
+            }
         }
     }
 }
 
-/// A tile's sums, all zero.
+/// A unit's block of sums, all zero.
 #[cube]
-pub(crate) fn zero_sums<N: Size>(#[comptime] tile: usize) -> Array<Vector<f32, N>> {
-    let mut sums = Array::<Vector<f32, N>>::new(tile);
+pub(crate) fn zero_sums<N: Size>(#[comptime] count: usize) -> Array<Vector<f32, N>> {
+    let mut sums = Array::<Vector<f32, N>>::new(count);
     #[unroll]
-    for t in 0..tile {
-        sums[t] = Vector::new(0.0);
+    for i in 0..count {
+        sums[i] = Vector::new(0.0);
     }
     sums
 }

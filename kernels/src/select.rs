@@ -20,6 +20,13 @@ const WORDS: usize = BINS / PACKED as usize;
 /// Candidates that a lane may count before a byte could overflow.
 const BYTE: usize = 255;
 
+/// Order keys that are read at a time.
+pub(crate) type Four = Const<4>;
+pub(crate) const FOUR: usize = 4;
+/// The order key of no candidate at all, which fills up a row's last vector. A NaN's is one less.
+pub(crate) const NOTHING: u32 = u32::MAX;
+const NAN_KEY: u32 = u32::MAX - 1;
+
 /// Maps a score to a key whose ascending order is the order of selection: larger scores have smaller keys, both zeros
 /// have one key, every NaN has the last.
 #[cube]
@@ -31,7 +38,7 @@ pub(crate) fn order_key(score: f32) -> u32 {
         key = bits;
     }
     if magnitude > 0x7f80_0000u32 {
-        key = u32::MAX;
+        key = NAN_KEY.runtime();
     }
     key
 }
@@ -46,24 +53,38 @@ pub(crate) fn score_of(key: u32) -> f32 {
     f32::reinterpret(bits)
 }
 
-/// A row of candidates, addressed by position.
+/// A row of candidates, addressed by position, four at a time.
 #[cube]
 pub(crate) trait Candidates {
-    /// The order key of the candidate at `position`. Must give the same bits each time.
-    fn key(&self, position: usize) -> u32;
+    /// The order keys of the candidates at `4 · vector` and after; [`NOTHING`] past the last. Must give the same bits each time.
+    fn keys(&self, vector: usize) -> Vector<u32, Four>;
 }
 
-/// Candidates whose order keys lie in shared memory, from `first` on.
+/// The order key of one candidate.
+#[cube]
+pub(crate) fn key_at<C: Candidates>(candidates: &C, position: usize) -> u32 {
+    let keys = candidates.keys(position / FOUR);
+    let mut key = keys[0];
+    #[unroll]
+    for n in 1..FOUR {
+        if position % FOUR == n {
+            key = keys[n];
+        }
+    }
+    key
+}
+
+/// Candidates whose order keys lie in shared memory, from vector `first` on.
 #[derive(CubeType)]
 pub(crate) struct Stored {
-    pub keys: SharedMemory<u32>,
+    pub keys: SharedMemory<Vector<u32, Four>>,
     pub first: usize,
 }
 
 #[cube]
 impl Candidates for Stored {
-    fn key(&self, position: usize) -> u32 {
-        self.keys[self.first + position]
+    fn keys(&self, vector: usize) -> Vector<u32, Four> {
+        self.keys[self.first + vector]
     }
 }
 
@@ -109,13 +130,13 @@ impl Scratch {
     }
 }
 
-/// Writes the positions of the best `keep` of `count` candidates of each row to `kept[row · keep ..]`, ascending.
+/// Writes the positions of the best `keep` of each row's candidates, given in `vectors` vectors, to `kept[row · keep ..]`, ascending.
 ///
-/// `count` is at least `keep`. Uniform over the cube; ends with a barrier.
+/// There are at least `keep` candidates. Uniform over the cube; ends with a barrier.
 #[cube]
 pub(crate) fn select<C: Candidates>(
     candidates: &C,
-    count: usize,
+    vectors: usize,
     at: Lane,
     kept: &mut SharedMemory<u32>,
     scratch: &mut Scratch,
@@ -131,7 +152,7 @@ pub(crate) fn select<C: Candidates>(
     for pass in 0..PASSES {
         let bins = histograms + pass * BINS;
         let shift = (comptime!(32 - DIGIT as usize) - comptime!(DIGIT as usize) * pass) as u32;
-        count_digits::<C>(candidates, count, at, threshold, shift, bins, scratch);
+        count_digits::<C>(candidates, vectors, at, threshold, shift, bins, scratch);
         sync_cube();
         let mut before = 0u32;
         let mut digit = 0u32;
@@ -147,34 +168,38 @@ pub(crate) fn select<C: Candidates>(
         threshold = (threshold << DIGIT) | digit;
         remaining = rest;
     }
-    gather::<C>(candidates, count, at, threshold, remaining, kept, scratch, keep);
+    gather::<C>(candidates, vectors, at, threshold, remaining, kept, scratch, keep);
 }
 
 /// Adds a lane's candidates whose higher digits are the threshold's to the histogram of their next digit.
 #[cube]
 fn count_digits<C: Candidates>(
     candidates: &C,
-    count: usize,
+    vectors: usize,
     at: Lane,
     threshold: u32,
     shift: u32,
     bins: usize,
     scratch: &mut Scratch,
 ) {
-    let block = comptime!(BYTE * at.lanes);
-    for start in range_stepped(0usize, count, block) {
+    let block = comptime!(BYTE / FOUR * at.lanes);
+    for start in range_stepped(0usize, vectors, block) {
         let mut words = Array::<u32>::new(WORDS);
         #[unroll]
         for word in 0..WORDS {
             words[word] = 0u32;
         }
-        for position in range_stepped(start + at.lane, min(start + block, count), at.lanes) {
-            let prefix = candidates.key(position) >> shift;
-            let digit = prefix % comptime!(1 << DIGIT);
-            let one = u32::cast_from(prefix >> DIGIT == threshold) << (digit % PACKED * 8);
+        for vector in range_stepped(start + at.lane, min(start + block, vectors), at.lanes) {
+            let keys = candidates.keys(vector);
             #[unroll]
-            for word in 0..WORDS {
-                words[word] += select_value(digit / PACKED == comptime!(word as u32), one, 0u32);
+            for n in 0..FOUR {
+                let prefix = keys[n] >> shift;
+                let digit = prefix % comptime!(1 << DIGIT);
+                let one = u32::cast_from(prefix >> DIGIT == threshold) << (digit % PACKED * 8);
+                #[unroll]
+                for word in 0..WORDS {
+                    words[word] += select_value(digit / PACKED == comptime!(word as u32), one, 0u32);
+                }
             }
         }
         #[unroll]
@@ -192,7 +217,7 @@ fn count_digits<C: Candidates>(
 #[cube]
 fn gather<C: Candidates>(
     candidates: &C,
-    count: usize,
+    vectors: usize,
     at: Lane,
     threshold: u32,
     ties: u32,
@@ -200,29 +225,36 @@ fn gather<C: Candidates>(
     scratch: &mut Scratch,
     #[comptime] keep: usize,
 ) {
-    let chunk = count.div_ceil(at.lanes);
+    let chunk = vectors.div_ceil(at.lanes);
     let first = at.lane * chunk;
-    let last = min(first + chunk, count);
+    let last = min(first + chunk, vectors);
     let mut better = 0u32;
     let mut equal = 0u32;
-    for position in first..last {
-        let key = candidates.key(position);
-        better += u32::cast_from(key < threshold);
-        equal += u32::cast_from(key == threshold);
+    for vector in first..last {
+        let keys = candidates.keys(vector);
+        #[unroll]
+        for n in 0..FOUR {
+            better += u32::cast_from(keys[n] < threshold);
+            equal += u32::cast_from(keys[n] == threshold);
+        }
     }
     scratch.better[at.row * at.lanes + at.lane] = better;
     scratch.equal[at.row * at.lanes + at.lane] = equal;
     sync_cube();
     let mut better_before = sum_before(&scratch.better, at);
     let mut equal_before = sum_before(&scratch.equal, at);
-    for position in first..last {
-        let key = candidates.key(position);
-        let tied = key == threshold;
-        if key < threshold || (tied && equal_before < ties) {
-            kept[at.row * keep + (better_before + min(equal_before, ties)) as usize] = position as u32;
+    for vector in first..last {
+        let keys = candidates.keys(vector);
+        #[unroll]
+        for n in 0..FOUR {
+            let tied = keys[n] == threshold;
+            if keys[n] < threshold || (tied && equal_before < ties) {
+                let place = better_before + min(equal_before, ties);
+                kept[at.row * keep + place as usize] = (vector * FOUR + n) as u32;
+            }
+            better_before += u32::cast_from(keys[n] < threshold);
+            equal_before += u32::cast_from(tied);
         }
-        better_before += u32::cast_from(key < threshold);
-        equal_before += u32::cast_from(tied);
     }
     sync_cube();
 }

@@ -12,7 +12,7 @@ use cubecl::prelude::*;
 use self::forward::{CombinePlan, combine_kernel};
 use crate::device::Device;
 use crate::score::Kept;
-use crate::select::scratch_bytes;
+use crate::select::{FOUR, scratch_bytes};
 use crate::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage};
 use crate::{Error, Result};
 
@@ -68,7 +68,7 @@ pub fn combine<R: Runtime>(
     if tokens * heads * top_m * rank * cores == 0 {
         return Err(Error::Zero { what: "tokens, heads, top_m, rank or cores" });
     }
-    let pairs = if additive { (1..=top_m).map(|x| top_m / x).sum() } else { top_m * top_m };
+    let pairs = if additive { (1..=top_m).map(|x| top_m / x).sum() } else { top_m * top_m.next_multiple_of(FOUR) };
     let base = CombinePlan { heads, side_keys, top_m, rank, cores, pairs, additive, stored: true, tile: 1, units: 1 };
     let plan = tiled(&device, base, tokens * heads);
     device.fits_shared("combine", shared_bytes(&plan))?;
@@ -106,11 +106,11 @@ fn tiled(device: &Device, plan: CombinePlan, rows: usize) -> CombinePlan {
     tiles.map(|tile| tile_of(true, tile)).find(fits).unwrap_or_else(|| tile_of(false, 1))
 }
 
-/// Shared memory of a cube: both sides, the row side through the core, what is kept, its totals, the list of pairs, the
-/// grid and the selection's scratch.
+/// Shared memory of a cube: both sides, what is kept, the lists of product keys, the grid and the selection's scratch.
 fn shared_bytes(plan: &CombinePlan) -> usize {
-    let lists = if plan.additive { plan.pairs + 2 * plan.top_m } else { 1 };
-    let grid = if plan.stored { plan.pairs } else { 0 };
-    let row = plan.top_m * (3 * plan.rank + 2) + lists + grid;
+    let sides = plan.rank * (plan.top_m + plan.top_m.next_multiple_of(FOUR));
+    let lists = if plan.additive { plan.pairs + 5 * plan.top_m } else { 2 };
+    let grid = if plan.stored { plan.pairs.next_multiple_of(FOUR) } else { 0 };
+    let row = sides + 2 * plan.top_m + lists + grid;
     4 * plan.tile * row + scratch_bytes(plan.tile, plan.units / plan.tile)
 }

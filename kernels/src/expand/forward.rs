@@ -8,7 +8,7 @@
 
 use cubecl::prelude::*;
 
-use crate::product::{accumulate, zero_sums};
+use crate::product::{Columns, accumulate, zero_sums};
 
 /// What is fixed when the kernels are compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,6 +23,8 @@ pub(crate) struct ExpandPlan {
     pub gated: bool,
     /// Vectors of an output row; 0 where pooling is all.
     pub columns: usize,
+    /// Column vectors that a unit projects at a time.
+    pub block: usize,
     /// Tokens of a cube.
     pub tile: usize,
     pub units: usize,
@@ -57,26 +59,27 @@ pub(crate) fn expand_kernel<E: Float, N: Size, O: Size>(
     if CUBE_POS >= cubes as usize {
         terminate!();
     }
-    let depth = comptime!(plan.expansion * plan.value_dim);
     let width = N::value();
+    let depth = comptime!(plan.expansion * plan.value_dim / width);
     let token = CUBE_POS * plan.tile;
-    let mut pooled = SharedMemory::<f32>::new(comptime!(plan.tile * depth));
+    let mut pooled = SharedMemory::<Vector<f32, N>>::new(comptime!(plan.tile * depth));
     let entries = order_entries(slots, scores, shuffle, token, tokens as usize, plan);
-    for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * depth / width), plan.units) {
-        let sum = pool::<E, N>(&entries, values, gate, token, tokens as usize, item, plan);
-        #[unroll]
-        for n in 0..width {
-            pooled[item * width + n] = sum[n];
-        }
+    for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * depth), plan.units) {
+        pooled[item] = pool::<E, N>(&entries, values, gate, token, tokens as usize, item, plan);
     }
     sync_cube();
-    for column in range_stepped(UNIT_POS as usize, plan.columns, plan.units) {
-        let mut sums = zero_sums::<O>(plan.tile);
-        accumulate::<E, O>(&pooled, weight, &mut sums, column, plan.columns, depth, depth, plan.tile);
+    for first in range_stepped(UNIT_POS as usize, plan.columns, comptime!(plan.units * plan.block)) {
+        let last = comptime!(plan.columns - 1).runtime();
+        let columns = Columns { first, last, stride: plan.units, count: plan.block };
+        let mut sums = zero_sums::<O>(comptime!(plan.tile * plan.block));
+        accumulate::<E, O, N>(&pooled, weight, &mut sums, 0usize, columns, plan.columns, depth, depth, plan.tile);
         #[unroll]
-        for t in 0..plan.tile {
-            if token + t < tokens as usize {
-                output[(token + t) * plan.columns + column] = Vector::cast_from(sums[t]);
+        for c in 0..plan.block {
+            #[unroll]
+            for t in 0..plan.tile {
+                if columns.holds(c) && token + t < tokens as usize {
+                    output[(token + t) * plan.columns + columns.at(c)] = Vector::cast_from(sums[c * plan.tile + t]);
+                }
             }
         }
     }

@@ -130,6 +130,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
             shuffled: memory.shuffle.is_some(),
             gated: memory.gate.is_some(),
             columns: 0,
+            block: 1,
             tile: 1,
             units: 1,
         };
@@ -143,11 +144,13 @@ impl<'a, R: Runtime> Stage<'a, R> {
 
     /// The plan with the largest tile that fits, `shared` being the bytes of a tile.
     fn tiled(&self, columns: usize, work: usize, shared: impl Fn(usize) -> usize) -> Result<ExpandPlan> {
-        let most = TILE.min(self.tokens.next_power_of_two());
-        let tiles = [8, 4, 2, 1].into_iter().filter(|&tile| tile <= most);
+        let most = self.device.tile.min(self.tokens.next_power_of_two());
+        let tiles = [16, 8, 4, 2, 1].into_iter().filter(|&tile| tile <= most);
         let tile = tiles.into_iter().find(|&tile| shared(tile) <= self.device.shared_bytes).unwrap_or(1);
         self.device.fits_shared("expand", shared(tile))?;
-        Ok(ExpandPlan { columns, tile, units: self.device.units(tile * work), ..self.plan })
+        let units = self.device.units(tile * work);
+        let block = (columns / units).clamp(1, self.device.block);
+        Ok(ExpandPlan { columns, block, tile, units, ..self.plan })
     }
 
     fn launch_fused(&self) -> Result<Tensor<R>> {
@@ -188,7 +191,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
         let (memory, dtype) = (self.memory, self.memory.values.dtype);
         let pooled_dim = self.plan.expansion * self.plan.value_dim;
         let one_token = |tile| tile * entry_bytes(&self.plan);
-        let tile = if self.tokens > 8 * self.device.busy_cubes { TILE } else { 1 };
+        let tile = if self.tokens > 8 * self.device.busy_cubes { self.device.tile } else { 1 };
         let plan = self.tiled(0, pooled_dim / self.width(), one_token)?;
         let plan = ExpandPlan { tile: plan.tile.min(tile), ..plan };
         let pooled = empty(self.client, "pooled", &[self.tokens, pooled_dim], dtype)?;
@@ -216,9 +219,6 @@ impl<'a, R: Runtime> Stage<'a, R> {
         Ok(pooled)
     }
 }
-
-/// Tokens that share one reading of the output projection.
-const TILE: usize = 8;
 
 /// Shared memory of a token's entries: addresses, rows, scores and where blocks start.
 fn entry_bytes(plan: &ExpandPlan) -> usize {

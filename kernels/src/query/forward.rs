@@ -4,25 +4,28 @@
 
 use cubecl::prelude::*;
 
-use crate::product::{accumulate, zero_sums};
+use crate::product::{Columns, accumulate, zero_sums};
 
 /// What is fixed when the kernel is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct ProjectPlan {
+    /// Vectors of an input row.
     pub depth: usize,
     /// Vectors of a weight row.
     pub columns: usize,
     pub units: usize,
     /// Tokens of a cube.
     pub tile: usize,
-    /// Depth of the slice of the input that a cube holds at a time.
+    /// Column vectors of a unit.
+    pub block: usize,
+    /// Vectors of an input row that a cube holds at a time.
     pub slice: usize,
 }
 
-/// One cube computes `tile` tokens by `units` column vectors; `CUBE_POS` runs over column tiles first.
+/// One cube computes `tile` tokens by `units · block` column vectors; `CUBE_POS` runs over column tiles first.
 #[cube(launch_unchecked)]
-pub(crate) fn project_kernel<I: Float, E: Float, O: Float, N: Size>(
-    input: &Array<I>,
+pub(crate) fn project_kernel<I: Float, E: Float, O: Float, N: Size, W: Size>(
+    input: &Array<Vector<I, W>>,
     weight: &Array<Vector<E, N>>,
     output: &mut Array<Vector<O, N>>,
     tokens: u32,
@@ -35,51 +38,54 @@ pub(crate) fn project_kernel<I: Float, E: Float, O: Float, N: Size>(
     if CUBE_POS >= cubes as usize {
         terminate!();
     }
-    let column_tiles = comptime!(plan.columns.div_ceil(plan.units));
+    let column_tiles = comptime!(plan.columns.div_ceil(plan.units * plan.block));
     let token = CUBE_POS / column_tiles * plan.tile;
-    let column = CUBE_POS % column_tiles * plan.units + UNIT_POS as usize;
-    let mut rows = SharedMemory::<f32>::new(comptime!(plan.tile * plan.slice));
-    let mut sums = zero_sums::<N>(plan.tile);
+    let columns = Columns {
+        first: CUBE_POS % column_tiles * comptime!(plan.units * plan.block) + UNIT_POS as usize,
+        last: comptime!(plan.columns - 1).runtime(),
+        stride: plan.units,
+        count: plan.block,
+    };
+    let mut rows = SharedMemory::<Vector<f32, W>>::new(comptime!(plan.tile * plan.slice));
+    let mut sums = zero_sums::<N>(comptime!(plan.tile * plan.block));
     for part in 0..comptime!(plan.depth.div_ceil(plan.slice)) {
         let start = part * plan.slice;
         let depth = min(plan.slice, plan.depth - start);
-        load_rows::<I>(input, &mut rows, token, tokens as usize, start, depth, plan);
+        load_rows::<I, W>(input, &mut rows, token, tokens as usize, start, depth, plan);
         sync_cube();
-        if column < plan.columns {
-            let first = start * plan.columns + column;
-            accumulate::<E, N>(&rows, weight, &mut sums, first, plan.columns, depth, plan.slice, plan.tile);
-        }
+        let base = start * W::value() * plan.columns;
+        accumulate::<E, N, W>(&rows, weight, &mut sums, base, columns, plan.columns, depth, plan.slice, plan.tile);
         sync_cube();
     }
-    if column < plan.columns {
+    #[unroll]
+    for c in 0..plan.block {
         #[unroll]
         for t in 0..plan.tile {
-            if token + t < tokens as usize {
-                output[(token + t) * plan.columns + column] = Vector::cast_from(sums[t]);
+            if columns.holds(c) && token + t < tokens as usize {
+                output[(token + t) * plan.columns + columns.at(c)] = Vector::cast_from(sums[c * plan.tile + t]);
             }
         }
     }
 }
 
-/// Brings `depth` numbers of each of the tile's rows into shared memory, zeros where the tile passes the last token.
+/// Brings `depth` vectors of each of the tile's rows into shared memory, zeros where the tile passes the last token.
 #[cube]
-fn load_rows<I: Float>(
-    input: &Array<I>,
-    rows: &mut SharedMemory<f32>,
+fn load_rows<I: Float, W: Size>(
+    input: &Array<Vector<I, W>>,
+    rows: &mut SharedMemory<Vector<f32, W>>,
     token: usize,
     tokens: usize,
     start: usize,
     depth: usize,
     #[comptime] plan: ProjectPlan,
 ) {
-    #[unroll]
-    for t in 0..plan.tile {
-        for k in range_stepped(UNIT_POS as usize, depth, plan.units) {
-            let mut value = 0.0f32;
-            if token + t < tokens {
-                value = f32::cast_from(input[(token + t) * plan.depth + start + k]);
-            }
-            rows[t * plan.slice + k] = value;
+    for item in range_stepped(UNIT_POS as usize, plan.tile * depth, plan.units) {
+        let t = item / depth;
+        let k = item % depth;
+        let mut value = Vector::<f32, W>::new(0.0);
+        if token + t < tokens {
+            value = Vector::cast_from(input[(token + t) * plan.depth + start + k]);
         }
+        rows[t * plan.slice + k] = value;
     }
 }

@@ -83,25 +83,28 @@ fn launch_tile<R: Runtime>(
     output: &Tensor<R>,
 ) -> Result<()> {
     let device = Device::of(client);
-    let (tokens, depth, width) = (input.shape()[0], weight.shape()[0], weight.shape()[1]);
-    let vector = device.width(weight.dtype.size(), &[width]);
-    let columns = width / vector;
-    let units = device.units(columns);
-    let slice = depth.min(SLICE);
-    let tile = tokens.next_power_of_two().min(TILE);
-    device.fits_shared("query", 4 * tile * slice)?;
-    let plan = ProjectPlan { depth, columns, units, tile, slice };
-    let cubes = tokens.div_ceil(tile) * columns.div_ceil(units);
+    let (tokens, depth, out) = (input.shape()[0], weight.shape()[0], weight.shape()[1]);
+    let width = device.width(weight.dtype.size(), &[out]);
+    let row_width = device.width(4, &[depth]);
+    let columns = out / width;
+    let tile = tokens.next_power_of_two().min(device.tile);
+    let block = (columns / device.plane_size).clamp(1, device.block);
+    let units = device.units(columns.div_ceil(block));
+    let slice = (depth / row_width).min(SLICE);
+    device.fits_shared("query", 4 * row_width * tile * slice)?;
+    let plan = ProjectPlan { depth: depth / row_width, columns, units, tile, block, slice };
+    let cubes = tokens.div_ceil(tile) * columns.div_ceil(units * block);
     // SAFETY: shapes are checked; a unit reads and writes below `tokens` and `columns` only.
     unsafe {
         project_kernel::launch_unchecked::<R>(
             client,
             device.grid(cubes)?,
             CubeDim::new_1d(units as u32),
-            vector,
-            arg(input, 1),
-            arg(weight, vector),
-            arg(output, vector),
+            width,
+            row_width,
+            arg(input, row_width),
+            arg(weight, width),
+            arg(output, width),
             tokens as u32,
             cubes as u32,
             plan,
@@ -113,10 +116,8 @@ fn launch_tile<R: Runtime>(
     Ok(())
 }
 
-/// Tokens that share one reading of the weight.
-const TILE: usize = 8;
-/// Input numbers per token that a cube holds at a time.
-const SLICE: usize = 512;
+/// Input vectors per token that a cube holds at a time.
+const SLICE: usize = 64;
 
 fn launch_cubek<R: Runtime>(
     client: &ComputeClient<R>,

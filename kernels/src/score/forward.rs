@@ -8,8 +8,8 @@
 use cubecl::prelude::*;
 
 use crate::norm::{Norm, scale_of};
-use crate::product::{accumulate, zero_sums};
-use crate::select::{Lane, Scratch, Stored, lane_of, order_key, score_of, select};
+use crate::product::{Columns, accumulate, zero_sums};
+use crate::select::{FOUR, Four, Lane, NOTHING, Scratch, Stored, key_at, lane_of, order_key, score_of, select};
 
 /// What is fixed when the kernels are compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,7 +23,7 @@ pub(crate) struct ScorePlan {
     pub norm: Norm,
     /// Whether the approximate score is the score (product keys: rank 1, factor 1).
     pub direct: bool,
-    /// Keys of a split, whole vectors.
+    /// Keys of a split, a multiple of four.
     pub range: usize,
     pub splits: usize,
     /// Candidates that a split hands on: `min(top_m, range)`.
@@ -31,6 +31,8 @@ pub(crate) struct ScorePlan {
     /// Tokens of a cube.
     pub tile: usize,
     pub units: usize,
+    /// Vectors of projected keys that a unit scores at a time.
+    pub block: usize,
 }
 
 /// The side of one head that a cube works on, and its tokens.
@@ -46,10 +48,10 @@ pub(crate) struct Place {
 ///
 /// `CUBE_POS` runs over splits, then sides, then tiles of tokens.
 #[cube(launch_unchecked)]
-pub(crate) fn score_kernel<N: Size, D: Size>(
-    query: &Array<f32>,
-    query_norm: &Array<f32>,
-    projected: &Array<Vector<f32, N>>,
+pub(crate) fn score_kernel<D: Size>(
+    query: &Array<Vector<f32, D>>,
+    query_norm: &Array<Vector<f32, D>>,
+    projected: &Array<Vector<f32, Four>>,
     normalised: &Array<Vector<f32, D>>,
     kept_keys: &mut Array<u32>,
     kept_scores: &mut Array<f32>,
@@ -72,22 +74,18 @@ pub(crate) fn score_kernel<N: Size, D: Size>(
     let count = min(plan.range, plan.side_keys - first_key);
     let at = lane_of(plan.tile, plan.units);
 
-    let mut queries = SharedMemory::<f32>::new(comptime!(plan.tile * plan.key_dim));
-    let mut order = SharedMemory::<u32>::new(comptime!(plan.tile * plan.range));
+    let width = D::value();
+    let depth = comptime!(plan.key_dim / width);
+    let mut queries = SharedMemory::<Vector<f32, D>>::new(comptime!(plan.tile * depth));
+    let mut order = SharedMemory::<Vector<u32, Four>>::new(comptime!(plan.tile * plan.range / FOUR));
     let mut kept = SharedMemory::<u32>::new(comptime!(plan.tile * plan.keep));
     let mut scratch = Scratch::new(plan.tile, comptime!(plan.units / plan.tile));
 
-    normalise_queries(query, query_norm, &mut queries, place, at, eps, plan);
-    approximate_scores::<N>(&queries, projected, &mut order, place.side, first_key, plan);
-    // A split past the last key still holds `keep` positions: the ones beyond `count` lose to all others.
-    for t in 0..plan.tile {
-        for i in range_stepped(count + UNIT_POS as usize, plan.range, plan.units) {
-            order[t * plan.range + i] = u32::MAX;
-        }
-    }
-    sync_cube();
-    let candidates = Stored { keys: order, first: at.row * plan.range };
-    select::<Stored>(&candidates, plan.range, at, &mut kept, &mut scratch, plan.keep);
+    normalise_queries::<D>(query, query_norm, &mut queries, place, at, eps, plan);
+    approximate_scores::<D>(&queries, projected, &mut order, place.side, first_key, count, plan);
+    let vectors = comptime!(plan.range / FOUR);
+    let candidates = Stored { keys: order, first: at.row * vectors };
+    select::<Stored>(&candidates, vectors, at, &mut kept, &mut scratch, plan.keep);
 
     let token = place.token + at.row;
     if token < place.tokens {
@@ -96,7 +94,7 @@ pub(crate) fn score_kernel<N: Size, D: Size>(
             let position = kept[at.row * plan.keep + i] as usize;
             kept_keys[out + i] = (first_key + position) as u32;
             if comptime!(plan.splits > 1 || plan.direct) {
-                kept_scores[out + i] = score_of(candidates.keys[at.row * plan.range + position]);
+                kept_scores[out + i] = score_of(key_at::<Stored>(&candidates, position));
             }
         }
     }
@@ -110,8 +108,8 @@ pub(crate) fn score_kernel<N: Size, D: Size>(
 /// `candidate_keys` and `candidate_scores` are `[tokens, heads, 2, splits · keep]`; `CUBE_POS` runs over sides, then tiles.
 #[cube(launch_unchecked)]
 pub(crate) fn merge_kernel<D: Size>(
-    query: &Array<f32>,
-    query_norm: &Array<f32>,
+    query: &Array<Vector<f32, D>>,
+    query_norm: &Array<Vector<f32, D>>,
     candidate_keys: &Array<u32>,
     candidate_scores: &Array<f32>,
     normalised: &Array<Vector<f32, D>>,
@@ -132,22 +130,28 @@ pub(crate) fn merge_kernel<D: Size>(
     let token = place.token + at.row;
     let list = (token * sides + place.side) * count;
 
-    let mut queries = SharedMemory::<f32>::new(comptime!(plan.tile * plan.key_dim));
-    let mut order = SharedMemory::<u32>::new(comptime!(plan.tile * count));
+    let width = D::value();
+    let depth = comptime!(plan.key_dim / width);
+    let mut queries = SharedMemory::<Vector<f32, D>>::new(comptime!(plan.tile * depth));
+    let vectors = comptime!(count.div_ceil(FOUR));
+    let mut order = SharedMemory::<Vector<u32, Four>>::new(comptime!(plan.tile * vectors));
     let mut kept = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
     let mut scratch = Scratch::new(plan.tile, comptime!(plan.units / plan.tile));
 
-    normalise_queries(query, query_norm, &mut queries, place, at, eps, plan);
-    for i in range_stepped(at.lane, count, at.lanes) {
-        let mut key = u32::MAX.runtime();
-        if token < place.tokens {
-            key = order_key(candidate_scores[list + i]);
+    normalise_queries::<D>(query, query_norm, &mut queries, place, at, eps, plan);
+    for vector in range_stepped(at.lane, vectors, at.lanes) {
+        let mut keys = Vector::<u32, Four>::new(NOTHING);
+        #[unroll]
+        for n in 0..FOUR {
+            if token < place.tokens && vector * FOUR + n < count {
+                keys[n] = order_key(candidate_scores[list + vector * FOUR + n]);
+            }
         }
-        order[at.row * count + i] = key;
+        order[at.row * vectors + vector] = keys;
     }
     sync_cube();
-    let candidates = Stored { keys: order, first: at.row * count };
-    select::<Stored>(&candidates, count, at, &mut kept, &mut scratch, plan.top_m);
+    let candidates = Stored { keys: order, first: at.row * vectors };
+    select::<Stored>(&candidates, vectors, at, &mut kept, &mut scratch, plan.top_m);
 
     // From positions in the list to keys.
     if token < place.tokens {
@@ -158,7 +162,7 @@ pub(crate) fn merge_kernel<D: Size>(
             kept[at.row * plan.top_m + i] = key;
             kept_keys[out + i] = key;
             if plan.direct {
-                kept_scores[out + i] = score_of(candidates.keys[at.row * count + position]);
+                kept_scores[out + i] = score_of(key_at::<Stored>(&candidates, position));
             }
         }
     }
@@ -168,25 +172,26 @@ pub(crate) fn merge_kernel<D: Size>(
     }
 }
 
-/// Normalises one side's queries of the tile into `queries[t · key_dim + d]`; zeros past the last token. Ends with a
-/// barrier.
+/// Normalises one side's queries of the tile into `[tile, key_dim]`; zeros past the last token. Ends with a barrier.
 #[cube]
-fn normalise_queries(
-    query: &Array<f32>,
-    query_norm: &Array<f32>,
-    queries: &mut SharedMemory<f32>,
+fn normalise_queries<D: Size>(
+    query: &Array<Vector<f32, D>>,
+    query_norm: &Array<Vector<f32, D>>,
+    queries: &mut SharedMemory<Vector<f32, D>>,
     place: Place,
     at: Lane,
     eps: f32,
     #[comptime] plan: ScorePlan,
 ) {
+    let width = D::value();
+    let depth = comptime!(plan.key_dim / width);
     let head = comptime!(if plan.query_heads == 1 { 0 } else { 1 }) * (place.side / 2);
     let token = place.token + at.row;
-    let first = ((token * plan.query_heads + head) * 2 + place.side % 2) * plan.key_dim;
-    let row = at.row * plan.key_dim;
+    let first = ((token * plan.query_heads + head) * 2 + place.side % 2) * depth;
+    let row = at.row * depth;
     let mut partial = SharedMemory::<f32>::new(plan.units);
-    for d in range_stepped(at.lane, plan.key_dim, at.lanes) {
-        let mut value = 0.0f32;
+    for d in range_stepped(at.lane, depth, at.lanes) {
+        let mut value = Vector::<f32, D>::new(0.0);
         if token < place.tokens {
             value = query[first + d];
         }
@@ -194,12 +199,12 @@ fn normalise_queries(
     }
     let mut mean = 0.0f32;
     if comptime!(plan.norm == Norm::Layer) {
-        mean = row_sum(queries, &mut partial, row, 0.0, at, plan.key_dim, false) / comptime!(plan.key_dim as f32);
+        mean = row_sum::<D>(queries, &mut partial, 0.0, at, depth, false) / comptime!(plan.key_dim as f32);
     }
-    let squares = row_sum(queries, &mut partial, row, mean, at, plan.key_dim, true);
+    let squares = row_sum::<D>(queries, &mut partial, mean, at, depth, true);
     let scale = scale_of(squares, eps, plan.key_dim);
-    for d in range_stepped(at.lane, plan.key_dim, at.lanes) {
-        queries[row + d] = (queries[row + d] - mean) * scale * query_norm[d];
+    for d in range_stepped(at.lane, depth, at.lanes) {
+        queries[row + d] = (queries[row + d] - Vector::new(mean)) * Vector::new(scale) * query_norm[d];
     }
     sync_cube();
 }
@@ -207,21 +212,20 @@ fn normalise_queries(
 /// Sum of a row's numbers less `mean`, or of their squares, in an order that does not depend on the device's timing. Each
 /// lane sums what it wrote itself, then all lanes sum the lanes.
 #[cube]
-fn row_sum(
-    rows: &SharedMemory<f32>,
+fn row_sum<D: Size>(
+    rows: &SharedMemory<Vector<f32, D>>,
     partial: &mut SharedMemory<f32>,
-    first: usize,
     mean: f32,
     at: Lane,
-    #[comptime] size: usize,
+    #[comptime] depth: usize,
     #[comptime] squares: bool,
 ) -> f32 {
-    let mut own = 0.0f32;
-    for d in range_stepped(at.lane, size, at.lanes) {
-        let centred = rows[first + d] - mean;
+    let mut own = Vector::<f32, D>::new(0.0);
+    for d in range_stepped(at.lane, depth, at.lanes) {
+        let centred = rows[at.row * depth + d] - Vector::new(mean);
         own += if squares { centred * centred } else { centred };
     }
-    partial[UNIT_POS as usize] = own;
+    partial[UNIT_POS as usize] = component_sum::<D>(own);
     sync_cube();
     let mut sum = 0.0f32;
     for lane in 0..at.lanes {
@@ -231,40 +235,64 @@ fn row_sum(
     sum
 }
 
-/// The order keys of `Σ_d queries[t, d] · projected[side, d, first_key + i]` for a range of keys, `[tile, range]`.
+/// Sum of a vector's components.
 #[cube]
-fn approximate_scores<N: Size>(
-    queries: &SharedMemory<f32>,
-    projected: &Array<Vector<f32, N>>,
-    order: &mut SharedMemory<u32>,
+fn component_sum<D: Size>(vector: Vector<f32, D>) -> f32 {
+    let mut sum = 0.0f32;
+    #[unroll]
+    for n in 0..D::value() {
+        sum += vector[n];
+    }
+    sum
+}
+
+/// The order keys of `Σ_d queries[t, d] · projected[side, d, first_key + i]` for the `count` keys of a range, `[tile, range]`; nothing past
+/// the last. Ends with a barrier.
+#[cube]
+fn approximate_scores<D: Size>(
+    queries: &SharedMemory<Vector<f32, D>>,
+    projected: &Array<Vector<f32, Four>>,
+    order: &mut SharedMemory<Vector<u32, Four>>,
     side: usize,
     first_key: usize,
+    count: usize,
     #[comptime] plan: ScorePlan,
 ) {
-    let width = N::value();
-    let padded = comptime!(plan.side_keys.div_ceil(width));
-    let vectors = comptime!(plan.range / width);
-    for column in range_stepped(UNIT_POS as usize, vectors, plan.units) {
-        let mut sums = zero_sums::<N>(plan.tile);
-        if first_key / width + column < padded {
-            let first = side * plan.key_dim * padded + first_key / width + column;
-            accumulate::<f32, N>(queries, projected, &mut sums, first, padded, plan.key_dim, plan.key_dim, plan.tile);
-        }
+    let width = D::value();
+    let depth = comptime!(plan.key_dim / width);
+    let padded = comptime!(plan.side_keys.div_ceil(FOUR));
+    let vectors = comptime!(plan.range / FOUR);
+    let base = side * plan.key_dim * padded + first_key / FOUR;
+    for first in range_stepped(UNIT_POS as usize, vectors, comptime!(plan.units * plan.block)) {
+        let last = min(vectors, padded - first_key / FOUR) - 1;
+        let columns = Columns { first, last, stride: plan.units, count: plan.block };
+        let mut sums = zero_sums::<Four>(comptime!(plan.tile * plan.block));
+        accumulate::<f32, Four, D>(queries, projected, &mut sums, base, columns, padded, depth, depth, plan.tile);
         #[unroll]
-        for t in 0..plan.tile {
+        for c in 0..plan.block {
+            let column = first + comptime!(c * plan.units);
             #[unroll]
-            for n in 0..width {
-                order[t * plan.range + column * width + n] = order_key(sums[t][n]);
+            for t in 0..plan.tile {
+                let mut keys = Vector::<u32, Four>::new(NOTHING);
+                #[unroll]
+                for n in 0..FOUR {
+                    if column * FOUR + n < count {
+                        keys[n] = order_key(sums[c * plan.tile + t][n]);
+                    }
+                }
+                if column < vectors {
+                    order[t * vectors + column] = keys;
+                }
             }
         }
     }
     sync_cube();
 }
 
-/// `kept_scores[t, side, i, ρ] = queries[t] · normalised[side, kept[t, i], ρ]`.
+/// `kept_scores[t, side, i, ρ] = queries[t] · normalised[side, kept[t, i], ρ]`. A unit takes all ρ of one key.
 #[cube]
 fn score_kept<D: Size>(
-    queries: &SharedMemory<f32>,
+    queries: &SharedMemory<Vector<f32, D>>,
     normalised: &Array<Vector<f32, D>>,
     kept: &SharedMemory<u32>,
     kept_scores: &mut Array<f32>,
@@ -272,30 +300,25 @@ fn score_kept<D: Size>(
     #[comptime] plan: ScorePlan,
 ) {
     let width = D::value();
-    let vectors = comptime!(plan.key_dim / width);
-    let per_row = comptime!(plan.top_m * plan.rank);
-    for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * per_row), plan.units) {
-        let row = item / per_row;
-        let entry = item % per_row;
-        if place.token + row < place.tokens {
-            let key = kept[row * plan.top_m + entry / plan.rank] as usize;
-            let first = ((place.side * plan.side_keys + key) * plan.rank + entry % plan.rank) * vectors;
-            let mut sum = Vector::<f32, D>::new(0.0);
-            for d in 0..vectors {
-                let mut part = Vector::<f32, D>::empty();
+    let depth = comptime!(plan.key_dim / width);
+    for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * plan.top_m), plan.units) {
+        let row = item / plan.top_m;
+        let token = place.token + row;
+        if token < place.tokens {
+            let first = (place.side * plan.side_keys + kept[item] as usize) * comptime!(plan.rank * depth);
+            let mut sums = zero_sums::<D>(plan.rank);
+            for d in 0..depth {
+                let query = queries[row * depth + d];
                 #[unroll]
-                for n in 0..width {
-                    part[n] = queries[row * plan.key_dim + d * width + n];
+                for rho in 0..plan.rank {
+                    sums[rho] += query * normalised[first + rho * depth + d];
                 }
-                sum += part * normalised[first + d];
             }
-            let mut total = 0.0f32;
+            let entry = (token * comptime!(plan.heads * 2) + place.side) * plan.top_m + item % plan.top_m;
             #[unroll]
-            for n in 0..width {
-                total += sum[n];
+            for rho in 0..plan.rank {
+                kept_scores[entry * plan.rank + rho] = component_sum::<D>(sums[rho]);
             }
-            let sides = comptime!(plan.heads * 2);
-            kept_scores[((place.token + row) * sides + place.side) * per_row + entry] = total;
         }
     }
 }

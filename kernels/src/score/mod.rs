@@ -16,7 +16,7 @@ use self::forward::{ScorePlan, merge_kernel, score_kernel};
 use self::prepare::{PreparePlan, prepare_kernel};
 use crate::device::Device;
 use crate::norm::Norm;
-use crate::select::scratch_bytes;
+use crate::select::{FOUR, scratch_bytes};
 use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, from_f32, tokens_of, u32_storage};
 use crate::{Error, Result};
 
@@ -89,7 +89,7 @@ pub fn prepare_keys<R: Runtime>(
     if let Some((_, _, weight)) = factors.norm {
         check(weight, "keys_norm", &[key_dim], f32_storage())?;
     }
-    let padded = side_keys.next_multiple_of(device.width(4, &[]));
+    let padded = side_keys.next_multiple_of(FOUR);
     let normalised = empty(client, "normalised keys", &[heads, 2, side_keys, rank, key_dim], f32_storage())?;
     let projected = empty(client, "projected keys", &[heads, 2, key_dim, padded], f32_storage())?;
     let (norm, eps, weight) = match factors.norm {
@@ -145,7 +145,7 @@ impl ScoreStrategy {
         let sides = tokens * heads * 2;
         let wanted = (device.busy_cubes / sides).min(side_keys / (2 * top_m).max(MIN_RANGE));
         let fitting = (1..=side_keys).find(|&splits| {
-            let range = side_keys.div_ceil(splits).next_multiple_of(device.width(4, &[]));
+            let range = side_keys.div_ceil(splits).next_multiple_of(FOUR);
             shared_bytes(1, range, key_dim, top_m.min(range), device.units(range)) <= device.shared_bytes
         });
         match wanted.max(fitting.unwrap_or(1)) {
@@ -192,7 +192,7 @@ pub fn score<R: Runtime>(
     check(query, "query", &query.shape().to_vec(), f32_storage())?;
     check(query_norm, "query_norm", &[key_dim], f32_storage())?;
     check(&keys.normalised, "normalised keys", &[heads, 2, side_keys, rank, key_dim], f32_storage())?;
-    let padded = side_keys.next_multiple_of(device.width(4, &[]));
+    let padded = side_keys.next_multiple_of(FOUR);
     check(&keys.projected, "projected keys", &[heads, 2, key_dim, padded], f32_storage())?;
     if top_m == 0 {
         return Err(Error::Zero { what: "top_m" });
@@ -205,7 +205,7 @@ pub fn score<R: Runtime>(
         ScoreStrategy::Whole => 1,
         ScoreStrategy::Split { splits } => splits.clamp(2, side_keys.max(2)),
     };
-    let range = side_keys.div_ceil(splits).next_multiple_of(device.width(4, &[]));
+    let range = side_keys.div_ceil(splits).next_multiple_of(FOUR);
     let splits = side_keys.div_ceil(range);
     let keep = top_m.min(range);
     let (tile, units) = tile_of(&device, tokens, range, key_dim, keep)?;
@@ -224,6 +224,7 @@ pub fn score<R: Runtime>(
         keep,
         tile,
         units,
+        block: (range / FOUR / units).clamp(1, device.block),
     };
     let stage = Stage { client, device, query, query_norm, eps, keys, tokens };
     let kept = Kept {
@@ -259,7 +260,6 @@ struct Stage<'a, R: Runtime> {
 impl<R: Runtime> Stage<'_, R> {
     fn launch_score(&self, plan: ScorePlan, kept: &Kept<R>) -> Result<()> {
         let cubes = self.tokens.div_ceil(plan.tile) * plan.heads * 2 * plan.splits;
-        let width = self.device.width(4, &[]);
         let depth = self.device.width(4, &[plan.key_dim]);
         // SAFETY: `score` has checked every shape; keys stay below `side_keys` and tokens below `tokens`.
         unsafe {
@@ -267,11 +267,10 @@ impl<R: Runtime> Stage<'_, R> {
                 self.client,
                 self.device.grid(cubes)?,
                 CubeDim::new_1d(plan.units as u32),
-                width,
                 depth,
-                arg(self.query, 1),
-                arg(self.query_norm, 1),
-                arg(&self.keys.projected, width),
+                arg(self.query, depth),
+                arg(self.query_norm, depth),
+                arg(&self.keys.projected, FOUR),
                 arg(&self.keys.normalised, depth),
                 arg(&kept.keys, 1),
                 arg(&kept.scores, 1),
@@ -294,8 +293,8 @@ impl<R: Runtime> Stage<'_, R> {
                 self.device.grid(cubes)?,
                 CubeDim::new_1d(plan.units as u32),
                 depth,
-                arg(self.query, 1),
-                arg(self.query_norm, 1),
+                arg(self.query, depth),
+                arg(self.query_norm, depth),
                 arg(&candidates.keys, 1),
                 arg(&candidates.scores, 1),
                 arg(&self.keys.normalised, depth),
@@ -314,17 +313,14 @@ impl<R: Runtime> Stage<'_, R> {
 /// Tokens and units of a cube: the largest tile whose working set fits.
 fn tile_of(device: &Device, tokens: usize, range: usize, key_dim: usize, keep: usize) -> Result<(usize, usize)> {
     let units = device.units(range);
-    let most = TILE.min(tokens.next_power_of_two()).min(units);
+    let most = device.tile.min(tokens.next_power_of_two()).min(units);
     let fits = |&tile: &usize| shared_bytes(tile, range, key_dim, keep, units) <= device.shared_bytes;
     let tile = [16, 8, 4, 2, 1].into_iter().filter(|&tile| tile <= most).find(fits);
     device.fits_shared("score", shared_bytes(tile.unwrap_or(1), range, key_dim, keep, units))?;
     Ok((tile.unwrap_or(1), units))
 }
 
-/// Tokens that share one reading of the keys.
-const TILE: usize = 8;
-
 /// Shared memory of a cube: queries, scores, kept positions, the norm's partial sums and the selection's scratch.
 fn shared_bytes(tile: usize, range: usize, key_dim: usize, keep: usize, units: usize) -> usize {
-    4 * (tile * (key_dim + range + keep) + units) + scratch_bytes(tile, units / tile)
+    4 * (tile * (key_dim + range.next_multiple_of(FOUR) + keep) + units) + scratch_bytes(tile, units / tile)
 }
