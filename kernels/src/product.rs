@@ -50,15 +50,21 @@ pub(crate) fn accumulate<E: Float, N: Size, W: Size>(
             row[t] = rows[t * pitch + k];
         }
         #[unroll]
-        for w in 0..width {
-            let line = base + (k * width + w) * step;
+        for c in 0..columns.count {
+            let mut lines = Array::<Vector<f32, N>>::new(width);
             #[unroll]
-            for c in 0..columns.count {
-                let column = Vector::<f32, N>::cast_from(weight[line + columns.at(c)]);
+            for w in 0..width {
+                lines[w] = Vector::cast_from(weight[base + (k * width + w) * step + columns.at(c)]);
+            }
+            // All of a sum's terms in a row: one reading and one writing of a sum that does not fit a register.
+            #[unroll]
+            for t in 0..tile {
+                let mut sum = sums[c * tile + t];
                 #[unroll]
-                for t in 0..tile {
-                    sums[c * tile + t] += column * Vector::new(row[t][w]);
+                for w in 0..width {
+                    sum += lines[w] * Vector::new(row[t][w]);
                 }
+                sums[c * tile + t] = sum;
             }
         }
     }

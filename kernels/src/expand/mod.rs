@@ -46,7 +46,7 @@ impl ExpandStrategy {
         let device = Device::of(client);
         let product = ProjectStrategy::choose(client, tokens, memory.weight.dtype);
         let pooled_dim = memory.weight.shape().first().copied().unwrap_or(0);
-        let fits = 2 * 4 * pooled_dim * tokens.min(2) <= device.shared_bytes;
+        let fits = 5 * pooled_dim * device.tile.min(tokens) <= device.shared_bytes;
         if product == ProjectStrategy::Tile && tokens > 1 && fits { Self::Fused } else { Self::Pooled(product) }
     }
 }
