@@ -70,7 +70,7 @@ impl Backend {
     pub fn find(self) -> Result<Adapter> {
         match self {
             Self::Reference => Ok(Adapter::reference()),
-            Self::Cuda => first(cuda_adapters()?, "no CUDA device found"),
+            Self::Cuda => first(cuda_adapters()?, "no CUDA device found; use --backend wgpu"),
             Self::Wgpu => match wgpu_adapters().and_then(|found| first(found, "no wgpu adapter found")) {
                 Ok(adapter) => Ok(adapter),
                 Err(failure) => Err(Failure::new(format!("{failure}; {CURE}"))),

@@ -86,7 +86,7 @@ fn table(lines: &[Line]) -> String {
                 table.line([&line.name, &format!("{:.2} % equal", share * 100.0), "all", word(line.status)]);
             }
             (_, Some(value), Some(bound)) => {
-                let (value, bound) = (format!("relative L2 {value:.1e}"), format!("{bound:.0e}"));
+                let (value, bound) = (format!("relative L2 {value:.1e}"), format!("at most {bound:.0e}"));
                 table.line([&line.name, &value, &bound, word(line.status)]);
             }
             _ => {}

@@ -1,14 +1,14 @@
 //! `ultramem demo`: a trained layer on the hidden states of real text, held against the oracle and against PyTorch, timed, and
 //! shown at work: which slots fire for which text.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Instant};
 
 use serde_json::{Value, json};
 use ultramem::{Checkpoint, ElementType, MemoryConfig, Weights};
 
 use crate::Common;
 use crate::compare::{F32_BOUND, HALF_BOUND, equal_slots, relative_l2};
-use crate::engine::{Engine, Oracle, Outcome};
+use crate::engine::{Engine, Oracle, Outcome, milliseconds};
 use crate::failure::{Failure, Result};
 use crate::report::{
     Report, Table, counted, device_json, device_line, grouped, measured_json, object, percent, stage_table,
@@ -18,8 +18,10 @@ use crate::themes::{Firing, Text, Theme, clearest, firings, printable};
 /// A layer of a byte-level language model with 1,024 of its hidden states and the text that they came from.
 static LAYER: &[u8] = include_bytes!("../data/kjv_layer.safetensors");
 
-const SAMPLES: usize = 7;
-const THEMES: usize = 6;
+/// Milliseconds that the measurement may take, more or less.
+const MEASURE: f64 = 2000.0;
+/// Slots shown for each length of their theme.
+const THEMES: usize = 2;
 const CONTEXTS: usize = 4;
 
 /// Runs the verb.
@@ -31,7 +33,7 @@ pub fn run(common: &Common) -> Result<Report> {
     let adapter = common.backend.find()?;
     let engine = adapter.engine(config, &weights, common.dtype)?;
     let outcome = engine.forward(&input)?;
-    let measured = engine.measure(&input, SAMPLES)?;
+    let measured = engine.measure(&input, samples(engine.as_ref(), &input)?)?;
     let agreement = Agreement::new(&checkpoint, &weights, common.dtype, &input, &outcome)?;
     let usage = Usage::new(config, &weights, &outcome);
     let entries = config.heads * config.top_m;
@@ -48,7 +50,7 @@ pub fn run(common: &Common) -> Result<Report> {
     out += &format!("\nTime for {}\n{}", counted(tokens, "token"), stage_table(&measured, &cost));
     out += &format!("\nAgreement\n{}", agreement.text());
     out += &format!("\nUse: each token reads {entries} slots\n{}", usage.text());
-    out += "\nWhat a slot is for: the clearest of the busy slots, with the text up to the [byte] where each is read\n";
+    out += "\nWhat a slot is for: some busy slots, the text around the [byte] where each is read, its score\n";
     out += &themes.iter().map(|theme| theme_text(theme, &text, config.side_keys)).collect::<String>();
 
     let mut json = device_json(&adapter, common.dtype);
@@ -57,6 +59,13 @@ pub fn run(common: &Common) -> Result<Report> {
     json.extend([("agreement", agreement.json()), ("usage", usage.json())]);
     json.push(("slots", themes.iter().map(|theme| theme_json(theme, &text)).collect()));
     Ok(Report { text: out, json: object(json), passed: agreement.passed() })
+}
+
+/// As many samples as fit, each of them the whole forward pass and its stages one by one. Kernels are compiled by now.
+fn samples(engine: &dyn Engine, input: &[f32]) -> Result<usize> {
+    let start = Instant::now();
+    engine.forward(input)?;
+    Ok((MEASURE / (2.0 * milliseconds(start))).clamp(3.0, 15.0) as usize)
 }
 
 /// The metadata's `text`, which has a byte for every row of the input.
@@ -190,8 +199,8 @@ const AFTER: usize = 32;
 fn theme_text(theme: &Theme, text: &Text<'_>, side_keys: usize) -> String {
     let slot = theme.slot as usize;
     let mut out = format!(
-        "  slot {slot} (row key {}, column key {}): {}, mean score {:.2}\n  {} of them right after \"{}\", as {} of the \
-         text is\n",
+        "  slot {slot} (row key {}, column key {}): {}, mean score {:.2}\n  {} of them end in \"{}\", as {} of the text \
+         does\n",
         slot / side_keys,
         slot % side_keys,
         counted(theme.firings.len(), "position"),
@@ -210,11 +219,18 @@ fn theme_text(theme: &Theme, text: &Text<'_>, side_keys: usize) -> String {
     out
 }
 
-/// The strongest firings whose surroundings differ.
+/// The strongest firings in different places and surroundings.
 fn contexts(theme: &Theme, text: &Text<'_>) -> Vec<Firing> {
     let mut seen = BTreeSet::new();
-    let fresh = theme.firings.iter().filter(|firing| seen.insert(text.before(firing.position, BEFORE / 2)));
-    fresh.take(CONTEXTS).copied().collect()
+    let mut chosen: Vec<Firing> = Vec::new();
+    for firing in &theme.firings {
+        let apart = |other: &Firing| other.position.abs_diff(firing.position) > BEFORE;
+        if chosen.len() < CONTEXTS && chosen.iter().all(apart) && seen.insert(text.before(firing.position, BEFORE / 2))
+        {
+            chosen.push(*firing);
+        }
+    }
+    chosen
 }
 
 fn theme_json(theme: &Theme, text: &Text<'_>) -> Value {

@@ -68,7 +68,7 @@ fn atomic_add(properties: &DeviceProperties) -> bool {
 }
 
 fn adapter_text(adapter: &Adapter, found: &Result<DeviceProperties>) -> String {
-    let title = format!("{} ({}: {})\n", adapter.name, adapter.backend, adapter.driver);
+    let title = format!("{}; {}, {}\n", adapter.name, adapter.backend, adapter.driver);
     let properties = match found {
         Ok(properties) => properties,
         Err(reason) => return format!("{title}  can't be opened: {reason}\n"),

@@ -88,7 +88,7 @@ fn groups(config: &MemoryConfig) -> Vec<(&'static str, String, u64)> {
     let queries = config.query_heads() * 2 * config.key_dim;
     let group = |name, shape: &[usize]| {
         let count = shape.iter().map(|&size| size as u64).product();
-        (name, shape.iter().map(usize::to_string).collect::<Vec<_>>().join(" × "), count)
+        (name, shape.iter().map(|&size| grouped(size)).collect::<Vec<_>>().join(" × "), count)
     };
     let mut groups = vec![
         group("query projection", &[queries, hidden]),
@@ -159,7 +159,7 @@ fn bytes_text(config: &MemoryConfig, reads: &[(ElementType, u64); 3], memory: &[
     let mut line = |name: &str, [a, b, c]: [u64; 3]| table.line([name, &bytes(a), &bytes(b), &bytes(c)]);
     let entries = (config.heads * config.top_m) as u64;
     line("value rows read per token", TYPES.map(|dtype| entries * (config.value_dim * dtype.size()) as u64));
-    line("and their addresses", reads.map(|(_, bytes)| bytes));
+    line("with their addresses", reads.map(|(_, bytes)| bytes));
     line("weights in memory", memory.map(|(_, bytes)| bytes));
     line("prepared keys on a device", [prepared_key_bytes(config); 3]);
     let read = grouped(config.heads * config.top_m);

@@ -43,6 +43,7 @@ struct Cli {
 
 /// What every verb takes.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every verb")]
 struct Common {
     /// What computes
     #[arg(long, global = true, value_enum, default_value = "auto")]
@@ -67,8 +68,8 @@ enum Verb {
     Info(info::InfoArgs),
     /// List the adapters and what each supports
     Devices,
-    /// Measure
-    #[command(subcommand)]
+    /// Measure what a layer costs on this device
+    #[command(subcommand, arg_required_else_help = false)]
     Bench(bench::Bench),
 }
 
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
     }
     keep_panics();
+    quieten_vulkan();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -87,6 +89,15 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(failure) => fail(&failure),
+    }
+}
+
+/// Mesa's layer that picks the GPU of the desktop prints errors where there is no desktop. It has nothing to do there.
+fn quieten_vulkan() {
+    let set = |name| std::env::var_os(name).is_some();
+    if !set("XDG_RUNTIME_DIR") && !set("MESA_VK_DEVICE_SELECT") {
+        // SAFETY: no other thread runs yet that could read the environment.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
     }
 }
 

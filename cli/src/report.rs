@@ -88,7 +88,7 @@ pub fn stage_table(measured: &Measured, cost: &Cost) -> String {
             &ms(stage.ms.max),
             &bytes(stage.bytes),
             &flops(stage.flops),
-            &format!("{:.2} GB/s", stage.bandwidth_gb_s),
+            &rate(stage.bandwidth_gb_s),
             &percent(stage.share_of_copy),
         ]);
     }
@@ -96,7 +96,7 @@ pub fn stage_table(measured: &Measured, cost: &Cost) -> String {
     table.line(["forward", &ms(median), &ms(min), &ms(max)]);
     let mut text = table.text();
     if let Some((_, copy)) = &measured.device {
-        text += &format!("  A plain copy on this device moves {copy:.1} GB/s.\n");
+        text += &format!("  A plain copy on this device moves {}.\n", rate(*copy));
     }
     text
 }
@@ -124,7 +124,7 @@ pub fn device_json(adapter: &Adapter, dtype: ElementType) -> Vec<(&'static str, 
 
 /// The line about the device in every report.
 pub fn device_line(adapter: &Adapter, dtype: ElementType) -> String {
-    format!("{} ({}: {}), {dtype}\n", adapter.name, adapter.backend, adapter.driver)
+    format!("{}; {}, {}; {dtype}\n", adapter.name, adapter.backend, adapter.driver)
 }
 
 /// The dimensions by their names.
@@ -141,8 +141,13 @@ pub fn dimensions_json(config: &MemoryConfig) -> Value {
         "expansion": config.expansion,
         "value_dim": config.value_dim,
         "norm": format!("{:?}", config.norm),
-        "norm_eps": config.norm_eps,
+        "norm_eps": decimal(config.norm_eps),
     })
+}
+
+/// The f64 that reads like the f32.
+fn decimal(number: f32) -> f64 {
+    number.to_string().parse().unwrap_or(f64::from(number))
 }
 
 /// An object of `entries`.
@@ -165,6 +170,10 @@ pub fn percent(share: f64) -> String {
 /// Bytes in the largest decimal unit that keeps a digit before the point.
 pub fn bytes(bytes: u64) -> String {
     scaled(bytes, &["B", "kB", "MB", "GB", "TB", "PB", "EB"])
+}
+
+fn rate(gb_s: f64) -> String {
+    bytes((gb_s * 1e9) as u64) + "/s"
 }
 
 fn flops(flops: u64) -> String {

@@ -87,9 +87,9 @@ pub fn firings(slots: &[u32], totals: &[f32], entries: usize) -> BTreeMap<u32, V
     found
 }
 
-/// The `count` slots with the clearest themes, no two with the same one: busy slots come first, for a large gain takes
-/// many positions.
-pub fn clearest(firings: &BTreeMap<u32, Vec<Firing>>, text: &Text<'_>, count: usize) -> Vec<Theme> {
+/// The slots with the clearest themes, `each` with an ending of one byte, of two and of more, no two with the same one.
+/// Busy slots come first, for a large gain takes many positions.
+pub fn clearest(firings: &BTreeMap<u32, Vec<Firing>>, text: &Text<'_>, each: usize) -> Vec<Theme> {
     let mut common: HashMap<&[u8], usize> = HashMap::new();
     for ending in (0..text.bytes.len()).flat_map(|position| text.endings(position)) {
         *common.entry(ending).or_default() += 1;
@@ -100,11 +100,16 @@ pub fn clearest(firings: &BTreeMap<u32, Vec<Firing>>, text: &Text<'_>, count: us
     themes.sort_by(|a, b| b.gain.total_cmp(&a.gain).then(a.slot.cmp(&b.slot)));
     let mut chosen: Vec<Theme> = Vec::new();
     for theme in themes {
-        if chosen.len() < count && chosen.iter().all(|other| other.ending != theme.ending) {
+        let alike = chosen.iter().filter(|other| length_class(other) == length_class(&theme)).count();
+        if alike < each && chosen.iter().all(|other| other.ending != theme.ending) {
             chosen.push(theme);
         }
     }
     chosen
+}
+
+fn length_class(theme: &Theme) -> usize {
+    theme.ending.len().min(3)
 }
 
 fn theme(slot: u32, firings: &[Firing], text: &Text<'_>, common: &HashMap<&[u8], usize>) -> Option<Theme> {

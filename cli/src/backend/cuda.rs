@@ -22,7 +22,7 @@ use crate::failure::{Failure, Result};
 pub fn adapters() -> Result<Vec<Adapter>> {
     // SAFETY: tries to load the library under its usual names and runs no code of it but its initialisers.
     if !unsafe { sys::is_culib_present() } {
-        return Err(Failure::new("no CUDA driver found (libcuda)"));
+        return Err(Failure::new("no CUDA driver found (libcuda): install NVIDIA's, or use --backend wgpu"));
     }
     let asked = |error| Failure::new(format!("the CUDA driver does not answer: {}", reason(error)));
     init().map_err(asked)?;
