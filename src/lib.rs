@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 mod config;
+mod cost;
 mod error;
 mod layer;
 pub mod reference;
@@ -10,6 +11,7 @@ mod weights;
 
 pub use checkpoint::Checkpoint;
 pub use config::{Dimensions, ElementType, Kind, MemoryConfig, Norm};
+pub use cost::{Cost, StageCost};
 pub use error::{Error, Result};
 pub use layer::{Chosen, Forward, Kept, MemoryLayer, Strategies};
 pub use table::ValueTable;

@@ -1,1 +1,142 @@
-fn main() {}
+//! The command `ultramem`: run, check and measure memory layers.
+//!
+//! Every verb gives a [`Report`], which is printed here, as text or as JSON. Exit status: 0 done, 1 a check failed, 2 bad usage,
+//! a bad file or a device that failed, with one line on stderr.
+
+mod backend;
+mod bench;
+mod check;
+mod compare;
+mod copy;
+mod demo;
+mod devices;
+mod engine;
+mod failure;
+mod forward;
+mod info;
+mod load;
+mod report;
+mod themes;
+
+use std::{
+    io::{self, ErrorKind, IsTerminal, Write},
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand, error::ErrorKind as Usage};
+use tracing_subscriber::EnvFilter;
+use ultramem::ElementType;
+
+use crate::backend::Backend;
+use crate::failure::{Failure, Result, guard, keep_panics};
+use crate::report::Report;
+
+/// Memory layers as GPU kernels: run, check and measure them. Without a verb: the demo.
+#[derive(Debug, Parser)]
+#[command(name = "ultramem", version)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What every verb takes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every verb")]
+struct Common {
+    /// What computes
+    #[arg(long, global = true, value_enum, default_value = "auto")]
+    backend: Backend,
+    /// Element type of weights and activations: f32, f16 or bf16
+    #[arg(long, global = true, default_value = "f32")]
+    dtype: ElementType,
+    /// Print the report as JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a bundled trained layer on real text, check it, time it and show what its slots are for
+    Demo,
+    /// Run the layer of a file on its input and write the results
+    Forward(forward::ForwardArgs),
+    /// Run the layer of a file and compare with the results that the file expects
+    Check(check::CheckArgs),
+    /// Show what a layer is made of and what it costs
+    Info(info::InfoArgs),
+    /// List the adapters and what each supports
+    Devices,
+    /// Measure what a layer costs on this device
+    #[command(subcommand, arg_required_else_help = false)]
+    Bench(bench::Bench),
+}
+
+fn main() -> ExitCode {
+    if std::env::var_os("RUST_LOG").is_some() {
+        let filter = EnvFilter::from_default_env();
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    }
+    keep_panics();
+    quieten_vulkan();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let report = guard(|| run(&cli)).and_then(|report| print(&report, cli.common.json).map(|()| report.passed));
+    match report {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(failure) => fail(&failure),
+    }
+}
+
+/// Mesa's layer that picks the GPU of the desktop prints errors where there is no desktop. It has nothing to do there.
+fn quieten_vulkan() {
+    let set = |name| std::env::var_os(name).is_some();
+    if !set("XDG_RUNTIME_DIR") && !set("MESA_VK_DEVICE_SELECT") {
+        // SAFETY: no other thread runs yet that could read the environment.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
+    }
+}
+
+fn run(cli: &Cli) -> Result<Report> {
+    match &cli.verb {
+        None | Some(Verb::Demo) => demo::run(&cli.common),
+        Some(Verb::Forward(args)) => forward::run(args, &cli.common),
+        Some(Verb::Check(args)) => check::run(args, &cli.common),
+        Some(Verb::Info(args)) => info::run(args),
+        Some(Verb::Devices) => devices::run(cli.common.backend),
+        Some(Verb::Bench(bench)) => bench::run(bench, &cli.common),
+    }
+}
+
+/// Whoever reads stdout may stop reading; that is no failure.
+fn print(report: &Report, json: bool) -> Result<()> {
+    let text = if json { format!("{:#}\n", report.json) } else { report.text.clone() };
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::new(format!("stdout: {error}"))),
+        _ => Ok(()),
+    }
+}
+
+/// Help and version are answers; everything else is one line.
+fn usage(error: &clap::Error) -> ExitCode {
+    if matches!(error.kind(), Usage::DisplayHelp | Usage::DisplayVersion) {
+        let text = error.render();
+        let text = if io::stdout().is_terminal() { text.ansi().to_string() } else { text.to_string() };
+        // Nobody is left to tell if stdout is closed.
+        let _ = io::stdout().write_all(text.as_bytes());
+        return ExitCode::SUCCESS;
+    }
+    let text = error.render().to_string();
+    let (reason, _) = text.split_once("\n\n").unwrap_or((&text, ""));
+    fail(&Failure::new(format!("{}; see ultramem --help", reason.trim().trim_start_matches("error: "))))
+}
+
+fn fail(failure: &Failure) -> ExitCode {
+    eprintln!("error: {failure}");
+    ExitCode::from(2)
+}

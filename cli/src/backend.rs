@@ -1,0 +1,140 @@
+//! Which device runs the layer: what there is, what was asked for, and the cure where the two don't meet.
+
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(feature = "wgpu")]
+mod wgpu;
+
+use clap::ValueEnum;
+use cubecl::ir::DeviceProperties;
+use ultramem::{ElementType, MemoryConfig, Weights};
+
+use crate::engine::{Engine, Oracle};
+use crate::failure::{Failure, Result};
+
+/// What `--backend` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    /// CUDA if a driver answers, else wgpu if there is an adapter, else the reference.
+    Auto,
+    /// Vulkan or Metal, through wgpu.
+    Wgpu,
+    /// CUDA.
+    Cuda,
+    /// The oracle: plain loops on the CPU.
+    Reference,
+}
+
+/// A device that a layer can run on.
+#[derive(Debug, Clone)]
+pub struct Adapter {
+    /// `cuda`, `wgpu` or `reference`.
+    pub backend: &'static str,
+    /// The device's own name.
+    pub name: String,
+    /// The driver's name and version.
+    pub driver: String,
+    place: Place,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    #[cfg(feature = "cuda")]
+    Cuda(cubecl::cuda::CudaDevice),
+    #[cfg(feature = "wgpu")]
+    Wgpu(cubecl::wgpu::WgpuDevice),
+    Cpu,
+}
+
+/// What to do where there is no adapter.
+pub const CURE: &str = "for a software Vulkan device: apt-get install mesa-vulkan-drivers";
+
+/// CUDA devices, or the reason why there are none to use.
+pub fn cuda_adapters() -> Result<Vec<Adapter>> {
+    #[cfg(feature = "cuda")]
+    return crate::failure::guard(cuda::adapters);
+    #[cfg(not(feature = "cuda"))]
+    return Err(Failure::new("this build has no CUDA"));
+}
+
+/// wgpu adapters, the best first, or the reason why there are none to use.
+pub fn wgpu_adapters() -> Result<Vec<Adapter>> {
+    #[cfg(feature = "wgpu")]
+    return crate::failure::guard(wgpu::adapters);
+    #[cfg(not(feature = "wgpu"))]
+    return Err(Failure::new("this build has no wgpu"));
+}
+
+impl Backend {
+    /// The device to use. Where `auto` can find none, says so on stderr and takes the reference.
+    pub fn find(self) -> Result<Adapter> {
+        match self {
+            Self::Reference => Ok(Adapter::reference()),
+            Self::Cuda => first(cuda_adapters()?, "no CUDA device found; use --backend wgpu"),
+            Self::Wgpu => match wgpu_adapters().and_then(|found| first(found, "no wgpu adapter found")) {
+                Ok(adapter) => Ok(adapter),
+                Err(failure) => Err(Failure::new(format!("{failure}; {CURE}"))),
+            },
+            Self::Auto => Ok(best()),
+        }
+    }
+}
+
+fn first(adapters: Vec<Adapter>, otherwise: &str) -> Result<Adapter> {
+    adapters.into_iter().next().ok_or_else(|| Failure::new(otherwise))
+}
+
+fn best() -> Adapter {
+    let cuda = cuda_adapters().unwrap_or_default();
+    if let Some(adapter) = cuda.into_iter().next() {
+        return adapter;
+    }
+    let wgpu = wgpu_adapters().unwrap_or_default();
+    wgpu.into_iter().next().unwrap_or_else(|| {
+        eprintln!("note: no CUDA device or wgpu adapter found, using the reference on the CPU; {CURE}");
+        Adapter::reference()
+    })
+}
+
+impl Adapter {
+    fn reference() -> Self {
+        let driver = "plain loops with f64 sums".to_string();
+        Self { backend: "reference", name: "CPU".to_string(), driver, place: Place::Cpu }
+    }
+
+    /// Whether this is the oracle itself.
+    pub fn is_reference(&self) -> bool {
+        matches!(self.place, Place::Cpu)
+    }
+
+    /// What the device can do; None for the oracle. Opens the device.
+    pub fn properties(&self) -> Option<DeviceProperties> {
+        match &self.place {
+            #[cfg(feature = "cuda")]
+            Place::Cuda(device) => Some(cuda::client(device).properties().clone()),
+            #[cfg(feature = "wgpu")]
+            Place::Wgpu(device) => Some(wgpu::client(device).properties().clone()),
+            Place::Cpu => None,
+        }
+    }
+
+    /// Brings a layer to the device.
+    pub fn engine<'a>(
+        &self,
+        config: &MemoryConfig,
+        weights: &'a Weights<'_>,
+        dtype: ElementType,
+    ) -> Result<Box<dyn Engine + 'a>> {
+        Ok(match &self.place {
+            #[cfg(feature = "cuda")]
+            Place::Cuda(device) => {
+                Box::new(ultramem::MemoryLayer::new(&cuda::client(device), config.clone(), weights, dtype)?)
+            }
+            #[cfg(feature = "wgpu")]
+            Place::Wgpu(device) => {
+                Box::new(ultramem::MemoryLayer::new(&wgpu::client(device), config.clone(), weights, dtype)?)
+            }
+            Place::Cpu => Box::new(Oracle::new(config, weights, dtype)),
+        })
+    }
+}

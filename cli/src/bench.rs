@@ -1,0 +1,186 @@
+//! `ultramem bench layer`: what a layer of any dimensions costs on this device, with random weights.
+
+use std::time::Instant;
+
+use clap::{Args, Subcommand, value_parser};
+use serde_json::json;
+use ultramem::kernels::Error as Limit;
+use ultramem::{Dimensions, MemoryConfig, Weights};
+
+use crate::Common;
+use crate::backend::Adapter;
+use crate::engine::milliseconds;
+use crate::failure::{Failure, Result};
+use crate::info::Preset;
+use crate::report::{
+    Report, bytes, counted, device_json, device_line, dimensions_json, measured_json, ms, object, stage_table,
+};
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// The whole layer and each of its stages
+    Layer(LayerArgs),
+}
+
+/// Arguments of `bench layer`.
+#[derive(Debug, Args)]
+pub struct LayerArgs {
+    /// Rows of the input
+    #[arg(long, default_value_t = 256, value_parser = value_parser!(u64).range(1..))]
+    tokens: u64,
+    /// Where the dimensions that are not given come from; without it, a small layer
+    #[arg(long)]
+    preset: Option<Preset>,
+    /// Width of input and output
+    #[arg(long)]
+    hidden_size: Option<usize>,
+    /// Keys on each side
+    #[arg(long)]
+    side_keys: Option<usize>,
+    /// Width of one key
+    #[arg(long)]
+    key_dim: Option<usize>,
+    /// Width of one value row
+    #[arg(long)]
+    value_dim: Option<usize>,
+    /// Slots kept per head
+    #[arg(long)]
+    top_m: Option<usize>,
+    /// Independent retrievals per token
+    #[arg(long)]
+    heads: Option<usize>,
+    /// Scores per slot
+    #[arg(long)]
+    cores: Option<usize>,
+    /// Virtual blocks per physical table
+    #[arg(long)]
+    expansion: Option<usize>,
+    /// Width of a side's score vector
+    #[arg(long)]
+    tucker_rank: Option<usize>,
+    /// Samples of each stage
+    #[arg(long, default_value_t = 15, value_parser = value_parser!(u32).range(1..=100_000))]
+    samples: u32,
+}
+
+impl LayerArgs {
+    fn dimensions(&self) -> Dimensions {
+        let base = self.preset.map_or_else(Dimensions::default, Preset::dimensions);
+        Dimensions {
+            hidden_size: self.hidden_size.unwrap_or(base.hidden_size),
+            side_keys: self.side_keys.unwrap_or(base.side_keys),
+            key_dim: self.key_dim.unwrap_or(base.key_dim),
+            value_dim: self.value_dim.unwrap_or(base.value_dim),
+            top_m: self.top_m.unwrap_or(base.top_m),
+            heads: self.heads.unwrap_or(base.heads),
+            cores: self.cores.unwrap_or(base.cores),
+            expansion: self.expansion.unwrap_or(base.expansion),
+            tucker_rank: self.tucker_rank.unwrap_or(base.tucker_rank),
+            ..base
+        }
+    }
+}
+
+/// Runs the verb.
+pub fn run(Bench::Layer(args): &Bench, common: &Common) -> Result<Report> {
+    let config = MemoryConfig::new(args.dimensions())?;
+    let tokens = usize::try_from(args.tokens)?;
+    fits_host(&config, tokens)?;
+    let adapter = common.backend.find()?;
+    fits_device(&adapter, &config, common)?;
+    let weights = Weights::random(&config, SEED);
+    let input = numbers(tokens * config.hidden_size);
+    let start = Instant::now();
+    let engine = adapter.engine(&config, &weights, common.dtype)?;
+    let load_ms = milliseconds(start);
+    let start = Instant::now();
+    engine.forward(&input)?;
+    let first_call_ms = milliseconds(start);
+    let measured = engine.measure(&input, args.samples as usize)?;
+    let cost = config.cost(tokens, common.dtype);
+    let mut entries = device_json(&adapter, common.dtype);
+    entries.extend([
+        ("tokens", json!(tokens)),
+        ("dimensions", dimensions_json(&config)),
+        ("strategies", json!(engine.strategies(tokens))),
+        ("samples", json!(args.samples)),
+        ("load_ms", json!(load_ms)),
+        ("first_call_ms", json!(first_call_ms)),
+    ]);
+    entries.extend(measured_json(&measured, &cost));
+    let text = [
+        device_line(&adapter, common.dtype),
+        shape_line(&config, tokens),
+        stage_table(&measured, &cost),
+        format!("  Loading took {}, the first call after it {}", ms(load_ms), ms(first_call_ms)),
+        if adapter.is_reference() { ".\n".into() } else { ", kernels compiled in both.\n".to_string() },
+        engine.strategies(tokens).map_or_else(String::new, |it| format!("  {it}\n")),
+    ];
+    Ok(Report { text: text.concat(), json: object(entries), passed: true })
+}
+
+const SEED: u64 = 1;
+
+fn shape_line(config: &MemoryConfig, tokens: usize) -> String {
+    format!(
+        "{}: hidden_size {}, side_keys {}, key_dim {}, value_dim {}, top_m {}, heads {}, cores {},\n  expansion {}, \
+         tucker_rank {}\n",
+        counted(tokens, "token"),
+        config.hidden_size,
+        config.side_keys,
+        config.key_dim,
+        config.value_dim,
+        config.top_m,
+        config.heads,
+        config.cores,
+        config.expansion,
+        config.tucker_rank,
+    )
+}
+
+/// Refuses a table that is too large for the device before it is filled with random numbers.
+fn fits_device(adapter: &Adapter, config: &MemoryConfig, common: &Common) -> Result<()> {
+    let bytes = (config.rows() * config.value_dim * common.dtype.size()) as u64;
+    match adapter.properties().map(|properties| properties.memory.max_page_size) {
+        Some(limit) if bytes > limit => Err(Limit::Binding { tensor: "values", bytes, limit }.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses dimensions whose weights and activations this machine could not hold. Loading copies weights up to twice.
+fn fits_host(config: &MemoryConfig, tokens: usize) -> Result<()> {
+    let wide = |size: usize| size as u128;
+    let keys = wide(config.heads * 2 * config.side_keys) * wide(config.key_dim * config.tucker_rank);
+    let dense = wide(config.hidden_size) * wide(config.query_heads() * 2 * config.key_dim + config.pooled_dim());
+    let weights = wide(config.rows()) * wide(config.value_dim) + wide(config.slots()) + keys + dense;
+    let per_token = 2 * wide(config.hidden_size) + wide(config.heads * config.top_m) * wide(1 + config.cores);
+    let needed = 4 * (3 * weights + 2 * wide(tokens) * per_token);
+    match available_memory() {
+        Some(available) if needed > u128::from(available) => Err(Failure::new(format!(
+            "these dimensions need about {} of host memory, {} are available",
+            bytes(u64::try_from(needed).unwrap_or(u64::MAX)),
+            bytes(available)
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes that this machine could give, where it says so.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// `count` numbers in [-1, 1), the same ones every time (splitmix64).
+fn numbers(count: usize) -> Vec<f32> {
+    let mut state = SEED;
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}

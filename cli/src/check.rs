@@ -1,0 +1,214 @@
+//! `ultramem check`: runs the layer of a file and compares with what the file expects.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+use serde_json::json;
+use ultramem::{Checkpoint, ElementType, Kind, MemoryConfig, Weights};
+
+use crate::Common;
+use crate::compare::{F32_BOUND, HALF_BOUND, equal_slots, relative_l2};
+use crate::engine::{Engine, Oracle, Outcome};
+use crate::failure::{Failure, Result};
+use crate::load;
+use crate::report::{Report, Table, device_json, device_line, object};
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// A safetensors file that holds a layer, `input` and `expected.*` tensors
+    file: PathBuf,
+}
+
+/// What became of one expected tensor.
+#[derive(Debug, Serialize)]
+struct Line {
+    name: String,
+    status: Status,
+    /// `relative_l2` or `equal_slots`, as a share.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    measure: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bound: Option<f64>,
+    /// What the comparison was with, or why there was none.
+    note: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Status {
+    Passed,
+    Missed,
+    NotChecked,
+}
+
+/// Runs the verb.
+pub fn run(args: &CheckArgs, common: &Common) -> Result<Report> {
+    let checkpoint = load::checkpoint(&args.file)?;
+    let input = load::input(&args.file, &checkpoint)?;
+    let weights = checkpoint.weights().map_err(|error| Failure::in_file(&args.file, error))?;
+    let expected = Expected::read(&args.file, &checkpoint, input.len() / checkpoint.config().hidden_size)?;
+    let adapter = common.backend.find()?;
+    let engine = adapter.engine(checkpoint.config(), &weights, common.dtype)?;
+    let outcome = engine.forward(&input)?;
+    let mut lines = match common.dtype {
+        ElementType::F32 => expected.against_file(&outcome),
+        dtype => expected.against_oracle(&outcome, &oracle(checkpoint.config(), &weights, dtype, &input)?),
+    };
+    lines.extend(expected.others);
+    let count = |status| lines.iter().filter(|line| line.status == status).count();
+    let (passed, missed, not_checked) = (count(Status::Passed), count(Status::Missed), count(Status::NotChecked));
+    let summary = format!("{passed} passed, {missed} missed, {not_checked} not checked\n");
+    let mut entries = device_json(&adapter, common.dtype);
+    entries.extend([
+        ("file", json!(args.file.display().to_string())),
+        ("tensors", json!(lines)),
+        ("passed", json!(passed)),
+        ("missed", json!(missed)),
+        ("not_checked", json!(not_checked)),
+    ]);
+    let text = device_line(&adapter, common.dtype) + &table(&lines) + &summary;
+    Ok(Report { text, json: object(entries), passed: missed == 0 })
+}
+
+fn oracle(config: &MemoryConfig, weights: &Weights<'_>, dtype: ElementType, input: &[f32]) -> Result<Outcome> {
+    Oracle::new(config, weights, dtype).forward(input)
+}
+
+fn table(lines: &[Line]) -> String {
+    let mut table = Table::default();
+    for line in lines {
+        match (line.measure, line.value, line.bound) {
+            (Some("equal_slots"), Some(share), _) => {
+                table.line([&line.name, &format!("{:.2} % equal", share * 100.0), "all", word(line.status)]);
+            }
+            (_, Some(value), Some(bound)) => {
+                let (value, bound) = (format!("relative L2 {value:.1e}"), format!("at most {bound:.0e}"));
+                table.line([&line.name, &value, &bound, word(line.status)]);
+            }
+            _ => {}
+        }
+    }
+    let not_checked = lines.iter().filter(|line| line.status == Status::NotChecked);
+    table.text() + &not_checked.map(|line| format!("  {}: not checked, {}\n", line.name, line.note)).collect::<String>()
+}
+
+fn word(status: Status) -> &'static str {
+    match status {
+        Status::Passed => "ok",
+        Status::Missed => "MISSED",
+        Status::NotChecked => "not checked",
+    }
+}
+
+/// What the file expects, shapes checked.
+struct Expected {
+    output: Option<Vec<f32>>,
+    slots: Option<Vec<i64>>,
+    scores: Option<Vec<f32>>,
+    /// Expected tensors that this version does not compute.
+    others: Vec<Line>,
+}
+
+const OUTPUT: &str = "expected.output";
+const SLOTS: &str = "expected.indices";
+const SCORES: &str = "expected.scores";
+
+impl Expected {
+    fn read(path: &Path, checkpoint: &Checkpoint, tokens: usize) -> Result<Self> {
+        let config = checkpoint.config();
+        let entries = config.heads * config.top_m;
+        let flat = vec![tokens, entries];
+        let cored = vec![tokens, entries, config.cores];
+        let score_shapes = if config.kind == Kind::UltraMem { vec![cored] } else { vec![flat.clone(), cored] };
+        let floats = |name, shapes: &[Vec<usize>]| match checkpoint.has(name) {
+            true => floats(checkpoint, name, shapes).map(Some).map_err(|failure| in_file(path, &failure)),
+            false => Ok(None),
+        };
+        let expected = Self {
+            output: floats(OUTPUT, &[vec![tokens, config.hidden_size]])?,
+            slots: match checkpoint.has(SLOTS) {
+                true => Some(integers(checkpoint, SLOTS, &flat).map_err(|failure| in_file(path, &failure))?),
+                false => None,
+            },
+            scores: floats(SCORES, &score_shapes)?,
+            others: others(checkpoint),
+        };
+        if expected.output.is_none() && expected.slots.is_none() && expected.scores.is_none() {
+            return Err(in_file(path, &format!("holds none of {OUTPUT}, {SLOTS} and {SCORES}")));
+        }
+        Ok(expected)
+    }
+
+    fn against_file(&self, outcome: &Outcome) -> Vec<Line> {
+        let note = "with the file";
+        let slots = self.slots.as_ref().map(|expected| {
+            let share = equal_slots(&outcome.slots, expected) as f64 / expected.len() as f64;
+            let status = if share == 1.0 { Status::Passed } else { Status::Missed };
+            let (measure, note) = (Some("equal_slots"), note.to_string());
+            Line { name: SLOTS.into(), status, measure, value: Some(share), bound: Some(1.0), note }
+        });
+        let output = self.output.as_ref().map(|it| distance(OUTPUT, &outcome.output, it, F32_BOUND, note));
+        let scores = self.scores.as_ref().map(|it| distance(SCORES, &outcome.scores, it, F32_BOUND, note));
+        [slots, scores, output].into_iter().flatten().collect()
+    }
+
+    /// In f16 and bf16 the rounding of the weights may change which slots are chosen, so that only the oracle's output on
+    /// the same rounded numbers is a fair measure.
+    fn against_oracle(&self, outcome: &Outcome, oracle: &Outcome) -> Vec<Line> {
+        let note = "with the oracle on the same rounded inputs";
+        let output = self.output.as_ref().map(|_| distance(OUTPUT, &outcome.output, &oracle.output, HALF_BOUND, note));
+        let rounded = "f32 slots and scores, which rounded weights need not give";
+        let slots = self.slots.as_ref().map(|_| not_checked(SLOTS, rounded));
+        let scores = self.scores.as_ref().map(|_| not_checked(SCORES, rounded));
+        [output, slots, scores].into_iter().flatten().collect()
+    }
+}
+
+fn distance(name: &str, found: &[f32], expected: &[f32], bound: f64, note: &str) -> Line {
+    let value = relative_l2(found, expected);
+    let status = if value <= bound { Status::Passed } else { Status::Missed };
+    let measure = Some("relative_l2");
+    Line { name: name.into(), status, measure, value: Some(value), bound: Some(bound), note: note.into() }
+}
+
+fn not_checked(name: &str, why: &str) -> Line {
+    Line { name: name.into(), status: Status::NotChecked, measure: None, value: None, bound: None, note: why.into() }
+}
+
+fn others(checkpoint: &Checkpoint) -> Vec<Line> {
+    let known = [OUTPUT, SLOTS, SCORES];
+    let others = checkpoint.names().filter(|name| name.starts_with("expected.") && !known.contains(name));
+    others
+        .map(|name| match name.starts_with("expected.grad") {
+            true => not_checked(name, "this version computes no gradients"),
+            false => not_checked(name, "this version does not compute it"),
+        })
+        .collect()
+}
+
+fn floats(checkpoint: &Checkpoint, name: &str, shapes: &[Vec<usize>]) -> std::result::Result<Vec<f32>, String> {
+    let tensor = checkpoint.tensor(name).map_err(|error| error.to_string())?;
+    check_shape(name, tensor.shape(), shapes)?;
+    Ok(tensor.to_f32())
+}
+
+fn integers(checkpoint: &Checkpoint, name: &str, shape: &Vec<usize>) -> std::result::Result<Vec<i64>, String> {
+    let tensor = checkpoint.integers(name).map_err(|error| error.to_string())?;
+    check_shape(name, &tensor.shape, std::slice::from_ref(shape))?;
+    Ok(tensor.numbers)
+}
+
+fn check_shape(name: &str, found: &[usize], expected: &[Vec<usize>]) -> std::result::Result<(), String> {
+    if expected.iter().any(|shape| shape == found) {
+        return Ok(());
+    }
+    Err(format!("tensor {name:?} has shape {found:?}, expected {:?}", expected[0]))
+}
+
+fn in_file(path: &Path, reason: &str) -> Failure {
+    Failure::new(format!("{}: {reason}", path.display()))
+}

@@ -1,0 +1,250 @@
+//! `ultramem demo`: a trained layer on the hidden states of real text, held against the oracle and against PyTorch, timed, and
+//! shown at work: which slots fire for which text.
+
+use std::{collections::BTreeSet, time::Instant};
+
+use serde_json::{Value, json};
+use ultramem::{Checkpoint, ElementType, MemoryConfig, Weights};
+
+use crate::Common;
+use crate::compare::{F32_BOUND, HALF_BOUND, equal_slots, relative_l2};
+use crate::engine::{Engine, Oracle, Outcome, milliseconds};
+use crate::failure::{Failure, Result};
+use crate::report::{
+    Report, Table, counted, device_json, device_line, grouped, measured_json, object, percent, stage_table,
+};
+use crate::themes::{Firing, Text, Theme, clearest, firings, printable};
+
+/// A layer of a byte-level language model with 1,024 of its hidden states and the text that they came from.
+static LAYER: &[u8] = include_bytes!("../data/kjv_layer.safetensors");
+
+/// Milliseconds that the measurement may take, more or less.
+const MEASURE: f64 = 2000.0;
+/// Slots shown for each length of their theme.
+const THEMES: usize = 2;
+const CONTEXTS: usize = 4;
+
+/// Runs the verb.
+pub fn run(common: &Common) -> Result<Report> {
+    let checkpoint = Checkpoint::from_bytes(LAYER.to_vec())?;
+    let (config, weights) = (checkpoint.config(), checkpoint.weights()?);
+    let input = checkpoint.tensor("input")?.to_f32();
+    let tokens = input.len() / config.hidden_size;
+    let adapter = common.backend.find()?;
+    let engine = adapter.engine(config, &weights, common.dtype)?;
+    let outcome = engine.forward(&input)?;
+    let measured = engine.measure(&input, samples(engine.as_ref(), &input)?)?;
+    let agreement = Agreement::new(&checkpoint, &weights, common.dtype, &input, &outcome)?;
+    let usage = Usage::new(config, &weights, &outcome);
+    let entries = config.heads * config.top_m;
+    let firings = firings(&outcome.slots, &totals(&outcome.scores, config.cores), entries);
+    let text = text(&checkpoint, tokens)?;
+    let themes = clearest(&firings, &text, THEMES);
+    let cost = config.cost(tokens, common.dtype);
+
+    let (rows, slots) = (grouped(config.rows()), grouped(config.slots()));
+    let mut out =
+        format!("A memory layer with {rows} value rows behind {slots} slots, trained in a byte-level language\n");
+    out += &format!("model, on {} hidden states of that model reading the King James Bible.\n", grouped(tokens));
+    out += &format!("\nDevice: {}", device_line(&adapter, common.dtype));
+    out += &format!("\nTime for {}\n{}", counted(tokens, "token"), stage_table(&measured, &cost));
+    out += &format!("\nAgreement\n{}", agreement.text());
+    out += &format!("\nUse: each token reads {entries} slots\n{}", usage.text());
+    out += "\nWhat a slot is for: some busy slots, the text around the [byte] where each is read, its score\n";
+    out += &themes.iter().map(|theme| theme_text(theme, &text, config.side_keys)).collect::<String>();
+
+    let mut json = device_json(&adapter, common.dtype);
+    json.push(("tokens", json!(tokens)));
+    json.extend(measured_json(&measured, &cost));
+    json.extend([("agreement", agreement.json()), ("usage", usage.json())]);
+    json.push(("slots", themes.iter().map(|theme| theme_json(theme, &text)).collect()));
+    Ok(Report { text: out, json: object(json), passed: agreement.passed() })
+}
+
+/// As many samples as fit, each of them the whole forward pass and its stages one by one. Kernels are compiled by now.
+fn samples(engine: &dyn Engine, input: &[f32]) -> Result<usize> {
+    let start = Instant::now();
+    engine.forward(input)?;
+    Ok((MEASURE / (2.0 * milliseconds(start))).clamp(3.0, 15.0) as usize)
+}
+
+/// The metadata's `text`, which has a byte for every row of the input.
+fn text(checkpoint: &Checkpoint, tokens: usize) -> Result<Text<'_>> {
+    let metadata = checkpoint.metadata();
+    let bytes = metadata.get("text").map(String::as_bytes).filter(|bytes| bytes.len() == tokens);
+    let sequence = metadata.get("sequence_length").and_then(|length| length.parse().ok()).unwrap_or(tokens);
+    match bytes {
+        Some(bytes) if sequence > 0 => Ok(Text { bytes, sequence }),
+        _ => Err(Failure::new("the bundled layer's text does not fit its input")),
+    }
+}
+
+/// Total scores `[tokens, heads · top_m]`.
+fn totals(scores: &[f32], cores: usize) -> Vec<f32> {
+    scores.chunks_exact(cores).map(|scores| scores.iter().sum()).collect()
+}
+
+/// How far the output is from the oracle's and from PyTorch's.
+struct Agreement {
+    oracle: f64,
+    oracle_bound: f64,
+    pytorch: f64,
+    /// None in f16 and bf16, where rounded weights may choose other slots than PyTorch did in f32.
+    pytorch_bound: Option<f64>,
+    equal_slots: usize,
+    all_slots: usize,
+}
+
+impl Agreement {
+    fn new(
+        checkpoint: &Checkpoint,
+        weights: &Weights<'_>,
+        dtype: ElementType,
+        input: &[f32],
+        outcome: &Outcome,
+    ) -> Result<Self> {
+        let oracle = Oracle::new(checkpoint.config(), weights, dtype).forward(input)?;
+        let full = dtype == ElementType::F32;
+        Ok(Self {
+            oracle: relative_l2(&outcome.output, &oracle.output),
+            oracle_bound: if full { F32_BOUND } else { HALF_BOUND },
+            pytorch: relative_l2(&outcome.output, &checkpoint.tensor("expected.output")?.to_f32()),
+            pytorch_bound: full.then_some(F32_BOUND),
+            equal_slots: equal_slots(&outcome.slots, &checkpoint.integers("expected.indices")?.numbers),
+            all_slots: outcome.slots.len(),
+        })
+    }
+
+    fn passed(&self) -> bool {
+        let slots = self.pytorch_bound.is_none() || self.equal_slots == self.all_slots;
+        slots && self.oracle <= self.oracle_bound && self.pytorch_bound.is_none_or(|bound| self.pytorch <= bound)
+    }
+
+    fn text(&self) -> String {
+        let word = |passed: bool| if passed { "ok" } else { "MISSED" };
+        let number = |distance: f64| format!("relative L2 {distance:.1e}");
+        let mut table = Table::default();
+        let (oracle, bound) = (number(self.oracle), format!("at most {:.0e}", self.oracle_bound));
+        table.line(["with the oracle (CPU, f64 sums)", &oracle, &bound, word(self.oracle <= self.oracle_bound)]);
+        let equal = format!("{} of {}", grouped(self.equal_slots), grouped(self.all_slots));
+        match self.pytorch_bound {
+            Some(bound) => {
+                let (passed, limit) = (self.pytorch <= bound, format!("at most {bound:.0e}"));
+                table.line(["with PyTorch's stored output", &number(self.pytorch), &limit, word(passed)]);
+                let passed = self.equal_slots == self.all_slots;
+                table.line(["slots that are PyTorch's", &equal, "all", word(passed)]);
+            }
+            None => {
+                table.line(["with PyTorch's f32 output", &number(self.pytorch), "no bound", ""]);
+                table.line(["slots that are PyTorch's", &equal, "no bound", ""]);
+            }
+        }
+        table.text()
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "passed": self.passed(),
+            "oracle_relative_l2": self.oracle,
+            "oracle_bound": self.oracle_bound,
+            "pytorch_relative_l2": self.pytorch,
+            "pytorch_bound": self.pytorch_bound,
+            "equal_slots": self.equal_slots,
+            "all_slots": self.all_slots,
+        })
+    }
+}
+
+/// How much of the memory the tokens read.
+struct Usage {
+    used_slots: usize,
+    slots: usize,
+    used_rows: usize,
+    rows: usize,
+}
+
+impl Usage {
+    fn new(config: &MemoryConfig, weights: &Weights<'_>, outcome: &Outcome) -> Self {
+        let used: BTreeSet<u32> = outcome.slots.iter().copied().collect();
+        let address = |&slot: &u32| match &weights.shuffle_index {
+            Some(shuffle) => shuffle.get(slot as usize).copied().unwrap_or(slot),
+            None => slot,
+        };
+        let rows: BTreeSet<usize> = used.iter().map(|slot| address(slot) as usize % config.rows()).collect();
+        Self { used_slots: used.len(), slots: config.slots(), used_rows: rows.len(), rows: config.rows() }
+    }
+
+    fn text(&self) -> String {
+        let mut table = Table::default();
+        for (name, used, all) in [("slots", self.used_slots, self.slots), ("value rows", self.used_rows, self.rows)] {
+            let counts = format!("{} of {}", grouped(used), grouped(all));
+            table.line([&format!("{name} read at least once"), &counts, &percent(used as f64 / all as f64)]);
+        }
+        table.text()
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "used_slots": self.used_slots,
+            "slots": self.slots,
+            "used_rows": self.used_rows,
+            "rows": self.rows,
+        })
+    }
+}
+
+const BEFORE: usize = 32;
+const AFTER: usize = 32;
+
+fn theme_text(theme: &Theme, text: &Text<'_>, side_keys: usize) -> String {
+    let slot = theme.slot as usize;
+    let mut out = format!(
+        "  slot {slot} (row key {}, column key {}): {}, mean score {:.2}\n  {} of them end in \"{}\", as {} of the text \
+         does\n",
+        slot / side_keys,
+        slot % side_keys,
+        counted(theme.firings.len(), "position"),
+        theme.mean_score(),
+        theme.matching,
+        printable(&theme.ending),
+        percent(theme.chance),
+    );
+    for firing in contexts(theme, text) {
+        let before = text.before(firing.position, BEFORE);
+        let (last, before) = before.split_last().map_or((0, before), |(&last, before)| (last, before));
+        let (before, after) = (printable(before), printable(text.after(firing.position, AFTER)));
+        let line = format!("    {before:>BEFORE$}[{}]{after:<AFTER$}  {:>5.2}", printable(&[last]), firing.score);
+        out += &(line + "\n");
+    }
+    out
+}
+
+/// The strongest firings in different places and surroundings.
+fn contexts(theme: &Theme, text: &Text<'_>) -> Vec<Firing> {
+    let mut seen = BTreeSet::new();
+    let mut chosen: Vec<Firing> = Vec::new();
+    for firing in &theme.firings {
+        let apart = |other: &Firing| other.position.abs_diff(firing.position) > BEFORE;
+        if chosen.len() < CONTEXTS && chosen.iter().all(apart) && seen.insert(text.before(firing.position, BEFORE / 2))
+        {
+            chosen.push(*firing);
+        }
+    }
+    chosen
+}
+
+fn theme_json(theme: &Theme, text: &Text<'_>) -> Value {
+    let contexts = contexts(theme, text).into_iter().map(|firing| {
+        let before = String::from_utf8_lossy(text.before(firing.position, BEFORE)).into_owned();
+        json!({ "position": firing.position, "score": firing.score, "text": before })
+    });
+    json!({
+        "slot": theme.slot,
+        "positions": theme.firings.len(),
+        "mean_score": theme.mean_score(),
+        "ending": String::from_utf8_lossy(&theme.ending),
+        "matching": theme.matching,
+        "chance": theme.chance,
+        "contexts": contexts.collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,167 @@
+//! `ultramem info`: what a layer is made of and what it costs, from its dimensions alone.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+use ultramem::{Dimensions, ElementType, Kind, MemoryConfig};
+
+use crate::failure::{Failure, Result};
+use crate::load;
+use crate::report::{Report, Table, bytes, dimensions_json, grouped};
+
+/// Arguments of `info`.
+#[derive(Debug, Args)]
+pub struct InfoArgs {
+    /// A safetensors file that holds a layer
+    #[arg(required_unless_present = "preset", conflicts_with = "preset")]
+    file: Option<PathBuf>,
+    /// A layer from a paper, instead of a file
+    #[arg(long)]
+    preset: Option<Preset>,
+}
+
+/// Layers whose dimensions are known by name.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Preset {
+    /// One of the four layers of the 1B-parameter model of UltraMem's release
+    #[value(name = "ultramem_v1_1b")]
+    UltramemV1With1b,
+}
+
+impl Preset {
+    /// The preset's dimensions.
+    pub fn dimensions(self) -> Dimensions {
+        match self {
+            Self::UltramemV1With1b => Dimensions::ultramem_v1_1b(),
+        }
+    }
+}
+
+const TYPES: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::BF16];
+
+/// Runs the verb.
+pub fn run(args: &InfoArgs) -> Result<Report> {
+    let config = config(args)?;
+    let (groups, reads) = (groups(&config), TYPES.map(|dtype| (dtype, config.bytes_read_per_token(dtype))));
+    let parameters: u64 = groups.iter().map(|(_, _, count)| count).sum();
+    let memory = TYPES.map(|dtype| (dtype, parameters * dtype.size() as u64 + shuffle_bytes(&config)));
+    let by_type = |numbers: &[(ElementType, u64); 3]| -> Value {
+        numbers
+            .iter()
+            .map(|(dtype, number)| (dtype.to_string(), json!(number)))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
+    };
+    let counts = groups.iter().map(|(name, _, count)| (name.to_string(), json!(count)));
+    let json = json!({
+        "config": dimensions_json(&config),
+        "rows": config.rows(),
+        "slots": config.slots(),
+        "parameters": counts.collect::<serde_json::Map<_, _>>(),
+        "total_parameters": parameters,
+        "slots_read_per_token": config.heads * config.top_m,
+        "bytes_read_per_token": by_type(&reads),
+        "memory_bytes": by_type(&memory),
+        "prepared_key_bytes": prepared_key_bytes(&config),
+    });
+    let text =
+        config_text(&config) + &counts_text(&config, &groups, parameters) + &bytes_text(&config, &reads, &memory);
+    Ok(Report { text, json, passed: true })
+}
+
+fn config(args: &InfoArgs) -> Result<MemoryConfig> {
+    match (&args.file, args.preset) {
+        (Some(path), _) => {
+            let checkpoint = load::checkpoint(path)?;
+            checkpoint.weights().map_err(|error| Failure::in_file(path, error))?;
+            Ok(checkpoint.config().clone())
+        }
+        (None, Some(preset)) => Ok(MemoryConfig::new(preset.dimensions())?),
+        (None, None) => Err(Failure::new("a file or --preset is needed")),
+    }
+}
+
+/// Parameters by what they belong to: name, shape in words, count.
+fn groups(config: &MemoryConfig) -> Vec<(&'static str, String, u64)> {
+    let (hidden, heads, rank) = (config.hidden_size, config.heads, config.tucker_rank);
+    let queries = config.query_heads() * 2 * config.key_dim;
+    let group = |name, shape: &[usize]| {
+        let count = shape.iter().map(|&size| size as u64).product();
+        (name, shape.iter().map(|&size| grouped(size)).collect::<Vec<_>>().join(" × "), count)
+    };
+    let mut groups = vec![
+        group("query projection", &[queries, hidden]),
+        group("keys", &[heads, 2, config.side_keys, config.key_dim, rank]),
+        group("query and key norm", &[2, config.key_dim]),
+    ];
+    if config.kind == Kind::UltraMem {
+        groups.push(group("Tucker cores", &[config.cores, heads, rank, rank]));
+    }
+    groups.push(group("values", &[config.rows(), config.value_dim]));
+    groups.push(group("output projection", &[hidden, config.pooled_dim()]));
+    if config.gated() {
+        groups.push(group("gate projection", &[config.value_dim, hidden]));
+    }
+    groups
+}
+
+/// The shuffle, and the vectors `u` and `v` of the cores: not trained, but kept in memory.
+fn shuffle_bytes(config: &MemoryConfig) -> u64 {
+    match config.kind {
+        Kind::UltraMem => 4 * (config.slots() + 2 * config.heads * config.tucker_rank) as u64,
+        Kind::ProductKey | Kind::MemoryPlus => 0,
+    }
+}
+
+/// Normalised and projected keys, which a device makes for itself in f32.
+fn prepared_key_bytes(config: &MemoryConfig) -> u64 {
+    4 * (config.heads * 2 * config.side_keys * config.key_dim * (config.tucker_rank + 1)) as u64
+}
+
+fn config_text(config: &MemoryConfig) -> String {
+    let name = match config.kind {
+        Kind::UltraMem => "UltraMem",
+        Kind::ProductKey => "Product-key memory",
+        Kind::MemoryPlus => "Memory+",
+    };
+    let mut table = Table::default();
+    for (name, value) in [
+        ("hidden_size", config.hidden_size),
+        ("heads", config.heads),
+        ("side_keys", config.side_keys),
+        ("key_dim", config.key_dim),
+        ("tucker_rank", config.tucker_rank),
+        ("top_m", config.top_m),
+        ("cores", config.cores),
+        ("expansion", config.expansion),
+        ("value_dim", config.value_dim),
+    ] {
+        table.line([name, &grouped(value)]);
+    }
+    table.line(["norm", &format!("{:?}, eps {:e}", config.norm, config.norm_eps)]);
+    format!("{name} layer\n{}", table.text())
+}
+
+fn counts_text(config: &MemoryConfig, groups: &[(&str, String, u64)], parameters: u64) -> String {
+    let mut table = Table::default();
+    for (name, shape, count) in groups {
+        table.line([name, shape, &grouped(*count as usize)]);
+    }
+    table.line(["together", "", &grouped(parameters as usize)]);
+    let (rows, slots) = (grouped(config.rows()), grouped(config.slots()));
+    format!("Parameters: {rows} physical rows behind {slots} virtual slots\n{}", table.text())
+}
+
+fn bytes_text(config: &MemoryConfig, reads: &[(ElementType, u64); 3], memory: &[(ElementType, u64); 3]) -> String {
+    let mut table = Table::default();
+    table.line(["", "f32", "f16", "bf16"]);
+    let mut line = |name: &str, [a, b, c]: [u64; 3]| table.line([name, &bytes(a), &bytes(b), &bytes(c)]);
+    let entries = (config.heads * config.top_m) as u64;
+    line("value rows read per token", TYPES.map(|dtype| entries * (config.value_dim * dtype.size()) as u64));
+    line("with their addresses", reads.map(|(_, bytes)| bytes));
+    line("weights in memory", memory.map(|(_, bytes)| bytes));
+    line("prepared keys on a device", [prepared_key_bytes(config); 3]);
+    let read = grouped(config.heads * config.top_m);
+    format!("Bytes: a token reads {read} of {} rows\n{}", grouped(config.rows()), table.text())
+}

@@ -1,0 +1,54 @@
+//! Files that hold a layer and hidden states.
+
+use std::{fs::File, io::Read, path::Path};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use ultramem::{Checkpoint, Error};
+
+use crate::failure::{Failure, Result};
+
+/// The checkpoint at `path`. A large file is read through once, with a progress bar on a terminal, so that it is in memory
+/// when it is used.
+pub fn checkpoint(path: &Path) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open(path).map_err(|error| Failure::in_file(path, error))?;
+    read_through(path).map_err(|source| Failure::from(Error::Io { path: path.into(), source }))?;
+    Ok(checkpoint)
+}
+
+fn read_through(path: &Path) -> std::io::Result<()> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let bar = ProgressBar::new(length);
+    if length < LARGE || bar.is_hidden() {
+        return Ok(());
+    }
+    if let Ok(style) = ProgressStyle::with_template("reading {wide_bar} {bytes} of {total_bytes} {eta}") {
+        bar.set_style(style);
+    }
+    let mut part = vec![0; PART];
+    loop {
+        match file.read(&mut part)? {
+            0 => break,
+            read => bar.inc(read as u64),
+        }
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Bytes from which a file takes long enough to read that one wants to see it.
+const LARGE: u64 = 256 << 20;
+const PART: usize = 8 << 20;
+
+/// The tensor `input` `[tokens, hidden_size]`.
+pub fn input(path: &Path, checkpoint: &Checkpoint) -> Result<Vec<f32>> {
+    let hidden_size = checkpoint.config().hidden_size;
+    let input = checkpoint.tensor("input").map_err(|error| Failure::in_file(path, error))?;
+    match input.shape() {
+        &[tokens, width] if tokens > 0 && width == hidden_size => Ok(input.to_f32()),
+        shape => Err(Failure::new(format!(
+            "{}: tensor \"input\" has shape {shape:?}, expected [tokens, {hidden_size}] with at least one token",
+            path.display()
+        ))),
+    }
+}

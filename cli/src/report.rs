@@ -1,0 +1,230 @@
+//! What a verb has to say, for people and for programs, and the words it is said in.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use ultramem::{Cost, ElementType, MemoryConfig};
+
+use crate::backend::Adapter;
+use crate::engine::{Measured, Times};
+
+/// The result of a verb that ran to its end.
+pub struct Report {
+    /// For people: lines of at most 100 columns.
+    pub text: String,
+    /// For `--json`.
+    pub json: Value,
+    /// False if a check failed.
+    pub passed: bool,
+}
+
+/// Lines of cells in aligned columns: the first one to the left, the others to the right.
+#[derive(Default)]
+pub struct Table(Vec<Vec<String>>);
+
+impl Table {
+    /// Adds a line.
+    pub fn line<const N: usize>(&mut self, cells: [&str; N]) {
+        self.0.push(cells.iter().map(|cell| cell.to_string()).collect());
+    }
+
+    /// The lines, indented by two.
+    pub fn text(&self) -> String {
+        let columns = self.0.iter().map(Vec::len).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..columns).map(|column| self.width(column)).collect();
+        let line = |cells: &Vec<String>| {
+            let cells = cells.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| match column {
+                0 => format!("{cell:<width$}"),
+                _ => format!("{cell:>width$}"),
+            });
+            format!("  {}", cells.collect::<Vec<_>>().join("  ")).trim_end().to_string() + "\n"
+        };
+        self.0.iter().map(line).collect()
+    }
+
+    fn width(&self, column: usize) -> usize {
+        self.0.iter().filter_map(|cells| cells.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    }
+}
+
+/// How fast a stage ran, beside what it must cost.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct StageReport {
+    /// Milliseconds.
+    pub ms: Times,
+    /// Bytes that the stage must move.
+    pub bytes: u64,
+    /// Operations that it must do.
+    pub flops: u64,
+    /// `bytes` over the median time.
+    pub bandwidth_gb_s: f64,
+    /// That bandwidth as a share of the device's copy bandwidth.
+    pub share_of_copy: f64,
+}
+
+/// The stages of a measurement with their names; none for the oracle.
+pub fn stages(measured: &Measured, cost: &Cost) -> Vec<(&'static str, StageReport)> {
+    let Some((times, copy)) = &measured.device else { return Vec::new() };
+    let report = |(&ms, (name, cost)): (&Times, (&'static str, ultramem::StageCost))| {
+        let bandwidth_gb_s = cost.bytes as f64 / ms.median / 1e6;
+        let (bytes, flops, share_of_copy) = (cost.bytes, cost.flops, bandwidth_gb_s / copy);
+        (name, StageReport { ms, bytes, flops, bandwidth_gb_s, share_of_copy })
+    };
+    times.iter().zip(cost.stages()).map(report).collect()
+}
+
+/// Times as a table: a line a stage and one for the whole.
+pub fn stage_table(measured: &Measured, cost: &Cost) -> String {
+    let mut table = Table::default();
+    let stages = stages(measured, cost);
+    match &measured.device {
+        Some(_) => table.line(["stage", "median", "min", "max", "must move", "must do", "bandwidth", "of a copy"]),
+        None => table.line(["", "median", "min", "max"]),
+    }
+    for (name, stage) in &stages {
+        table.line([
+            name,
+            &ms(stage.ms.median),
+            &ms(stage.ms.min),
+            &ms(stage.ms.max),
+            &bytes(stage.bytes),
+            &flops(stage.flops),
+            &rate(stage.bandwidth_gb_s),
+            &percent(stage.share_of_copy),
+        ]);
+    }
+    let Times { median, min, max } = measured.forward;
+    table.line(["forward", &ms(median), &ms(min), &ms(max)]);
+    let mut text = table.text();
+    if let Some((_, copy)) = &measured.device {
+        text += &format!("  A plain copy on this device moves {}.\n", rate(*copy));
+    }
+    text
+}
+
+/// What `--json` says of a measurement.
+pub fn measured_json(measured: &Measured, cost: &Cost) -> Vec<(&'static str, Value)> {
+    let mut entries = vec![("forward_ms", json!(measured.forward))];
+    if let Some((_, copy)) = &measured.device {
+        let stages = stages(measured, cost).into_iter().map(|(name, stage)| (name.to_string(), json!(stage)));
+        entries.push(("stages", Value::Object(stages.collect())));
+        entries.push(("copy_gb_s", json!(copy)));
+    }
+    entries
+}
+
+/// What `--json` says of the device in every report.
+pub fn device_json(adapter: &Adapter, dtype: ElementType) -> Vec<(&'static str, Value)> {
+    vec![
+        ("backend", json!(adapter.backend)),
+        ("device", json!(adapter.name)),
+        ("driver", json!(adapter.driver)),
+        ("dtype", json!(dtype.to_string())),
+    ]
+}
+
+/// The line about the device in every report.
+pub fn device_line(adapter: &Adapter, dtype: ElementType) -> String {
+    format!("{}; {}, {}; {dtype}\n", adapter.name, adapter.backend, adapter.driver)
+}
+
+/// The dimensions by their names.
+pub fn dimensions_json(config: &MemoryConfig) -> Value {
+    json!({
+        "kind": format!("{:?}", config.kind),
+        "hidden_size": config.hidden_size,
+        "heads": config.heads,
+        "side_keys": config.side_keys,
+        "key_dim": config.key_dim,
+        "tucker_rank": config.tucker_rank,
+        "top_m": config.top_m,
+        "cores": config.cores,
+        "expansion": config.expansion,
+        "value_dim": config.value_dim,
+        "norm": format!("{:?}", config.norm),
+        "norm_eps": decimal(config.norm_eps),
+    })
+}
+
+/// The f64 that reads like the f32.
+fn decimal(number: f32) -> f64 {
+    number.to_string().parse().unwrap_or(f64::from(number))
+}
+
+/// An object of `entries`.
+pub fn object(entries: Vec<(&'static str, Value)>) -> Value {
+    Value::Object(entries.into_iter().map(|(key, value)| (key.to_string(), value)).collect())
+}
+
+/// Milliseconds with three or four digits.
+pub fn ms(ms: f64) -> String {
+    let digits = if ms < 10.0 { 3 } else { 1 };
+    format!("{ms:.digits$} ms")
+}
+
+/// A share.
+pub fn percent(share: f64) -> String {
+    let digits = if share < 0.0995 { 1 } else { 0 };
+    format!("{:.digits$} %", share * 100.0)
+}
+
+/// Bytes in the largest decimal unit that keeps a digit before the point.
+pub fn bytes(bytes: u64) -> String {
+    scaled(bytes, &["B", "kB", "MB", "GB", "TB", "PB", "EB"])
+}
+
+fn rate(gb_s: f64) -> String {
+    bytes((gb_s * 1e9) as u64) + "/s"
+}
+
+fn flops(flops: u64) -> String {
+    scaled(flops, &["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"])
+}
+
+fn scaled(number: u64, units: &[&str]) -> String {
+    let (mut scaled, mut unit) = (number as f64, 0);
+    while scaled >= 999.95 && unit + 1 < units.len() {
+        scaled /= 1000.0;
+        unit += 1;
+    }
+    let digits = if unit == 0 { 0 } else { 1 };
+    format!("{scaled:.digits$} {}", units[unit])
+}
+
+/// A whole number with commas between groups of three digits.
+pub fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// "1 token", "2 tokens".
+pub fn counted(number: usize, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {noun}{plural}", grouped(number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!((bytes(999), bytes(123_456), bytes(999_999)), ("999 B".into(), "123.5 kB".into(), "1.0 MB".into()));
+        assert_eq!((grouped(999), grouped(1_000), grouped(65_536)), ("999".into(), "1,000".into(), "65,536".into()));
+        assert_eq!((ms(1.5), ms(120.04), percent(0.0125)), ("1.500 ms".into(), "120.0 ms".into(), "1.2 %".into()));
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let mut table = Table::default();
+        table.line(["a", "1"]);
+        table.line(["bcd", "20"]);
+        assert_eq!(table.text(), "  a     1\n  bcd  20\n");
+    }
+}

@@ -1,0 +1,256 @@
+//! The contract of the command: what each verb gives, exit statuses, and one line for every error. The tests that name wgpu
+//! need an adapter and fail where there is none.
+
+mod support;
+
+use std::path::Path;
+
+use serde_json::Value;
+use support::{LAYERS, Parts, Ran, fixture, relative_l2, ultramem, ultramem_with, without_adapter};
+use tempfile::{TempDir, tempdir};
+
+fn directory() -> TempDir {
+    tempdir().expect("there is room for temporary files")
+}
+
+/// A copy of a golden file after `change`.
+fn changed(directory: &TempDir, name: &str, change: impl FnOnce(&mut Parts)) -> String {
+    let mut parts = Parts::read(fixture(name));
+    change(&mut parts);
+    parts.write(&directory.path().join("changed.safetensors"))
+}
+
+#[test]
+fn demo_agrees_and_shows_slots() {
+    let text = ultramem("--backend wgpu").well();
+    for words in ["with PyTorch's stored output", "32,768 of 32,768", "of a copy", "slot ", "end in \""] {
+        assert!(text.contains(words), "{words:?} is not in {text}");
+    }
+    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+}
+
+#[test]
+fn demo_reports_as_json() {
+    let report = ultramem("demo --backend wgpu --json").json();
+    assert_eq!(report["backend"], "wgpu");
+    assert_eq!(report["agreement"]["passed"], true);
+    assert_eq!(report["agreement"]["equal_slots"], 32_768);
+    assert_eq!(report["usage"]["slots"], 65_536);
+    assert_eq!(report["slots"].as_array().map(Vec::len), Some(6));
+    assert!(report["stages"]["expand"]["share_of_copy"].as_f64() > Some(0.0));
+}
+
+#[test]
+fn demo_runs_in_half_precision() {
+    let report = ultramem("demo --backend wgpu --dtype f16 --json").json();
+    assert_eq!((&report["dtype"], &report["agreement"]["oracle_bound"]), (&"f16".into(), &0.01.into()));
+}
+
+#[test]
+fn demo_without_an_adapter_falls_back_and_says_so() {
+    let Ran { status, stdout, stderr } = without_adapter("demo --json");
+    assert_eq!(status, Some(0), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(stderr.contains("apt-get install mesa-vulkan-drivers"), "{stderr}");
+    let report: Value = serde_json::from_str(&stdout).expect("--json prints JSON");
+    assert_eq!((&report["backend"], &report["agreement"]["passed"]), (&"reference".into(), &true.into()));
+}
+
+#[test]
+fn a_backend_that_is_not_there_is_an_error_with_the_cure() {
+    without_adapter("demo --backend wgpu").refused(&["apt-get install mesa-vulkan-drivers"]);
+    without_adapter("demo --backend cuda").refused(&["CUDA"]);
+}
+
+#[test]
+fn a_panicking_driver_is_one_line() {
+    ultramem_with("demo --backend wgpu", &[("CUBECL_WGPU_MAX_TASKS", "many"), ("RUST_BACKTRACE", "1")])
+        .refused(&["CUBECL_WGPU_MAX_TASKS"]);
+}
+
+#[test]
+fn check_agrees_with_every_golden_file() {
+    for name in LAYERS {
+        for backend in ["wgpu", "reference"] {
+            let report = ultramem(&format!("check {} --backend {backend} --json", fixture(name))).json();
+            assert_eq!((&report["passed"], &report["missed"]), (&3.into(), &0.into()), "{name} on {backend}: {report}");
+            assert!(report["not_checked"].as_u64() >= Some(7), "{name}: {report}");
+        }
+        let report = ultramem(&format!("check {} --backend wgpu --dtype f16 --json", fixture(name))).json();
+        assert_eq!((&report["passed"], &report["missed"]), (&1.into(), &0.into()), "{name} in f16: {report}");
+    }
+}
+
+#[test]
+fn check_names_what_it_did_not_check() {
+    let text = ultramem(&format!("check {} --backend reference", fixture("ultramem_v1_tiny"))).well();
+    assert!(text.contains("expected.grad_input: not checked, "), "{text}");
+    assert!(text.ends_with("3 passed, 0 missed, 10 not checked\n"), "{text}");
+}
+
+#[test]
+fn check_misses_what_was_tampered_with() {
+    for (name, place) in [("expected.output", 3), ("expected.scores", 3), ("expected.indices", 0)] {
+        let directory = directory();
+        let file = changed(&directory, "ultramem_v1_tiny", |parts| parts.bytes(name)[place] ^= 1);
+        let ran = ultramem(&format!("check {file} --backend reference"));
+        assert_eq!((ran.status, ran.stderr.as_str()), (Some(1), ""), "{}", ran.stdout);
+        let missed: Vec<&str> = ran.stdout.lines().filter(|line| line.ends_with("MISSED")).collect();
+        assert!(missed.len() == 1 && missed[0].contains(name), "{}", ran.stdout);
+    }
+}
+
+#[test]
+fn check_refuses_files_that_it_can_not_judge() {
+    let directory = directory();
+    let tiny = "ultramem_v1_tiny";
+    let file = changed(&directory, tiny, |parts| parts.header["expected.output"]["shape"] = [32, 16].into());
+    ultramem(&format!("check {file}")).refused(&["expected.output", "[32, 16]", "[16, 32]"]);
+    let file = changed(&directory, tiny, |parts| parts.header["expected.scores"]["shape"] = [16, 8].into());
+    ultramem(&format!("check {file}")).refused(&["expected.scores", "[16, 8]", "[16, 4, 2]"]);
+    let file = changed(&directory, tiny, |parts| parts.header["expected.indices"]["dtype"] = "F64".into());
+    ultramem(&format!("check {file}")).refused(&["expected.indices", "F64"]);
+    let file = changed(&directory, tiny, |parts| parts.header["input"]["shape"] = [32, 16].into());
+    ultramem(&format!("check {file}")).refused(&["input", "[32, 16]"]);
+    let file = changed(&directory, tiny, |parts| {
+        for name in ["expected.output", "expected.scores", "expected.indices"] {
+            parts.header[name.replace("expected", "kept")] = parts.header[name].take();
+            parts.remove(name);
+        }
+    });
+    ultramem(&format!("check {file}")).refused(&["expected.output"]);
+}
+
+#[test]
+fn broken_files_are_refused() {
+    let directory = directory();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    ultramem("info /nonexistent/layer.safetensors").refused(&["/nonexistent/layer.safetensors"]);
+    std::fs::write(path("text"), "not a safetensors file at all").expect("the directory is there");
+    let whole = std::fs::read(fixture("ultramem_v1_tiny")).expect("the fixture is there");
+    std::fs::write(path("cut"), &whole[..whole.len() / 2]).expect("the directory is there");
+    let missing = changed(&directory, "ultramem_v1_tiny", |parts| {
+        parts.header["other"] = parts.header["keys"].take();
+        parts.header.as_object_mut().expect("the header is an object").remove("keys");
+    });
+    for verb in ["info", "check", "forward -o /nonexistent/out"] {
+        ultramem(&format!("{verb} {}", path("text"))).refused(&["text"]);
+        ultramem(&format!("{verb} {}", path("cut"))).refused(&["cut"]);
+        ultramem(&format!("{verb} {missing}")).refused(&["keys"]);
+        ultramem(&format!("{verb} {}", fixture("ultramem_v2_tiny"))).refused(&["ultramem_v2"]);
+    }
+}
+
+#[test]
+fn forward_writes_output_slots_and_scores() {
+    for name in LAYERS {
+        let (directory, mut expected) = (directory(), Parts::read(fixture(name)));
+        let out = directory.path().join("out.safetensors");
+        ultramem(&format!("forward {} -o {} --backend wgpu", fixture(name), out.display())).well();
+        let mut found = Parts::read(&out);
+        assert_eq!(found.shape("output"), expected.shape("expected.output"));
+        assert_eq!(found.shape("indices"), expected.shape("expected.indices"));
+        assert_eq!((found.shape("scores").len(), &found.header["indices"]["dtype"]), (3, &"I64".into()));
+        assert!(found.bytes("indices") == expected.bytes("expected.indices"), "{name}");
+        for tensor in ["output", "scores"] {
+            let distance = relative_l2(&found.f32s(tensor), &expected.f32s(&format!("expected.{tensor}")));
+            assert!(distance <= 1e-5, "{name}: {tensor} is off by {distance}");
+        }
+        assert_eq!(files(directory.path()), 1);
+    }
+}
+
+fn files(directory: &Path) -> usize {
+    std::fs::read_dir(directory).map_or(0, Iterator::count)
+}
+
+#[test]
+fn forward_says_where_it_can_not_write() {
+    let file = fixture("ultramem_v1_tiny");
+    ultramem(&format!("forward {file} -o /nonexistent/out --backend reference")).refused(&["/nonexistent/out"]);
+    ultramem(&format!("forward {file}")).refused(&["--output"]);
+}
+
+#[test]
+fn info_counts_parameters_and_bytes() {
+    let report = ultramem(&format!("info {} --json", fixture("ultramem_v1_tiny"))).json();
+    assert_eq!((&report["rows"], &report["slots"]), (&64.into(), &256.into()));
+    assert_eq!(report["total_parameters"], 16 * 32 + 2 * 16 * 8 * 2 + 2 * 8 + 2 * 4 + 64 * 16 + 32 * 64);
+    let preset = ultramem("info --preset ultramem_v1_1b --json").json();
+    assert_eq!((&preset["rows"], &preset["slots_read_per_token"]), (&652_864.into(), &160.into()));
+    assert_eq!(preset["bytes_read_per_token"]["bf16"], 160 * (768 + 4));
+    let text = ultramem("info --preset ultramem_v1_1b").well();
+    assert!(text.contains("254,656,912"), "{text}");
+    ultramem("info").refused(&["FILE"]);
+}
+
+#[test]
+fn devices_lists_adapters() {
+    let report = ultramem("devices --json --backend wgpu").json();
+    let device = &report["devices"][0];
+    assert_eq!(device["backend"], "wgpu", "{report}");
+    assert!(device["max_binding_bytes"].as_u64() > Some(0), "{report}");
+    assert_eq!(device["types"][0], "f32", "{report}");
+    let text = without_adapter("devices").well();
+    assert!(text.contains("apt-get install mesa-vulkan-drivers"), "{text}");
+}
+
+const SMALL: &str = "bench layer --tokens 5 --hidden-size 24 --side-keys 18 --key-dim 7 --value-dim 10 --top-m 3 --heads 3 \
+                     --cores 2 --expansion 9 --tucker-rank 3 --samples 3";
+
+#[test]
+fn bench_measures_every_stage() {
+    let report = ultramem(&format!("{SMALL} --backend wgpu --json")).json();
+    for (of, name) in [("dimensions", "expansion"), ("dimensions", "tucker_rank")] {
+        assert!(report[of][name].as_u64() > Some(0), "{report}");
+    }
+    assert!(report["copy_gb_s"].as_f64() > Some(0.0), "{report}");
+    assert!(report["first_call_ms"].as_f64() > Some(0.0), "{report}");
+    let forward = &report["forward_ms"];
+    assert!(forward["min"].as_f64() <= forward["median"].as_f64(), "{report}");
+    assert!(forward["median"].as_f64() <= forward["max"].as_f64(), "{report}");
+    for stage in ["query", "score", "combine", "expand"] {
+        let stage = &report["stages"][stage];
+        assert!(stage["ms"]["median"].as_f64() > Some(0.0) && stage["flops"].as_u64() > Some(0), "{report}");
+        let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
+        let bandwidth = number(&stage["bytes"]) / number(&stage["ms"]["median"]) / 1e6;
+        assert!((number(&stage["bandwidth_gb_s"]) / bandwidth - 1.0).abs() < 1e-9, "{report}");
+    }
+}
+
+#[test]
+fn bench_times_the_reference_as_a_whole() {
+    let report = ultramem(&format!("{SMALL} --backend reference --dtype bf16 --json")).json();
+    assert!(report["forward_ms"]["median"].as_f64() > Some(0.0), "{report}");
+    assert_eq!((report.get("stages"), report.get("copy_gb_s")), (None, None));
+}
+
+#[test]
+fn bench_refuses_what_can_not_run() {
+    ultramem("bench layer --top-m 80 --side-keys 64").refused(&["top_m 80", "side_keys 64"]);
+    ultramem("bench layer --tokens 0").refused(&["0", "--tokens"]);
+    ultramem("bench layer --heads -3").refused(&["-3"]);
+    ultramem("bench layer --value-dim 63 --cores 2").refused(&["63", "2"]);
+    ultramem("bench layer --tokens 1000000000000000").refused(&["host memory"]);
+    ultramem("bench layer --tokens 99999999999999999999").refused(&["99999999999999999999"]);
+    ultramem("bench layer --side-keys 65536 --value-dim 1048576").refused(&["host memory"]);
+}
+
+#[cfg(not(feature = "vulkan"))]
+#[test]
+fn bf16_needs_a_device_that_has_it() {
+    for verb in ["demo", "bench layer --tokens 4"] {
+        ultramem(&format!("{verb} --backend wgpu --dtype bf16")).refused(&["bf16"]);
+    }
+}
+
+#[test]
+fn bad_usage_is_one_line() {
+    ultramem("demo --bogus").refused(&["--bogus"]);
+    ultramem("nonsense").refused(&["nonsense"]);
+    ultramem("demo --backend metal").refused(&["metal"]);
+    ultramem("demo --dtype f64").refused(&["f64"]);
+    ultramem("bench").refused(&["bench"]);
+    let help = ultramem("--help").well();
+    assert!(help.contains("Usage: ultramem"), "{help}");
+}

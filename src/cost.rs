@@ -1,0 +1,249 @@
+//! What a forward pass must cost: the bytes that each stage has to move and the operations it has to do, counted from the
+//! dimensions alone.
+//!
+//! Bytes are counted once for everything that all tokens share (weights, keys), and once per token for what a token
+//! reads by itself: the value rows above all, of which no cache can be counted on to hold a large table. What stays in
+//! shared memory or registers counts nothing. Sizes too large for a `u64` saturate.
+
+use crate::{ElementType, Kind, MemoryConfig};
+
+/// The cost of one forward pass, stage by stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cost {
+    /// The query projection.
+    pub query: StageCost,
+    /// Scoring the keys.
+    pub score: StageCost,
+    /// Pairing the kept keys.
+    pub combine: StageCost,
+    /// Reading, pooling and projecting the values, and the gate where there is one.
+    pub expand: StageCost,
+}
+
+/// The least that a stage can do with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StageCost {
+    /// Bytes read and written.
+    pub bytes: u64,
+    /// Floating-point operations; a multiplication and an addition are two.
+    pub flops: u64,
+}
+
+impl Cost {
+    /// The stages with their names, in their order.
+    pub fn stages(&self) -> [(&'static str, StageCost); 4] {
+        [("query", self.query), ("score", self.score), ("combine", self.combine), ("expand", self.expand)]
+    }
+
+    /// The stages together, each as if it ran alone: what one hands to the next is written once and read once.
+    pub fn total(&self) -> StageCost {
+        let stages = self.stages();
+        StageCost {
+            bytes: sum(&stages.map(|(_, stage)| u128::from(stage.bytes))),
+            flops: sum(&stages.map(|(_, stage)| u128::from(stage.flops))),
+        }
+    }
+}
+
+impl MemoryConfig {
+    /// What a forward pass over `tokens` tokens must cost with weights and activations of `dtype`.
+    pub fn cost(&self, tokens: usize, dtype: ElementType) -> Cost {
+        let sizes = Sizes::new(self, tokens, dtype);
+        Cost { query: sizes.query(), score: sizes.score(), combine: sizes.combine(), expand: sizes.expand() }
+    }
+
+    /// Bytes that one token reads of the memory itself: its value rows and, where slots are shuffled, their addresses.
+    pub fn bytes_read_per_token(&self, dtype: ElementType) -> u64 {
+        let sizes = Sizes::new(self, 1, dtype);
+        sum(&[sizes.shuffle(), sizes.rows()])
+    }
+}
+
+/// The dimensions as wide numbers, and the tensors that more than one stage moves, in bytes.
+struct Sizes<'a> {
+    config: &'a MemoryConfig,
+    tokens: u128,
+    element: u128,
+    hidden: u128,
+    /// `heads · top_m`.
+    entries: u128,
+    rank: u128,
+    key_dim: u128,
+    value_dim: u128,
+}
+
+/// Bytes of an f32 or a u32.
+const WORD: u128 = 4;
+
+impl<'a> Sizes<'a> {
+    fn new(config: &'a MemoryConfig, tokens: usize, dtype: ElementType) -> Self {
+        Self {
+            config,
+            tokens: wide(tokens),
+            element: wide(dtype.size()),
+            hidden: wide(config.hidden_size),
+            entries: wide(config.heads) * wide(config.top_m),
+            rank: wide(config.tucker_rank),
+            key_dim: wide(config.key_dim),
+            value_dim: wide(config.value_dim),
+        }
+    }
+
+    fn query(&self) -> StageCost {
+        let weight = self.hidden * self.query_width();
+        let bytes = [self.input(), weight * self.element, self.queries()];
+        StageCost { bytes: sum(&bytes), flops: sum(&[2 * self.tokens * weight]) }
+    }
+
+    fn score(&self) -> StageCost {
+        let (heads, side_keys) = (wide(self.config.heads), wide(self.config.side_keys));
+        let projected = heads * 2 * self.key_dim * side_keys * WORD;
+        let exact = if self.product_keys() { 0 } else { self.rank };
+        let rows = (self.tokens * wide(self.config.top_m)).min(side_keys);
+        let normalised = rows * heads * 2 * exact * self.key_dim * WORD;
+        let dots = side_keys + wide(self.config.top_m) * exact;
+        StageCost {
+            bytes: sum(&[self.queries(), projected, normalised, self.kept()]),
+            flops: sum(&[2 * self.tokens * heads * 2 * dots * self.key_dim]),
+        }
+    }
+
+    fn combine(&self) -> StageCost {
+        let top_m = self.config.top_m;
+        let pairs = match self.product_keys() {
+            true => (1..=top_m).map(|x| wide(top_m / x)).sum(),
+            false => wide(top_m) * wide(top_m) * 2 * self.rank,
+        };
+        StageCost {
+            bytes: sum(&[self.kept(), self.chosen()]),
+            flops: sum(&[self.tokens * wide(self.config.heads) * pairs]),
+        }
+    }
+
+    fn expand(&self) -> StageCost {
+        let output = wide(self.config.pooled_dim()) * self.hidden;
+        let gate = if self.config.gated() { self.value_dim * self.hidden } else { 0 };
+        let gating = match self.config.gated() {
+            true => self.input() + gate * self.element + 2 * self.tokens * self.value_dim * WORD,
+            false => 0,
+        };
+        StageCost {
+            bytes: sum(&[
+                self.chosen(),
+                self.shuffle(),
+                self.rows(),
+                output * self.element,
+                self.tokens * self.hidden * self.element,
+                gating,
+            ]),
+            flops: sum(&[2 * self.tokens * (self.entries * self.value_dim + output + gate)]),
+        }
+    }
+
+    fn product_keys(&self) -> bool {
+        self.config.kind != Kind::UltraMem
+    }
+
+    fn query_width(&self) -> u128 {
+        wide(self.config.query_heads()) * 2 * self.key_dim
+    }
+
+    fn input(&self) -> u128 {
+        self.tokens * self.hidden * self.element
+    }
+
+    fn queries(&self) -> u128 {
+        self.tokens * self.query_width() * WORD
+    }
+
+    /// The kept keys of both sides and their scores.
+    fn kept(&self) -> u128 {
+        self.tokens * self.entries * 2 * (WORD + WORD * self.rank)
+    }
+
+    /// The chosen slots and their scores.
+    fn chosen(&self) -> u128 {
+        self.tokens * self.entries * (WORD + WORD * wide(self.config.cores))
+    }
+
+    fn shuffle(&self) -> u128 {
+        if self.product_keys() { 0 } else { self.tokens * self.entries * WORD }
+    }
+
+    fn rows(&self) -> u128 {
+        self.tokens * self.entries * self.value_dim * self.element
+    }
+}
+
+// No product below overflows: a checked configuration keeps the dimensions beside `tokens` below 2⁶⁰ in any product here.
+fn wide(size: usize) -> u128 {
+    size as u128
+}
+
+fn sum(parts: &[u128]) -> u64 {
+    u64::try_from(parts.iter().sum::<u128>()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Dimensions;
+
+    fn preset() -> MemoryConfig {
+        MemoryConfig::new(Dimensions::ultramem_v1_1b()).expect("the preset is sound")
+    }
+
+    #[test]
+    fn one_token_of_the_preset_reads_160_rows() {
+        assert_eq!(preset().bytes_read_per_token(ElementType::BF16), 160 * (768 + 4));
+        let score = preset().cost(1, ElementType::BF16).score.flops;
+        assert_eq!(score, 2 * 2 * 2 * (1616 + 80 * 2) * 192);
+    }
+
+    #[test]
+    fn stages_count_what_they_move() {
+        let dims = Dimensions {
+            hidden_size: 8,
+            heads: 1,
+            side_keys: 4,
+            key_dim: 2,
+            top_m: 2,
+            value_dim: 6,
+            ..Dimensions::default()
+        };
+        let config = MemoryConfig::new(dims).expect("the dimensions are sound");
+        let cost = config.cost(3, ElementType::F16);
+        let (kept, chosen) = (3 * 2 * 2 * 12, 3 * 2 * 12);
+        assert_eq!(cost.query, StageCost { bytes: 3 * 8 * 2 + 8 * 4 * 2 + 3 * 4 * 4, flops: 2 * 3 * 8 * 4 });
+        let score = 3 * 4 * 4 + 2 * 2 * 4 * 4 + 4 * 2 * 2 * 2 * 4 + kept;
+        assert_eq!(cost.score, StageCost { bytes: score, flops: 2 * 3 * 2 * (4 + 2 * 2) * 2 });
+        assert_eq!(cost.combine, StageCost { bytes: kept + chosen, flops: 3 * 4 * 2 * 2 });
+        let expand = chosen + 3 * 2 * 4 + 3 * 2 * 6 * 2 + 24 * 8 * 2 + 3 * 8 * 2;
+        assert_eq!(cost.expand, StageCost { bytes: expand, flops: 2 * 3 * (2 * 6 + 24 * 8) });
+        assert_eq!(cost.total().bytes, cost.stages().iter().map(|(_, stage)| stage.bytes).sum::<u64>());
+    }
+
+    #[test]
+    fn product_keys_look_at_few_pairs_and_pay_for_the_gate() {
+        let plain = Dimensions {
+            kind: Kind::ProductKey,
+            tucker_rank: 1,
+            cores: 1,
+            expansion: 1,
+            top_m: 4,
+            ..Dimensions::default()
+        };
+        let gated = Dimensions { kind: Kind::MemoryPlus, ..plain.clone() };
+        let cost = |dims: Dimensions| MemoryConfig::new(dims).map(|config| config.cost(1, ElementType::F32));
+        let (plain, gated) = (cost(plain).expect("sound"), cost(gated).expect("sound"));
+        assert_eq!(plain.combine.flops, 2 * (4 + 2 + 1 + 1));
+        assert_eq!(gated.expand.bytes - plain.expand.bytes, 256 * 4 + 64 * 256 * 4 + 2 * 64 * 4);
+        assert_eq!(gated.query.flops, 2 * plain.query.flops);
+    }
+
+    #[test]
+    fn absurd_numbers_of_tokens_saturate() {
+        let cost = preset().cost(usize::MAX, ElementType::F32);
+        assert_eq!(cost.total(), StageCost { bytes: u64::MAX, flops: u64::MAX });
+    }
+}
