@@ -11,8 +11,8 @@
 //!
 //! What it does to be quick: whatever hangs on the weights alone is computed once, in [`Composition::new`]; the ranking
 //! of the keys is one batched matrix product and their score vectors another; the largest are found on the device
-//! (`argtopk`; `topk_with_indices` sorts on the host); the cores are applied to the kept rows, not to every pair; and
-//! tensors are kept two-dimensional where they are large, because every dimension costs each element a division.
+//! (`argtopk`; `topk_with_indices` sorts on the host); the cores are applied to the kept rows, not to every pair;
+//! and the weighted rows are added up by `scatter`, whose threads own a column of a token each, so that none of them wait.
 
 use burn::prelude::*;
 use burn::tensor::IndexingUpdateOp;
@@ -156,8 +156,9 @@ impl<B: Backend> Composition<B> {
         let per_token = self.config.heads * self.config.top_m;
         let tokens = count / per_token;
         let address = self.shuffle_index.clone().select(0, chosen.slots);
-        let read = self.values.clone().select(0, address.clone() % rows).reshape([count * cores, slice]);
-        let weighted = (read * chosen.scores.reshape([count * cores, 1])).reshape([tokens, per_token, width]);
+        let read = self.values.clone().select(0, address.clone() % rows).reshape([tokens, per_token, cores, slice]);
+        let weights = chosen.scores.reshape([tokens, per_token, cores, 1]);
+        let weighted = (read * weights).reshape([tokens, per_token, width]);
         let block = (address / rows).reshape([tokens, per_token, 1]).expand([tokens, per_token, width]);
         let pooled = Tensor::zeros([tokens, expansion, width], &weighted.device()).scatter(
             1,
