@@ -1,0 +1,90 @@
+//! The composition against golden files, on a device: the bar must compute the right thing.
+
+use std::collections::HashMap;
+
+use burn::backend::Wgpu;
+use burn::backend::wgpu::WgpuDevice;
+use burn::tensor::{Tensor, TensorData};
+use safetensors::{Dtype, SafeTensors};
+use ultramem::{Dimensions, ElementType, HostTensor, Kind, MemoryConfig, Norm, Weights};
+use ultramem_benches::Composition;
+
+#[test]
+fn ultramem_v1_mid_matches_pytorch() {
+    matches_pytorch("ultramem_v1_mid");
+}
+
+#[test]
+fn layer_norm_and_a_single_core_match_pytorch() {
+    matches_pytorch("ultramem_v1_layernorm_single_core");
+}
+
+fn matches_pytorch(name: &str) {
+    let bytes = std::fs::read(format!("../tests/fixtures/{name}.safetensors")).expect("the golden file is there");
+    let file = SafeTensors::deserialize(&bytes).expect("the golden file is a safetensors file");
+    let (_, header) = SafeTensors::read_metadata(&bytes).expect("the golden file has a header");
+    let config = config(header.metadata().as_ref().expect("the golden file has metadata"));
+    let device = WgpuDevice::default();
+    let layer = Composition::<Wgpu>::new(config.clone(), &weights(&file, config.cores), &device);
+    let input = tensor(&file, "input");
+    let input = Tensor::from_data(TensorData::new(input.to_f32(), input.shape().to_vec()), &device);
+    let output = layer.forward(input).into_data().into_vec::<f32>().expect("the output is f32");
+    let miss = relative_l2(&output, &tensor(&file, "expected.output").to_f32());
+    assert!(miss <= 1e-4, "the output misses PyTorch's by {miss} (relative L2)");
+}
+
+fn config(metadata: &HashMap<String, String>) -> MemoryConfig {
+    let number = |key: &str| metadata[key].parse::<usize>().expect("the entry is a whole number");
+    let expansion = number("value_expand_time");
+    MemoryConfig::new(Dimensions {
+        kind: Kind::UltraMem,
+        hidden_size: number("hidden_size"),
+        heads: number("head"),
+        side_keys: number("knum") * expansion.isqrt(),
+        key_dim: number("kdim"),
+        tucker_rank: number("tucker_rank"),
+        top_m: number("knn"),
+        cores: number("tucker_multihead"),
+        expansion,
+        value_dim: number("vdim"),
+        norm: if metadata["norm"] == "rms" { Norm::Rms } else { Norm::Layer },
+        norm_eps: metadata["norm_eps"].parse().expect("the entry is a number"),
+    })
+    .expect("the golden configuration is valid")
+}
+
+fn weights<'a>(file: &SafeTensors<'a>, cores: usize) -> Weights<'a> {
+    let shuffle = file.tensor("shuffle_index").expect("shuffle_index is in the file");
+    let numbers = |name: &str| tensor(file, name).to_f32();
+    Weights {
+        query_proj: tensor(file, "query_proj.weight"),
+        query_norm: tensor(file, "query_norm.weight"),
+        keys: tensor(file, "keys"),
+        keys_norm: tensor(file, "keys_norm.weight"),
+        cores: (0..cores).flat_map(|core| numbers(&format!("tucker_core.{core}"))).collect(),
+        core_u: numbers("tucker_core_u"),
+        core_v: numbers("tucker_core_v"),
+        shuffle_index: Some(shuffle.data().chunks_exact(8).map(low_word).collect()),
+        values: tensor(file, "values_for_look_up"),
+        values_proj: tensor(file, "values_proj.weight"),
+        gate_proj: None,
+    }
+}
+
+/// The value of a little-endian i64 that fits in 32 bits.
+fn low_word(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+fn tensor<'a>(file: &SafeTensors<'a>, name: &str) -> HostTensor<'a> {
+    let view = file.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+    assert_eq!(view.dtype(), Dtype::F32, "{name}");
+    HostTensor::new(view.shape(), ElementType::F32, view.data()).expect("the view is as long as its shape says")
+}
+
+fn relative_l2(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let norm = |numbers: &mut dyn Iterator<Item = f64>| numbers.map(|x| x * x).sum::<f64>().sqrt();
+    let miss = norm(&mut got.iter().zip(want).map(|(a, b)| f64::from(a - b)));
+    miss / norm(&mut want.iter().map(|&x| f64::from(x)))
+}
