@@ -9,7 +9,9 @@ use std::panic::catch_unwind;
 use cubecl::prelude::*;
 use cubecl::wgpu::WgpuRuntime;
 use ultramem::kernels::{expand::ExpandStrategy, query::ProjectStrategy, score::ScoreStrategy};
-use ultramem::{ElementType, HostTensor, Kept, Kind, MemoryConfig, MemoryLayer, Strategies, Tensor, Weights, reference};
+use ultramem::{
+    ElementType, HostTensor, Kept, Kind, MemoryConfig, MemoryLayer, Strategies, Tensor, Weights, reference,
+};
 
 pub type Client = ComputeClient<WgpuRuntime>;
 pub type Layer = MemoryLayer<WgpuRuntime>;
@@ -232,7 +234,8 @@ fn products_of(config: &MemoryConfig, weights: &Weights<'_>, input: &[f32]) -> V
 pub fn normalised(config: &MemoryConfig, weights: &Weights<'_>, products: &[f32]) -> Vec<f64> {
     let width = config.query_heads() * 2 * config.key_dim;
     let wide = MemoryConfig::new(ultramem::Dimensions { hidden_size: width, ..(**config).clone() }).unwrap();
-    let zeros = |rows: usize, columns: usize| HostTensor::from_f32([rows, columns], &vec![0.0; rows * columns]).unwrap();
+    let zeros =
+        |rows: usize, columns: usize| HostTensor::from_f32([rows, columns], &vec![0.0; rows * columns]).unwrap();
     let identity: Vec<f32> = (0..width * width).map(|i| f32::from(u8::from(i / width == i % width))).collect();
     let weights = Weights {
         query_proj: HostTensor::from_f32([width, width], &identity).unwrap(),
@@ -323,7 +326,7 @@ fn total_of(config: &MemoryConfig, weights: &Weights<'_>, kept: &reference::Kept
     let entry = |core: usize, a: usize, b: usize| {
         f64::from(weights.cores[((core * config.heads + head) * rank + a) * rank + b]) * left[a] * right[b]
     };
-    (0..config.cores).flat_map(|k| (0..rank * rank).map(move |at| (k, at / rank, at % rank))).fold(0.0, |sum, (k, a, b)| {
-        sum + entry(k, a, b)
-    })
+    (0..config.cores)
+        .flat_map(|k| (0..rank * rank).map(move |at| (k, at / rank, at % rank)))
+        .fold(0.0, |sum, (k, a, b)| sum + entry(k, a, b))
 }

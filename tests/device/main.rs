@@ -9,4 +9,6 @@ mod common;
 mod device;
 
 mod goldens;
+mod hostile;
+mod order;
 mod shapes;

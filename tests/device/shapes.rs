@@ -11,15 +11,7 @@ use crate::device::{Case, Tally, client, every_strategy, hold};
 const TILE: ProjectStrategy = ProjectStrategy::Tile;
 
 fn plain() -> Dimensions {
-    Dimensions {
-        hidden_size: 12,
-        side_keys: 16,
-        key_dim: 8,
-        top_m: 4,
-        value_dim: 8,
-        heads: 2,
-        ..Dimensions::default()
-    }
+    Dimensions { hidden_size: 12, side_keys: 16, key_dim: 8, top_m: 4, value_dim: 8, heads: 2, ..Dimensions::default() }
 }
 
 fn product_keys(kind: Kind) -> Dimensions {
@@ -50,7 +42,18 @@ fn awkward_shapes_agree_with_the_oracle() {
         ("nine blocks", 5, Dimensions { expansion: 9, side_keys: 21, cores: 3, value_dim: 9, heads: 4, ..plain() }),
         ("rank 1", 6, Dimensions { tucker_rank: 1, heads: 1, ..plain() }),
         ("rank 4", 6, Dimensions { tucker_rank: 4, heads: 3, norm: Norm::Layer, ..plain() }),
-        ("as small as can be", 2, Dimensions { hidden_size: 1, side_keys: 1, key_dim: 1, top_m: 1, value_dim: 1, ..product_keys(Kind::ProductKey) }),
+        (
+            "as small as can be",
+            2,
+            Dimensions {
+                hidden_size: 1,
+                side_keys: 1,
+                key_dim: 1,
+                top_m: 1,
+                value_dim: 1,
+                ..product_keys(Kind::ProductKey)
+            },
+        ),
         ("product keys", 11, Dimensions { side_keys: 19, top_m: 7, value_dim: 5, ..product_keys(Kind::ProductKey) }),
         ("Memory+", 11, Dimensions { heads: 3, key_dim: 6, value_dim: 10, ..product_keys(Kind::MemoryPlus) }),
     ];
@@ -103,17 +106,26 @@ fn any_strategies() -> impl Strategy<Value = Strategies> {
 /// The seed is fixed: these tests find the same faults each time they run.
 fn runner(cases: u32) -> TestRunner {
     let seed = RngSeed::Fixed(0x75_6c_74_72_61);
-    TestRunner::new(ProptestConfig { cases, max_shrink_iters: 20, failure_persistence: None, rng_seed: seed, ..Default::default() })
+    TestRunner::new(ProptestConfig {
+        cases,
+        max_shrink_iters: 20,
+        failure_persistence: None,
+        rng_seed: seed,
+        ..Default::default()
+    })
 }
 
 fn hold_random_shapes(dtype: ElementType, cases: u32) {
     let tally = std::cell::Cell::new(Tally::default());
-    let result = runner(cases).run(&(any_dimensions(), 1..=40usize, any_strategies(), 0..1000u64), |(dims, tokens, strategies, seed)| {
-        let mut sum = tally.get();
-        sum.add(hold(&random_case(&dims, tokens, dtype, seed), strategies, tolerance(dtype)));
-        tally.set(sum);
-        Ok(())
-    });
+    let result = runner(cases).run(
+        &(any_dimensions(), 1..=40usize, any_strategies(), 0..1000u64),
+        |(dims, tokens, strategies, seed)| {
+            let mut sum = tally.get();
+            sum.add(hold(&random_case(&dims, tokens, dtype, seed), strategies, tolerance(dtype)));
+            tally.set(sum);
+            Ok(())
+        },
+    );
     if let Err(TestError::Fail(reason, smallest)) = result {
         panic!("{reason}\nsmallest case: {smallest:?}");
     }
@@ -146,7 +158,8 @@ fn long_selections_agree_with_the_oracle() {
     let real = Dimensions { side_keys: 1616, top_m: 80, ..widths.clone() };
     // 200² totals need 160 kB.
     let wide = Dimensions { side_keys: 256, top_m: 200, heads: 1, ..widths.clone() };
-    let product_keys = Dimensions { side_keys: 128, top_m: 100, heads: 1, value_dim: 4, ..product_keys(Kind::ProductKey) };
+    let product_keys =
+        Dimensions { side_keys: 128, top_m: 100, heads: 1, value_dim: 4, ..product_keys(Kind::ProductKey) };
     let mut tally = Tally::default();
     for (dims, tokens) in [(real, 3), (wide, 3), (product_keys, 9)] {
         let case = random_case(&dims, tokens, ElementType::F32, 1);
