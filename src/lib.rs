@@ -8,6 +8,7 @@ mod layer;
 pub mod reference;
 mod table;
 mod weights;
+mod workspace;
 
 pub use checkpoint::Checkpoint;
 pub use config::{Dimensions, ElementType, Kind, MemoryConfig, Norm};

@@ -201,13 +201,7 @@ pub fn score<R: Runtime>(
         let (value, limit) = (top_m as u64, side_keys as u64);
         return Err(Error::Exceeds { what: "top_m", value, limit_name: "side_keys", limit });
     }
-    let splits = match strategy {
-        ScoreStrategy::Whole => 1,
-        ScoreStrategy::Split { splits } => splits.clamp(2, side_keys.max(2)),
-    };
-    let range = side_keys.div_ceil(splits).next_multiple_of(FOUR);
-    let splits = side_keys.div_ceil(range);
-    let keep = top_m.min(range);
+    let Cut { range, splits, keep } = Cut::of(side_keys, top_m, strategy);
     let (tile, units) = tile_of(&device, tokens, range, key_dim, keep)?;
     let direct = keys.direct;
     let plan = ScorePlan {
@@ -244,6 +238,33 @@ pub fn score<R: Runtime>(
     stage.launch_score(plan, &candidates)?;
     stage.launch_merge(ScorePlan { tile, units, ..plan }, &candidates, &kept)?;
     Ok(kept)
+}
+
+/// Candidates per token and side that the first launch of [`score`] hands to the second; 0 where one launch does it all.
+/// Their keys and scores, 4 bytes each, are the stage's only memory besides its result.
+pub fn candidates(side_keys: usize, top_m: usize, strategy: ScoreStrategy) -> usize {
+    let cut = Cut::of(side_keys, top_m, strategy);
+    if cut.splits > 1 { cut.splits * cut.keep } else { 0 }
+}
+
+/// How the keys of a side are cut.
+struct Cut {
+    /// Keys of a split, whole vectors.
+    range: usize,
+    splits: usize,
+    /// Candidates that a split hands on.
+    keep: usize,
+}
+
+impl Cut {
+    fn of(side_keys: usize, top_m: usize, strategy: ScoreStrategy) -> Self {
+        let splits = match strategy {
+            ScoreStrategy::Whole => 1,
+            ScoreStrategy::Split { splits } => splits.clamp(2, side_keys.max(2)),
+        };
+        let range = side_keys.div_ceil(splits).next_multiple_of(FOUR);
+        Self { range, splits: side_keys.div_ceil(range), keep: top_m.min(range) }
+    }
 }
 
 /// The arguments that both launches share.

@@ -1,0 +1,332 @@
+//! What the tests on a device share: the client, every strategy, poisoned memory, and the comparison of a layer with the
+//! oracle stage by stage.
+
+// Each test is a crate of its own and uses a part of this.
+#![allow(dead_code)]
+
+use std::panic::catch_unwind;
+
+use cubecl::prelude::*;
+use cubecl::wgpu::WgpuRuntime;
+use ultramem::kernels::{expand::ExpandStrategy, query::ProjectStrategy, score::ScoreStrategy};
+use ultramem::{
+    ElementType, HostTensor, Kept, Kind, MemoryConfig, MemoryLayer, Strategies, Tensor, Weights, reference,
+};
+
+pub type Client = ComputeClient<WgpuRuntime>;
+pub type Layer = MemoryLayer<WgpuRuntime>;
+
+/// The client of the default adapter, which the whole process shares.
+pub fn client() -> Client {
+    catch_unwind(|| WgpuRuntime::client(&Default::default())).unwrap_or_else(|_| {
+        panic!(
+            "no Vulkan adapter answers, and these tests need one: on Debian, `apt-get update && apt-get install -y \
+             mesa-vulkan-drivers` installs a software adapter"
+        )
+    })
+}
+
+/// Every way to compute a layer, the keys whole and cut in two and in five.
+pub fn every_strategy() -> Vec<Strategies> {
+    let products = [ProjectStrategy::Tile, ProjectStrategy::Cubek];
+    let scores = [ScoreStrategy::Whole, ScoreStrategy::Split { splits: 2 }, ScoreStrategy::Split { splits: 5 }];
+    let expands = [ExpandStrategy::Fused].into_iter().chain(products.map(ExpandStrategy::Pooled));
+    let all = expands.flat_map(|expand| scores.map(|score| products.map(|query| Strategies { query, score, expand })));
+    all.flatten().collect()
+}
+
+/// Fills the memory that the allocator hands out next with NaN bits, at least `bytes` of it in buffers of up to 1 MiB, so
+/// that an element that no kernel writes is seen.
+pub fn poison(client: &Client, bytes: usize) {
+    let blocks = [1 << 20, 1 << 16, 1 << 12, 1 << 8].into_iter();
+    let held: Vec<_> = blocks
+        .flat_map(|block| vec![block; bytes.div_ceil(block).min(16)])
+        .map(|block| client.create_from_slice(&vec![0xff; block]))
+        .collect();
+    drop(held);
+}
+
+/// Poisons what a call will allocate.
+pub fn poison_for(layer: &Layer, tokens: usize, strategies: Strategies) {
+    let output = tokens * layer.config().hidden_size * layer.dtype().size();
+    poison(layer.client(), layer.workspace_bytes(tokens, strategies) + output);
+}
+
+/// Downloads whole numbers.
+pub fn read_u32(client: &Client, tensor: &Tensor<WgpuRuntime>) -> Vec<u32> {
+    let bytes = client.read_one(tensor.handle.clone()).unwrap();
+    bytemuck::pod_collect_to_vec(&bytes)
+}
+
+/// A layer on the device with its weights and input on the host, both rounded as the device holds them.
+pub struct Case {
+    pub layer: Layer,
+    pub weights: Weights<'static>,
+    pub input: Vec<f32>,
+}
+
+impl Case {
+    pub fn new(config: &MemoryConfig, weights: &Weights<'_>, input: &[f32], dtype: ElementType) -> Self {
+        let weights = rounded(weights, dtype);
+        let layer = MemoryLayer::new(&client(), config.clone(), &weights, dtype).unwrap();
+        let input = HostTensor::from_f32([input.len()], input).unwrap().cast(dtype).to_f32();
+        Self { layer, weights, input }
+    }
+
+    pub fn tokens(&self) -> usize {
+        self.input.len() / self.layer.config().hidden_size
+    }
+
+    /// One forward pass over `input` into poisoned memory.
+    pub fn run(&self, input: &[f32], strategies: Strategies) -> Found {
+        let on_device = self.layer.upload(input).unwrap();
+        poison_for(&self.layer, self.tokens(), strategies);
+        let found = self.layer.forward_with(&on_device, strategies).unwrap();
+        Found {
+            output: self.layer.read(&found.output).unwrap(),
+            slots: self.layer.read_slots(&found.chosen).unwrap(),
+            scores: self.layer.read(&found.chosen.scores).unwrap(),
+        }
+    }
+}
+
+/// What one forward pass gave.
+#[derive(Clone)]
+pub struct Found {
+    pub output: Vec<f32>,
+    pub slots: Vec<u32>,
+    pub scores: Vec<f32>,
+}
+
+impl Found {
+    /// The bits of everything that a token gave.
+    pub fn bits(&self, tokens: usize, token: usize) -> Vec<u32> {
+        fn row<T>(numbers: &[T], tokens: usize, token: usize) -> &[T] {
+            let width = numbers.len() / tokens;
+            &numbers[token * width..][..width]
+        }
+        let floats = row(&self.output, tokens, token).iter().chain(row(&self.scores, tokens, token));
+        floats.map(|x| x.to_bits()).chain(row(&self.slots, tokens, token).iter().copied()).collect()
+    }
+}
+
+/// The weights as a device holds them: all that is stored in the layer's element type is rounded to it.
+pub fn rounded(weights: &Weights<'_>, dtype: ElementType) -> Weights<'static> {
+    let round = |tensor: &HostTensor<'_>, dtype: ElementType| {
+        HostTensor::from_f32(tensor.shape(), &tensor.cast(dtype).to_f32()).unwrap()
+    };
+    let full = |tensor: &HostTensor<'_>| round(tensor, ElementType::F32);
+    let stored = |tensor: &HostTensor<'_>| round(tensor, dtype);
+    Weights {
+        query_proj: stored(&weights.query_proj),
+        query_norm: full(&weights.query_norm),
+        keys: stored(&weights.keys),
+        keys_norm: full(&weights.keys_norm),
+        cores: weights.cores.clone(),
+        core_u: weights.core_u.clone(),
+        core_v: weights.core_v.clone(),
+        shuffle_index: weights.shuffle_index.clone(),
+        values: stored(&weights.values),
+        values_proj: stored(&weights.values_proj),
+        gate_proj: weights.gate_proj.as_ref().map(stored),
+    }
+}
+
+/// Tokens that were compared, and how many of them chose otherwise than the oracle because two scores are equal but for
+/// rounding.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tally {
+    pub tokens: usize,
+    pub excused: usize,
+}
+
+impl Tally {
+    pub fn add(&mut self, other: Tally) {
+        self.tokens += other.tokens;
+        self.excused += other.excused;
+    }
+
+    /// Near ties are rare: where they are not, an excuse hides a fault.
+    pub fn assert_rare(&self) {
+        assert!(self.excused * 50 <= self.tokens, "more than 2% of tokens chose otherwise: {self:?}");
+    }
+}
+
+/// Asserts that `found` differs from `expected` by at most `tolerance` of it in L2. All zeros must be found as zeros.
+pub fn assert_close(what: &str, found: &[f32], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}: lengths");
+    let difference: f64 = found.iter().zip(expected).map(|(&f, e)| (f64::from(f) - e) * (f64::from(f) - e)).sum();
+    let norm: f64 = expected.iter().map(|e| e * e).sum();
+    assert!(difference <= tolerance * tolerance * norm, "{what}: {} of {}", difference.sqrt(), norm.sqrt());
+}
+
+/// Two scores this close, relative to the largest of their row, may change places.
+const NEAR: f64 = 1e-5;
+
+/// Holds every stage against the oracle's stage on the *same* inputs, and the layer against the oracle's forward.
+///
+/// Stages in f32 must agree within 1e-5; `tolerance` is for what is stored in the layer's element type.
+pub fn hold(case: &Case, strategies: Strategies, tolerance: f64) -> Tally {
+    let (layer, weights, config) = (&case.layer, &case.weights, case.layer.config());
+    let input = layer.upload(&case.input).unwrap();
+    poison_for(layer, case.tokens(), strategies);
+
+    let query = layer.query(&input, strategies.query).unwrap();
+    let products = layer.read(&query).unwrap();
+    assert_close("query", &products, &products_of(config, weights, &case.input), tolerance);
+
+    let kept = layer.score(&query, strategies.score).unwrap();
+    let queries = normalised(config, weights, &products);
+    let found = host(layer, &kept);
+    judge_kept(config, &found, &reference::score(config, weights, &queries).unwrap());
+
+    let chosen = layer.combine(&kept).unwrap();
+    let (slots, scores) = (layer.read_slots(&chosen).unwrap(), layer.read(&chosen.scores).unwrap());
+    let expected = reference::combine(config, weights, &found).unwrap();
+    judge_chosen(config, weights, &found, &expected, &slots, &scores);
+
+    let output = layer.read(&layer.expand(&input, &chosen, strategies).unwrap()).unwrap();
+    let wide = scores.iter().map(|&s| s.into()).collect();
+    let expected = reference::Chosen { slots: slots.clone(), scores: wide, totals: Vec::new() };
+    let expected = reference::expand(config, weights, &case.input, &expected).unwrap();
+    assert_close("expand", &output, &expected, tolerance);
+
+    hold_forward(case, strategies, tolerance, &Found { output, slots, scores })
+}
+
+/// The layer as a whole: the bits of its stages one by one, and the oracle's output wherever the slots are the oracle's.
+fn hold_forward(case: &Case, strategies: Strategies, tolerance: f64, stages: &Found) -> Tally {
+    let tokens = case.tokens();
+    let found = case.run(&case.input, strategies);
+    let expected = reference::forward(case.layer.config(), &case.weights, &case.input).unwrap();
+    let (mut outputs, mut expected_outputs) = (Vec::new(), Vec::new());
+    let mut tally = Tally { tokens, excused: 0 };
+    let (slots, hidden_size) = (expected.slots.len() / tokens, case.layer.config().hidden_size);
+    for token in 0..tokens {
+        assert_eq!(found.bits(tokens, token), stages.bits(tokens, token), "token {token}: forward and its stages");
+        if found.slots[token * slots..][..slots] == expected.slots[token * slots..][..slots] {
+            outputs.extend(&found.output[token * hidden_size..][..hidden_size]);
+            expected_outputs.extend(&expected.output[token * hidden_size..][..hidden_size]);
+        } else {
+            tally.excused += 1;
+        }
+    }
+    assert_close("forward", &outputs, &expected_outputs, tolerance);
+    tally
+}
+
+/// What was kept, on the host, as the oracle takes it.
+pub fn host(layer: &Layer, kept: &Kept<WgpuRuntime>) -> reference::Kept {
+    let scores = layer.read(&kept.scores).unwrap();
+    let keys = read_u32(layer.client(), &kept.keys);
+    reference::Kept { keys, approximate: Vec::new(), scores: scores.iter().map(|&s| s.into()).collect() }
+}
+
+/// `W_q x`, before the norm.
+fn products_of(config: &MemoryConfig, weights: &Weights<'_>, input: &[f32]) -> Vec<f64> {
+    let matrix = weights.query_proj.to_f32();
+    let dot = |x: &[f32], w: &[f32]| -> f64 { x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum() };
+    let rows = |x| matrix.chunks(config.hidden_size).map(move |w| dot(x, w));
+    input.chunks(config.hidden_size).flat_map(rows).collect()
+}
+
+/// The oracle's norm of what the device projected: the oracle's query with the identity for `W_q`.
+pub fn normalised(config: &MemoryConfig, weights: &Weights<'_>, products: &[f32]) -> Vec<f64> {
+    let width = config.query_heads() * 2 * config.key_dim;
+    let wide = MemoryConfig::new(ultramem::Dimensions { hidden_size: width, ..(**config).clone() }).unwrap();
+    let zeros =
+        |rows: usize, columns: usize| HostTensor::from_f32([rows, columns], &vec![0.0; rows * columns]).unwrap();
+    let identity: Vec<f32> = (0..width * width).map(|i| f32::from(u8::from(i / width == i % width))).collect();
+    let weights = Weights {
+        query_proj: HostTensor::from_f32([width, width], &identity).unwrap(),
+        values_proj: zeros(width, config.pooled_dim()),
+        gate_proj: config.gated().then(|| zeros(config.value_dim, width)),
+        ..weights.clone()
+    };
+    reference::query(&wide, &weights, products).unwrap()
+}
+
+/// Asserts that the best keys were kept, but for keys whose scores are the last kept one's within [`NEAR`], and that
+/// they have their scores.
+pub fn judge_kept(config: &MemoryConfig, found: &reference::Kept, expected: &reference::Kept) {
+    assert_eq!(found.keys.len(), expected.keys.len(), "kept keys");
+    let (mut scores, mut expected_scores) = (Vec::new(), Vec::new());
+    let rows = expected.approximate.chunks(config.side_keys).enumerate();
+    for (row, approximate) in rows {
+        let places = row * config.top_m..(row + 1) * config.top_m;
+        let (keys, best) = (&found.keys[places.clone()], &expected.keys[places.clone()]);
+        assert!(keys.is_sorted_by(|a, b| a < b), "row {row}: kept keys out of order, {keys:?}");
+        assert!(keys.iter().all(|&key| (key as usize) < config.side_keys), "row {row}: no such key, {keys:?}");
+        let score = |key: &u32| approximate[*key as usize];
+        let scale = approximate.iter().fold(0.0, |scale: f64, p| scale.max(p.abs()));
+        let last = best.iter().map(score).fold(f64::INFINITY, f64::min);
+        for key in keys.iter().filter(|key| !best.contains(key)) {
+            assert!(score(key) >= last - NEAR * scale, "row {row}: key {key} of {} kept before {last}", score(key));
+        }
+        for (place, key) in places.clone().zip(keys) {
+            if let Some(at) = best.iter().position(|other| other == key) {
+                scores.extend(score_at(config, found, place).iter().map(|&s| s as f32));
+                expected_scores.extend(score_at(config, expected, places.start + at));
+            }
+        }
+    }
+    assert_close("kept scores", &scores, &expected_scores, 1e-5);
+}
+
+fn score_at<'a>(config: &MemoryConfig, kept: &'a reference::Kept, place: usize) -> &'a [f64] {
+    &kept.scores[place * config.tucker_rank..][..config.tucker_rank]
+}
+
+/// Asserts that the chosen slots are the oracle's, but for slots whose totals are equal within [`NEAR`], and that they
+/// have their scores.
+pub fn judge_chosen(
+    config: &MemoryConfig,
+    weights: &Weights<'_>,
+    kept: &reference::Kept,
+    expected: &reference::Chosen,
+    slots: &[u32],
+    scores: &[f32],
+) {
+    assert_eq!(slots.len(), expected.slots.len(), "slots");
+    let (mut found_scores, mut expected_scores) = (Vec::new(), Vec::new());
+    for (row, best) in expected.slots.chunks(config.top_m).enumerate() {
+        let places = row * config.top_m..(row + 1) * config.top_m;
+        let (slots, totals) = (&slots[places.clone()], &expected.totals[places.clone()]);
+        let scale = totals.iter().fold(0.0, |scale: f64, total| scale.max(total.abs()));
+        for (place, (slot, (other, total))) in slots.iter().zip(best.iter().zip(totals)).enumerate() {
+            assert!(!slots[..place].contains(slot), "row {row}: slot {slot} chosen twice");
+            let own = if slot == other { *total } else { total_of(config, weights, kept, row, *slot) };
+            let near = slot == other || (own - total).abs() <= NEAR * scale;
+            assert!(near, "row {row}: slot {slot} of {own} in the place of {other} of {total}");
+        }
+        for (place, slot) in places.clone().zip(slots) {
+            if let Some(at) = best.iter().position(|other| other == slot) {
+                found_scores.extend(&scores[place * config.cores..][..config.cores]);
+                expected_scores.extend(&expected.scores[(places.start + at) * config.cores..][..config.cores]);
+            }
+        }
+    }
+    assert_close("scores", &found_scores, &expected_scores, 1e-5);
+}
+
+/// The total of a slot that the oracle did not choose, from the kept scores of its row and column. `row` counts tokens and
+/// heads.
+fn total_of(config: &MemoryConfig, weights: &Weights<'_>, kept: &reference::Kept, row: usize, slot: u32) -> f64 {
+    let place = |side: usize, key: usize| {
+        let first = (row * 2 + side) * config.top_m;
+        let at = kept.keys[first..][..config.top_m].iter().position(|&other| other as usize == key);
+        first + at.unwrap_or_else(|| panic!("row {row}: slot {slot} is no pair of kept keys"))
+    };
+    let (i, j) = (slot as usize / config.side_keys, slot as usize % config.side_keys);
+    let (left, right) = (score_at(config, kept, place(0, i)), score_at(config, kept, place(1, j)));
+    if config.kind != Kind::UltraMem {
+        return left[0] + right[0];
+    }
+    let (rank, head) = (config.tucker_rank, row % config.heads);
+    let entry = |core: usize, a: usize, b: usize| {
+        f64::from(weights.cores[((core * config.heads + head) * rank + a) * rank + b]) * left[a] * right[b]
+    };
+    (0..config.cores)
+        .flat_map(|k| (0..rank * rank).map(move |at| (k, at / rank, at % rank)))
+        .fold(0.0, |sum, (k, a, b)| sum + entry(k, a, b))
+}

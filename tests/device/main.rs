@@ -1,0 +1,14 @@
+//! The kernels on a device, held against PyTorch's results and against the oracle. The same tests run on wgpu with WGSL
+//! and, with the feature `vulkan`, with SPIR-V.
+
+#![cfg(feature = "wgpu")]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/device.rs"]
+mod device;
+
+mod goldens;
+mod hostile;
+mod order;
+mod shapes;
