@@ -7,11 +7,14 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use burn::backend::Wgpu;
-use burn::backend::wgpu::WgpuDevice;
+use burn::backend::wgpu::{WgpuDevice, WgpuRuntime};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use cubecl::Runtime;
+use cubecl::future::block_on;
+use ultramem::{ElementType, MemoryLayer};
 use ultramem_benches::{Case, Composition};
 
 fn layer(criterion: &mut Criterion) {
@@ -21,9 +24,28 @@ fn layer(criterion: &mut Criterion) {
             .sample_size(20)
             .measurement_time(Duration::from_secs(3))
             .throughput(Throughput::Elements(case.tokens as u64));
+        ours(&mut group, &case);
         composition::<Wgpu>(&mut group, &case, &WgpuDevice::default());
         group.finish();
     }
+}
+
+fn ours(group: &mut BenchmarkGroup<WallTime>, case: &Case) {
+    let (config, weights, input) = case.random().expect("the case is valid");
+    let client = WgpuRuntime::client(&WgpuDevice::default());
+    let layer = MemoryLayer::new(&client, config, &weights, ElementType::F32).expect("the layer fits the device");
+    let input = layer.upload(&input).expect("the input fits the device");
+    let strategies = layer.strategies(case.tokens);
+    let query = layer.query(&input, strategies.query).expect("query runs");
+    let kept = layer.score(&query, strategies.score).expect("score runs");
+    let chosen = layer.combine(&kept).expect("combine runs");
+    let sync = || block_on(client.sync()).expect("the device ran what it was given");
+    sync();
+    time(group, "forward", "ultramem", || layer.forward(&input), sync);
+    time(group, "query", "ultramem", || layer.query(&input, strategies.query), sync);
+    time(group, "score", "ultramem", || layer.score(&query, strategies.score), sync);
+    time(group, "combine", "ultramem", || layer.combine(&kept), sync);
+    time(group, "expand", "ultramem", || layer.expand(&input, &chosen, strategies), sync);
 }
 
 fn composition<B: Backend>(group: &mut BenchmarkGroup<WallTime>, case: &Case, device: &B::Device) {

@@ -3,6 +3,7 @@
 //! Every method enqueues and returns; nothing waits for the device but [`MemoryLayer::read`].
 
 use cubecl::prelude::*;
+use cubecl::server::ServerError;
 pub use ultramem_kernels::combine::Chosen;
 use ultramem_kernels::combine::{PairScore, combine};
 use ultramem_kernels::expand::{ExpandStrategy, Memory, expand};
@@ -232,8 +233,15 @@ impl<R: Runtime> MemoryLayer<R> {
         Ok(bytemuck::pod_collect_to_vec(&self.bytes(&chosen.slots)?))
     }
 
+    /// The bytes of a tensor. A read alone gives the buffer of a failed launch as it is; the flush tells.
     fn bytes(&self, tensor: &Tensor<R>) -> Result<Vec<u8>> {
-        let bytes = self.client.read_one(tensor.handle.clone());
-        bytes.map(|bytes| bytes.to_vec()).map_err(|error| Error::Device(format!("{error:?}")))
+        let bytes = self.client.read_one(tensor.handle.clone()).map_err(device_error)?;
+        self.client.flush().map_err(device_error)?;
+        Ok(bytes.to_vec())
     }
+}
+
+/// The first line of what a device says; the rest is its backtrace.
+fn device_error(error: ServerError) -> Error {
+    Error::Device(format!("{error:?}").lines().next().unwrap_or("failed without a word").to_string())
 }

@@ -5,9 +5,13 @@
 #![allow(dead_code)]
 
 use std::panic::catch_unwind;
+use std::sync::OnceLock;
 
 use cubecl::prelude::*;
-use cubecl::wgpu::WgpuRuntime;
+use cubecl::wgpu::{
+    AutoGraphicsApi, MemoryConfiguration, RuntimeOptions, WgpuDevice, WgpuRuntime, WgpuSetup, init_device, init_setup,
+};
+use cubecl_runtime::memory_management::{MemoryPoolOptions, PoolType};
 use ultramem::kernels::{expand::ExpandStrategy, query::ProjectStrategy, score::ScoreStrategy};
 use ultramem::{
     ElementType, HostTensor, Kept, Kind, MemoryConfig, MemoryLayer, Strategies, Tensor, Weights, reference,
@@ -16,14 +20,37 @@ use ultramem::{
 pub type Client = ComputeClient<WgpuRuntime>;
 pub type Layer = MemoryLayer<WgpuRuntime>;
 
-/// The client of the default adapter, which the whole process shares.
-pub fn client() -> Client {
-    catch_unwind(|| WgpuRuntime::client(&Default::default())).unwrap_or_else(|_| {
-        panic!(
-            "no Vulkan adapter answers, and these tests need one: on Debian, `apt-get update && apt-get install -y \
-             mesa-vulkan-drivers` installs a software adapter"
-        )
+/// The default adapter, opened once for the whole process.
+fn setup() -> &'static WgpuSetup {
+    static SETUP: OnceLock<WgpuSetup> = OnceLock::new();
+    SETUP.get_or_init(|| {
+        let open = || init_setup::<AutoGraphicsApi>(&WgpuDevice::default(), RuntimeOptions::default());
+        catch_unwind(open).unwrap_or_else(|_| {
+            panic!(
+                "no Vulkan adapter answers, and these tests need one: on Debian, `apt-get update && apt-get install -y \
+                 mesa-vulkan-drivers` installs a software adapter"
+            )
+        })
     })
+}
+
+/// The client that the whole process shares.
+pub fn client() -> Client {
+    setup();
+    WgpuRuntime::client(&WgpuDevice::default())
+}
+
+/// A client of the same adapter whose threads have allocators of their own, in which every buffer has a page of its size, to
+/// be used again by buffers of that size alone (the next 16 KiB): what a thread has reserved is what it had in use at once, as
+/// long as no two buffers have one size.
+pub fn paged_client() -> Client {
+    let pool = |max_alloc_size| MemoryPoolOptions {
+        pool_type: PoolType::ExclusivePages { max_alloc_size },
+        dealloc_period: None,
+    };
+    let pool_options = (1..=200).map(|pages| pool(pages << 14)).collect();
+    let options = RuntimeOptions { memory_config: MemoryConfiguration::Custom { pool_options }, ..Default::default() };
+    WgpuRuntime::client(&init_device(setup().clone(), options))
 }
 
 /// Every way to compute a layer, the keys whole and cut in two and in five.
@@ -35,11 +62,12 @@ pub fn every_strategy() -> Vec<Strategies> {
     all.flatten().collect()
 }
 
-/// Fills the memory that the allocator hands out next with NaN bits, at least `bytes` of it in buffers of up to 1 MiB, so
-/// that an element that no kernel writes is seen.
+/// Fills the memory that the allocator hands out next with NaN bits, at least `bytes` of it, so that an element that no
+/// kernel writes is seen.
 pub fn poison(client: &Client, bytes: usize) {
-    let blocks = [1 << 20, 1 << 16, 1 << 12, 1 << 8].into_iter();
+    let blocks = [1 << 22, 1 << 20, 1 << 16, 1 << 12, 1 << 8].into_iter();
     let held: Vec<_> = blocks
+        .filter(|&block| block < 4 * bytes)
         .flat_map(|block| vec![block; bytes.div_ceil(block).min(16)])
         .map(|block| client.create_from_slice(&vec![0xff; block]))
         .collect();
@@ -54,6 +82,12 @@ pub fn poison_for(layer: &Layer, tokens: usize, strategies: Strategies) {
 
 /// Downloads whole numbers.
 pub fn read_u32(client: &Client, tensor: &Tensor<WgpuRuntime>) -> Vec<u32> {
+    let bytes = client.read_one(tensor.handle.clone()).unwrap();
+    bytemuck::pod_collect_to_vec(&bytes)
+}
+
+/// Downloads numbers.
+pub fn read_f32(client: &Client, tensor: &Tensor<WgpuRuntime>) -> Vec<f32> {
     let bytes = client.read_one(tensor.handle.clone()).unwrap();
     bytemuck::pod_collect_to_vec(&bytes)
 }
@@ -177,7 +211,7 @@ pub fn hold(case: &Case, strategies: Strategies, tolerance: f64) -> Tally {
 
     let kept = layer.score(&query, strategies.score).unwrap();
     let queries = normalised(config, weights, &products);
-    let found = host(layer, &kept);
+    let found = host(layer.client(), &kept);
     judge_kept(config, &found, &reference::score(config, weights, &queries).unwrap());
 
     let chosen = layer.combine(&kept).unwrap();
@@ -216,10 +250,9 @@ fn hold_forward(case: &Case, strategies: Strategies, tolerance: f64, stages: &Fo
 }
 
 /// What was kept, on the host, as the oracle takes it.
-pub fn host(layer: &Layer, kept: &Kept<WgpuRuntime>) -> reference::Kept {
-    let scores = layer.read(&kept.scores).unwrap();
-    let keys = read_u32(layer.client(), &kept.keys);
-    reference::Kept { keys, approximate: Vec::new(), scores: scores.iter().map(|&s| s.into()).collect() }
+pub fn host(client: &Client, kept: &Kept<WgpuRuntime>) -> reference::Kept {
+    let scores = read_f32(client, &kept.scores).iter().map(|&score| score.into()).collect();
+    reference::Kept { keys: read_u32(client, &kept.keys), approximate: Vec::new(), scores }
 }
 
 /// `W_q x`, before the norm.

@@ -9,6 +9,9 @@ mod common;
 mod device;
 
 mod goldens;
+mod grids;
 mod hostile;
+mod limits;
+mod memory;
 mod order;
 mod shapes;

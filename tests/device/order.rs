@@ -7,7 +7,7 @@ use ultramem::kernels::{from_f32, from_u32};
 use ultramem::{Dimensions, ElementType, HostTensor, Kept, Kind, MemoryConfig, MemoryLayer, Norm, Weights, reference};
 
 use crate::common::KINDS;
-use crate::device::{Case, assert_close, client, every_strategy, poison, read_u32};
+use crate::device::{Case, assert_close, client, every_strategy, poison, read_f32, read_u32};
 
 /// A layer whose query projection is the identity and whose norms leave ±1 as it is.
 fn exact_config(kind: Kind, key_dim: usize) -> MemoryConfig {
@@ -137,8 +137,7 @@ fn combined(kind: Kind, pick: &mut dyn FnMut() -> f32) -> (Vec<u32>, Vec<f32>, r
     let wide = scores.iter().map(|&score| score.into()).collect();
     let expected = reference::Kept { keys, approximate: Vec::new(), scores: wide };
     let expected = reference::combine(&config, &weights, &expected).unwrap();
-    let bytes = client.read_one(chosen.scores.handle.clone()).unwrap();
-    (read_u32(&client, &chosen.slots), bytemuck::pod_collect_to_vec(&bytes), expected)
+    (read_u32(&client, &chosen.slots), read_f32(&client, &chosen.scores), expected)
 }
 
 /// Picks one of `numbers` at random.

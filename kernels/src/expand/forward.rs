@@ -176,6 +176,7 @@ fn order_entries(
 
 /// The pooled vector `item` of a tile, `[tile, expansion, value_dim / width]` flattened, gated where the layer has a gate.
 #[cube]
+#[allow(clippy::collapsible_if, reason = "the outer one is decided when the kernel is compiled")]
 fn pool<E: Float, N: Size>(
     entries: &Entries,
     values: &Array<Vector<E, N>>,

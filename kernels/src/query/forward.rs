@@ -31,9 +31,9 @@ pub(crate) fn project_kernel<I: Float, E: Float, O: Float, N: Size, W: Size>(
     tokens: u32,
     cubes: u32,
     #[comptime] plan: ProjectPlan,
-    #[define(I)] _input: StorageType,
-    #[define(E)] _weight: StorageType,
-    #[define(O)] _output: StorageType,
+    #[define(I)] _input_type: StorageType,
+    #[define(E)] _weight_type: StorageType,
+    #[define(O)] _output_type: StorageType,
 ) {
     if CUBE_POS >= cubes as usize {
         terminate!();

@@ -142,7 +142,7 @@ impl ScoreStrategy {
         top_m: usize,
     ) -> Self {
         let device = Device::of(client);
-        let sides = tokens * heads * 2;
+        let sides = (tokens * heads * 2).max(1);
         let wanted = (device.busy_cubes / sides).min(side_keys / (2 * top_m).max(MIN_RANGE));
         let fitting = (1..=side_keys).find(|&splits| {
             let range = side_keys.div_ceil(splits).next_multiple_of(FOUR);

@@ -47,7 +47,6 @@ pub(crate) fn prepare_kernel<E: Float>(
     }
     if key < plan.side_keys {
         let first = (side * plan.side_keys + key) * plan.key_dim * plan.rank;
-        #[unroll]
         for rho in 0..plan.rank {
             let core = side / 2 * plan.rank + rho;
             let mut factor = core_u[core];

@@ -1,0 +1,254 @@
+//! What is refused, with the numbers, and what is near a limit and runs.
+
+use std::fmt::Display;
+
+use cubecl::prelude::*;
+use cubecl::wgpu::WgpuRuntime;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use ultramem::kernels::combine::{Chosen, PairScore, combine};
+use ultramem::kernels::expand::{ExpandStrategy, Memory, expand, pool};
+use ultramem::kernels::query::{ProjectStrategy, query};
+use ultramem::kernels::score::{Kept, KeyFactors, PreparedKeys, ScoreStrategy, prepare_keys, score};
+use ultramem::kernels::{fits_binding, from_f32, from_u32};
+use ultramem::{
+    Dimensions, ElementType, HostTensor, Kind, MemoryConfig, MemoryLayer, Norm, Tensor, ValueTable, Weights, reference,
+};
+
+use crate::common::small;
+use crate::device::{Client, client, host, judge_kept, normalised, poison};
+
+type Device = Tensor<WgpuRuntime>;
+
+/// Asserts that an error is one line and says each of `words`.
+fn assert_says<T, E: Display>(found: Result<T, E>, words: &[&str]) {
+    let Err(error) = found else { panic!("accepted, expected an error that says {words:?}") };
+    let message = error.to_string();
+    assert!(!message.contains('\n'), "{message}");
+    for word in words {
+        assert!(message.contains(word), "{message:?} does not say {word:?}");
+    }
+}
+
+fn floats(shape: &[usize]) -> Device {
+    from_f32(&client(), shape, &vec![0.5; shape.iter().product()]).unwrap()
+}
+
+fn indices(shape: &[usize]) -> Device {
+    from_u32(&client(), shape, &vec![0; shape.iter().product()]).unwrap()
+}
+
+/// A matrix read column by column.
+fn transposed(rows: usize, columns: usize) -> Device {
+    let stored = floats(&[columns, rows]);
+    Tensor::new(stored.handle, [rows, columns], [1, rows], stored.dtype)
+}
+
+#[test]
+fn query_refuses_what_does_not_fit() {
+    let (client, tile) = (client(), ProjectStrategy::Tile);
+    let run = |input: &Device, weight: &Device| query(&client, input, weight, tile);
+    assert_says(run(&floats(&[3, 7]), &floats(&[8, 4])), &["input", "[3, 7]", "[3, 8]"]);
+    assert_says(run(&floats(&[3, 8]), &floats(&[8])), &["weight", "[8]"]);
+    assert_says(run(&floats(&[0, 8]), &floats(&[8, 4])), &["tokens", "0"]);
+    assert_says(run(&indices(&[3, 8]), &floats(&[8, 4])), &["input", "u32", "f32"]);
+    assert_says(run(&transposed(3, 8), &floats(&[8, 4])), &["input", "[1, 3]", "contiguous"]);
+    let short = Tensor::new_contiguous(vec![4, 8], floats(&[3, 8]).handle, floats(&[1]).dtype);
+    assert_says(run(&short, &floats(&[8, 4])), &["input", "128", "96"]);
+}
+
+/// Keys of 3 heads, 8 keys a side, width 5, rank 2.
+fn prepared() -> PreparedKeys<WgpuRuntime> {
+    let factors = KeyFactors { norm: None, vectors: Some((&floats(&[3, 2]), &floats(&[3, 2]))) };
+    prepare_keys(&client(), &floats(&[3, 2, 8, 5, 2]), &factors).unwrap()
+}
+
+#[test]
+fn prepare_keys_refuses_what_does_not_fit() {
+    let (client, keys, vector) = (client(), floats(&[3, 2, 8, 5, 2]), floats(&[3, 2]));
+    let run = |keys: &Device, u: &Device, v: &Device, norm: &Device| {
+        let factors = KeyFactors { norm: Some((Norm::Rms, 1e-5, norm)), vectors: Some((u, v)) };
+        prepare_keys(&client, keys, &factors)
+    };
+    let norm = floats(&[5]);
+    assert_says(run(&floats(&[2, 8, 5]), &vector, &vector, &norm), &["keys", "[2, 8, 5]"]);
+    assert_says(run(&floats(&[3, 3, 8, 5, 2]), &vector, &vector, &norm), &["keys", "[3, 3, 8, 5, 2]"]);
+    assert_says(run(&indices(&[3, 2, 8, 5, 2]), &vector, &vector, &norm), &["keys", "u32"]);
+    assert_says(run(&keys, &floats(&[2, 3]), &vector, &norm), &["core_u", "[2, 3]", "[3, 2]"]);
+    assert_says(run(&keys, &vector, &floats(&[6]), &norm), &["core_v", "[6]", "[3, 2]"]);
+    assert_says(run(&keys, &vector, &vector, &floats(&[4])), &["keys_norm", "[4]", "[5]"]);
+}
+
+#[test]
+fn score_refuses_what_does_not_fit() {
+    let (client, keys) = (client(), prepared());
+    let run = |query: &Device, norm: &Device, top_m| {
+        score(&client, query, norm, Norm::Rms, 1e-5, &keys, top_m, ScoreStrategy::Whole)
+    };
+    let (query, norm) = (floats(&[4, 10]), floats(&[5]));
+    assert_says(run(&floats(&[4, 12]), &norm, 2), &["query", "[4, 12]", "[4, 3, 2, 5]"]);
+    assert_says(run(&floats(&[0, 10]), &norm, 2), &["tokens", "0"]);
+    assert_says(run(&indices(&[4, 10]), &norm, 2), &["query", "u32", "f32"]);
+    assert_says(run(&query, &floats(&[6]), 2), &["query_norm", "[6]", "[5]"]);
+    assert_says(run(&query, &norm, 0), &["top_m", "0"]);
+    assert_says(run(&query, &norm, 9), &["top_m 9 exceeds side_keys 8"]);
+    let mut odd = keys.clone();
+    odd.projected = floats(&[3, 2, 5, 4]);
+    let found = score(&client, &query, &norm, Norm::Rms, 1e-5, &odd, 2, ScoreStrategy::Whole);
+    assert_says(found, &["projected keys", "[3, 2, 5, 4]", "[3, 2, 5, 8]"]);
+}
+
+#[test]
+fn combine_refuses_what_does_not_fit() {
+    let client = client();
+    let run = |keys: Device, scores: Device, core: &Device| {
+        combine(&client, &Kept { keys, scores }, 8, &PairScore::Tucker(core)).map(|_| ())
+    };
+    let (keys, scores, core) = (indices(&[4, 3, 2, 5]), floats(&[4, 3, 2, 5, 2]), floats(&[2, 3, 2, 2]));
+    assert_says(run(keys.clone(), floats(&[4, 3, 2, 5]), &core), &["kept scores", "[4, 3, 2, 5]"]);
+    assert_says(run(indices(&[4, 3, 2, 4]), scores.clone(), &core), &["kept keys", "[4, 3, 2, 4]", "[4, 3, 2, 5]"]);
+    assert_says(run(floats(&[4, 3, 2, 5]), scores.clone(), &core), &["kept keys", "f32", "u32"]);
+    assert_says(run(keys.clone(), scores.clone(), &floats(&[2, 3, 2])), &["core", "[2, 3, 2]", "[2, 3, 2, 2]"]);
+    assert_says(run(indices(&[0, 3, 2, 5]), floats(&[0, 3, 2, 5, 2]), &core), &["tokens", "0"]);
+    let additive = combine(&client, &Kept { keys, scores }, 8, &PairScore::Additive);
+    assert_says(additive, &["kept scores", "[4, 3, 2, 5, 2]", "[4, 3, 2, 5, 1]"]);
+}
+
+#[test]
+fn expand_refuses_what_does_not_fit() {
+    let client = client();
+    let chosen = || Chosen { slots: indices(&[4, 3, 5]), scores: floats(&[4, 3, 5, 2]) };
+    let (values, weight) = (floats(&[16, 6]), floats(&[24, 11]));
+    let memory = || Memory { values: &values, weight: &weight, shuffle: None, gate: None };
+    let run = |chosen: Chosen<WgpuRuntime>, memory: Memory<'_, WgpuRuntime>| {
+        let pooled = pool(&client, &chosen, &memory).map(|_| ()).unwrap_err();
+        let fused = expand(&client, &chosen, &memory, ExpandStrategy::Fused).map(|_| ());
+        assert_eq!(fused, Err(pooled), "pool and expand refuse the same");
+        fused
+    };
+    assert_says(run(Chosen { slots: indices(&[4, 3, 4]), ..chosen() }, memory()), &["slots", "[4, 3, 4]", "[4, 3, 5]"]);
+    assert_says(run(Chosen { slots: floats(&[4, 3, 5]), ..chosen() }, memory()), &["slots", "f32", "u32"]);
+    assert_says(run(Chosen { scores: floats(&[4, 15, 2]), ..chosen() }, memory()), &["scores", "[4, 15, 2]"]);
+    assert_says(run(Chosen { scores: floats(&[4, 3, 5, 4]), ..chosen() }, memory()), &["value_dim 6", "cores 4"]);
+    let none = Chosen { slots: indices(&[0, 3, 5]), scores: floats(&[0, 3, 5, 2]) };
+    assert_says(run(none, memory()), &["tokens", "0"]);
+    let (odd, table) = (floats(&[23, 11]), indices(&[16, 6]));
+    assert_says(run(chosen(), Memory { weight: &odd, ..memory() }), &["23", "value_dim 6"]);
+    assert_says(run(chosen(), Memory { values: &table, ..memory() }), &["values", "u32"]);
+    let (shuffle, gate) = (indices(&[63]), floats(&[4, 6]));
+    assert_says(run(chosen(), Memory { shuffle: Some(&shuffle), ..memory() }), &["shuffle", "[63]", "[64]"]);
+    assert_says(run(chosen(), Memory { gate: Some(&gate), ..memory() }), &["expansion 4", "1"]);
+    let (narrow, one_block) = (floats(&[4, 5]), floats(&[6, 11]));
+    let gated = Memory { weight: &one_block, gate: Some(&narrow), ..memory() };
+    assert_says(run(chosen(), gated), &["gate", "[4, 5]", "[4, 6]"]);
+}
+
+#[test]
+fn a_layer_refuses_what_does_not_fit() {
+    let config = small(Kind::UltraMem);
+    let weights = Weights::random(&config, 0);
+    let layer = MemoryLayer::new(&client(), config.clone(), &weights, ElementType::F32).unwrap();
+    assert_says(layer.upload(&[0.0; 23]), &["23", "22"]);
+    assert_says(layer.forward(&layer.upload(&[]).unwrap()).map(|_| ()), &["tokens", "0"]);
+    assert_says(layer.forward(&floats(&[2, 12])).map(|_| ()), &["input", "[2, 12]", "[2, 11]"]);
+    assert_says(layer.forward(&indices(&[2, 11])).map(|_| ()), &["input", "u32", "f32"]);
+    let half = MemoryLayer::new(&client(), config.clone(), &weights, ElementType::F16).unwrap();
+    assert_says(half.forward(&floats(&[2, 11])).map(|_| ()), &["input", "f32", "f16"]);
+    let short = Weights { values: HostTensor::from_f32([15, 6], &[0.0; 90]).unwrap(), ..weights };
+    let found = MemoryLayer::new(&client(), config.clone(), &short, ElementType::F32);
+    assert_says(found.map(|_| ()), &["values_for_look_up", "[15, 6]", "[16, 6]"]);
+    assert_says(MemoryConfig::new(Dimensions { top_m: 9, ..(*config).clone() }), &["top_m 9 exceeds side_keys 8"]);
+}
+
+/// A table of zeros that no binding of the device holds. Nobody touches it, so it takes no memory.
+fn too_large(client: &Client) -> (MemoryConfig, HostTensor<'static>) {
+    let value_dim = 1 << 14;
+    let limit = client.properties().memory.max_page_size as usize;
+    let side_keys = (limit / (4 * value_dim)).isqrt() + 1;
+    let dims = Dimensions {
+        side_keys,
+        value_dim,
+        tucker_rank: 1,
+        cores: 1,
+        expansion: 1,
+        ..(*small(Kind::ProductKey)).clone()
+    };
+    let config = MemoryConfig::new(dims).unwrap();
+    let table = vec![0; config.rows() * value_dim * 4];
+    (config.clone(), HostTensor::new([config.rows(), value_dim], ElementType::F32, table).unwrap())
+}
+
+#[test]
+fn a_table_larger_than_a_binding_is_refused_with_both_sizes() {
+    let client = client();
+    let limit = client.properties().memory.max_page_size;
+    let (config, values) = too_large(&client);
+    let (bytes, limit) = (values.bytes().len().to_string(), limit.to_string());
+    let words = ["values", bytes.as_str(), limit.as_str()];
+    assert_says(ValueTable::upload(&client, &values, ElementType::F32).map(|_| ()), &words);
+    assert_says(fits_binding(&client, "values", values.shape(), ElementType::F32.storage()), &words);
+    let start = Weights::random(&small(Kind::ProductKey), 0);
+    let zeros = |shape: &[usize]| HostTensor::from_f32(shape, &vec![0.0; shape.iter().product()]).unwrap();
+    let keys = zeros(&[config.heads, 2, config.side_keys, config.key_dim]);
+    let values_proj = zeros(&[config.hidden_size, config.value_dim]);
+    let weights = Weights { values, keys, values_proj, ..start };
+    assert_says(MemoryLayer::new(&client, config, &weights, ElementType::F32).map(|_| ()), &words);
+}
+
+/// More keys than shared memory holds scores: they must be split.
+#[test]
+fn more_keys_than_shared_memory_holds_are_split() {
+    let client = client();
+    let side_keys = client.properties().hardware.max_shared_memory_size / 4 + 808;
+    let dims =
+        Dimensions { side_keys, key_dim: 4, heads: 1, value_dim: 1, top_m: 50, ..(*small(Kind::ProductKey)).clone() };
+    let config = MemoryConfig::new(dims).unwrap();
+    // The oracle wants a whole table; nobody touches it, so it takes no memory.
+    let table = HostTensor::new([config.rows(), 1], ElementType::F16, vec![0; config.rows() * 2]).unwrap();
+    let shape = [1, 2, side_keys, config.key_dim];
+    let keys = random_numbers(shape.iter().product(), 1);
+    let start = Weights::random(&MemoryConfig::new(Dimensions { side_keys: 50, ..(*config).clone() }).unwrap(), 2);
+    let weights = Weights { values: table, keys: HostTensor::from_f32(shape, &keys).unwrap(), ..start };
+    let norm = from_f32(&client, &[4], &weights.keys_norm.to_f32()).unwrap();
+    let factors = KeyFactors { norm: Some((config.norm, config.norm_eps, &norm)), vectors: None };
+    let prepared =
+        prepare_keys(&client, &from_f32(&client, &[1, 2, side_keys, 4, 1], &keys).unwrap(), &factors).unwrap();
+    for tokens in [2, 70] {
+        let products = random_numbers(tokens * 8, tokens as u64);
+        let query = from_f32(&client, &[tokens, 8], &products).unwrap();
+        let run =
+            |strategy| score(&client, &query, &norm, config.norm, config.norm_eps, &prepared, config.top_m, strategy);
+        assert_says(run(ScoreStrategy::Whole).map(|_| ()), &["score", "shared memory"]);
+        let strategy = ScoreStrategy::choose(&client, tokens, 1, side_keys, 4, config.top_m);
+        assert!(matches!(strategy, ScoreStrategy::Split { .. }), "{tokens} tokens: {strategy:?}");
+        poison(&client, 1 << 20);
+        let kept = run(strategy).unwrap();
+        let queries = normalised(&config, &weights, &products);
+        judge_kept(&config, &host(&client, &kept), &reference::score(&config, &weights, &queries).unwrap());
+    }
+}
+
+#[cube(launch)]
+fn write_ones(numbers: &mut Array<f32>) {
+    numbers[ABSOLUTE_POS] = 1.0;
+}
+
+/// A launch that the device refuses leaves no result; reading must say so.
+#[test]
+fn a_failed_launch_is_an_error_when_it_is_read() {
+    let config = small(Kind::UltraMem);
+    let client = client();
+    let layer = MemoryLayer::new(&client, config.clone(), &Weights::random(&config, 0), ElementType::F32).unwrap();
+    let numbers = floats(&[4]);
+    let units = CubeDim::new_1d(2 * client.properties().hardware.max_units_per_cube);
+    // SAFETY: the array has the length of its buffer, and this launch must be refused.
+    let array = unsafe { ArrayArg::from_raw_parts(numbers.handle.clone(), 4) };
+    write_ones::launch::<WgpuRuntime>(&client, CubeCount::Static(1, 1, 1), units, array);
+    assert_says(layer.read(&numbers), &["device", "units"]);
+    assert_eq!(layer.read(&numbers).unwrap(), [0.5; 4], "the error is told once");
+}
+
+/// As many numbers, uniform in -1 to 1.
+fn random_numbers(count: usize, seed: u64) -> Vec<f32> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    (0..count).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
