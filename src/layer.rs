@@ -241,7 +241,9 @@ impl<R: Runtime> MemoryLayer<R> {
     }
 }
 
-/// The first line of what a device says; the rest is its backtrace.
+/// What a device says, in one line and without its backtrace.
 fn device_error(error: ServerError) -> Error {
-    Error::Device(format!("{error:?}").lines().next().unwrap_or("failed without a word").to_string())
+    let text = format!("{error:?}");
+    let message = text.split("Backtrace").next().unwrap_or(&text);
+    Error::Device(message.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(300).collect())
 }

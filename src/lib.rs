@@ -1,4 +1,31 @@
-//! Memory layers as GPU kernels in pure Rust.
+//! Memory layers as GPU kernels in pure Rust: UltraMem (arXiv 2411.12364), product-key memory (arXiv 1907.05242) and
+//! Memory+ (arXiv 2412.09764), on CUDA and on wgpu (Vulkan, Metal, WebGPU), with a CPU oracle that proves them right.
+//!
+//! A memory layer gives a transformer a table of value rows, of which each token reads a few dozen. The layer is a
+//! corridor of four stages, and the same four words name its kernels, its oracle, its tests and its benchmarks:
+//!
+//! | stage | gives | kernels | oracle |
+//! |---|---|---|---|
+//! | query | a query for each side, `[tokens, query_heads, 2, key_dim]` | [`kernels::query`] | [`reference::query`] |
+//! | score | the `top_m` keys of each side, `[tokens, heads, 2, top_m]` | [`kernels::score`] | [`reference::score`] |
+//! | combine | the `top_m` slots of each head, `[tokens, heads, top_m]` | [`kernels::combine`] | [`reference::combine`] |
+//! | expand | the output, `[tokens, hidden_size]` | [`kernels::expand`] | [`reference::expand`] |
+//!
+//! [`MemoryLayer`] runs the four on any CubeCL runtime; each stage can also be launched alone on device buffers.
+//!
+//! ```
+//! use ultramem::{Dimensions, MemoryConfig, Weights, reference};
+//!
+//! # fn main() -> ultramem::Result<()> {
+//! let config = MemoryConfig::new(Dimensions { side_keys: 32, top_m: 8, ..Dimensions::default() })?;
+//! let weights = Weights::random(&config, 42);
+//! let input = vec![0.5; 3 * config.hidden_size];
+//! // On a device: MemoryLayer::new(&client, config, &weights, ElementType::F32)?.forward(&input)?.
+//! let forward = reference::forward(&config, &weights, &input)?;
+//! assert_eq!(forward.output.len(), 3 * config.hidden_size);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod checkpoint;
 mod config;

@@ -1,4 +1,7 @@
-//! Device code of ultramem.
+//! Device code of ultramem: the four stages of a memory layer as CubeCL kernels, each with its launch on device buffers.
+//!
+//! No model, no files, no framework. A launch checks shapes, types and limits, chooses nothing it was not told (each stage has a
+//! strategy with a `choose`), enqueues and returns; none waits for the host.
 
 pub mod combine;
 mod device;

@@ -243,7 +243,7 @@ fn a_failed_launch_is_an_error_when_it_is_read() {
     // SAFETY: the array has the length of its buffer, and this launch must be refused.
     let array = unsafe { ArrayArg::from_raw_parts(numbers.handle.clone(), 4) };
     write_ones::launch::<WgpuRuntime>(&client, CubeCount::Static(1, 1, 1), units, array);
-    assert_says(layer.read(&numbers), &["device", "units"]);
+    assert_says(layer.read(&numbers), &["device", "exceeds maximum"]);
     assert_eq!(layer.read(&numbers).unwrap(), [0.5; 4], "the error is told once");
 }
 
