@@ -15,6 +15,8 @@ pub(crate) struct Device {
     pub tile: usize,
     /// Column vectors of a weight that a unit keeps sums for.
     pub block: usize,
+    /// Whether planes are a processor's vector registers.
+    pub narrow: bool,
     planes: usize,
     load_bytes: usize,
     max_width: usize,
@@ -35,6 +37,7 @@ impl Device {
             tile,
             block,
             planes,
+            narrow,
             shared_bytes: hardware.max_shared_memory_size,
             plane_size: hardware.plane_size_max.clamp(1, 64) as usize,
             load_bytes: hardware.load_width as usize / 8,
@@ -50,6 +53,13 @@ impl Device {
         let most = (self.plane_size * self.planes).min(self.max_units).min(MAX_UNITS);
         let wanted = work.min(MAX_UNITS).next_power_of_two().clamp(self.plane_size.min(most), most);
         1 << wanted.ilog2()
+    }
+
+    /// Units of a cube that selects among `work` candidates for each row of a tile. A narrow plane's lanes are best spent on a row
+    /// each: [`select`](crate::select) needs no barrier then.
+    pub fn units_for(&self, tile: usize, work: usize) -> usize {
+        let units = self.units(work);
+        if self.narrow { units.min(tile.max(self.plane_size)) } else { units }
     }
 
     /// The widest vector of elements of `bytes` bytes that is one load and divides each of `sizes`.

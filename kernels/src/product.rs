@@ -1,4 +1,4 @@
-//! The small matrix product inside the stages: a tile of rows in shared memory times a weight in global memory.
+//! The small matrix product inside the stages: a tile of rows, in shared or global memory, times a weight in global memory.
 //!
 //! A unit keeps a block of `tile` rows by `columns` vectors of sums in registers, so that a weight vector that is read serves every
 //! row of the tile, and a vector of the rows serves every column of the unit.
@@ -29,25 +29,34 @@ impl Columns {
     }
 }
 
-/// `sums[c · tile + t] += Σ_k rows[t, k] · weight[base + k · step + columns.at(c)]` for `depth` vectors of k; the rows lie `pitch` vectors apart.
+/// The rows of a tile: `first`, `first + 1`, …, those past `last` standing for the last; each is `pitch` vectors long.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Rows {
+    pub first: usize,
+    pub last: usize,
+    #[cube(comptime)]
+    pub pitch: usize,
+    #[cube(comptime)]
+    pub count: usize,
+}
+
+/// `sums[c · rows.count + t] += Σ_k input[rows.at(t), k] · weight[base + k · step + columns.at(c)]` for all k of a row.
 #[cube]
-pub(crate) fn accumulate<E: Float, N: Size, W: Size>(
-    rows: &SharedMemory<Vector<f32, W>>,
+pub(crate) fn accumulate<I: Float, E: Float, N: Size, W: Size>(
+    input: &Slice<Vector<I, W>>,
+    rows: Rows,
     weight: &Array<Vector<E, N>>,
     sums: &mut Array<Vector<f32, N>>,
     base: usize,
     columns: Columns,
     step: usize,
-    depth: usize,
-    #[comptime] pitch: usize,
-    #[comptime] tile: usize,
 ) {
     let width = W::value();
-    for k in 0..depth {
-        let mut row = Array::<Vector<f32, W>>::new(tile);
+    for k in 0..rows.pitch {
+        let mut row = Array::<Vector<f32, W>>::new(rows.count);
         #[unroll]
-        for t in 0..tile {
-            row[t] = rows[t * pitch + k];
+        for t in 0..rows.count {
+            row[t] = Vector::cast_from(input[min(rows.first + t, rows.last) * rows.pitch + k]);
         }
         #[unroll]
         for c in 0..columns.count {
@@ -58,13 +67,13 @@ pub(crate) fn accumulate<E: Float, N: Size, W: Size>(
             }
             // All of a sum's terms in a row: one reading and one writing of a sum that does not fit a register.
             #[unroll]
-            for t in 0..tile {
-                let mut sum = sums[c * tile + t];
+            for t in 0..rows.count {
+                let mut sum = sums[c * rows.count + t];
                 #[unroll]
                 for w in 0..width {
-                    sum += lines[w] * Vector::new(row[t][w]);
+                    sum = fma(lines[w], Vector::new(row[t][w]), sum);
                 }
-                sums[c * tile + t] = sum;
+                sums[c * rows.count + t] = sum;
             }
         }
     }

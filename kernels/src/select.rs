@@ -1,12 +1,13 @@
 //! Exact top-m of a row of scores, in the defined order: larger score first, equal scores by smaller position, NaN never
 //! before a number.
 //!
-//! A radix select over 32-bit order keys that never sorts the row. Eight passes over 4-bit digits find the order key of the
+//! A radix select over 32-bit order keys that never sorts the row. At most eight passes over 4-bit digits find the order key of the
 //! m-th best candidate and how many candidates equal to it are kept; one more pass writes the kept positions in ascending
-//! order. A lane counts a pass's digits in registers, packed four to a word, and adds them to the row's histogram once.
-//! The passes and barriers are the same whatever the scores are, so control flow stays uniform, as WebGPU asks.
+//! order. A lane counts a pass's digits in registers, packed four to a word, and the lanes of a row add up what they counted.
 //!
-//! Rows are worked on side by side: a cube of `rows · lanes` units gives each row `lanes` of them.
+//! Rows are worked on side by side: a cube of `rows · lanes` units gives each row `lanes` of them. With several lanes the passes and
+//! barriers are the same whatever the scores are, so control flow stays uniform, as WebGPU asks. A lane alone needs no
+//! barrier, and stops as soon as what is left is all kept.
 
 use cubecl::prelude::{select as select_value, *};
 
@@ -104,7 +105,7 @@ pub(crate) fn lane_of(#[comptime] rows: usize, #[comptime] units: usize) -> Lane
     Lane { row: UNIT_POS as usize / lanes, lane: UNIT_POS as usize % lanes, lanes }
 }
 
-/// Shared memory of [`select`].
+/// Shared memory of [`select`], for rows of several lanes.
 #[derive(CubeType)]
 pub(crate) struct Scratch {
     /// `[rows, PASSES, BINS]`.
@@ -114,25 +115,31 @@ pub(crate) struct Scratch {
     equal: SharedMemory<u32>,
 }
 
+/// Words of [`Scratch`]: bins, and twice one a lane.
+fn scratch_words(rows: usize, lanes: usize) -> (usize, usize) {
+    if lanes == 1 { (1, 1) } else { (rows * PASSES * BINS, rows * lanes) }
+}
+
 /// Bytes of [`Scratch`].
 pub(crate) fn scratch_bytes(rows: usize, lanes: usize) -> usize {
-    4 * rows * (PASSES * BINS + 2 * lanes)
+    let (bins, sums) = scratch_words(rows, lanes);
+    4 * (bins + 2 * sums)
 }
 
 #[cube]
 impl Scratch {
     pub fn new(#[comptime] rows: usize, #[comptime] lanes: usize) -> Scratch {
         Scratch {
-            bins: SharedMemory::new(comptime!(rows * PASSES * BINS)),
-            better: SharedMemory::new(comptime!(rows * lanes)),
-            equal: SharedMemory::new(comptime!(rows * lanes)),
+            bins: SharedMemory::new(comptime!(scratch_words(rows, lanes).0)),
+            better: SharedMemory::new(comptime!(scratch_words(rows, lanes).1)),
+            equal: SharedMemory::new(comptime!(scratch_words(rows, lanes).1)),
         }
     }
 }
 
 /// Writes the positions of the best `keep` of each row's candidates, given in `vectors` vectors, to `kept[row · keep ..]`, ascending.
 ///
-/// There are at least `keep` candidates. Uniform over the cube; ends with a barrier.
+/// There are at least `keep` candidates. Uniform over the cube where rows have several lanes; ends with a barrier.
 #[cube]
 pub(crate) fn select<C: Candidates>(
     candidates: &C,
@@ -142,46 +149,57 @@ pub(crate) fn select<C: Candidates>(
     scratch: &mut Scratch,
     #[comptime] keep: usize,
 ) {
-    let histograms = at.row * comptime!(PASSES * BINS);
-    for bin in range_stepped(at.lane, comptime!(PASSES * BINS), at.lanes) {
-        scratch.bins[histograms + bin].store(0u32);
+    let shared = comptime!(at.lanes > 1);
+    if shared {
+        for bin in range_stepped(at.lane, comptime!(PASSES * BINS), at.lanes) {
+            scratch.bins[at.row * comptime!(PASSES * BINS) + bin].store(0u32);
+        }
+        sync_cube();
     }
-    sync_cube();
     let mut threshold = 0u32;
     let mut remaining = comptime!(keep as u32).runtime();
-    for pass in 0..PASSES {
-        let bins = histograms + pass * BINS;
-        let shift = (comptime!(32 - DIGIT as usize) - comptime!(DIGIT as usize) * pass) as u32;
-        count_digits::<C>(candidates, vectors, at, threshold, shift, bins, scratch);
-        sync_cube();
+    let mut shift = 32u32;
+    let mut settled = false;
+    while shift > 0 && !settled {
+        shift -= DIGIT;
+        let mut counts = count_digits::<C>(candidates, vectors, at, threshold, shift);
+        if shared {
+            let bins = (at.row * PASSES + (shift / DIGIT) as usize) * BINS;
+            add_up(&mut counts, scratch, bins);
+        }
         let mut before = 0u32;
         let mut digit = 0u32;
         let mut rest = 0u32;
+        let mut inside = 0u32;
+        #[unroll]
         for bin in 0..BINS {
-            let after = before + scratch.bins[bins + bin].load();
+            let after = before + counts[bin];
             if before < remaining && remaining <= after {
-                digit = bin as u32;
+                digit = comptime!(bin as u32).runtime();
                 rest = remaining - before;
+                inside = counts[bin];
             }
             before = after;
         }
         threshold = (threshold << DIGIT) | digit;
         remaining = rest;
+        if !shared {
+            settled = inside == rest;
+        }
     }
+    // Everything with a settled threshold's digits is kept: none of it comes after the largest such key.
+    threshold = (threshold << shift) | ((1u32 << shift) - 1);
     gather::<C>(candidates, vectors, at, threshold, remaining, kept, scratch, keep);
 }
 
-/// Adds a lane's candidates whose higher digits are the threshold's to the histogram of their next digit.
+/// How many of a lane's candidates have each next digit, of those whose higher digits are the threshold's.
 #[cube]
-fn count_digits<C: Candidates>(
-    candidates: &C,
-    vectors: usize,
-    at: Lane,
-    threshold: u32,
-    shift: u32,
-    bins: usize,
-    scratch: &mut Scratch,
-) {
+fn count_digits<C: Candidates>(candidates: &C, vectors: usize, at: Lane, threshold: u32, shift: u32) -> Array<u32> {
+    let mut counts = Array::<u32>::new(BINS);
+    #[unroll]
+    for bin in 0..BINS {
+        counts[bin] = 0u32;
+    }
     let block = comptime!(BYTE / FOUR * at.lanes);
     for start in range_stepped(0usize, vectors, block) {
         let mut words = Array::<u32>::new(WORDS);
@@ -203,13 +221,24 @@ fn count_digits<C: Candidates>(
             }
         }
         #[unroll]
-        for word in 0..WORDS {
-            #[unroll]
-            for byte in 0..PACKED {
-                let bin = comptime!(word * PACKED as usize + byte as usize);
-                scratch.bins[bins + bin].fetch_add((words[word] >> comptime!(8 * byte)) & 255);
-            }
+        for bin in 0..BINS {
+            counts[bin] += (words[bin / PACKED as usize] >> comptime!(8 * (bin as u32 % PACKED))) & 255;
         }
+    }
+    counts
+}
+
+/// Turns a lane's counts into its row's, through `bins`. Holds a barrier.
+#[cube]
+fn add_up(counts: &mut Array<u32>, scratch: &mut Scratch, bins: usize) {
+    #[unroll]
+    for bin in 0..BINS {
+        scratch.bins[bins + bin].fetch_add(counts[bin]);
+    }
+    sync_cube();
+    #[unroll]
+    for bin in 0..BINS {
+        counts[bin] = scratch.bins[bins + bin].load();
     }
 }
 
@@ -228,21 +257,23 @@ fn gather<C: Candidates>(
     let chunk = vectors.div_ceil(at.lanes);
     let first = at.lane * chunk;
     let last = min(first + chunk, vectors);
-    let mut better = 0u32;
-    let mut equal = 0u32;
-    for vector in first..last {
-        let keys = candidates.keys(vector);
-        #[unroll]
-        for n in 0..FOUR {
-            better += u32::cast_from(keys[n] < threshold);
-            equal += u32::cast_from(keys[n] == threshold);
+    let mut better_before = 0u32;
+    let mut equal_before = 0u32;
+    if comptime!(at.lanes > 1) {
+        for vector in first..last {
+            let keys = candidates.keys(vector);
+            #[unroll]
+            for n in 0..FOUR {
+                better_before += u32::cast_from(keys[n] < threshold);
+                equal_before += u32::cast_from(keys[n] == threshold);
+            }
         }
+        scratch.better[at.row * at.lanes + at.lane] = better_before;
+        scratch.equal[at.row * at.lanes + at.lane] = equal_before;
+        sync_cube();
+        better_before = sum_before(&scratch.better, at);
+        equal_before = sum_before(&scratch.equal, at);
     }
-    scratch.better[at.row * at.lanes + at.lane] = better;
-    scratch.equal[at.row * at.lanes + at.lane] = equal;
-    sync_cube();
-    let mut better_before = sum_before(&scratch.better, at);
-    let mut equal_before = sum_before(&scratch.equal, at);
     for vector in first..last {
         let keys = candidates.keys(vector);
         #[unroll]

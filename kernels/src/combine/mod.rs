@@ -95,15 +95,23 @@ pub fn combine<R: Runtime>(
     Ok(chosen)
 }
 
-/// Rows and units of a cube: the largest tile whose working set fits, with the grid in shared memory if it can be there.
+/// Rows and units of a cube: the largest tile whose working set fits, with the grid in shared memory if it can be there, and, on
+/// narrow planes, if each row still has a unit of its own.
 fn tiled(device: &Device, plan: CombinePlan, rows: usize) -> CombinePlan {
     let tile_of = |stored, tile: usize| {
-        let lanes = (device.units(usize::MAX) / tile).max(1);
+        let lanes = (device.units_for(tile, usize::MAX) / tile).max(1);
         CombinePlan { stored, tile, units: tile * lanes, ..plan }
     };
-    let tiles = [8, 4, 2, 1].into_iter().filter(|&tile| tile <= rows.next_power_of_two());
+    let tiles = [16, 8, 4, 2, 1].into_iter().filter(|&tile| tile <= device.tile.min(rows.next_power_of_two()));
     let fits = |plan: &CombinePlan| shared_bytes(plan) <= device.shared_bytes;
-    tiles.map(|tile| tile_of(true, tile)).find(fits).unwrap_or_else(|| tile_of(false, 1))
+    let stored = tiles.clone().map(|tile| tile_of(true, tile)).find(fits);
+    let anew = tiles.map(|tile| tile_of(false, tile)).find(fits);
+    let crowded = |plan: &CombinePlan| device.narrow && plan.units > plan.tile;
+    stored
+        .filter(|plan| !crowded(plan))
+        .or(anew.filter(|plan| !crowded(plan)))
+        .or(stored)
+        .unwrap_or_else(|| tile_of(false, 1))
 }
 
 /// Shared memory of a cube: both sides, what is kept, the lists of product keys, the grid and the selection's scratch.

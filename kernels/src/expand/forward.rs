@@ -8,7 +8,7 @@
 
 use cubecl::prelude::*;
 
-use crate::product::{Columns, accumulate, zero_sums};
+use crate::product::{Columns, Rows, accumulate, zero_sums};
 
 /// What is fixed when the kernels are compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -68,11 +68,12 @@ pub(crate) fn expand_kernel<E: Float, N: Size, O: Size>(
         pooled[item] = pool::<E, N>(&entries, values, gate, token, tokens as usize, item, plan);
     }
     sync_cube();
+    let rows = Rows { first: 0, last: plan.tile - 1, pitch: depth, count: plan.tile };
     for first in range_stepped(UNIT_POS as usize, plan.columns, comptime!(plan.units * plan.block)) {
         let last = comptime!(plan.columns - 1).runtime();
         let columns = Columns { first, last, stride: plan.units, count: plan.block };
         let mut sums = zero_sums::<O>(comptime!(plan.tile * plan.block));
-        accumulate::<E, O, N>(&pooled, weight, &mut sums, 0usize, columns, plan.columns, depth, depth, plan.tile);
+        accumulate::<f32, E, O, N>(&pooled.to_slice(), rows, weight, &mut sums, 0usize, columns, plan.columns);
         #[unroll]
         for c in 0..plan.block {
             #[unroll]

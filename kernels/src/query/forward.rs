@@ -1,10 +1,12 @@
-//! `query[t, o] = Σ_k input[t, k] · weight[k, o]`, the projection of a tile of tokens in one cube.
+//! `query[t, o] = Σ_k input[t, k] · weight[k, o]`, a tile of tokens by a tile of columns in each cube.
 //!
-//! Moves the input once per column tile, the weight once per token tile (from cache where it fits) and the query once.
+//! A unit reads the input rows of its tile and its own columns of the weight straight from global memory: units of a cube read the
+//! same rows at the same time, which caches serve, and there is no barrier to wait at. Moves the input once per column tile,
+//! the weight once per token tile (from cache where it fits: tiles of tokens run next to each other) and the query once.
 
 use cubecl::prelude::*;
 
-use crate::product::{Columns, accumulate, zero_sums};
+use crate::product::{Columns, Rows, accumulate, zero_sums};
 
 /// What is fixed when the kernel is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -18,11 +20,9 @@ pub(crate) struct ProjectPlan {
     pub tile: usize,
     /// Column vectors of a unit.
     pub block: usize,
-    /// Vectors of an input row that a cube holds at a time.
-    pub slice: usize,
 }
 
-/// One cube computes `tile` tokens by `units · block` column vectors; `CUBE_POS` runs over column tiles first.
+/// One cube computes `tile` tokens by `units · block` column vectors; `CUBE_POS` runs over token tiles first.
 #[cube(launch_unchecked)]
 pub(crate) fn project_kernel<I: Float, E: Float, O: Float, N: Size, W: Size>(
     input: &Array<Vector<I, W>>,
@@ -35,28 +35,20 @@ pub(crate) fn project_kernel<I: Float, E: Float, O: Float, N: Size, W: Size>(
     #[define(E)] _weight_type: StorageType,
     #[define(O)] _output_type: StorageType,
 ) {
-    if CUBE_POS >= cubes as usize {
-        terminate!();
-    }
-    let column_tiles = comptime!(plan.columns.div_ceil(plan.units * plan.block));
-    let token = CUBE_POS / column_tiles * plan.tile;
+    let token_tiles = tokens.div_ceil(plan.tile as u32) as usize;
     let columns = Columns {
-        first: CUBE_POS % column_tiles * comptime!(plan.units * plan.block) + UNIT_POS as usize,
+        first: CUBE_POS / token_tiles * comptime!(plan.units * plan.block) + UNIT_POS as usize,
         last: comptime!(plan.columns - 1).runtime(),
         stride: plan.units,
         count: plan.block,
     };
-    let mut rows = SharedMemory::<Vector<f32, W>>::new(comptime!(plan.tile * plan.slice));
-    let mut sums = zero_sums::<N>(comptime!(plan.tile * plan.block));
-    for part in 0..comptime!(plan.depth.div_ceil(plan.slice)) {
-        let start = part * plan.slice;
-        let depth = min(plan.slice, plan.depth - start);
-        load_rows::<I, W>(input, &mut rows, token, tokens as usize, start, depth, plan);
-        sync_cube();
-        let base = start * W::value() * plan.columns;
-        accumulate::<E, N, W>(&rows, weight, &mut sums, base, columns, plan.columns, depth, plan.slice, plan.tile);
-        sync_cube();
+    if CUBE_POS >= cubes as usize || columns.first > columns.last {
+        terminate!();
     }
+    let token = CUBE_POS % token_tiles * plan.tile;
+    let rows = Rows { first: token, last: tokens as usize - 1, pitch: plan.depth, count: plan.tile };
+    let mut sums = zero_sums::<N>(comptime!(plan.tile * plan.block));
+    accumulate::<I, E, N, W>(&input.to_slice(), rows, weight, &mut sums, 0usize, columns, plan.columns);
     #[unroll]
     for c in 0..plan.block {
         #[unroll]
@@ -65,27 +57,5 @@ pub(crate) fn project_kernel<I: Float, E: Float, O: Float, N: Size, W: Size>(
                 output[(token + t) * plan.columns + columns.at(c)] = Vector::cast_from(sums[c * plan.tile + t]);
             }
         }
-    }
-}
-
-/// Brings `depth` vectors of each of the tile's rows into shared memory, zeros where the tile passes the last token.
-#[cube]
-fn load_rows<I: Float, W: Size>(
-    input: &Array<Vector<I, W>>,
-    rows: &mut SharedMemory<Vector<f32, W>>,
-    token: usize,
-    tokens: usize,
-    start: usize,
-    depth: usize,
-    #[comptime] plan: ProjectPlan,
-) {
-    for item in range_stepped(UNIT_POS as usize, plan.tile * depth, plan.units) {
-        let t = item / depth;
-        let k = item % depth;
-        let mut value = Vector::<f32, W>::new(0.0);
-        if token + t < tokens {
-            value = Vector::cast_from(input[(token + t) * plan.depth + start + k]);
-        }
-        rows[t * plan.slice + k] = value;
     }
 }

@@ -20,7 +20,7 @@ use crate::{Error, Result};
 /// How a linear map is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ProjectStrategy {
-    /// A tile of tokens in shared memory, the weight streamed past it: any device, any shape.
+    /// A tile of tokens against a tile of columns, read through the caches: any device, any shape.
     Tile,
     /// cubek's matrix product, which uses matrix units where the device has them.
     Cubek,
@@ -90,9 +90,7 @@ fn launch_tile<R: Runtime>(
     let tile = tokens.next_power_of_two().min(device.tile);
     let block = (columns / device.plane_size).clamp(1, device.block);
     let units = device.units(columns.div_ceil(block));
-    let slice = (depth / row_width).min(SLICE);
-    device.fits_shared("query", 4 * row_width * tile * slice)?;
-    let plan = ProjectPlan { depth: depth / row_width, columns, units, tile, block, slice };
+    let plan = ProjectPlan { depth: depth / row_width, columns, units, tile, block };
     let cubes = tokens.div_ceil(tile) * columns.div_ceil(units * block);
     // SAFETY: shapes are checked; a unit reads and writes below `tokens` and `columns` only.
     unsafe {
@@ -115,9 +113,6 @@ fn launch_tile<R: Runtime>(
     }
     Ok(())
 }
-
-/// Input vectors per token that a cube holds at a time.
-const SLICE: usize = 64;
 
 fn launch_cubek<R: Runtime>(
     client: &ComputeClient<R>,

@@ -8,7 +8,7 @@
 use cubecl::prelude::*;
 
 use crate::norm::{Norm, scale_of};
-use crate::product::{Columns, accumulate, zero_sums};
+use crate::product::{Columns, Rows, accumulate, zero_sums};
 use crate::select::{FOUR, Four, Lane, NOTHING, Scratch, Stored, key_at, lane_of, order_key, score_of, select};
 
 /// What is fixed when the kernels are compiled.
@@ -263,11 +263,12 @@ fn approximate_scores<D: Size>(
     let padded = comptime!(plan.side_keys.div_ceil(FOUR));
     let vectors = comptime!(plan.range / FOUR);
     let base = side * plan.key_dim * padded + first_key / FOUR;
+    let rows = Rows { first: 0, last: plan.tile - 1, pitch: depth, count: plan.tile };
     for first in range_stepped(UNIT_POS as usize, vectors, comptime!(plan.units * plan.block)) {
         let last = min(vectors, padded - first_key / FOUR) - 1;
         let columns = Columns { first, last, stride: plan.units, count: plan.block };
         let mut sums = zero_sums::<Four>(comptime!(plan.tile * plan.block));
-        accumulate::<f32, Four, D>(queries, projected, &mut sums, base, columns, padded, depth, depth, plan.tile);
+        accumulate::<f32, f32, Four, D>(&queries.to_slice(), rows, projected, &mut sums, base, columns, padded);
         #[unroll]
         for c in 0..plan.block {
             let column = first + comptime!(c * plan.units);

@@ -333,12 +333,12 @@ impl<R: Runtime> Stage<'_, R> {
 
 /// Tokens and units of a cube: the largest tile whose working set fits.
 fn tile_of(device: &Device, tokens: usize, range: usize, key_dim: usize, keep: usize) -> Result<(usize, usize)> {
-    let units = device.units(range);
-    let most = device.tile.min(tokens.next_power_of_two()).min(units);
-    let fits = |&tile: &usize| shared_bytes(tile, range, key_dim, keep, units) <= device.shared_bytes;
-    let tile = [16, 8, 4, 2, 1].into_iter().filter(|&tile| tile <= most).find(fits);
-    device.fits_shared("score", shared_bytes(tile.unwrap_or(1), range, key_dim, keep, units))?;
-    Ok((tile.unwrap_or(1), units))
+    let most = device.tile.min(tokens.next_power_of_two()).min(device.units(range));
+    let bytes = |tile| shared_bytes(tile, range, key_dim, keep, device.units_for(tile, range));
+    let tiles = [16, 8, 4, 2, 1].into_iter().filter(|&tile| tile <= most);
+    let tile = tiles.into_iter().find(|&tile| bytes(tile) <= device.shared_bytes).unwrap_or(1);
+    device.fits_shared("score", bytes(tile))?;
+    Ok((tile, device.units_for(tile, range)))
 }
 
 /// Shared memory of a cube: queries, scores, kept positions, the norm's partial sums and the selection's scratch.
