@@ -30,9 +30,9 @@ impl Device {
     pub fn of<R: Runtime>(client: &ComputeClient<R>) -> Self {
         let hardware = &client.properties().hardware;
         // Planes this narrow are a processor's vector registers: a load costs it many times a multiplication, so a unit
-        // takes on as large a block as it can, and a barrier saves and restores every plane, so a cube has few.
+        // takes on as large a block as it can, and a barrier saves and restores every plane, so a cube has one.
         let narrow = hardware.plane_size_max <= NARROW;
-        let (tile, block, planes) = if narrow { (16, 4, 2) } else { (8, 1, 8) };
+        let (tile, block, planes) = if narrow { (16, 4, 1) } else { (8, 1, 8) };
         Self {
             tile,
             block,

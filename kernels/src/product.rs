@@ -34,7 +34,6 @@ impl Columns {
 pub(crate) struct Rows {
     pub first: usize,
     pub last: usize,
-    #[cube(comptime)]
     pub pitch: usize,
     #[cube(comptime)]
     pub count: usize,

@@ -90,7 +90,7 @@ fn launch_tile<R: Runtime>(
     let tile = tokens.next_power_of_two().min(device.tile);
     let block = (columns / device.plane_size).clamp(1, device.block);
     let units = device.units(columns.div_ceil(block));
-    let plan = ProjectPlan { depth: depth / row_width, columns, units, tile, block };
+    let plan = ProjectPlan { units, tile, block };
     let cubes = tokens.div_ceil(tile) * columns.div_ceil(units * block);
     // SAFETY: shapes are checked; a unit reads and writes below `tokens` and `columns` only.
     unsafe {
@@ -103,6 +103,8 @@ fn launch_tile<R: Runtime>(
             arg(input, row_width),
             arg(weight, width),
             arg(output, width),
+            (depth / row_width) as u32,
+            columns as u32,
             tokens as u32,
             cubes as u32,
             plan,
