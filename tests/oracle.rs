@@ -5,7 +5,7 @@ mod common;
 use common::{KINDS, golden_files, random_input, relative_l2, small};
 use ultramem::{
     Dimensions, Error, HostTensor, Kind, MemoryConfig, Norm, Weights,
-    reference::{Chosen, Kept, combine, expand, forward, query, score},
+    reference::{Chosen, Kept, backward, combine, expand, forward, query, score},
 };
 
 #[test]
@@ -20,6 +20,41 @@ fn agrees_with_pytorch() {
         assert!(output <= 1e-5, "{name}: output differs by {output}");
         assert!(scores <= 1e-5, "{name}: scores differ by {scores}");
         assert_eq!(slots, file.integers("expected.indices").unwrap().numbers, "{name}: slots");
+    }
+}
+
+#[test]
+fn gradients_agree_with_pytorch() {
+    for (name, file) in golden_files() {
+        let (config, weights) = (file.config(), file.weights().unwrap());
+        let numbers = |tensor: &str| file.tensor(tensor).unwrap().to_f32();
+        let input = numbers("input");
+        let slots = forward(config, &weights, &input).unwrap().slots;
+        let found = backward(config, &weights, &input, &slots, &numbers("grad_output")).unwrap();
+        let mut values = vec![0.0; config.rows() * config.value_dim];
+        for (row, gradient) in &found.values {
+            values[row * config.value_dim..][..config.value_dim].copy_from_slice(gradient);
+        }
+        let mut pairs = vec![
+            ("expected.grad_input".to_string(), found.input),
+            ("expected.grad.query_proj.weight".to_string(), found.query_proj),
+            ("expected.grad.query_norm.weight".to_string(), found.query_norm),
+            ("expected.grad.keys".to_string(), found.keys),
+            ("expected.grad.keys_norm.weight".to_string(), found.keys_norm),
+            ("expected.grad.values_for_look_up".to_string(), values.clone()),
+            ("expected.grad.full_memory_layer.values_for_look_up".to_string(), values),
+            ("expected.grad.values_proj.weight".to_string(), found.values_proj),
+            ("expected.grad.swilu_projection.weight".to_string(), found.gate_proj),
+        ];
+        let area = config.heads * config.tucker_rank * config.tucker_rank;
+        let cores = found.cores.chunks(area).enumerate();
+        pairs.extend(cores.map(|(core, found)| (format!("expected.grad.tucker_core.{core}"), found.to_vec())));
+        pairs.retain(|(tensor, _)| file.has(tensor));
+        assert_eq!(pairs.len(), file.names().filter(|name| name.starts_with("expected.grad")).count(), "{name}");
+        for (tensor, found) in pairs {
+            let distance = relative_l2(&found, &numbers(&tensor));
+            assert!(distance <= 1e-4, "{name}: {tensor} differs by {distance}");
+        }
     }
 }
 
