@@ -58,6 +58,63 @@ fn gradients_agree_with_pytorch() {
     }
 }
 
+/// Central differences of `sum(output · grad_output)` in the input, for every kind and both norms; the slots must stay.
+#[test]
+fn gradients_agree_with_finite_differences() {
+    for (kind, norm) in KINDS.into_iter().flat_map(|kind| [(kind, Norm::Rms), (kind, Norm::Layer)]) {
+        let config = config(Dimensions { norm, ..(*small(kind)).clone() });
+        let weights = Weights::random(&config, 8);
+        let input = random_input(&config, 2, 9);
+        let grad_output = random_input(&config, 2, 10);
+        let run = |weights: &Weights<'_>, input: &[f32]| {
+            let found = forward(&config, weights, input).unwrap();
+            (found.output.iter().zip(&grad_output).map(|(y, &g)| y * f64::from(g)).sum::<f64>(), found.slots)
+        };
+        let slots = run(&weights, &input).1;
+        let found = backward(&config, &weights, &input, &slots, &grad_output).unwrap();
+        let slope = |change: &dyn Fn(f32) -> (Weights<'static>, Vec<f32>)| {
+            let step = 2f32.powi(-12);
+            let [(above, kept_above), (below, kept_below)] = [step, -step].map(|step| {
+                let (weights, input) = change(step);
+                run(&weights, &input)
+            });
+            (kept_above == slots && kept_below == slots).then_some((above - below) / (2.0 * f64::from(step)))
+        };
+        let add = |tensor: &HostTensor<'_>, at: usize, step: f32| {
+            let mut numbers = tensor.to_f32();
+            numbers[at] += step;
+            HostTensor::from_f32(tensor.shape(), &numbers).unwrap()
+        };
+        let (mut slopes, mut expected) = (Vec::new(), Vec::new());
+        let mut hold = |slope: Option<f64>, gradient: f64| {
+            if let Some(slope) = slope {
+                slopes.push(slope);
+                expected.push(gradient);
+            }
+        };
+        for at in 0..input.len() {
+            let change = |step: f32| {
+                let mut input = input.clone();
+                input[at] += step;
+                (weights.clone(), input)
+            };
+            hold(slope(&change), found.input[at]);
+        }
+        for at in 0..found.query_proj.len() {
+            let change = |step: f32| {
+                (Weights { query_proj: add(&weights.query_proj, at, step), ..weights.clone() }, input.clone())
+            };
+            hold(slope(&change), found.query_proj[at]);
+        }
+        for at in 0..found.keys.len() {
+            let change = |step: f32| (Weights { keys: add(&weights.keys, at, step), ..weights.clone() }, input.clone());
+            hold(slope(&change), found.keys[at]);
+        }
+        let distance = relative_l2(&slopes, &expected);
+        assert!(slopes.len() > input.len() && distance < 1e-3, "{kind:?} {norm:?}: {distance} of {}", slopes.len());
+    }
+}
+
 /// What product keys promise: the same slots as if every one of the `side_keys²` had been scored.
 #[test]
 fn product_keys_find_what_brute_force_finds() {
