@@ -133,10 +133,8 @@ pub fn backward(
                 }
             }
         }
-        for o in 0..hidden {
-            for c in 0..pd {
-                out.values_proj[o * pd + c] += gy[o] * pooled[c];
-            }
+        for (line, gy) in out.values_proj.chunks_exact_mut(pd).zip(&gy) {
+            line.iter_mut().zip(&pooled).for_each(|(out, pooled)| *out += gy * pooled);
         }
         let mut grads: Vec<Vec<f64>> = Vec::new();
         for (entry, row) in entries.iter().zip(&rows) {
