@@ -52,7 +52,10 @@ pub fn supports<R: Runtime>(client: &ComputeClient<R>, dtype: ElementType) -> Re
 }
 
 /// Checks one argument of a stage: contiguous, of the expected shape and type, with a buffer that is large enough.
-pub(crate) fn check<R: Runtime>(
+///
+/// # Errors
+/// What does not fit, with both sides of it.
+pub fn check<R: Runtime>(
     tensor: &Tensor<R>,
     name: &'static str,
     expected: &[usize],
@@ -110,7 +113,7 @@ pub(crate) fn arg<R: Runtime>(tensor: &Tensor<R>, width: usize) -> ArrayArg<R> {
 }
 
 /// u32 in CubeCL's words.
-pub(crate) fn u32_storage() -> StorageType {
+pub fn u32_storage() -> StorageType {
     u32::as_type_native_unchecked().storage_type()
 }
 

@@ -8,6 +8,7 @@ mod common;
 #[path = "../common/device.rs"]
 mod device;
 
+mod backward;
 mod goldens;
 mod grids;
 mod hostile;
