@@ -218,9 +218,14 @@ impl<R: Runtime> MemoryLayer<R> {
     /// # Errors
     /// [`Error::Device`] if the device failed in what was enqueued before.
     pub fn read(&self, tensor: &Tensor<R>) -> Result<Vec<f32>> {
+        Ok(self.read_tensor(tensor)?.to_f32())
+    }
+
+    /// Downloads a tensor in its own type.
+    pub(crate) fn read_tensor(&self, tensor: &Tensor<R>) -> Result<HostTensor<'static>> {
         let dtype = ElementType::from_storage(tensor.dtype)
             .ok_or_else(|| Error::Device(format!("can't read a tensor of {}", tensor.dtype)))?;
-        Ok(HostTensor::new(tensor.shape().to_vec(), dtype, self.bytes(tensor)?)?.to_f32())
+        HostTensor::new(tensor.shape().to_vec(), dtype, self.bytes(tensor)?)
     }
 
     /// Downloads slots. Waits for the device.

@@ -36,6 +36,7 @@ mod error;
 mod layer;
 pub mod reference;
 mod table;
+mod training;
 mod weights;
 mod workspace;
 

@@ -10,6 +10,7 @@ mod error;
 pub mod expand;
 mod group;
 mod norm;
+pub mod optimiser;
 mod outer;
 mod product;
 pub mod query;

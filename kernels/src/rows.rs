@@ -5,12 +5,11 @@
 //! each used row once, and never touches the table.
 
 use cubecl::prelude::*;
-use cubecl::std::tensor::TensorHandle;
 
 use crate::device::Device;
 use crate::group::Groups;
 use crate::product::zero_sums;
-use crate::tensor::{Tensor, arg, check, empty, f32_storage, fits_binding, u32_storage};
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage, zeros};
 use crate::{Error, Result};
 
 /// The gradient of a table `[rows, width]`, of which only the used rows are listed.
@@ -136,9 +135,7 @@ impl<R: Runtime> RowGradients<R> {
     /// Tensors that don't fit each other, or a table larger than one binding.
     pub fn dense(&self, client: &ComputeClient<R>, rows: usize) -> Result<Tensor<R>> {
         let (capacity, width) = self.check()?;
-        fits_binding(client, "dense gradient", &[rows, width], f32_storage())?;
-        let zeros = TensorHandle::zeros(client, [rows * width], f32_storage());
-        let dense = Tensor::new_contiguous(vec![rows, width], zeros.handle, f32_storage());
+        let dense = zeros(client, "dense gradient", &[rows, width])?;
         let device = Device::of(client);
         let vector = device.width(4, &[width]);
         let plan = ScatterPlan { rows, vectors: width / vector, units: device.flat() };

@@ -24,6 +24,13 @@ pub fn empty<R: Runtime>(
     Ok(Tensor::new_contiguous(shape.to_vec(), client.empty(bytes), storage))
 }
 
+/// An f32 tensor of zeros.
+pub(crate) fn zeros<R: Runtime>(client: &ComputeClient<R>, name: &'static str, shape: &[usize]) -> Result<Tensor<R>> {
+    fits_binding(client, name, shape, f32_storage())?;
+    let zeros = TensorHandle::zeros(client, [shape.iter().product::<usize>()], f32_storage());
+    Ok(Tensor::new_contiguous(shape.to_vec(), zeros.handle, f32_storage()))
+}
+
 /// The bytes of a tensor of `shape`, checked against the largest buffer that a kernel of this device can bind.
 ///
 /// # Errors

@@ -1,6 +1,5 @@
 //! Gradients on the device: PyTorch's, the oracle's, the same bits in every run, and how far a NaN goes.
 
-use proptest::prelude::*;
 use proptest::test_runner::TestError;
 use ultramem::{Dimensions, ElementType, Kind, Norm, reference};
 

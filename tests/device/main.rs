@@ -14,5 +14,6 @@ mod grids;
 mod hostile;
 mod limits;
 mod memory;
+mod optimiser;
 mod order;
 mod shapes;
