@@ -2,9 +2,9 @@
 //!
 //! | part | in | out |
 //! |---|---|---|
-//! | embedding of byte and position | `[batch, context]` | `[batch, context, width]` |
-//! | each block: attention, feed-forward network, both added to what they read | `[batch, context, width]` | the same |
-//! | norm and head | `[batch, context, width]` | logits `[batch, context, 256]` |
+//! | embedding of byte and position | `[rows, context]` | `[rows · context, width]` |
+//! | each block: attention, feed-forward network, both added to what they read | `[rows · context, width]` | the same |
+//! | norm and head | `[rows · context, width]` | logits `[rows · context, 256]` |
 
 use burn::{
     module::{Module, Param},
@@ -75,14 +75,14 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Logits `[batch, context, 256]` for `bytes` `[batch, context]`.
-    pub fn forward(&self, bytes: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        let [_, context] = bytes.dims();
+    /// Logits `[rows · context, 256]` for `bytes` `[rows, context]`.
+    pub fn forward(&self, bytes: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+        let [rows, context] = bytes.dims();
         let positions = self.positions.val().slice([0..context]).unsqueeze();
         let mask = Tensor::<B, 2, Bool>::tril_mask([context, context], 0, &bytes.device());
-        let mut hidden = self.bytes.forward(bytes) + positions;
+        let mut hidden = (self.bytes.forward(bytes) + positions).flatten(0, 1);
         for block in &self.blocks {
-            hidden = block.attention(hidden, &mask);
+            hidden = block.attention(hidden, rows, &mask);
             let read = block.ffn_norm.forward(hidden.clone());
             hidden = hidden + block.ffn(read);
         }
@@ -98,10 +98,8 @@ impl<B: Backend> Model<B> {
             let shape = [batch.rows.len(), bytes.len() / batch.rows.len()];
             Tensor::<B, 2, Int>::from_data(TensorData::new(bytes, shape), device)
         };
-        let logits = self.forward(part(0, 1));
-        let [rows, context, symbols] = logits.dims();
-        let targets = part(1, 0).reshape([rows * context, 1]);
-        -log_softmax(logits.reshape([rows * context, symbols]), 1).gather(1, targets).mean()
+        let targets = part(1, 0).flatten::<1>(0, 1).unsqueeze_dim(1);
+        -log_softmax(self.forward(part(0, 1)), 1).gather(1, targets).mean()
     }
 }
 
@@ -120,23 +118,21 @@ impl<B: Backend> Block<B> {
     }
 
     /// `hidden` and what each position attends to. `mask` `[context, context]` is true where a position may not look.
-    fn attention(&self, hidden: Tensor<B, 3>, mask: &Tensor<B, 2, Bool>) -> Tensor<B, 3> {
-        let [batch, context, width] = hidden.dims();
+    fn attention(&self, hidden: Tensor<B, 2>, rows: usize, mask: &Tensor<B, 2, Bool>) -> Tensor<B, 2> {
+        let [tokens, width] = hidden.dims();
         let head_dim = width / self.heads;
         let all = self.attention_in.forward(self.attention_norm.forward(hidden.clone()));
         let part = |at: usize| {
-            all.clone()
-                .narrow(2, at * width, width)
-                .reshape([batch, context, self.heads, head_dim])
-                .swap_dims(1, 2)
+            let part = all.clone().narrow(1, at * width, width);
+            part.reshape([rows, tokens / rows, self.heads, head_dim]).swap_dims(1, 2)
         };
         let scores = part(0).matmul(part(1).transpose()).div_scalar((head_dim as f32).sqrt());
         let scores = scores.mask_fill(mask.clone().unsqueeze(), f32::NEG_INFINITY);
-        let seen = softmax(scores, 3).matmul(part(2)).swap_dims(1, 2).reshape([batch, context, width]);
+        let seen = softmax(scores, 3).matmul(part(2)).swap_dims(1, 2).reshape([tokens, width]);
         hidden + self.attention_out.forward(seen)
     }
 
-    fn ffn(&self, read: Tensor<B, 3>) -> Tensor<B, 3> {
+    fn ffn(&self, read: Tensor<B, 2>) -> Tensor<B, 2> {
         self.ffn_out.forward(gelu(self.ffn_in.forward(read)))
     }
 }

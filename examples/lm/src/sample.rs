@@ -65,7 +65,7 @@ fn next_logits(model: &Model<Inner>, seen: &[u8], settings: &run::Settings, devi
     let mut bytes: Vec<i32> = seen.iter().map(|&byte| i32::from(byte)).collect();
     bytes.resize(context, 0);
     let bytes = Tensor::<Inner, 2, Int>::from_data(TensorData::new(bytes, [1, context]), device);
-    let logits = model.forward(bytes).narrow(1, seen.len() - 1, 1);
+    let logits = model.forward(bytes).narrow(0, seen.len() - 1, 1);
     logits.into_data().into_vec().map_err(|error| format!("logits: {error:?}").into())
 }
 
