@@ -12,7 +12,7 @@ use burn_cubecl::{
     kernel::{cast, into_contiguous},
     tensor::CubeTensor,
 };
-use cubecl::prelude::*;
+
 use ultramem_kernels::{RowGradients, Tensor, u32_storage};
 
 use crate::{Error, LayerWeights, MemoryConfig, MemoryLayer, Result, Saved, TuckerCore, ValueTable};

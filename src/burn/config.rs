@@ -6,7 +6,7 @@ use burn::{
 };
 
 use super::{Memory, MemoryBackend, ProductKeyMemory, UltraMem};
-use crate::{Dimensions, Kind, MemoryConfig, Norm, Result, Weights};
+use crate::{Dimensions, Kind, MemoryConfig, Norm, Weights};
 
 /// An UltraMem layer. What the fields mean stands in [`Dimensions`].
 #[derive(Config, Debug)]
@@ -77,7 +77,7 @@ impl UltraMemConfig {
     ///
     /// # Errors
     /// As [`MemoryConfig::new`].
-    pub fn dimensions(&self) -> Result<MemoryConfig> {
+    pub fn dimensions(&self) -> crate::Result<MemoryConfig> {
         MemoryConfig::new(Dimensions {
             kind: Kind::UltraMem,
             hidden_size: self.hidden_size,
@@ -98,7 +98,7 @@ impl UltraMemConfig {
     ///
     /// # Errors
     /// Dimensions that make no layer.
-    pub fn init<B: MemoryBackend>(&self, device: &B::Device) -> Result<UltraMem<B>> {
+    pub fn init<B: MemoryBackend>(&self, device: &B::Device) -> crate::Result<UltraMem<B>> {
         Ok(UltraMem { memory: memory(self.dimensions()?, self.sparse, device)? })
     }
 }
@@ -108,7 +108,7 @@ impl ProductKeyMemoryConfig {
     ///
     /// # Errors
     /// As [`MemoryConfig::new`].
-    pub fn dimensions(&self) -> Result<MemoryConfig> {
+    pub fn dimensions(&self) -> crate::Result<MemoryConfig> {
         MemoryConfig::new(Dimensions {
             kind: Kind::ProductKey,
             hidden_size: self.hidden_size,
@@ -129,7 +129,7 @@ impl ProductKeyMemoryConfig {
     ///
     /// # Errors
     /// Dimensions that make no layer.
-    pub fn init<B: MemoryBackend>(&self, device: &B::Device) -> Result<ProductKeyMemory<B>> {
+    pub fn init<B: MemoryBackend>(&self, device: &B::Device) -> crate::Result<ProductKeyMemory<B>> {
         Ok(ProductKeyMemory { memory: memory(self.dimensions()?, self.sparse, device)? })
     }
 }
@@ -138,7 +138,7 @@ fn norm(layer_norm: bool) -> Norm {
     if layer_norm { Norm::Layer } else { Norm::Rms }
 }
 
-fn memory<B: MemoryBackend>(config: MemoryConfig, sparse: bool, device: &B::Device) -> Result<Memory<B>> {
+fn memory<B: MemoryBackend>(config: MemoryConfig, sparse: bool, device: &B::Device) -> crate::Result<Memory<B>> {
     let draw = Tensor::<B, 1, Int>::random([2], Distribution::Uniform(0.0, f64::from(1 << 24)), device);
     let seed = draw.into_data().iter::<i64>().fold(0, |seed, part| seed << 24 | part.elem::<i64>() as u64);
     Memory::from_weights(config.clone(), &Weights::random(&config, seed), sparse, device)
