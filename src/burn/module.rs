@@ -4,9 +4,13 @@ use std::ops::{Deref, DerefMut};
 
 use burn::{
     module::{Module, Param, ParamId},
-    tensor::{Int, Tensor, TensorData, TensorPrimitive, backend::Backend},
+    tensor::{
+        Int, Tensor, TensorData, TensorPrimitive,
+        backend::{AutodiffBackend, Backend},
+    },
 };
 
+use super::MemoryModel;
 use super::backend::{Call, MemoryBackend, Pending};
 use crate::{Error, HostTensor, Kind, MemoryConfig, MemoryLayer, Result, Weights};
 
@@ -186,6 +190,18 @@ fn upload<B: Backend, const D: usize>(tensor: &HostTensor<'_>, shape: [usize; D]
     floats(&tensor.to_f32(), shape, device)
 }
 
+impl<B: Backend> From<UltraMem<B>> for Memory<B> {
+    fn from(layer: UltraMem<B>) -> Self {
+        layer.memory
+    }
+}
+
+impl<B: Backend> From<ProductKeyMemory<B>> for Memory<B> {
+    fn from(layer: ProductKeyMemory<B>) -> Self {
+        layer.memory
+    }
+}
+
 impl<B: Backend> Deref for UltraMem<B> {
     type Target = Memory<B>;
 
@@ -211,5 +227,17 @@ impl<B: Backend> Deref for ProductKeyMemory<B> {
 impl<B: Backend> DerefMut for ProductKeyMemory<B> {
     fn deref_mut(&mut self) -> &mut Memory<B> {
         &mut self.memory
+    }
+}
+
+impl<B: MemoryBackend + AutodiffBackend> MemoryModel<B> for UltraMem<B> {
+    fn memories(&mut self) -> Vec<&mut Memory<B>> {
+        vec![&mut self.memory]
+    }
+}
+
+impl<B: MemoryBackend + AutodiffBackend> MemoryModel<B> for ProductKeyMemory<B> {
+    fn memories(&mut self) -> Vec<&mut Memory<B>> {
+        vec![&mut self.memory]
     }
 }

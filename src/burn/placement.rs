@@ -90,8 +90,8 @@ impl<B: MemoryBackend> Memories<B> {
     }
 
     /// As [`layers`](Self::layers), for [`MemoryModel`](super::MemoryModel).
-    pub fn layers_mut(&mut self) -> impl Iterator<Item = &mut Memory<B>> {
-        self.layers.iter_mut()
+    pub fn layers_mut(&mut self) -> Vec<&mut Memory<B>> {
+        self.layers.iter_mut().collect()
     }
 
     /// For one forward pass through the blocks.

@@ -325,8 +325,9 @@ struct Found {
 }
 
 impl<B: Backend> ModuleVisitor<B> for Found {
-    fn enter_module(&mut self, _: &str, container_type: &str) {
-        self.memories += usize::from(container_type == "Struct:Memory");
+    /// Comes with each field of a struct.
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.memories += usize::from((name, container_type) == ("values", "Struct:Memory"));
     }
 }
 
