@@ -34,7 +34,6 @@ pub struct Memory<B: Backend> {
     keys: Param<Tensor<B, 5>>,
     keys_norm: Param<Tensor<B, 1>>,
     pub(super) core: Option<Core<B>>,
-    shuffle: Option<Param<Tensor<B, 1, Int>>>,
     pub(super) values: Param<Tensor<B, 2>>,
     values_proj: Param<Tensor<B, 2>>,
     #[module(skip)]
@@ -44,12 +43,15 @@ pub struct Memory<B: Backend> {
     pub(super) pending: Option<Pending>,
 }
 
-/// The Tucker core. No gradient reaches `u` and `v`: they follow the cores.
+/// What UltraMem has beside product keys: the Tucker core, and the shuffle of its slots. No gradient reaches `u` and `v`: they follow the
+/// cores.
 #[derive(Module, Debug)]
 pub struct Core<B: Backend> {
     pub(super) cores: Param<Tensor<B, 4>>,
     pub(super) u: Param<Tensor<B, 2>>,
     pub(super) v: Param<Tensor<B, 2>>,
+    /// Slot to virtual address, `[side_keys²]`. Here, for Burn passes over the record of an optional parameter of integers.
+    shuffle: Param<Tensor<B, 1, Int>>,
 }
 
 impl<B: MemoryBackend> Memory<B> {
@@ -74,15 +76,11 @@ impl<B: MemoryBackend> Memory<B> {
         }
         let (heads, rank) = (config.heads, config.tucker_rank);
         let vector = |numbers: &[f32]| Param::initialized(ParamId::new(), floats(numbers, [heads, rank], device));
-        let core = (config.kind == Kind::UltraMem).then(|| Core {
+        let core = weights.shuffle_index.as_ref().map(|index| Core {
             cores: Param::from_tensor(floats(&weights.cores, [config.cores, heads, rank, rank], device)),
             u: vector(&weights.core_u),
             v: vector(&weights.core_v),
-        });
-        let shuffle = weights.shuffle_index.as_ref().map(|index| {
-            let index: Vec<i32> = index.iter().map(|&address| address as i32).collect();
-            let count = index.len();
-            Param::initialized(ParamId::new(), Tensor::from_data(TensorData::new(index, [count]), device))
+            shuffle: Param::initialized(ParamId::new(), integers(index, device)),
         });
         let values = upload(&weights.values, [config.rows(), config.value_dim], device);
         Ok(Self {
@@ -99,7 +97,6 @@ impl<B: MemoryBackend> Memory<B> {
             )),
             keys_norm: Param::from_tensor(upload(&weights.keys_norm, [config.key_dim], device)),
             core,
-            shuffle,
             values: if sparse { Param::initialized(ParamId::new(), values) } else { Param::from_tensor(values) },
             values_proj: Param::from_tensor(upload(
                 &weights.values_proj,
@@ -169,7 +166,7 @@ impl<B: MemoryBackend> Memory<B> {
                 .core
                 .as_ref()
                 .map(|core| [primitive(core.cores.val()), primitive(core.u.val()), primitive(core.v.val())]),
-            shuffle: self.shuffle.as_ref().map(|shuffle| shuffle.val().into_primitive()),
+            shuffle: self.core.as_ref().map(|core| core.shuffle.val().into_primitive()),
             values: primitive(values),
             values_proj: primitive(self.values_proj.val()),
             input: primitive(input),
@@ -184,6 +181,13 @@ pub(super) fn primitive<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> B::
 
 fn floats<B: Backend, const D: usize>(numbers: &[f32], shape: [usize; D], device: &B::Device) -> Tensor<B, D> {
     Tensor::from_data(TensorData::new(numbers.to_vec(), shape), device)
+}
+
+/// The addresses are below 2³¹.
+fn integers<B: Backend>(numbers: &[u32], device: &B::Device) -> Tensor<B, 1, Int> {
+    let numbers: Vec<i32> = numbers.iter().map(|&number| number as i32).collect();
+    let count = numbers.len();
+    Tensor::from_data(TensorData::new(numbers, [count]), device)
 }
 
 fn upload<B: Backend, const D: usize>(tensor: &HostTensor<'_>, shape: [usize; D], device: &B::Device) -> Tensor<B, D> {

@@ -84,6 +84,11 @@ impl<B: MemoryBackend> Memories<B> {
         Ok(Self { layers, placement })
     }
 
+    /// The block where each layer reads and the one after which it adds.
+    pub fn placement(&self) -> &[(usize, usize)] {
+        &self.placement.0
+    }
+
     /// The layers, in the order of their places.
     pub fn layers(&self) -> &[Memory<B>] {
         &self.layers

@@ -222,7 +222,8 @@ fn trainer_goes_on_with_the_same_bits<B: MemoryBackend>() {
         for seed in 2..4 {
             again = step::<B>(&mut trainer, again, seed);
         }
-        assert_eq!(weights_of(&again.memory), weights_of(&model.memory), "{:?}, sparse {sparse}", config.kind);
+        let same = weights_of(&again.memory) == weights_of(&model.memory);
+        assert!(same, "{:?}, sparse {sparse}", config.kind);
     }
 }
 

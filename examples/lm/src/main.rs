@@ -5,6 +5,7 @@
 //! checkpoint continues it, and gives the same log as if it had never stopped.
 
 mod data;
+mod export;
 mod model;
 mod optimiser;
 mod plot;
@@ -55,6 +56,17 @@ enum Verb {
         #[arg(short, long)]
         output: PathBuf,
     },
+    /// Writes the trained memory layer as safetensors, with hidden states, for `ultramem check`
+    Export {
+        /// Folder of the run
+        run: PathBuf,
+        /// The safetensors file
+        #[arg(short, long)]
+        output: PathBuf,
+        /// Windows of the validation text whose hidden states are written
+        #[arg(long, default_value_t = 8)]
+        windows: usize,
+    },
 }
 
 fn main() -> ExitCode {
@@ -62,6 +74,7 @@ fn main() -> ExitCode {
         Verb::Train { run, settings } => train::train(&run, settings),
         Verb::Sample { run, sampling } => sample::sample(&run, &sampling),
         Verb::Plot { runs, output } => plot::plot(&runs, &output),
+        Verb::Export { run, output, windows } => export::export(&run, &output, windows),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

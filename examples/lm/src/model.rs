@@ -10,11 +10,17 @@ use burn::{
     module::{Module, Param},
     nn::{Embedding, EmbeddingConfig, Initializer, Linear, LinearConfig, RmsNorm, RmsNormConfig},
     prelude::*,
-    tensor::activation::{gelu, log_softmax, softmax},
+    tensor::{
+        activation::{gelu, log_softmax, softmax},
+        backend::AutodiffBackend,
+    },
 };
 use serde::{Deserialize, Serialize};
+use ultramem::burn::{
+    Memories, Memory, MemoryBackend, MemoryModel, ProductKeyMemoryConfig, UltraMemConfig,
+};
 
-use crate::data::Batch;
+use crate::{Result, data::Batch};
 
 /// Symbols: one a byte.
 const SYMBOLS: usize = 256;
@@ -37,6 +43,34 @@ pub struct Sizes {
     /// Bytes that a prediction can see
     #[arg(long, default_value_t = 128)]
     pub context: usize,
+    /// The memory layer
+    #[arg(long, value_enum, default_value = "none")]
+    #[serde(default)]
+    pub memory: Kind,
+    /// Where it reads and where it adds
+    #[arg(long, default_value = "1:2")]
+    #[serde(default = "skip")]
+    pub skip: String,
+    /// Keys on each side of UltraMem are twice as many; product keys have this many
+    #[arg(long)]
+    pub knum: Option<usize>,
+}
+
+fn skip() -> String {
+    "1:2".into()
+}
+
+/// The memory layer of a model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A dense model
+    #[default]
+    None,
+    /// Product keys: knum 91, kdim 32, vdim 128, knn 16, 2 heads
+    Pkm,
+    /// UltraMem: knum 128, kdim 32, vdim 64, knn 16, 2 heads, 2 cores, E 4
+    Ultramem,
 }
 
 /// The language model.
@@ -45,6 +79,7 @@ pub struct Model<B: Backend> {
     bytes: Embedding<B>,
     positions: Param<Tensor<B, 2>>,
     blocks: Vec<Block<B>>,
+    memories: Option<Memories<B>>,
     norm: RmsNorm<B>,
     head: Linear<B>,
 }
@@ -62,31 +97,62 @@ struct Block<B: Backend> {
     heads: usize,
 }
 
-impl<B: Backend> Model<B> {
+impl<B: MemoryBackend> Model<B> {
     /// A model to start training from. The device's seed gives its weights.
-    pub fn new(sizes: &Sizes, device: &B::Device) -> Self {
+    ///
+    /// # Errors
+    /// A memory that can't be placed in the model.
+    pub fn new(sizes: &Sizes, device: &B::Device) -> Result<Self> {
         let width = sizes.width;
-        Self {
+        Ok(Self {
             bytes: EmbeddingConfig::new(SYMBOLS, width).with_initializer(SMALL).init(device),
             positions: SMALL.init([sizes.context, width], device),
             blocks: (0..sizes.blocks).map(|_| Block::new(sizes, device)).collect(),
             norm: RmsNormConfig::new(width).init(device),
             head: linear(width, SYMBOLS, device),
-        }
+            memories: memories(sizes, device)?,
+        })
+    }
+
+    /// The first memory layer, for files.
+    pub fn memory(&self) -> Option<&Memory<B>> {
+        self.memories.as_ref()?.layers().first()
+    }
+
+    /// What the first memory layer reads, `[rows · context, width]`, for `bytes` `[rows, context]`.
+    pub fn memory_input(&self, bytes: Tensor<B, 2, Int>) -> Option<Tensor<B, 2>> {
+        let at = self.memories.as_ref()?.placement().first()?.0;
+        self.run(bytes, Some(at)).1
     }
 
     /// Logits `[rows · context, 256]` for `bytes` `[rows, context]`.
     pub fn forward(&self, bytes: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+        self.run(bytes, None).0
+    }
+
+    /// The logits, and the normalised FFN input of the block `watched`.
+    fn run(&self, bytes: Tensor<B, 2, Int>, watched: Option<usize>) -> (Tensor<B, 2>, Option<Tensor<B, 2>>) {
         let [rows, context] = bytes.dims();
         let positions = self.positions.val().slice([0..context]).unsqueeze();
         let mask = Tensor::<B, 2, Bool>::tril_mask([context, context], 0, &bytes.device());
         let mut hidden = (self.bytes.forward(bytes) + positions).flatten(0, 1);
-        for block in &self.blocks {
+        let mut carried = self.memories.as_ref().map(Memories::carry);
+        let mut seen = None;
+        for (at, block) in self.blocks.iter().enumerate() {
             hidden = block.attention(hidden, rows, &mask);
             let read = block.ffn_norm.forward(hidden.clone());
+            if watched == Some(at) {
+                seen = Some(read.clone());
+            }
+            if let Some(carried) = &mut carried {
+                carried.read(at, &read);
+            }
             hidden = hidden + block.ffn(read);
+            if let Some(carried) = &mut carried {
+                hidden = carried.add(at, hidden);
+            }
         }
-        self.head.forward(self.norm.forward(hidden))
+        (self.head.forward(self.norm.forward(hidden)), seen)
     }
 
     /// The mean loss of a batch in nats per byte.
@@ -100,6 +166,33 @@ impl<B: Backend> Model<B> {
         };
         let targets = part(1, 0).flatten::<1>(0, 1).unsqueeze_dim(1);
         -log_softmax(self.forward(part(0, 1)), 1).gather(1, targets).mean()
+    }
+}
+
+impl<B: MemoryBackend + AutodiffBackend> MemoryModel<B> for Model<B> {
+    fn memories(&mut self) -> Vec<&mut Memory<B>> {
+        self.memories.as_mut().map_or_else(Vec::new, Memories::layers_mut)
+    }
+}
+
+/// The layers of the kind that `sizes` names, where it says.
+fn memories<B: MemoryBackend>(sizes: &Sizes, device: &B::Device) -> Result<Option<Memories<B>>> {
+    let (width, heads) = (sizes.width, 2);
+    let make = || -> ultramem::Result<Memory<B>> {
+        Ok(match sizes.memory {
+            Kind::Pkm => {
+                let config = ProductKeyMemoryConfig::new(width, sizes.knum.unwrap_or(91), 32, 128, 16);
+                config.with_heads(heads).init(device)?.into()
+            }
+            _ => {
+                let config = UltraMemConfig::new(width, 2 * sizes.knum.unwrap_or(128), 32, 64, 16);
+                config.with_heads(heads).init(device)?.into()
+            }
+        })
+    };
+    match sizes.memory {
+        Kind::None => Ok(None),
+        _ => Ok(Some(Memories::new(sizes.skip.parse()?, sizes.blocks, make)?)),
     }
 }
 

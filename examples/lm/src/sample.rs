@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use crate::{
     Device, Inner, Result,
     model::Model,
-    run::{self, Run},
+    run,
     train,
 };
 
@@ -39,11 +39,7 @@ pub fn sample(folder: &Path, sampling: &Sampling) -> Result<()> {
         return Err("a sample needs a prompt of at least one byte and a temperature above 0".into());
     }
     let device = Device::default();
-    let settings = Run::settings(folder)?;
-    let Some((_, checkpoint)) = run::checkpoint(folder)? else {
-        return Err(format!("{} holds no checkpoint yet", folder.display()).into());
-    };
-    let model = train::load(Model::<Inner>::new(&settings.sizes, &device), &checkpoint, &device)?;
+    let (settings, model) = train::open(folder, &device)?;
     let mut text = sampling.prompt.clone().into_bytes();
     let mut rng = StdRng::seed_from_u64(sampling.seed);
     let mut out = io::stdout().lock();

@@ -8,6 +8,7 @@ use burn::{
     record::{FullPrecisionSettings, NamedMpkFileRecorder},
 };
 use indicatif::{ProgressBar, ProgressStyle};
+use ultramem::burn::MemoryBackend;
 
 use crate::{
     Device, Inner, Result, Training,
@@ -24,7 +25,7 @@ pub fn train(folder: &Path, settings: Settings) -> Result<()> {
     let text = Text::load()?;
     let validation = text.validation(settings.batch, settings.sizes.context, settings.windows);
     Training::seed(&device, settings.seed);
-    let mut model = Model::<Training>::new(&settings.sizes, &device);
+    let mut model = Model::<Training>::new(&settings.sizes, &device)?;
     let mut optimiser = Optimiser::new(&settings);
     let mut first = 0;
     if let Some((step, checkpoint)) = run::checkpoint(folder)? {
@@ -37,9 +38,12 @@ pub fn train(folder: &Path, settings: Settings) -> Result<()> {
         let start = Instant::now();
         let batch = text.batch(settings.seed, step, settings.batch, settings.sizes.context);
         let loss = model.loss(&batch, &device);
-        let (next, norm) = optimiser.step(step, model, loss.backward());
+        let (next, report) = optimiser.step(model, loss.backward())?;
         model = next;
-        let (loss, norm) = (loss.into_scalar(), norm.into_scalar());
+        let (loss, norm) = (loss.into_scalar(), report.gradient_norm);
+        if !report.done {
+            return Err(format!("step {step}: loss {loss}, gradient norm {norm}").into());
+        }
         let done = step + 1;
         let seconds = start.elapsed().as_secs_f64();
         run.write(&Line { step: done, loss: Some(loss), gradient_norm: Some(norm), validation: None, seconds })?;
@@ -56,7 +60,7 @@ pub fn train(folder: &Path, settings: Settings) -> Result<()> {
         if done % settings.checkpoint_every == 0 || done == settings.steps {
             run.save(done, |folder| {
                 model.clone().save_file(folder.join("model"), &recorder())?;
-                optimiser.save(folder)
+                optimiser.save(&mut model, folder)
             })?;
         }
     }
@@ -65,8 +69,18 @@ pub fn train(folder: &Path, settings: Settings) -> Result<()> {
 }
 
 /// Reads the weights of a checkpoint into `model`.
-pub fn load<B: Backend>(model: Model<B>, checkpoint: &Path, device: &B::Device) -> Result<Model<B>> {
+pub fn load<B: MemoryBackend>(model: Model<B>, checkpoint: &Path, device: &B::Device) -> Result<Model<B>> {
     Ok(model.load_file(checkpoint.join("model"), &recorder(), device)?)
+}
+
+/// The settings and the model of a run, as its last checkpoint has it.
+pub fn open(folder: &Path, device: &Device) -> Result<(Settings, Model<Inner>)> {
+    let settings = Run::settings(folder)?;
+    let Some((_, checkpoint)) = run::checkpoint(folder)? else {
+        return Err(format!("{} holds no checkpoint yet", folder.display()).into());
+    };
+    let model = load(Model::new(&settings.sizes, device)?, &checkpoint, device)?;
+    Ok((settings, model))
 }
 
 /// The mean loss of the batches, weighted by their rows.
