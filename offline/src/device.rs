@@ -28,13 +28,11 @@ pub struct Options {
     pub gpu: Gpu,
     /// What is done with a launch.
     pub execution: Execution,
-    /// Shuffles the order of blocks and warps.
-    pub seed: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { gpu: Gpu::default(), execution: Execution::Watched, seed: 1 }
+        Self { gpu: Gpu::default(), execution: Execution::Watched }
     }
 }
 
@@ -43,8 +41,6 @@ impl Default for Options {
 pub enum Execution {
     /// Each access is checked and measured.
     Watched,
-    /// The kernel runs at the host's full speed and nothing is checked but its barriers.
-    Plain,
     /// Nothing runs: the source and the launch are kept, the buffers stay as they are.
     Skipped,
 }

@@ -25,7 +25,7 @@ pub enum Error {
     /// A compiler refused a kernel.
     #[error("{compiler} refuses {kernel}: {reason}")]
     Refused {
-        /// `g++`, `NVRTC` or `ptxas`.
+        /// The command.
         compiler: &'static str,
         /// The kernel's entry point.
         kernel: String,
@@ -39,15 +39,6 @@ pub enum Error {
         path: PathBuf,
         /// What the loader said.
         reason: String,
-    },
-    /// NVIDIA's compilers are not installed.
-    #[error(
-        "NVIDIA's compilers are not there (no {missing}); they come with: scripts/cuda-tools, or {PIP} --target DIR and \
-         ULTRAMEM_CUDA_TOOLS=DIR"
-    )]
-    NoCudaTools {
-        /// The file that was looked for.
-        missing: PathBuf,
     },
     /// A launch asks for what the GPU does not have.
     #[error("{kernel}: {what} {value} exceeds the GPU's {limit}")]
@@ -78,10 +69,6 @@ pub enum Error {
         reason: String,
     },
 }
-
-/// The line that installs NVIDIA's compilers.
-pub const PIP: &str = "python3 -m pip install --no-deps nvidia-cuda-nvrtc-cu12==12.8.93 nvidia-cuda-runtime-cu12==12.8.90 \
-                       nvidia-cuda-nvcc-cu12==12.8.93";
 
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

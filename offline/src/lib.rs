@@ -6,10 +6,9 @@
 //!
 //! - **executed**: the host's `g++` builds it against headers of our own, and each thread of a block runs on a fiber, so that
 //!   barriers and shuffles work as they do in lock step;
-//! - **sanitised**: each load and store is seen with its thread, and out-of-bounds accesses, races, reads of what nothing wrote and
-//!   divergent barriers are [`Fault`]s;
-//! - **measured**: the bytes and 32-byte sectors that warps read and write of each buffer are [`Traffic`];
-//! - **compiled** by NVRTC and `ptxas`, where they are installed, for every architecture ([`compile`]).
+//! - **sanitised**: each load and store is seen with its thread; accesses out of bounds, reads of what nothing wrote and divergent
+//!   barriers are [`Fault`]s;
+//! - **measured**: the bytes that threads read and write of each buffer are [`Traffic`].
 //!
 //! ```no_run
 //! use cubecl::Runtime;
@@ -23,24 +22,19 @@
 //! }
 //! ```
 
-mod arena;
 mod cache;
 mod device;
 mod error;
 mod execute;
 mod gpu;
 mod host;
-mod measure;
 mod memory;
-mod nvidia;
 mod report;
-mod sanitise;
 mod server;
 
 pub use device::{CudaCompiler, Execution, OfflineDevice, OfflineRuntime, Options};
 pub use error::{Error, Result};
 pub use gpu::{Gpu, Specification};
 pub use memory::{HostBuffer, HostStorage};
-pub use nvidia::{Architecture, Compiled, compile, ptx};
-pub use report::{Argument, Fault, Flow, Kernel, LaunchReport, Place, SECTOR, Space, Traffic};
+pub use report::{Argument, Fault, Kernel, LaunchReport, Place, Space, Traffic};
 pub use server::OfflineServer;

@@ -52,32 +52,11 @@ pub struct Argument {
 pub struct Traffic {
     /// Bytes of the buffer.
     pub length: u64,
-    /// Loads.
-    pub read: Flow,
-    /// Stores, and atomic operations.
-    pub written: Flow,
+    /// Bytes that threads loaded.
+    pub read: u64,
+    /// Bytes that threads stored.
+    pub written: u64,
 }
-
-/// The accesses of one direction.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Flow {
-    /// Bytes that threads asked for.
-    pub bytes: u64,
-    /// 32-byte sectors that warps asked for: those of one instruction count once a warp.
-    pub sectors: u64,
-    /// Sectors that were touched at all.
-    pub distinct: u64,
-}
-
-impl Flow {
-    /// Sectors times their size: what a GPU without caches would move.
-    pub fn moved(&self) -> u64 {
-        self.sectors * SECTOR
-    }
-}
-
-/// Bytes of a sector, the least that a GPU moves.
-pub const SECTOR: u64 = 32;
 
 /// Where a fault happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,15 +99,6 @@ pub enum Fault {
         /// What was loaded.
         space: Space,
     },
-    /// Two threads access the same bytes with no barrier between, and one of them stores.
-    Race {
-        /// Who accessed last.
-        place: Place,
-        /// The thread that accessed before.
-        other: Place,
-        /// What was accessed.
-        space: Space,
-    },
     /// Threads of a block, or of a warp, wait for each other in different places, or for threads that are gone.
     Divergent {
         /// A thread that waits.
@@ -137,15 +107,6 @@ pub enum Fault {
         line: u32,
         /// A thread that does not come.
         other: Place,
-    },
-    /// A vector access that is not aligned to its size.
-    Misaligned {
-        /// Who accessed.
-        place: Place,
-        /// What was accessed.
-        space: Space,
-        /// How many bytes.
-        size: usize,
     },
 }
 
@@ -173,12 +134,8 @@ impl std::fmt::Display for Fault {
                 write!(f, "{place} {verb} {size} bytes out of bounds: {space}")
             }
             Self::Unwritten { place, space } => write!(f, "{place} reads what nothing has written: {space}"),
-            Self::Race { place, other, space } => write!(f, "{place} races with {other}: {space}"),
             Self::Divergent { place, line, other } => {
                 write!(f, "{place} waits in line {line} for {other}, which does not come")
-            }
-            Self::Misaligned { place, space, size } => {
-                write!(f, "{place} accesses {size} bytes that are not aligned to them: {space}")
             }
         }
     }

@@ -4,18 +4,19 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use cubecl::server::LaunchError;
-use cubecl_common::{
-    backtrace::BackTrace, bytes::Bytes, device::DeviceId, device::DeviceService, future::DynFut, profile::ProfileDuration,
-    stream_id::StreamId,
-};
 use cubecl_common::device::Device;
+use cubecl_common::{
+    backtrace::BackTrace, bytes::Bytes, device::DeviceId, device::DeviceService, future::DynFut,
+    profile::ProfileDuration, stream_id::StreamId,
+};
 use cubecl_runtime::allocator::PitchedMemoryLayoutPolicy;
 use cubecl_runtime::compiler::CubeTask;
 use cubecl_runtime::id::KernelId;
 use cubecl_runtime::kernel::KernelMetadata;
 use cubecl_runtime::logging::ServerLogger;
 use cubecl_runtime::memory_management::{
-    ManagedMemoryHandle, MemoryAllocationMode, MemoryConfiguration, MemoryManagement, MemoryManagementOptions, MemoryUsage,
+    ManagedMemoryHandle, MemoryAllocationMode, MemoryConfiguration, MemoryManagement, MemoryManagementOptions,
+    MemoryUsage,
 };
 use cubecl_runtime::server::{
     Binding, ComputeServer, CopyDescriptor, CubeCount, ExecutionMode, KernelArguments, ProfileError, ProfilingToken,
@@ -114,11 +115,7 @@ impl OfflineServer {
     }
 
     /// The kernel behind a task, compiled once.
-    fn kernel(
-        &mut self,
-        task: Box<dyn CubeTask<CudaCompiler>>,
-        mode: ExecutionMode,
-    ) -> Result<Kernel, LaunchError> {
+    fn kernel(&mut self, task: Box<dyn CubeTask<CudaCompiler>>, mode: ExecutionMode) -> Result<Kernel, LaunchError> {
         let mut id = task.id();
         id.mode(mode);
         if let Some(kernel) = self.kernels.get(&id) {
@@ -179,18 +176,16 @@ impl OfflineServer {
         let tensor_maps = !arguments.tensor_maps.is_empty();
         let buffers = arguments.buffers.into_iter().map(|it| self.buffer(it)).collect::<Result<Vec<_>, _>>()?;
         let options = self.device.options();
-        let mut report =
-            LaunchReport { kernel, count, traffic: Vec::new(), faults: Vec::new(), executed: false };
+        let mut report = LaunchReport { kernel, count, traffic: Vec::new(), faults: Vec::new(), executed: false };
         let result = match options.execution {
             Execution::Skipped => Ok(()),
             _ if tensor_maps => {
                 let (kernel, reason) = (report.kernel.entry.clone(), "it takes tensor maps".to_string());
                 Err(Error::NotExecutable { kernel, reason })
             }
-            execution => {
+            Execution::Watched => {
                 let dynamic = arguments.info.dynamic_metadata_offset * size_of::<u64>();
-                let watched = execution == Execution::Watched;
-                execute(&Launch { buffers: &buffers, info: &info, dynamic, seed: options.seed, watched }, &mut report)
+                execute(&Launch { buffers: &buffers, info: &info, dynamic }, &mut report)
             }
         };
         self.device.report(report);

@@ -1,8 +1,0 @@
-/// a
-pub struct Architecture; 
-/// a
-pub struct Compiled;
-/// a
-pub fn compile(){}
-/// a
-pub fn ptx(){}
