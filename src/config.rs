@@ -78,6 +78,18 @@ impl Dimensions {
     pub fn ultramem_v1_1b() -> Self {
         Self { hidden_size: 768, side_keys: 1616, key_dim: 192, value_dim: 384, top_m: 80, ..Self::default() }
     }
+
+    /// One of the three memory layers of the paper's smallest model, UltraMem-151M-x12 (arXiv 2411.12364): hidden 1024, knum
+    /// 1100, vdim 512.
+    ///
+    /// Derived from the paper's tables, which do not print a layer: 12 dense blocks of width 1024 have the 151 M parameters of
+    /// Table 1, and 2.03 B parameters less the 0.17 B dense ones of Table 2 are 3 layers · 1100² rows · 512. In Table 2,
+    /// implicit value expansion adds 10.73 M: `3 · (3 · 512 · 1024 + 2 heads · 2 sides · 1000 · k)` at knum 1000, so a key
+    /// holds k = 501 numbers, here `key_dim` 256 at rank 2. Rank, cores and expansion are Table 5's. Of `top_m`, 42 a
+    /// head, no count of parameters tells anything: it is the one number that could not be checked.
+    pub fn ultramem_151m() -> Self {
+        Self { hidden_size: 1024, side_keys: 2200, key_dim: 256, value_dim: 512, top_m: 42, ..Self::default() }
+    }
 }
 
 /// A checked configuration. Reads like [`Dimensions`]; can only be made by [`MemoryConfig::new`], so that whoever

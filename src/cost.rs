@@ -201,6 +201,14 @@ mod tests {
     }
 
     #[test]
+    fn the_paper_s_small_model_has_its_parameters() {
+        let config = MemoryConfig::new(Dimensions::ultramem_151m()).expect("the preset is sound");
+        let sparse = 3 * config.rows() * config.value_dim;
+        let total = sparse as f64 + 0.172e9;
+        assert!((total / 2.03e9 - 1.0).abs() < 0.005, "{total} parameters, 2.03 billion in the paper's Table 1");
+    }
+
+    #[test]
     fn stages_count_what_they_move() {
         let dims = Dimensions {
             hidden_size: 8,

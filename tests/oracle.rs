@@ -5,7 +5,7 @@ mod common;
 use common::{KINDS, golden_files, random_input, relative_l2, small};
 use ultramem::{
     Dimensions, Error, HostTensor, Kind, MemoryConfig, Norm, Weights,
-    reference::{Chosen, Kept, combine, expand, forward, query, score},
+    reference::{Chosen, Kept, backward, combine, expand, forward, query, score},
 };
 
 #[test]
@@ -20,6 +20,98 @@ fn agrees_with_pytorch() {
         assert!(output <= 1e-5, "{name}: output differs by {output}");
         assert!(scores <= 1e-5, "{name}: scores differ by {scores}");
         assert_eq!(slots, file.integers("expected.indices").unwrap().numbers, "{name}: slots");
+    }
+}
+
+#[test]
+fn gradients_agree_with_pytorch() {
+    for (name, file) in golden_files() {
+        let (config, weights) = (file.config(), file.weights().unwrap());
+        let numbers = |tensor: &str| file.tensor(tensor).unwrap().to_f32();
+        let input = numbers("input");
+        let slots = forward(config, &weights, &input).unwrap().slots;
+        let found = backward(config, &weights, &input, &slots, &numbers("grad_output")).unwrap();
+        let mut values = vec![0.0; config.rows() * config.value_dim];
+        for (row, gradient) in &found.values {
+            values[row * config.value_dim..][..config.value_dim].copy_from_slice(gradient);
+        }
+        let mut pairs = vec![
+            ("expected.grad_input".to_string(), found.input),
+            ("expected.grad.query_proj.weight".to_string(), found.query_proj),
+            ("expected.grad.query_norm.weight".to_string(), found.query_norm),
+            ("expected.grad.keys".to_string(), found.keys),
+            ("expected.grad.keys_norm.weight".to_string(), found.keys_norm),
+            ("expected.grad.values_for_look_up".to_string(), values.clone()),
+            ("expected.grad.full_memory_layer.values_for_look_up".to_string(), values),
+            ("expected.grad.values_proj.weight".to_string(), found.values_proj),
+            ("expected.grad.swilu_projection.weight".to_string(), found.gate_proj),
+        ];
+        let area = config.heads * config.tucker_rank * config.tucker_rank;
+        let cores = found.cores.chunks(area).enumerate();
+        pairs.extend(cores.map(|(core, found)| (format!("expected.grad.tucker_core.{core}"), found.to_vec())));
+        pairs.retain(|(tensor, _)| file.has(tensor));
+        assert_eq!(pairs.len(), file.names().filter(|name| name.starts_with("expected.grad")).count(), "{name}");
+        for (tensor, found) in pairs {
+            let distance = relative_l2(&found, &numbers(&tensor));
+            assert!(distance <= 1e-4, "{name}: {tensor} differs by {distance}");
+        }
+    }
+}
+
+/// Central differences of `sum(output · grad_output)` in the input, for every kind and both norms; the slots must stay.
+#[test]
+fn gradients_agree_with_finite_differences() {
+    for (kind, norm) in KINDS.into_iter().flat_map(|kind| [(kind, Norm::Rms), (kind, Norm::Layer)]) {
+        let config = config(Dimensions { norm, ..(*small(kind)).clone() });
+        let weights = Weights::random(&config, 8);
+        let input = random_input(&config, 2, 9);
+        let grad_output = random_input(&config, 2, 10);
+        let run = |weights: &Weights<'_>, input: &[f32]| {
+            let found = forward(&config, weights, input).unwrap();
+            (found.output.iter().zip(&grad_output).map(|(y, &g)| y * f64::from(g)).sum::<f64>(), found.slots)
+        };
+        let slots = run(&weights, &input).1;
+        let found = backward(&config, &weights, &input, &slots, &grad_output).unwrap();
+        let slope = |change: &dyn Fn(f32) -> (Weights<'static>, Vec<f32>)| {
+            let step = 2f32.powi(-12);
+            let [(above, kept_above), (below, kept_below)] = [step, -step].map(|step| {
+                let (weights, input) = change(step);
+                run(&weights, &input)
+            });
+            (kept_above == slots && kept_below == slots).then_some((above - below) / (2.0 * f64::from(step)))
+        };
+        let add = |tensor: &HostTensor<'_>, at: usize, step: f32| {
+            let mut numbers = tensor.to_f32();
+            numbers[at] += step;
+            HostTensor::from_f32(tensor.shape(), &numbers).unwrap()
+        };
+        let (mut slopes, mut expected) = (Vec::new(), Vec::new());
+        let mut hold = |slope: Option<f64>, gradient: f64| {
+            if let Some(slope) = slope {
+                slopes.push(slope);
+                expected.push(gradient);
+            }
+        };
+        for at in 0..input.len() {
+            let change = |step: f32| {
+                let mut input = input.clone();
+                input[at] += step;
+                (weights.clone(), input)
+            };
+            hold(slope(&change), found.input[at]);
+        }
+        for at in 0..found.query_proj.len() {
+            let change = |step: f32| {
+                (Weights { query_proj: add(&weights.query_proj, at, step), ..weights.clone() }, input.clone())
+            };
+            hold(slope(&change), found.query_proj[at]);
+        }
+        for at in 0..found.keys.len() {
+            let change = |step: f32| (Weights { keys: add(&weights.keys, at, step), ..weights.clone() }, input.clone());
+            hold(slope(&change), found.keys[at]);
+        }
+        let distance = relative_l2(&slopes, &expected);
+        assert!(slopes.len() > input.len() && distance < 1e-3, "{kind:?} {norm:?}: {distance} of {}", slopes.len());
     }
 }
 

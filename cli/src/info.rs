@@ -27,6 +27,9 @@ pub enum Preset {
     /// One of the four layers of the 1B-parameter model of UltraMem's release
     #[value(name = "ultramem_v1_1b")]
     UltramemV1With1b,
+    /// One of the three layers of the paper's model of 151M activated parameters
+    #[value(name = "ultramem_151m")]
+    Ultramem151m,
 }
 
 impl Preset {
@@ -34,6 +37,7 @@ impl Preset {
     pub fn dimensions(self) -> Dimensions {
         match self {
             Self::UltramemV1With1b => Dimensions::ultramem_v1_1b(),
+            Self::Ultramem151m => Dimensions::ultramem_151m(),
         }
     }
 }

@@ -179,6 +179,8 @@ fn info_counts_parameters_and_bytes() {
     let preset = ultramem("info --preset ultramem_v1_1b --json").json();
     assert_eq!((&preset["rows"], &preset["slots_read_per_token"]), (&652_864.into(), &160.into()));
     assert_eq!(preset["bytes_read_per_token"]["bf16"], 160 * (768 + 4));
+    let small = ultramem("info --preset ultramem_151m --json").json();
+    assert_eq!((&small["rows"], &small["slots_read_per_token"]), (&(1100 * 1100).into(), &84.into()));
     let text = ultramem("info --preset ultramem_v1_1b").well();
     assert!(text.contains("254,656,912"), "{text}");
     ultramem("info").refused(&["FILE"]);

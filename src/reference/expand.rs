@@ -59,6 +59,6 @@ fn missing_row(config: &MemoryConfig, row: usize) -> Error {
     Error::Tensor { name: "values_for_look_up".into(), problem: format!("has no row {row} of {}", config.rows()) }
 }
 
-fn silu(x: f64) -> f64 {
+pub(super) fn silu(x: f64) -> f64 {
     x / (1.0 + (-x).exp())
 }

@@ -11,6 +11,7 @@
 //! judged on its rounded weights. No token sees another one: a NaN or an infinity in one input row spoils that row
 //! alone.
 
+mod backward;
 mod combine;
 mod expand;
 mod query;
@@ -18,6 +19,7 @@ mod score;
 
 use std::cmp::Ordering;
 
+pub use backward::{Gradients, backward};
 pub use combine::{Chosen, combine};
 pub use expand::expand;
 pub use query::query;

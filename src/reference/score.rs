@@ -49,7 +49,7 @@ pub fn score(config: &MemoryConfig, weights: &Weights<'_>, query: &[f64]) -> Res
 }
 
 /// The keys as they are scored, rank before width: `[heads, 2, side_keys, tucker_rank, key_dim]`.
-fn scored_keys(config: &MemoryConfig, weights: &Weights<'_>) -> Vec<f64> {
+pub(super) fn scored_keys(config: &MemoryConfig, weights: &Weights<'_>) -> Vec<f64> {
     let keys = widen(&weights.keys);
     let norm_weight = widen(&weights.keys_norm);
     let mut scored = Vec::with_capacity(keys.len());

@@ -7,6 +7,7 @@
 use std::panic::catch_unwind;
 use std::sync::OnceLock;
 
+use cubecl::future::block_on;
 use cubecl::prelude::*;
 use cubecl::wgpu::{
     AutoGraphicsApi, MemoryConfiguration, RuntimeOptions, WgpuDevice, WgpuRuntime, WgpuSetup, init_device, init_setup,
@@ -71,6 +72,8 @@ pub fn poison(client: &Client, bytes: usize) {
         .flat_map(|block| vec![block; bytes.div_ceil(block).min(16)])
         .map(|block| client.create_from_slice(&vec![0xff; block]))
         .collect();
+    // What the device still works on is not free to be handed out again.
+    block_on(client.sync()).unwrap();
     drop(held);
 }
 

@@ -2,7 +2,7 @@
 //!
 //! One cube takes a tile of rows, a row being one head of one token. It brings the row side through the summed core into shared
 //! memory, selects among the totals of the pairs, and sorts what is kept. The grid of totals stays in shared memory, or is computed
-//! anew in each pass of the selection where it does not fit. Reads `2 · top_m` keys and score vectors, writes `top_m` slots and
+//! anew in each pass of the selection where it does not fit or would leave room for too few rows. Reads `2 · top_m` keys and score vectors, writes `top_m` slots and
 //! `top_m · cores` scores.
 
 use cubecl::prelude::*;

@@ -263,7 +263,12 @@ fn approximate_scores<D: Size>(
     let padded = comptime!(plan.side_keys.div_ceil(FOUR));
     let vectors = comptime!(plan.range / FOUR);
     let base = side * plan.key_dim * padded + first_key / FOUR;
-    let rows = Rows { first: 0usize.runtime(), last: comptime!(plan.tile - 1).runtime(), pitch: depth.runtime(), count: plan.tile };
+    let rows = Rows {
+        first: 0usize.runtime(),
+        last: comptime!(plan.tile - 1).runtime(),
+        pitch: depth.runtime(),
+        count: plan.tile,
+    };
     for first in range_stepped(UNIT_POS as usize, vectors, comptime!(plan.units * plan.block)) {
         let last = min(vectors, padded - first_key / FOUR) - 1;
         let columns = Columns { first, last, stride: plan.units, count: plan.block };
