@@ -1,0 +1,174 @@
+//! The device and its runtime: which GPU it stands in for, how launches are run, and what they reported.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cubecl::Runtime;
+use cubecl::client::ComputeClient;
+use cubecl::device::DeviceId;
+use cubecl::ir::{ContiguousElements, MatrixLayout, MmaProperties, TargetProperties};
+use cubecl::zspace::{Shape, Strides, striding::has_pitched_row_major_strides};
+use cubecl_common::device::Device;
+use cubecl_cpp::cuda::{CudaDialect, mma::CudaWmmaCompiler, mma::contiguous_elements_cuda};
+use cubecl_cpp::shared::CppCompiler;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use crate::server::OfflineServer;
+use crate::{Gpu, LaunchReport};
+
+/// The compiler of CubeCL's CUDA runtime.
+pub type CudaCompiler = CppCompiler<CudaDialect<CudaWmmaCompiler>>;
+
+/// A CUDA device without a GPU.
+#[derive(Clone)]
+pub struct OfflineDevice(Arc<State>);
+
+/// How launches are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// The GPU to stand in for.
+    pub gpu: Gpu,
+    /// What is done with a launch.
+    pub execution: Execution,
+    /// What the order of blocks and warps is drawn from; None draws that itself.
+    pub seed: Option<u64>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { gpu: Gpu::default(), execution: Execution::Watched, seed: None }
+    }
+}
+
+/// What is done with a launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Execution {
+    /// Each access is checked and measured.
+    Watched,
+    /// Nothing runs: the source and the launch are kept, the buffers stay as they are.
+    Skipped,
+}
+
+struct State {
+    index: u16,
+    options: Options,
+    reports: Mutex<Vec<LaunchReport>>,
+    /// Draws a seed for each launch.
+    seeds: Mutex<StdRng>,
+}
+
+/// Devices are looked up by number, for CubeCL knows them by number.
+static DEVICES: Mutex<Vec<OfflineDevice>> = Mutex::new(Vec::new());
+
+impl OfflineDevice {
+    /// A new device, which shares nothing with others.
+    ///
+    /// # Panics
+    /// After 65,536 devices.
+    pub fn new(options: Options) -> Self {
+        let mut devices = lock(&DEVICES);
+        let index = u16::try_from(devices.len()).expect("at most 65,536 offline devices");
+        let seeds = Mutex::new(options.seed.map_or_else(StdRng::from_os_rng, StdRng::seed_from_u64));
+        devices.push(Self(Arc::new(State { index, options, reports: Mutex::default(), seeds })));
+        devices[usize::from(index)].clone()
+    }
+
+    /// A new device that stands in for `gpu` and watches every launch.
+    pub fn of(gpu: Gpu) -> Self {
+        Self::new(Options { gpu, ..Options::default() })
+    }
+
+    /// How its launches are run.
+    pub fn options(&self) -> Options {
+        self.0.options
+    }
+
+    /// What launches reported since this was last called, in their order. Wait for the client first.
+    pub fn take_reports(&self) -> Vec<LaunchReport> {
+        std::mem::take(&mut lock(&self.0.reports))
+    }
+
+    pub(crate) fn next_seed(&self) -> u64 {
+        lock(&self.0.seeds).random()
+    }
+
+    pub(crate) fn report(&self, report: LaunchReport) {
+        lock(&self.0.reports).push(report);
+    }
+}
+
+impl std::fmt::Debug for OfflineDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Offline({}, {})", self.0.options.gpu, self.0.index)
+    }
+}
+
+impl Default for OfflineDevice {
+    fn default() -> Self {
+        Self::new(Options::default())
+    }
+}
+
+impl Device for OfflineDevice {
+    fn from_id(id: DeviceId) -> Self {
+        lock(&DEVICES)[usize::from(id.index_id)].clone()
+    }
+
+    fn to_id(&self) -> DeviceId {
+        DeviceId { type_id: 0, index_id: self.0.index }
+    }
+}
+
+/// A poisoned lock guards nothing that could be half done here.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// CubeCL's CUDA runtime without CUDA: the same compiler, the same properties, buffers in host memory.
+#[derive(Debug, Clone)]
+pub struct OfflineRuntime;
+
+impl Runtime for OfflineRuntime {
+    type Compiler = CudaCompiler;
+    type Server = OfflineServer;
+    type Device = OfflineDevice;
+
+    fn client(device: &OfflineDevice) -> ComputeClient<Self> {
+        ComputeClient::load(device)
+    }
+
+    fn name(_client: &ComputeClient<Self>) -> &'static str {
+        "cuda"
+    }
+
+    fn require_array_lengths() -> bool {
+        true
+    }
+
+    fn max_cube_count() -> (u32, u32, u32) {
+        (i32::MAX as u32, u16::MAX.into(), u16::MAX.into())
+    }
+
+    fn can_read_tensor(shape: &Shape, strides: &Strides) -> bool {
+        has_pitched_row_major_strides(shape, strides)
+    }
+
+    fn target_properties() -> TargetProperties {
+        TargetProperties {
+            mma: MmaProperties {
+                register_size_bits: 32,
+                const_plane_size: 32,
+                register_layout_a: MatrixLayout::RowMajor,
+                register_layout_b: MatrixLayout::ColMajor,
+                register_layout_acc: MatrixLayout::RowMajor,
+                register_duplication_a: 1,
+                register_duplication_b: 1,
+                register_duplication_acc: 1,
+                contiguous_elements: ContiguousElements::new(contiguous_elements_cuda),
+            },
+        }
+    }
+
+    fn enumerate_devices(_: u16, (): &()) -> Vec<DeviceId> {
+        lock(&DEVICES).iter().map(Device::to_id).collect()
+    }
+}

@@ -1,0 +1,41 @@
+//! A CUDA device without a GPU, for tests and for `ultramem kernels`.
+//!
+//! [`OfflineRuntime`] is a CubeCL runtime that reports a real GPU's properties ([`Gpu`]) and keeps buffers in host memory. Code that
+//! launches kernels runs on it unchanged and makes the choices that it would make on that GPU; each launch gives the very CUDA
+//! C++ that CubeCL's CUDA runtime would hand to NVRTC ([`Kernel`]). That source is
+//!
+//! - **executed**: the host's `g++` builds it against headers of our own, and each thread of a block runs on a fiber, so that
+//!   barriers and shuffles work as they do in lock step;
+//! - **sanitised**: each load and store is seen with its thread; accesses out of bounds, races, reads of what nothing wrote and
+//!   divergent barriers are [`Fault`]s, what stays unwritten are [`Gap`]s, and the order of blocks and warps is another one each time;
+//! - **measured**: the bytes and sectors that warps read and write of each buffer are [`Traffic`].
+//!
+//! ```no_run
+//! use cubecl::Runtime;
+//! use ultramem_offline::{Gpu, OfflineDevice, OfflineRuntime};
+//!
+//! let device = OfflineDevice::of(Gpu::H100);
+//! let client = OfflineRuntime::client(&device);
+//! // Launch kernels with the client and read their results; then:
+//! for launch in device.take_reports() {
+//!     println!("{}: {:?}", launch.kernel.entry, launch.faults);
+//! }
+//! ```
+
+mod cache;
+mod device;
+mod error;
+mod execute;
+mod gpu;
+mod host;
+mod memory;
+mod report;
+mod server;
+mod watch;
+
+pub use device::{CudaCompiler, Execution, OfflineDevice, OfflineRuntime, Options};
+pub use error::{Error, Result};
+pub use gpu::{Gpu, Specification};
+pub use memory::{HostBuffer, HostStorage};
+pub use report::{Argument, Fault, Finding, Flow, Gap, Kernel, LaunchReport, Place, SECTOR, Space, Traffic};
+pub use server::OfflineServer;
