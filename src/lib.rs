@@ -50,6 +50,7 @@ pub use device_weights::{LayerWeights, TuckerCore};
 pub use error::{Error, Result};
 pub use layer::{Chosen, Forward, Kept, MemoryLayer, Strategies};
 pub use table::ValueTable;
+pub use training::SavedState;
 pub use ultramem_kernels as kernels;
 pub use ultramem_kernels::{RowGradients, Tensor};
 pub use weights::{HostTensor, Weights};

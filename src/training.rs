@@ -25,6 +25,15 @@ use crate::{Checkpoint, Error, HostTensor, MemoryLayer, Result, Weights};
 const STATE: &str = "optimiser.values.";
 const STEPS: &str = "optimiser.values.steps";
 
+/// An optimiser's state as a file keeps it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SavedState {
+    /// The tensors by name, f32.
+    pub tensors: Vec<(String, HostTensor<'static>)>,
+    /// The metadata entry that goes with them: how many steps were taken.
+    pub metadata: (String, String),
+}
+
 impl<R: Runtime> MemoryLayer<R> {
     /// An optimiser for the value table, its state zeros.
     ///
@@ -78,13 +87,10 @@ impl<R: Runtime> MemoryLayer<R> {
     ///
     /// # Errors
     /// [`Error::Device`] if the device failed in what was enqueued before.
-    pub fn read_state(
-        &self,
-        optimiser: &Optimiser<R>,
-    ) -> Result<(Vec<(String, HostTensor<'static>)>, (String, String))> {
+    pub fn read_state(&self, optimiser: &Optimiser<R>) -> Result<SavedState> {
         let read = |(name, tensor)| Ok((format!("{STATE}{name}"), self.read_tensor(tensor)?));
         let tensors = optimiser.state().into_iter().map(read).collect::<Result<_>>()?;
-        Ok((tensors, (STEPS.to_string(), optimiser.steps().to_string())))
+        Ok(SavedState { tensors, metadata: (STEPS.to_string(), optimiser.steps().to_string()) })
     }
 
     /// An optimiser with the state that a file keeps, as [`read_state`](Self::read_state) gave it.

@@ -164,15 +164,17 @@ fn plot(all: &[Figures], path: &str) -> Outcome<()> {
         .label_style(("sans-serif", 14))
         .draw()?;
     // Colours that differ for every kind of colour vision (Okabe and Ito).
-    let lines: [(&str, RGBColor, fn(&Figures) -> f64); 3] = [
-        ("step", RGBColor(0, 114, 178), |figures| median(&figures.steps)),
-        ("step without the score stage's forward", RGBColor(213, 94, 0), |figures| {
-            median(&figures.steps) - median(&figures.scores)
-        }),
-        ("the score stage's forward", RGBColor(0, 158, 115), |figures| median(&figures.scores)),
-    ];
-    for (name, colour, value) in lines {
-        let points: Vec<_> = all.iter().map(|figures| (figures.rows as f64, value(figures))).collect();
+    let step = |figures: &Figures| median(&figures.steps);
+    let score = |figures: &Figures| median(&figures.scores);
+    let rest = |figures: &Figures| step(figures) - score(figures);
+    let points = |value: &dyn Fn(&Figures) -> f64| -> Vec<(f64, f64)> {
+        all.iter().map(|figures| (figures.rows as f64, value(figures))).collect()
+    };
+    for (name, colour, points) in [
+        ("step", RGBColor(0, 114, 178), points(&step)),
+        ("step without the score stage's forward", RGBColor(213, 94, 0), points(&rest)),
+        ("the score stage's forward", RGBColor(0, 158, 115), points(&score)),
+    ] {
         chart.draw_series(points.iter().map(|&point| Circle::new(point, 4, colour.filled())))?;
         chart
             .draw_series(LineSeries::new(points, colour.stroke_width(2)))?

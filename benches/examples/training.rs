@@ -21,23 +21,30 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 /// Steps of each.
 const STEPS: usize = 30;
 
+/// Something to run and wait for, and the milliseconds that it took each time.
+struct Run {
+    name: &'static str,
+    run: Box<dyn FnMut() -> Outcome<()>>,
+    times: Vec<f64>,
+}
+
 fn main() -> Outcome<()> {
     for case in Case::all() {
         let (forward, step, composition) = (forward(&case)?, step(&case)?, composition(&case)?);
-        let mut runs: [(&str, Box<dyn FnMut() -> Outcome<()>>, Vec<f64>); 3] = [
-            ("forward", Box::new(forward), Vec::new()),
-            ("forward, backward and update", Box::new(step), Vec::new()),
-            ("composition, forward and backward", Box::new(composition), Vec::new()),
+        let mut runs = [
+            Run { name: "forward", run: Box::new(forward), times: Vec::new() },
+            Run { name: "forward, backward and update", run: Box::new(step), times: Vec::new() },
+            Run { name: "composition, forward and backward", run: Box::new(composition), times: Vec::new() },
         ];
         for _ in 0..STEPS {
-            for (_, run, times) in &mut runs {
+            for Run { run, times, .. } in &mut runs {
                 let start = Instant::now();
                 run()?;
                 times.push(start.elapsed().as_secs_f64() * 1e3);
             }
         }
         let mut medians = Vec::new();
-        for (name, _, times) in &mut runs {
+        for Run { name, times, .. } in &mut runs {
             times.sort_by(f64::total_cmp);
             println!("{:6} {name:34} median {:7.2} ms (least {:7.2})", case.name, times[STEPS / 2], times[0]);
             medians.push((times[STEPS / 2], times[0]));

@@ -75,9 +75,12 @@ pub struct Call<B: Backend> {
     pub(super) pending: Option<Pending>,
 }
 
+/// A layer on the device, and its input.
+type Ready<R> = (MemoryLayer<R>, CubeTensor<R>);
+
 impl<B: MemoryBackend> Call<B> {
     /// The layer on the device, and the input.
-    pub(super) fn layer(self) -> Result<(MemoryLayer<B::Runtime>, CubeTensor<B::Runtime>)> {
+    pub(super) fn layer(self) -> Result<Ready<B::Runtime>> {
         let input = into_contiguous(B::float_cube(self.input));
         let client = input.client.clone();
         let stored = |tensor| Tensor::from(into_contiguous(B::float_cube(tensor)));
