@@ -3,6 +3,7 @@
 use burn::{backend::Autodiff, backend::Wgpu, tensor::Tensor};
 use ultramem::burn::{Trainer, TrainerConfig, UltraMem, UltraMemConfig};
 
+/// One training step.
 pub fn main() -> ultramem::Result<()> {
     let device = Default::default();
     let layer: UltraMem<Autodiff<Wgpu>> = UltraMemConfig::new(64, 128, 32, 64, 16).init(&device)?;

@@ -21,7 +21,8 @@ use clap::{Parser, Subcommand};
 use crate::{run::Settings, sample::Sampling};
 
 type Device = burn::backend::wgpu::WgpuDevice;
-type Inner = burn::backend::Wgpu;
+/// Without fusion, whatever another crate of the same build asks of Burn.
+type Inner = burn::backend::wgpu::CubeBackend<burn::backend::wgpu::WgpuRuntime, f32, i32, u32>;
 type Training = Autodiff<Inner>;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 

@@ -131,7 +131,7 @@ impl<B: MemoryBackend> Model<B> {
     /// The logits, and the normalised FFN input of the block `watched`.
     fn run(&self, bytes: Tensor<B, 2, Int>, watched: Option<usize>) -> (Tensor<B, 2>, Option<Tensor<B, 2>>) {
         let [rows, context] = bytes.dims();
-        let positions = self.positions.val().slice([0..context]).unsqueeze();
+        let positions = self.positions.val().narrow(0, 0, context).unsqueeze();
         let mask = Tensor::<B, 2, Bool>::tril_mask([context, context], 0, &bytes.device());
         let mut hidden = (self.bytes.forward(bytes) + positions).flatten(0, 1);
         let mut carried = self.memories.as_ref().map(Memories::carry);

@@ -30,7 +30,7 @@ pub struct Sampling {
 
 /// Continues the prompt on stdout.
 pub fn sample(folder: &Path, sampling: &Sampling) -> Result<()> {
-    if sampling.prompt.is_empty() || !(sampling.temperature > 0.0) {
+    if sampling.prompt.is_empty() || sampling.temperature.is_nan() || sampling.temperature <= 0.0 {
         return Err("a sample needs a prompt of at least one byte and a temperature above 0".into());
     }
     let device = Device::default();
