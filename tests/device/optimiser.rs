@@ -148,8 +148,11 @@ fn training_goes_on_from_a_file() {
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("halfway.safetensors");
-    let state: Vec<_> =
-        state.into_iter().map(|(name, tensor)| (name, ultramem::checkpoint::FileTensor::Floats(tensor))).collect();
+    let state: Vec<_> = saved
+        .tensors
+        .into_iter()
+        .map(|(name, tensor)| (name, ultramem::checkpoint::FileTensor::Floats(tensor)))
+        .collect();
     let named: Vec<_> = state.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
     Checkpoint::write(&path, case.layer.config(), &weights, &named, &[saved.metadata].into()).unwrap();
 
