@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command, thread, time::Duration};
 
-const TINY: [&str; 20] = [
+const TINY: [&str; 24] = [
     "--blocks",
     "3",
     "--width",
@@ -23,6 +23,10 @@ const TINY: [&str; 20] = [
     "4",
     "--windows",
     "6",
+    "--warmup",
+    "1",
+    "--learning-rate",
+    "0.01",
 ];
 
 fn lm(verb: &str, run: &Path, memory: &str) -> Command {
