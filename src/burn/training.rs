@@ -322,7 +322,14 @@ fn table_square<B: MemoryBackend>(rows: &RowGradients<B::Runtime>, device: &B::D
     let count = some.client.clone();
     let count = count.read_one(rows.count.handle.clone()).map(|bytes| bytemuck::pod_read_unaligned::<u32>(&bytes[..4]));
     let unlisted = Tensor::<B, 1, Int>::arange(0..capacity, device).greater_equal_elem(count.unwrap_or(0) as i64);
-    gradients.mask_fill(unlisted.unsqueeze_dim(1), 0.0).square().sum()
+    square_sum(gradients.mask_fill(unlisted.unsqueeze_dim(1), 0.0))
+}
+
+/// The sum of the squares, row by row and then of the rows: Burn's `sum` adds with atomics, in another order each time.
+fn square_sum<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, 1> {
+    let width = tensor.dims()[D - 1];
+    let rows = tensor.shape().num_elements() / width.max(1);
+    tensor.reshape([rows, width]).square().sum_dim(1).sum_dim(0).reshape([1])
 }
 
 /// Counts the memory layers that a model holds.
@@ -346,7 +353,7 @@ struct Squares<'a, B: AutodiffBackend> {
 impl<B: AutodiffBackend> ModuleVisitor<B> for Squares<'_, B> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         if let Some(gradient) = self.gradients.get::<B::InnerBackend, D>(param.id) {
-            let square = gradient.square().sum();
+            let square = square_sum(gradient);
             self.sum = Some(match self.sum.take() {
                 Some(sum) => sum + square,
                 None => square,
