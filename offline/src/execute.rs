@@ -108,8 +108,8 @@ type Fiber = Coroutine<(), (), (), DefaultStack>;
 
 /// Runs the launch and leaves its results in the buffers, its faults and its traffic in the report.
 pub fn execute(launch: &Launch<'_>, report: &mut LaunchReport) -> Result<()> {
-    let kernel = &report.kernel;
-    let library = load(kernel)?;
+    let kernel = report.kernel.clone();
+    let library = load(&kernel)?;
     let hold = library.hold();
     let (threads, image) = (kernel.dim.iter().map(|&n| n as usize).product::<usize>(), library.image());
 

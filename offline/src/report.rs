@@ -1,12 +1,14 @@
 //! What a launch reports: what was launched, what its accesses cost, and what is wrong with it.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 /// One launch.
 #[derive(Debug, Clone)]
 pub struct LaunchReport {
     /// The kernel as it was launched.
-    pub kernel: Kernel,
+    pub kernel: Arc<Kernel>,
     /// Blocks in each dimension.
     pub count: [u32; 3],
     /// What the order of blocks and warps was drawn from.
@@ -92,6 +94,11 @@ impl Flow {
     /// Bytes that device memory has to move: the sectors that were touched, once where `cached`, else at each request.
     pub fn moved(&self, cached: bool) -> u64 {
         SECTOR * if cached { self.distinct_sectors } else { self.sectors }
+    }
+
+    /// Whether a thread's accesses are narrower than rows of `row` bytes allow, a GPU's widest being of 16.
+    pub fn is_narrow(&self, row: u64) -> bool {
+        self.bytes > 0 && self.narrowest < 1 << row.trailing_zeros().min(4)
     }
 
     /// Sectors over those that the bytes fill: 1 where each request is coalesced.

@@ -38,7 +38,7 @@ pub struct OfflineServer {
     memory: MemoryManagement<HostStorage>,
     utilities: Arc<ServerUtilities<Self>>,
     timestamps: TimestampProfiler,
-    kernels: HashMap<KernelId, Kernel>,
+    kernels: HashMap<KernelId, Arc<Kernel>>,
     /// What launches failed with since the last flush.
     errors: Vec<ServerError>,
 }
@@ -115,7 +115,7 @@ impl OfflineServer {
     }
 
     /// The kernel behind a task, compiled once.
-    fn kernel(&mut self, task: Box<dyn CubeTask<CudaCompiler>>, mode: ExecutionMode) -> Result<Kernel, LaunchError> {
+    fn kernel(&mut self, task: Box<dyn CubeTask<CudaCompiler>>, mode: ExecutionMode, info: usize) -> Result<Arc<Kernel>, LaunchError> {
         let mut id = task.id();
         id.mode(mode);
         if let Some(kernel) = self.kernels.get(&id) {
@@ -127,7 +127,7 @@ impl OfflineServer {
         let compiled = task.compile(&mut CudaCompiler::default(), &options, mode, task.address_type())?;
         let repr = compiled.repr.as_ref();
         let buffers = repr.map(|repr| repr.buffers.iter()).into_iter().flatten();
-        let kernel = Kernel {
+        let kernel = Arc::new(Kernel {
             name: task.name().to_string(),
             entry: compiled.entrypoint_name,
             source: compiled.source,
@@ -140,8 +140,8 @@ impl OfflineServer {
                     writable: buffer.vis == cubecl::prelude::Visibility::ReadWrite,
                 })
                 .collect(),
-            info: 0,
-        };
+            info,
+        });
         self.kernels.insert(id, kernel.clone());
         Ok(kernel)
     }
@@ -165,12 +165,11 @@ impl OfflineServer {
         mode: ExecutionMode,
     ) -> Result<(), ServerError> {
         let count = self.count(count)?;
-        let mut kernel = self.kernel(task, mode)?;
         let info: Vec<u64> = arguments.info.data.to_vec();
-        kernel.info = size_of_val(info.as_slice());
+        let kernel = self.kernel(task, mode, size_of_val(info.as_slice()))?;
         let limit = self.utilities.properties.hardware.max_shared_memory_size;
         if kernel.shared > limit {
-            let (value, kernel) = (kernel.shared, kernel.entry);
+            let (value, kernel) = (kernel.shared, kernel.entry.clone());
             return Err(generic(&Error::Exceeds { kernel, what: "shared memory", value, limit }));
         }
         let tensor_maps = !arguments.tensor_maps.is_empty();
