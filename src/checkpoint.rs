@@ -254,7 +254,7 @@ impl Bytes {
     }
 }
 
-fn core_name(core: usize) -> String {
+pub(crate) fn core_name(core: usize) -> String {
     format!("{}.{core}", names::CORES)
 }
 

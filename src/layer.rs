@@ -10,22 +10,20 @@ use ultramem_kernels::expand::{ExpandStrategy, Memory, expand};
 use ultramem_kernels::query::{ProjectStrategy, query};
 pub use ultramem_kernels::score::Kept;
 use ultramem_kernels::score::{KeyFactors, PreparedKeys, ScoreStrategy, prepare_keys, score};
-use ultramem_kernels::{ElementType, Tensor, from_f32, from_u32, supports};
+use ultramem_kernels::{ElementType, Tensor, check, supports, transpose};
 
-use crate::table::{ValueTable, upload, upload_transposed};
-use crate::{Error, HostTensor, Kind, MemoryConfig, Result, Weights};
+use crate::table::{ValueTable, upload};
+use crate::{Error, HostTensor, LayerWeights, MemoryConfig, Result, Weights};
 
 /// A memory layer on the device behind a client. Weights and activations are stored in one element type, sums and scores in f32.
 pub struct MemoryLayer<R: Runtime> {
-    client: ComputeClient<R>,
-    config: MemoryConfig,
+    pub(crate) client: ComputeClient<R>,
+    pub(crate) config: MemoryConfig,
     dtype: ElementType,
+    pub(crate) weights: LayerWeights<R>,
+    /// The weights as the forward pass reads them: keys normalised and projected, matrices with their outputs innermost.
+    pub(crate) keys: PreparedKeys<R>,
     query_weight: Tensor<R>,
-    query_norm: Tensor<R>,
-    keys: PreparedKeys<R>,
-    core: Option<Tensor<R>>,
-    shuffle: Option<Tensor<R>>,
-    table: ValueTable<R>,
     output_weight: Tensor<R>,
     gate_weight: Option<Tensor<R>>,
 }
@@ -50,7 +48,7 @@ pub struct Strategies {
 }
 
 impl<R: Runtime> MemoryLayer<R> {
-    /// Uploads `weights`, rounded to `dtype`, and prepares the keys.
+    /// Uploads `weights`, rounded to `dtype`, and prepares them.
     ///
     /// # Errors
     /// Weights that do not fit `config`, an element type that the device lacks, or a tensor that is larger than one buffer
@@ -61,49 +59,32 @@ impl<R: Runtime> MemoryLayer<R> {
         weights: &Weights<'_>,
         dtype: ElementType,
     ) -> Result<Self> {
+        let weights = LayerWeights::upload(client, &config, weights, dtype)?;
+        Self::from_device(client, config, weights)
+    }
+
+    /// A layer of weights that are on the device already, in the element type of its values. Prepares what the forward pass reads
+    /// differently: once per change of the weights, and never the table.
+    ///
+    /// # Errors
+    /// Shapes or types that do not fit `config`.
+    pub fn from_device(client: &ComputeClient<R>, config: MemoryConfig, weights: LayerWeights<R>) -> Result<Self> {
+        let dtype = weights.values.dtype();
         supports(client, dtype)?;
         weights.check(&config)?;
-        let table = ValueTable::upload(client, &weights.values, dtype)?;
-        let full = |name, tensor: &HostTensor<'_>| upload(client, name, tensor, ElementType::F32);
-        let matrix = |name, tensor: &HostTensor<'_>| upload_transposed(client, name, tensor, dtype);
-        let (heads, rank) = (config.heads, config.tucker_rank);
-        let product_keys = config.kind != Kind::UltraMem;
-        let vectors = match product_keys {
-            true => None,
-            false => Some((
-                from_f32(client, &[heads, rank], &weights.core_u)?,
-                from_f32(client, &[heads, rank], &weights.core_v)?,
-            )),
-        };
-        let keys_norm = full("keys_norm", &weights.keys_norm)?;
         let factors = KeyFactors {
-            norm: config.normalises_keys().then_some((config.norm, config.norm_eps, &keys_norm)),
-            vectors: vectors.as_ref().map(|(u, v)| (u, v)),
+            norm: config.normalises_keys().then_some((config.norm, config.norm_eps, &weights.keys_norm)),
+            vectors: weights.core.as_ref().map(|core| (&core.u, &core.v)),
         };
-        let key_shape = vec![heads, 2, config.side_keys, config.key_dim, rank];
-        let keys = upload(client, "keys", &weights.keys, dtype)?;
-        let keys = Tensor::new_contiguous(key_shape, keys.handle, keys.dtype);
         Ok(Self {
-            query_weight: matrix("query_proj", &weights.query_proj)?,
-            query_norm: full("query_norm", &weights.query_norm)?,
-            keys: prepare_keys(client, &keys, &factors)?,
-            core: match product_keys {
-                true => None,
-                false => Some(from_f32(client, &[config.cores, heads, rank, rank], &weights.cores)?),
-            },
-            shuffle: match &weights.shuffle_index {
-                Some(index) => Some(from_u32(client, &[config.slots()], index)?),
-                None => None,
-            },
-            table,
-            output_weight: matrix("values_proj", &weights.values_proj)?,
-            gate_weight: match &weights.gate_proj {
-                Some(gate) => Some(matrix("gate_proj", gate)?),
-                None => None,
-            },
+            keys: prepare_keys(client, &weights.keys, &factors)?,
+            query_weight: transpose(client, &weights.query_proj)?,
+            output_weight: transpose(client, &weights.values_proj)?,
+            gate_weight: weights.gate_proj.as_ref().map(|gate| transpose(client, gate)).transpose()?,
             client: client.clone(),
             config,
             dtype,
+            weights,
         })
     }
 
@@ -124,7 +105,7 @@ impl<R: Runtime> MemoryLayer<R> {
 
     /// The value table.
     pub fn table(&self) -> &ValueTable<R> {
-        &self.table
+        &self.weights.values
     }
 
     /// The strategies that [`forward`](Self::forward) picks for this device and number of tokens.
@@ -163,12 +144,13 @@ impl<R: Runtime> MemoryLayer<R> {
     /// # Errors
     /// An input of another shape or type.
     pub fn query(&self, input: &Tensor<R>, strategy: ProjectStrategy) -> Result<Tensor<R>> {
-        let found = input.dtype;
-        if found != self.dtype.storage() {
-            let (found, expected) = (found.to_string(), self.dtype.to_string());
-            return Err(ultramem_kernels::Error::Type { tensor: "input", found, expected }.into());
-        }
+        self.check_input(input)?;
         Ok(query(&self.client, input, &self.query_weight, strategy)?)
+    }
+
+    pub(crate) fn check_input(&self, input: &Tensor<R>) -> Result<()> {
+        let tokens = input.shape().first().copied().unwrap_or(0);
+        Ok(check(input, "input", &[tokens, self.config.hidden_size], self.dtype.storage())?)
     }
 
     /// Stage 2: the keys that each token keeps, and their scores.
@@ -177,7 +159,7 @@ impl<R: Runtime> MemoryLayer<R> {
     /// A query of another shape.
     pub fn score(&self, query: &Tensor<R>, strategy: ScoreStrategy) -> Result<Kept<R>> {
         let (norm, eps) = (self.config.norm, self.config.norm_eps);
-        Ok(score(&self.client, query, &self.query_norm, norm, eps, &self.keys, self.config.top_m, strategy)?)
+        Ok(score(&self.client, query, &self.weights.query_norm, norm, eps, &self.keys, self.config.top_m, strategy)?)
     }
 
     /// Stage 3: the slots that each token reads, and their scores.
@@ -185,8 +167,11 @@ impl<R: Runtime> MemoryLayer<R> {
     /// # Errors
     /// Kept keys of another shape.
     pub fn combine(&self, kept: &Kept<R>) -> Result<Chosen<R>> {
-        let pair_score = self.core.as_ref().map_or(PairScore::Additive, PairScore::Tucker);
-        Ok(combine(&self.client, kept, self.config.side_keys, &pair_score)?)
+        Ok(combine(&self.client, kept, self.config.side_keys, &self.pair_score())?)
+    }
+
+    pub(crate) fn pair_score(&self) -> PairScore<'_, R> {
+        self.weights.core.as_ref().map_or(PairScore::Additive, |core| PairScore::Tucker(&core.cores))
     }
 
     /// Stage 4: the chosen values, pooled and projected; `input` is read where the layer has a gate.
@@ -194,15 +179,28 @@ impl<R: Runtime> MemoryLayer<R> {
     /// # Errors
     /// Slots or an input of another shape.
     pub fn expand(&self, input: &Tensor<R>, chosen: &Chosen<R>, strategies: Strategies) -> Result<Tensor<R>> {
-        let gate = match &self.gate_weight {
-            Some(weight) => Some(query(&self.client, input, weight, strategies.query)?),
-            None => None,
-        };
-        Ok(expand(&self.client, chosen, &self.memory(gate.as_ref()), strategies.expand)?)
+        let gate = self.gate(input, strategies.query)?;
+        self.expand_gated(chosen, gate.as_ref(), strategies.expand)
     }
 
-    fn memory<'a>(&'a self, gate: Option<&'a Tensor<R>>) -> Memory<'a, R> {
-        Memory { values: &self.table.pages()[0], weight: &self.output_weight, shuffle: self.shuffle.as_ref(), gate }
+    pub(crate) fn expand_gated(
+        &self,
+        chosen: &Chosen<R>,
+        gate: Option<&Tensor<R>>,
+        strategy: ExpandStrategy,
+    ) -> Result<Tensor<R>> {
+        Ok(expand(&self.client, chosen, &self.memory(gate), strategy)?)
+    }
+
+    /// `W_g x` f32 `[tokens, value_dim]`, where the layer has a gate.
+    pub(crate) fn gate(&self, input: &Tensor<R>, strategy: ProjectStrategy) -> Result<Option<Tensor<R>>> {
+        let product = |weight| query(&self.client, input, weight, strategy);
+        Ok(self.gate_weight.as_ref().map(product).transpose()?)
+    }
+
+    pub(crate) fn memory<'a>(&'a self, gate: Option<&'a Tensor<R>>) -> Memory<'a, R> {
+        let values = &self.weights.values.pages()[0];
+        Memory { values, weight: &self.output_weight, shuffle: self.weights.shuffle.as_ref(), gate }
     }
 
     /// Uploads hidden states `[tokens, hidden_size]`, rounded to the layer's element type.
@@ -220,9 +218,14 @@ impl<R: Runtime> MemoryLayer<R> {
     /// # Errors
     /// [`Error::Device`] if the device failed in what was enqueued before.
     pub fn read(&self, tensor: &Tensor<R>) -> Result<Vec<f32>> {
+        Ok(self.read_tensor(tensor)?.to_f32())
+    }
+
+    /// Downloads a tensor in its own type.
+    pub(crate) fn read_tensor(&self, tensor: &Tensor<R>) -> Result<HostTensor<'static>> {
         let dtype = ElementType::from_storage(tensor.dtype)
             .ok_or_else(|| Error::Device(format!("can't read a tensor of {}", tensor.dtype)))?;
-        Ok(HostTensor::new(tensor.shape().to_vec(), dtype, self.bytes(tensor)?)?.to_f32())
+        HostTensor::new(tensor.shape().to_vec(), dtype, self.bytes(tensor)?)
     }
 
     /// Downloads slots. Waits for the device.
@@ -230,7 +233,11 @@ impl<R: Runtime> MemoryLayer<R> {
     /// # Errors
     /// [`Error::Device`] if the device failed in what was enqueued before.
     pub fn read_slots(&self, chosen: &Chosen<R>) -> Result<Vec<u32>> {
-        Ok(bytemuck::pod_collect_to_vec(&self.bytes(&chosen.slots)?))
+        self.read_integers(&chosen.slots)
+    }
+
+    pub(crate) fn read_integers(&self, tensor: &Tensor<R>) -> Result<Vec<u32>> {
+        Ok(bytemuck::pod_collect_to_vec(&self.bytes(tensor)?))
     }
 
     /// The bytes of a tensor. A read alone gives the buffer of a failed launch as it is; the flush tells.

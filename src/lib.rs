@@ -27,22 +27,27 @@
 //! # }
 //! ```
 
+mod backward;
 pub mod checkpoint;
 mod config;
 mod cost;
+mod device_weights;
 mod error;
 mod layer;
 pub mod reference;
 mod table;
+mod training;
 mod weights;
 mod workspace;
 
+pub use backward::{Gradients, Saved};
 pub use checkpoint::Checkpoint;
 pub use config::{Dimensions, ElementType, Kind, MemoryConfig, Norm};
 pub use cost::{Cost, StageCost};
+pub use device_weights::{LayerWeights, TuckerCore};
 pub use error::{Error, Result};
 pub use layer::{Chosen, Forward, Kept, MemoryLayer, Strategies};
 pub use table::ValueTable;
 pub use ultramem_kernels as kernels;
-pub use ultramem_kernels::Tensor;
+pub use ultramem_kernels::{RowGradients, Tensor};
 pub use weights::{HostTensor, Weights};

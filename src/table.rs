@@ -22,6 +22,19 @@ impl<R: Runtime> ValueTable<R> {
         Ok(Self { pages: vec![upload(client, "values", values, dtype)?], dtype })
     }
 
+    /// A table of one page that is on the device already, `[rows, value_dim]`.
+    ///
+    /// # Errors
+    /// [`Type`](ultramem_kernels::Error::Type) for elements that are no f32, f16 or bf16.
+    pub fn from_device(values: Tensor<R>) -> Result<Self> {
+        let dtype = ElementType::from_storage(values.dtype).ok_or_else(|| ultramem_kernels::Error::Type {
+            tensor: "values",
+            found: values.dtype.to_string(),
+            expected: "f32, f16 or bf16".to_string(),
+        })?;
+        Ok(Self { pages: vec![values], dtype })
+    }
+
     /// The pages, each `[rows of the page, value_dim]`.
     pub fn pages(&self) -> &[Tensor<R>] {
         &self.pages
@@ -43,19 +56,4 @@ pub(crate) fn upload<R: Runtime>(
     fits_binding(client, name, tensor.shape(), dtype.storage())?;
     let handle = client.create_from_slice(tensor.cast(dtype).bytes());
     Ok(Tensor::new_contiguous(tensor.shape().to_vec(), handle, dtype.storage()))
-}
-
-/// The transpose of a matrix, as `upload`: the stages read weights with their outputs innermost.
-pub(crate) fn upload_transposed<R: Runtime>(
-    client: &ComputeClient<R>,
-    name: &'static str,
-    matrix: &HostTensor<'_>,
-    dtype: ElementType,
-) -> Result<Tensor<R>> {
-    let (rows, columns) = (matrix.shape()[0], matrix.shape()[1]);
-    fits_binding(client, name, matrix.shape(), dtype.storage())?;
-    let numbers = matrix.to_f32();
-    let transposed: Vec<f32> =
-        (0..columns).flat_map(|c| (0..rows).map(move |r| (r, c))).map(|(r, c)| numbers[r * columns + c]).collect();
-    upload(client, name, &HostTensor::from_f32([columns, rows], &transposed)?, dtype)
 }

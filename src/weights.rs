@@ -152,19 +152,9 @@ impl<'a> Weights<'a> {
 
     /// The tensors of the layer with the names that a checkpoint gives them and the shapes that `config` calls for.
     pub(crate) fn tensors(&self, config: &MemoryConfig) -> Vec<(&'static str, &HostTensor<'a>, Vec<usize>)> {
-        let queries = config.query_heads() * 2 * config.key_dim;
-        let mut tensors = vec![
-            (QUERY_PROJ, &self.query_proj, vec![queries, config.hidden_size]),
-            (QUERY_NORM, &self.query_norm, vec![config.key_dim]),
-            (KEYS, &self.keys, keys_shape(config)),
-            (KEYS_NORM, &self.keys_norm, vec![config.key_dim]),
-            (values_name(config), &self.values, vec![config.rows(), config.value_dim]),
-            (VALUES_PROJ, &self.values_proj, vec![config.hidden_size, config.pooled_dim()]),
-        ];
-        if let Some(gate) = &self.gate_proj {
-            tensors.push((GATE_PROJ, gate, vec![config.value_dim, config.hidden_size]));
-        }
-        tensors
+        let own = [&self.query_proj, &self.query_norm, &self.keys, &self.keys_norm, &self.values, &self.values_proj];
+        let own = own.into_iter().chain(&self.gate_proj);
+        own.zip(layout(config)).map(|(tensor, (name, shape))| (name, tensor, shape)).collect()
     }
 
     fn check_cores(&self, config: &MemoryConfig) -> Result<()> {
@@ -234,6 +224,21 @@ impl<'a> Weights<'a> {
 }
 
 // The names that checkpoints give to the weights.
+/// The names that a checkpoint gives to a layer's tensors but for the cores, and their shapes: query projection and norm, keys and
+/// their norm, values, output projection, gate.
+pub(crate) fn layout(config: &MemoryConfig) -> [(&'static str, Vec<usize>); 7] {
+    let queries = config.query_heads() * 2 * config.key_dim;
+    [
+        (QUERY_PROJ, vec![queries, config.hidden_size]),
+        (QUERY_NORM, vec![config.key_dim]),
+        (KEYS, keys_shape(config)),
+        (KEYS_NORM, vec![config.key_dim]),
+        (values_name(config), vec![config.rows(), config.value_dim]),
+        (VALUES_PROJ, vec![config.hidden_size, config.pooled_dim()]),
+        (GATE_PROJ, vec![config.value_dim, config.hidden_size]),
+    ]
+}
+
 pub(crate) const QUERY_PROJ: &str = "query_proj.weight";
 pub(crate) const QUERY_NORM: &str = "query_norm.weight";
 pub(crate) const KEYS: &str = "keys";

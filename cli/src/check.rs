@@ -8,7 +8,7 @@ use serde_json::json;
 use ultramem::{Checkpoint, ElementType, Kind, MemoryConfig, Weights};
 
 use crate::Common;
-use crate::compare::{F32_BOUND, HALF_BOUND, equal_slots, relative_l2};
+use crate::compare::{F32_BOUND, GRADIENT_BOUND, HALF_BOUND, equal_slots, relative_l2};
 use crate::engine::{Engine, Oracle, Outcome};
 use crate::failure::{Failure, Result};
 use crate::load;
@@ -58,6 +58,10 @@ pub fn run(args: &CheckArgs, common: &Common) -> Result<Report> {
         ElementType::F32 => expected.against_file(&outcome),
         dtype => expected.against_oracle(&outcome, &oracle(checkpoint.config(), &weights, dtype, &input)?),
     };
+    if !expected.gradients.is_empty() {
+        let grad_output = load::grad_output(&args.file, &checkpoint, input.len() / checkpoint.config().hidden_size)?;
+        lines.extend(expected.gradients(&checkpoint, &weights, engine.as_ref(), &input, &grad_output, common.dtype)?);
+    }
     lines.extend(expected.others);
     let count = |status| lines.iter().filter(|line| line.status == status).count();
     let (passed, missed, not_checked) = (count(Status::Passed), count(Status::Missed), count(Status::NotChecked));
@@ -109,6 +113,8 @@ struct Expected {
     output: Option<Vec<f32>>,
     slots: Option<Vec<i64>>,
     scores: Option<Vec<f32>>,
+    /// The names of expected gradients.
+    gradients: Vec<String>,
     /// Expected tensors that this version does not compute.
     others: Vec<Line>,
 }
@@ -116,6 +122,8 @@ struct Expected {
 const OUTPUT: &str = "expected.output";
 const SLOTS: &str = "expected.indices";
 const SCORES: &str = "expected.scores";
+/// What the names of gradients start with.
+const GRADIENT: &str = "expected.grad";
 
 impl Expected {
     fn read(path: &Path, checkpoint: &Checkpoint, tokens: usize) -> Result<Self> {
@@ -135,10 +143,12 @@ impl Expected {
                 false => None,
             },
             scores: floats(SCORES, &score_shapes)?,
+            gradients: names(checkpoint, |name| name.starts_with(GRADIENT)),
             others: others(checkpoint),
         };
-        if expected.output.is_none() && expected.slots.is_none() && expected.scores.is_none() {
-            return Err(in_file(path, &format!("holds none of {OUTPUT}, {SLOTS} and {SCORES}")));
+        let forward = expected.output.is_some() || expected.slots.is_some() || expected.scores.is_some();
+        if !forward && expected.gradients.is_empty() {
+            return Err(in_file(path, &format!("holds none of {OUTPUT}, {SLOTS}, {SCORES} and {GRADIENT}*")));
         }
         Ok(expected)
     }
@@ -168,6 +178,43 @@ impl Expected {
     }
 }
 
+impl Expected {
+    /// Every expected gradient: in f32 against the file, else against the oracle on the same rounded numbers and slots.
+    fn gradients(
+        &self,
+        checkpoint: &Checkpoint,
+        weights: &Weights<'_>,
+        engine: &dyn Engine,
+        input: &[f32],
+        grad_output: &[f32],
+        dtype: ElementType,
+    ) -> Result<Vec<Line>> {
+        let config = checkpoint.config();
+        let (slots, found) = engine.backward(input, grad_output)?;
+        let found = found.named(config)?;
+        let oracle = match dtype {
+            ElementType::F32 => Vec::new(),
+            dtype => Oracle::new(config, weights, dtype).backward_for(&slots, input, grad_output)?.named(config)?,
+        };
+        let line = |name: &String| {
+            let own = name.trim_start_matches("expected.");
+            let Some((_, found)) = found.iter().find(|(other, _)| other == own) else {
+                return Ok(not_checked(name, "no weight of this layer has this gradient"));
+            };
+            let expected = checkpoint.tensor(name)?;
+            check_shape(name, found.shape(), &[expected.shape().to_vec()]).map_err(Failure::new)?;
+            Ok(match oracle.iter().find(|(other, _)| other == own) {
+                None => distance(name, &found.to_f32(), &expected.to_f32(), GRADIENT_BOUND, "with the file"),
+                Some((_, oracle)) => {
+                    let note = "with the oracle on the same rounded inputs";
+                    distance(name, &found.to_f32(), &oracle.to_f32(), HALF_BOUND, note)
+                }
+            })
+        };
+        self.gradients.iter().map(line).collect()
+    }
+}
+
 fn distance(name: &str, found: &[f32], expected: &[f32], bound: f64, note: &str) -> Line {
     let value = relative_l2(found, expected);
     let status = if value <= bound { Status::Passed } else { Status::Missed };
@@ -180,14 +227,14 @@ fn not_checked(name: &str, why: &str) -> Line {
 }
 
 fn others(checkpoint: &Checkpoint) -> Vec<Line> {
-    let known = [OUTPUT, SLOTS, SCORES];
-    let others = checkpoint.names().filter(|name| name.starts_with("expected.") && !known.contains(name));
-    others
-        .map(|name| match name.starts_with("expected.grad") {
-            true => not_checked(name, "this version computes no gradients"),
-            false => not_checked(name, "this version does not compute it"),
-        })
-        .collect()
+    let known = |name: &str| [OUTPUT, SLOTS, SCORES].contains(&name) || name.starts_with(GRADIENT);
+    let others = names(checkpoint, |name| !known(name));
+    others.iter().map(|name| not_checked(name, "this version does not compute it")).collect()
+}
+
+/// The names of the expected tensors that `pick` picks.
+fn names(checkpoint: &Checkpoint, pick: impl Fn(&str) -> bool) -> Vec<String> {
+    checkpoint.names().filter(|name| name.starts_with("expected.") && pick(name)).map(str::to_string).collect()
 }
 
 fn floats(checkpoint: &Checkpoint, name: &str, shapes: &[Vec<usize>]) -> std::result::Result<Vec<f32>, String> {

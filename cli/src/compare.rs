@@ -2,7 +2,9 @@
 
 /// The largest relative L2 error that counts as agreement in f32.
 pub const F32_BOUND: f64 = 1e-5;
-/// The same in f16 and bf16, against the oracle on the same rounded inputs.
+/// The same for gradients.
+pub const GRADIENT_BOUND: f64 = 1e-4;
+/// The largest in f16 and bf16, against the oracle on the same rounded inputs.
 pub const HALF_BOUND: f64 = 1e-2;
 
 /// `‖found − expected‖ / ‖expected‖`, or the numerator where everything expected is zero. Places where both hold NaN, or the

@@ -5,7 +5,8 @@ use std::time::Instant;
 use cubecl::{Runtime, client::ComputeClient, future::block_on};
 use indicatif::ProgressBar;
 use serde::Serialize;
-use ultramem::{ElementType, MemoryConfig, MemoryLayer, Weights, reference};
+use ultramem::reference::{self, Gradients};
+use ultramem::{ElementType, HostTensor, MemoryConfig, MemoryLayer, Weights};
 
 use crate::copy::copy_gb_s;
 use crate::failure::{Failure, Result};
@@ -46,6 +47,9 @@ pub trait Engine {
     /// One forward pass over `[tokens, hidden_size]`, results brought to the host.
     fn forward(&self, input: &[f32]) -> Result<Outcome>;
 
+    /// The gradients of `Σ output · grad_output`, and the slots of the forward pass that they are for. Both `[tokens, hidden_size]`.
+    fn backward(&self, input: &[f32], grad_output: &[f32]) -> Result<(Vec<u32>, Gradients)>;
+
     /// Times `samples` forward passes, with the input and the results left where they are. Run one first: it compiles the
     /// kernels.
     fn measure(&self, input: &[f32], samples: usize) -> Result<Measured>;
@@ -62,6 +66,13 @@ impl<R: Runtime> Engine for MemoryLayer<R> {
             slots: self.read_slots(&forward.chosen)?,
             scores: self.read(&forward.chosen.scores)?,
         })
+    }
+
+    fn backward(&self, input: &[f32], grad_output: &[f32]) -> Result<(Vec<u32>, Gradients)> {
+        let (input, grad_output) = (self.upload(input)?, self.upload(grad_output)?);
+        let (forward, saved) = self.forward_saving(&input)?;
+        let gradients = Self::backward(self, &input, &saved, &grad_output)?;
+        Ok((self.read_slots(&forward.chosen)?, self.read_gradients(&gradients)?))
     }
 
     fn measure(&self, input: &[f32], samples: usize) -> Result<Measured> {
@@ -165,8 +176,17 @@ impl<'a> Oracle<'a> {
     }
 
     fn run(&self, input: &[f32]) -> Result<reference::Forward> {
-        let input = ultramem::HostTensor::from_f32([input.len()], input)?.cast(self.dtype).to_f32();
-        Ok(reference::forward(&self.config, &self.weights, &input)?)
+        Ok(reference::forward(&self.config, &self.weights, &self.rounded(input)?)?)
+    }
+
+    /// The gradients for `slots` that a device chose.
+    pub fn backward_for(&self, slots: &[u32], input: &[f32], grad_output: &[f32]) -> Result<Gradients> {
+        let (input, grad_output) = (self.rounded(input)?, self.rounded(grad_output)?);
+        Ok(reference::backward(&self.config, &self.weights, &input, slots, &grad_output)?)
+    }
+
+    fn rounded(&self, numbers: &[f32]) -> Result<Vec<f32>> {
+        Ok(HostTensor::from_f32([numbers.len()], numbers)?.cast(self.dtype).to_f32())
     }
 }
 
@@ -175,6 +195,12 @@ impl Engine for Oracle<'_> {
         let forward = self.run(input)?;
         let narrow = |numbers: Vec<f64>| numbers.into_iter().map(|x| x as f32).collect();
         Ok(Outcome { output: narrow(forward.output), slots: forward.slots, scores: narrow(forward.scores) })
+    }
+
+    fn backward(&self, input: &[f32], grad_output: &[f32]) -> Result<(Vec<u32>, Gradients)> {
+        let slots = self.run(input)?.slots;
+        let gradients = self.backward_for(&slots, input, grad_output)?;
+        Ok((slots, gradients))
     }
 
     fn measure(&self, input: &[f32], samples: usize) -> Result<Measured> {

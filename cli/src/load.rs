@@ -42,13 +42,27 @@ const PART: usize = 8 << 20;
 
 /// The tensor `input` `[tokens, hidden_size]`.
 pub fn input(path: &Path, checkpoint: &Checkpoint) -> Result<Vec<f32>> {
+    hidden_states(path, checkpoint, "input", None)
+}
+
+/// The tensor `grad_output`, as many tokens as the input has.
+pub fn grad_output(path: &Path, checkpoint: &Checkpoint, tokens: usize) -> Result<Vec<f32>> {
+    hidden_states(path, checkpoint, "grad_output", Some(tokens))
+}
+
+fn hidden_states(path: &Path, checkpoint: &Checkpoint, name: &str, tokens: Option<usize>) -> Result<Vec<f32>> {
     let hidden_size = checkpoint.config().hidden_size;
-    let input = checkpoint.tensor("input").map_err(|error| Failure::in_file(path, error))?;
-    match input.shape() {
-        &[tokens, width] if tokens > 0 && width == hidden_size => Ok(input.to_f32()),
-        shape => Err(Failure::new(format!(
-            "{}: tensor \"input\" has shape {shape:?}, expected [tokens, {hidden_size}] with at least one token",
-            path.display()
-        ))),
+    let tensor = checkpoint.tensor(name).map_err(|error| Failure::in_file(path, error))?;
+    match *tensor.shape() {
+        [found, width] if found > 0 && width == hidden_size && tokens.is_none_or(|tokens| found == tokens) => {
+            Ok(tensor.to_f32())
+        }
+        ref shape => {
+            let expected = match tokens {
+                Some(tokens) => format!("[{tokens}, {hidden_size}]"),
+                None => format!("[tokens, {hidden_size}] with at least one token"),
+            };
+            Err(Failure::new(format!("{}: tensor {name:?} has shape {shape:?}, expected {expected}", path.display())))
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! a bad file or a device that failed, with one line on stderr.
 
 mod backend;
+mod backward;
 mod bench;
 mod check;
 mod compare;
@@ -62,6 +63,8 @@ enum Verb {
     Demo,
     /// Run the layer of a file on its input and write the results
     Forward(forward::ForwardArgs),
+    /// Run the layer of a file forward and backward and write the gradients
+    Backward(backward::BackwardArgs),
     /// Run the layer of a file and compare with the results that the file expects
     Check(check::CheckArgs),
     /// Show what a layer is made of and what it costs
@@ -105,6 +108,7 @@ fn run(cli: &Cli) -> Result<Report> {
     match &cli.verb {
         None | Some(Verb::Demo) => demo::run(&cli.common),
         Some(Verb::Forward(args)) => forward::run(args, &cli.common),
+        Some(Verb::Backward(args)) => backward::run(args, &cli.common),
         Some(Verb::Check(args)) => check::run(args, &cli.common),
         Some(Verb::Info(args)) => info::run(args),
         Some(Verb::Devices) => devices::run(cli.common.backend),

@@ -73,24 +73,33 @@ fn check_agrees_with_every_golden_file() {
     for name in LAYERS {
         for backend in ["wgpu", "reference"] {
             let report = ultramem(&format!("check {} --backend {backend} --json", fixture(name))).json();
-            assert_eq!((&report["passed"], &report["missed"]), (&3.into(), &0.into()), "{name} on {backend}: {report}");
-            assert!(report["not_checked"].as_u64() >= Some(7), "{name}: {report}");
+            // Output, slots, scores and a gradient for the input and for each weight; all but UltraMem's auxiliary loss.
+            let (gradients, others) = if name.starts_with("ultramem") { (gradients(name), 1) } else { (7, 0) };
+            let counts = ["passed", "missed", "not_checked"].map(|key| report[key].as_u64().unwrap_or(99));
+            assert_eq!(counts, [3 + gradients, 0, others], "{name} on {backend}: {report}");
         }
         let report = ultramem(&format!("check {} --backend wgpu --dtype f16 --json", fixture(name))).json();
-        assert_eq!((&report["passed"], &report["missed"]), (&1.into(), &0.into()), "{name} in f16: {report}");
+        assert_eq!(report["missed"], 0, "{name} in f16: {report}");
+        assert!(report["passed"].as_u64() >= Some(8), "{name} in f16: {report}");
     }
+}
+
+/// Expected gradients of an UltraMem golden file: of the input, of six weights and of each core.
+fn gradients(name: &str) -> u64 {
+    if name.ends_with("single_core") { 8 } else { 9 }
 }
 
 #[test]
 fn check_names_what_it_did_not_check() {
     let text = ultramem(&format!("check {} --backend reference", fixture("ultramem_v1_tiny"))).well();
-    assert!(text.contains("expected.grad_input: not checked, "), "{text}");
-    assert!(text.ends_with("3 passed, 0 missed, 10 not checked\n"), "{text}");
+    assert!(text.contains("expected.core_singular_values_tail_loss: not checked, "), "{text}");
+    assert!(text.ends_with("12 passed, 0 missed, 1 not checked\n"), "{text}");
 }
 
 #[test]
 fn check_misses_what_was_tampered_with() {
-    for (name, place) in [("expected.output", 3), ("expected.scores", 3), ("expected.indices", 0)] {
+    let places = [("expected.output", 3), ("expected.scores", 3), ("expected.indices", 0), ("expected.grad_input", 3)];
+    for (name, place) in places {
         let directory = directory();
         let file = changed(&directory, "ultramem_v1_tiny", |parts| parts.bytes(name)[place] ^= 1);
         let ran = ultramem(&format!("check {file} --backend reference"));
@@ -113,12 +122,17 @@ fn check_refuses_files_that_it_can_not_judge() {
     let file = changed(&directory, tiny, |parts| parts.header["input"]["shape"] = [32, 16].into());
     ultramem(&format!("check {file}")).refused(&["input", "[32, 16]"]);
     let file = changed(&directory, tiny, |parts| {
-        for name in ["expected.output", "expected.scores", "expected.indices"] {
+        let names: Vec<String> = parts.header.as_object().into_iter().flat_map(|it| it.keys().cloned()).collect();
+        for name in names.iter().filter(|name| name.starts_with("expected.")) {
             parts.header[name.replace("expected", "kept")] = parts.header[name].take();
-            parts.remove(name);
         }
+        parts.remove("expected.");
     });
-    ultramem(&format!("check {file}")).refused(&["expected.output"]);
+    ultramem(&format!("check {file}")).refused(&["expected.output", "expected.grad"]);
+    let file = changed(&directory, tiny, |parts| parts.header["grad_output"]["shape"] = [32, 16].into());
+    ultramem(&format!("check {file}")).refused(&["grad_output", "[32, 16]", "[16, 32]"]);
+    let file = changed(&directory, tiny, |parts| parts.header["expected.grad.keys"]["shape"] = [2048].into());
+    ultramem(&format!("check {file}")).refused(&["expected.grad.keys", "[2048]"]);
 }
 
 #[test]
@@ -133,7 +147,7 @@ fn broken_files_are_refused() {
         parts.header["other"] = parts.header["keys"].take();
         parts.header.as_object_mut().expect("the header is an object").remove("keys");
     });
-    for verb in ["info", "check", "forward -o /nonexistent/out"] {
+    for verb in ["info", "check", "forward -o /nonexistent/out", "backward -o /nonexistent/out"] {
         ultramem(&format!("{verb} {}", path("text"))).refused(&["text"]);
         ultramem(&format!("{verb} {}", path("cut"))).refused(&["cut"]);
         ultramem(&format!("{verb} {missing}")).refused(&["keys"]);
@@ -158,6 +172,34 @@ fn forward_writes_output_slots_and_scores() {
         }
         assert_eq!(files(directory.path()), 1);
     }
+}
+
+#[test]
+fn backward_writes_a_gradient_for_every_weight() {
+    for (name, backend) in LAYERS.into_iter().flat_map(|name| [(name, "wgpu"), (name, "reference")]) {
+        let (directory, mut expected) = (directory(), Parts::read(fixture(name)));
+        let out = directory.path().join("out.safetensors");
+        let text = ultramem(&format!("backward {} -o {} --backend {backend}", fixture(name), out.display())).well();
+        assert!(text.contains("value rows used"), "{text}");
+        let mut found = Parts::read(&out);
+        let names: Vec<String> = expected.header.as_object().into_iter().flat_map(|it| it.keys().cloned()).collect();
+        for expected_name in names.iter().filter(|name| name.starts_with("expected.grad")) {
+            let name = expected_name.trim_start_matches("expected.");
+            assert_eq!(found.shape(name), expected.shape(expected_name), "{name}");
+            let distance = relative_l2(&found.f32s(name), &expected.f32s(expected_name));
+            assert!(distance <= 1e-4, "{name}: {distance}");
+        }
+    }
+}
+
+#[test]
+fn backward_needs_the_gradient_of_the_output() {
+    let directory = directory();
+    let file = changed(&directory, "ultramem_v1_tiny", |parts| {
+        parts.header["other"] = parts.header["grad_output"].take();
+        parts.remove("grad_output");
+    });
+    ultramem(&format!("backward {file} -o {}", directory.path().join("out").display())).refused(&["grad_output"]);
 }
 
 fn files(directory: &Path) -> usize {

@@ -55,6 +55,11 @@ impl Device {
         1 << wanted.ilog2()
     }
 
+    /// Units of a cube whose units share nothing: any number does, and a larger cube is started less often.
+    pub fn flat(&self) -> usize {
+        self.max_units.min(MAX_UNITS)
+    }
+
     /// Units of a cube that selects among `work` candidates for each row of a tile. A narrow plane's lanes are best spent on a row
     /// each: [`select`](crate::select) needs no barrier then.
     pub fn units_for(&self, tile: usize, work: usize) -> usize {

@@ -36,6 +36,26 @@ pub enum Error {
         /// The divisor's value.
         divisor: u64,
     },
+    /// There are more or fewer of something than there must be.
+    #[error("{what}: {value}, expected {expected}")]
+    Number {
+        /// What was counted.
+        what: &'static str,
+        /// How many were given.
+        value: u64,
+        /// How many there must be.
+        expected: u64,
+    },
+    /// A number that makes no sense by itself.
+    #[error("{what} is {value}, expected {expected}")]
+    Range {
+        /// The number, by its name in the documentation.
+        what: &'static str,
+        /// What was given.
+        value: String,
+        /// What would have been accepted.
+        expected: &'static str,
+    },
     /// A tensor has another shape than the stage documents.
     #[error("{tensor} has shape {found:?}, expected {expected:?}")]
     Shape {

@@ -8,17 +8,25 @@ mod device;
 mod element;
 mod error;
 pub mod expand;
+mod group;
 mod norm;
+pub mod optimiser;
+mod outer;
 mod product;
 pub mod query;
+mod rows;
 pub mod score;
 mod select;
+mod sums;
 mod tensor;
+mod transpose;
 
 pub use element::ElementType;
 pub use error::Error;
 pub use norm::Norm;
-pub use tensor::{Tensor, empty, fits_binding, from_f32, from_u32, supports};
+pub use rows::RowGradients;
+pub use tensor::{Tensor, check, empty, fits_binding, from_f32, from_u32, supports, u32_storage};
+pub use transpose::transpose;
 
 /// The kernels' result.
 pub type Result<T> = core::result::Result<T, Error>;

@@ -39,6 +39,14 @@ pub(crate) struct Rows {
     pub count: usize,
 }
 
+#[cube]
+impl Rows {
+    /// The `count` rows of a tile that lies in shared memory, each `pitch` vectors long.
+    pub fn of_tile(#[comptime] pitch: usize, #[comptime] count: usize) -> Rows {
+        Rows { first: 0usize.runtime(), last: comptime!(count - 1).runtime(), pitch: pitch.runtime(), count }
+    }
+}
+
 /// `sums[c · rows.count + t] += Σ_k input[rows.at(t), k] · weight[base + k · step + columns.at(c)]` for all k of a row.
 #[cube]
 pub(crate) fn accumulate<I: Float, E: Float, N: Size, W: Size>(
@@ -87,4 +95,15 @@ pub(crate) fn zero_sums<N: Size>(#[comptime] count: usize) -> Array<Vector<f32, 
         sums[i] = Vector::new(0.0);
     }
     sums
+}
+
+/// Sum of a vector's components.
+#[cube]
+pub(crate) fn component_sum<N: Size>(vector: Vector<f32, N>) -> f32 {
+    let mut sum = 0.0f32;
+    #[unroll]
+    for n in 0..N::value() {
+        sum += vector[n];
+    }
+    sum
 }

@@ -24,6 +24,13 @@ pub fn empty<R: Runtime>(
     Ok(Tensor::new_contiguous(shape.to_vec(), client.empty(bytes), storage))
 }
 
+/// An f32 tensor of zeros.
+pub(crate) fn zeros<R: Runtime>(client: &ComputeClient<R>, name: &'static str, shape: &[usize]) -> Result<Tensor<R>> {
+    fits_binding(client, name, shape, f32_storage())?;
+    let zeros = TensorHandle::zeros(client, [shape.iter().product::<usize>()], f32_storage());
+    Ok(Tensor::new_contiguous(shape.to_vec(), zeros.handle, f32_storage()))
+}
+
 /// The bytes of a tensor of `shape`, checked against the largest buffer that a kernel of this device can bind.
 ///
 /// # Errors
@@ -52,7 +59,10 @@ pub fn supports<R: Runtime>(client: &ComputeClient<R>, dtype: ElementType) -> Re
 }
 
 /// Checks one argument of a stage: contiguous, of the expected shape and type, with a buffer that is large enough.
-pub(crate) fn check<R: Runtime>(
+///
+/// # Errors
+/// What does not fit, with both sides of it.
+pub fn check<R: Runtime>(
     tensor: &Tensor<R>,
     name: &'static str,
     expected: &[usize],
@@ -110,7 +120,7 @@ pub(crate) fn arg<R: Runtime>(tensor: &Tensor<R>, width: usize) -> ArrayArg<R> {
 }
 
 /// u32 in CubeCL's words.
-pub(crate) fn u32_storage() -> StorageType {
+pub fn u32_storage() -> StorageType {
     u32::as_type_native_unchecked().storage_type()
 }
 

@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use super::expand::silu;
 use super::score::scored_keys;
 use super::{below, dot, length, linear, normalise, query, to_f64, whole_rows, widen};
-use crate::{Kind, MemoryConfig, Norm, Result, Weights};
+use crate::checkpoint::core_name;
+use crate::weights::{GATE_PROJ, KEYS_NORM, layout};
+use crate::{HostTensor, Kind, MemoryConfig, Norm, Result, Weights};
 
 /// Gradients of one backward pass, each in the shape of what it is the gradient of.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +34,46 @@ pub struct Gradients {
     pub values_proj: Vec<f64>,
     /// `[value_dim, hidden_size]`; empty without a gate.
     pub gate_proj: Vec<f64>,
+}
+
+impl Gradients {
+    /// The gradients as a file holds them, dense and in f32: `grad_input`, and `grad.<name>` for each weight of the layer by its name in a
+    /// checkpoint. Keys that are taken as they are have no gradient for their norm.
+    ///
+    /// # Errors
+    /// [`Error::Length`](crate::Error::Length) for gradients that are not of a layer of this `config`.
+    pub fn named(&self, config: &MemoryConfig) -> Result<Vec<(String, HostTensor<'static>)>> {
+        let mut values = vec![0.0; config.rows() * config.value_dim];
+        for (row, gradient) in &self.values {
+            values[row * config.value_dim..][..config.value_dim].copy_from_slice(gradient);
+        }
+        let tensor = |shape: Vec<usize>, numbers: &[f64]| {
+            let numbers: Vec<f32> = numbers.iter().map(|&x| x as f32).collect();
+            HostTensor::from_f32(shape, &numbers)
+        };
+        let (heads, rank) = (config.heads, config.tucker_rank);
+        let tokens = self.input.len() / config.hidden_size;
+        let mut named = vec![("grad_input".to_string(), tensor(vec![tokens, config.hidden_size], &self.input)?)];
+        let own = [
+            &self.query_proj,
+            &self.query_norm,
+            &self.keys,
+            &self.keys_norm,
+            &values,
+            &self.values_proj,
+            &self.gate_proj,
+        ];
+        for ((name, shape), numbers) in layout(config).into_iter().zip(own) {
+            let absent = (name == KEYS_NORM && !config.normalises_keys()) || (name == GATE_PROJ && !config.gated());
+            if !absent {
+                named.push((format!("grad.{name}"), tensor(shape, numbers)?));
+            }
+        }
+        for (core, numbers) in self.cores.chunks_exact(heads * rank * rank).enumerate() {
+            named.push((format!("grad.{}", core_name(core)), tensor(vec![heads, rank, rank], numbers)?));
+        }
+        Ok(named)
+    }
 }
 
 /// The gradients for `input` and `grad_output`, both `[tokens, hidden_size]`, and the `slots` that the forward pass chose.

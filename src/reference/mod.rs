@@ -14,6 +14,7 @@
 mod backward;
 mod combine;
 mod expand;
+mod optimiser;
 mod query;
 mod score;
 
@@ -22,6 +23,7 @@ use std::cmp::Ordering;
 pub use backward::{Gradients, backward};
 pub use combine::{Chosen, combine};
 pub use expand::expand;
+pub use optimiser::Optimiser;
 pub use query::query;
 pub use score::{Kept, score};
 

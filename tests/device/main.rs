@@ -8,10 +8,12 @@ mod common;
 #[path = "../common/device.rs"]
 mod device;
 
+mod backward;
 mod goldens;
 mod grids;
 mod hostile;
 mod limits;
 mod memory;
+mod optimiser;
 mod order;
 mod shapes;

@@ -10,16 +10,16 @@ use crate::device::{Case, Tally, client, every_strategy, hold};
 
 const TILE: ProjectStrategy = ProjectStrategy::Tile;
 
-fn plain() -> Dimensions {
+pub fn plain() -> Dimensions {
     Dimensions { hidden_size: 12, side_keys: 16, key_dim: 8, top_m: 4, value_dim: 8, heads: 2, ..Dimensions::default() }
 }
 
-fn product_keys(kind: Kind) -> Dimensions {
+pub fn product_keys(kind: Kind) -> Dimensions {
     Dimensions { kind, tucker_rank: 1, cores: 1, expansion: 1, ..plain() }
 }
 
 /// Random weights and input for `dims`.
-fn random_case(dims: &Dimensions, tokens: usize, dtype: ElementType, seed: u64) -> Case {
+pub fn random_case(dims: &Dimensions, tokens: usize, dtype: ElementType, seed: u64) -> Case {
     let config = MemoryConfig::new(dims.clone()).unwrap();
     let weights = Weights::random(&config, seed);
     Case::new(&config, &weights, &random_input(&config, tokens, seed), dtype)
@@ -71,7 +71,7 @@ fn awkward_shapes_agree_with_the_oracle() {
 }
 
 /// Sizes small enough to compile and run in about a second; every one of them can be odd.
-fn any_dimensions() -> impl Strategy<Value = Dimensions> {
+pub fn any_dimensions() -> impl Strategy<Value = Dimensions> {
     let kinds = prop_oneof![2 => Just(Kind::UltraMem), 1 => Just(Kind::ProductKey), 1 => Just(Kind::MemoryPlus)];
     let blocks = prop_oneof![Just((1, 1)), Just((4, 2)), Just((9, 3))];
     let norms = prop_oneof![Just(Norm::Rms), Just(Norm::Layer)];
@@ -104,7 +104,7 @@ fn any_strategies() -> impl Strategy<Value = Strategies> {
 }
 
 /// The seed is fixed: these tests find the same faults each time they run.
-fn runner(cases: u32) -> TestRunner {
+pub fn runner(cases: u32) -> TestRunner {
     let seed = RngSeed::Fixed(0x75_6c_74_72_61);
     TestRunner::new(ProptestConfig {
         cases,

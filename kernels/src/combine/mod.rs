@@ -5,10 +5,12 @@
 //! them; result `slots` `[tokens, heads, top_m]`, largest total first, equal totals by smaller slot, and `scores` `[tokens, heads, top_m,
 //! cores]`.
 
+mod backward;
 mod forward;
 
 use cubecl::prelude::*;
 
+pub use self::backward::{CombineGradients, combine_backward};
 use self::forward::{CombinePlan, combine_kernel};
 use crate::device::Device;
 use crate::score::Kept;
@@ -49,25 +51,8 @@ pub fn combine<R: Runtime>(
     pair_score: &PairScore<'_, R>,
 ) -> Result<Chosen<R>> {
     let device = Device::of(client);
-    let [tokens, heads, 2, top_m, rank] = *kept.scores.shape().as_slice() else {
-        let (found, expected) = (kept.scores.shape().to_vec(), vec![0, 0, 2, 0, 0]);
-        return Err(Error::Shape { tensor: "kept scores", found, expected });
-    };
-    check(&kept.scores, "kept scores", &[tokens, heads, 2, top_m, rank], f32_storage())?;
-    check(&kept.keys, "kept keys", &[tokens, heads, 2, top_m], u32_storage())?;
-    let (cores, additive, core) = match pair_score {
-        PairScore::Tucker(core) => (core.shape().first().copied().unwrap_or(0), false, *core),
-        PairScore::Additive => (1, true, &kept.scores),
-    };
-    if !additive {
-        check(core, "core", &[cores, heads, rank, rank], f32_storage())?;
-    } else if rank != 1 {
-        let (found, expected) = (kept.scores.shape().to_vec(), vec![tokens, heads, 2, top_m, 1]);
-        return Err(Error::Shape { tensor: "kept scores", found, expected });
-    }
-    if tokens * heads * top_m * rank * cores == 0 {
-        return Err(Error::Zero { what: "tokens, heads, top_m, rank or cores" });
-    }
+    let Shape { tokens, heads, top_m, rank, cores, core } = Shape::check(kept, pair_score)?;
+    let additive = matches!(pair_score, PairScore::Additive);
     let pairs = if additive { (1..=top_m).map(|x| top_m / x).sum() } else { top_m * top_m.next_multiple_of(FOUR) };
     let base = CombinePlan { heads, side_keys, top_m, rank, cores, pairs, additive, stored: true, tile: 1, units: 1 };
     let plan = tiled(&device, base, tokens * heads);
@@ -93,6 +78,41 @@ pub fn combine<R: Runtime>(
         );
     }
     Ok(chosen)
+}
+
+/// The sizes of the stage's checked arguments, and the core or what stands for it.
+struct Shape<'a, R: Runtime> {
+    tokens: usize,
+    heads: usize,
+    top_m: usize,
+    rank: usize,
+    cores: usize,
+    core: &'a Tensor<R>,
+}
+
+impl<'a, R: Runtime> Shape<'a, R> {
+    fn check(kept: &'a Kept<R>, pair_score: &PairScore<'a, R>) -> Result<Self> {
+        let [tokens, heads, 2, top_m, rank] = *kept.scores.shape().as_slice() else {
+            let (found, expected) = (kept.scores.shape().to_vec(), vec![0, 0, 2, 0, 0]);
+            return Err(Error::Shape { tensor: "kept scores", found, expected });
+        };
+        check(&kept.scores, "kept scores", &[tokens, heads, 2, top_m, rank], f32_storage())?;
+        check(&kept.keys, "kept keys", &[tokens, heads, 2, top_m], u32_storage())?;
+        let (cores, core) = match *pair_score {
+            PairScore::Tucker(core) => (core.shape().first().copied().unwrap_or(0), core),
+            PairScore::Additive => (1, &kept.scores),
+        };
+        if let PairScore::Tucker(core) = pair_score {
+            check(core, "core", &[cores, heads, rank, rank], f32_storage())?;
+        } else if rank != 1 {
+            let (found, expected) = (kept.scores.shape().to_vec(), vec![tokens, heads, 2, top_m, 1]);
+            return Err(Error::Shape { tensor: "kept scores", found, expected });
+        }
+        if tokens * heads * top_m * rank * cores == 0 {
+            return Err(Error::Zero { what: "tokens, heads, top_m, rank or cores" });
+        }
+        Ok(Self { tokens, heads, top_m, rank, cores, core })
+    }
 }
 
 /// Rows and units of a cube: the largest tile whose working set fits, with the grid in shared memory if it can be there, and, on

@@ -68,12 +68,7 @@ pub(crate) fn expand_kernel<E: Float, N: Size, O: Size>(
         pooled[item] = pool::<E, N>(&entries, values, gate, token, tokens as usize, item, plan);
     }
     sync_cube();
-    let rows = Rows {
-        first: 0usize.runtime(),
-        last: comptime!(plan.tile - 1).runtime(),
-        pitch: depth.runtime(),
-        count: plan.tile,
-    };
+    let rows = Rows::of_tile(depth, plan.tile);
     for first in range_stepped(UNIT_POS as usize, plan.columns, comptime!(plan.units * plan.block)) {
         let last = comptime!(plan.columns - 1).runtime();
         let columns = Columns { first, last, stride: plan.units, count: plan.block };

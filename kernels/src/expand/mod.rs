@@ -7,10 +7,12 @@
 //! Two strategies: one kernel that pools a tile of tokens in shared memory and projects it there, or a pooling kernel and a
 //! matrix product.
 
+mod backward;
 mod forward;
 
 use cubecl::prelude::*;
 
+pub use self::backward::{ExpandGradients, expand_backward};
 use self::forward::{ExpandPlan, expand_kernel, pool_kernel};
 use crate::combine::Chosen;
 use crate::device::Device;

@@ -4,6 +4,7 @@
 //! Shapes: input `[tokens, depth]`, weight `[depth, width]` (the transpose of PyTorch's `Linear.weight`), output
 //! `[tokens, width]`.
 
+mod backward;
 mod forward;
 
 use cubecl::ir::StorageType;
@@ -12,6 +13,7 @@ use cubek::matmul::definition::MatmulElems;
 use cubek::matmul::launch::{Strategy, launch_ref};
 use cubek::std::InputBinding;
 
+pub use self::backward::{Map, QueryGradients, query_backward};
 use self::forward::{ProjectPlan, project_kernel};
 use crate::device::Device;
 use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, tokens_of};
@@ -116,7 +118,8 @@ fn launch_tile<R: Runtime>(
     Ok(())
 }
 
-fn launch_cubek<R: Runtime>(
+/// `output = input · weight` by cubek, `input` of any strides.
+pub(crate) fn launch_cubek<R: Runtime>(
     client: &ComputeClient<R>,
     input: &Tensor<R>,
     weight: &Tensor<R>,

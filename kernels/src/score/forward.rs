@@ -8,7 +8,7 @@
 use cubecl::prelude::*;
 
 use crate::norm::{Norm, scale_of};
-use crate::product::{Columns, Rows, accumulate, zero_sums};
+use crate::product::{Columns, Rows, accumulate, component_sum, zero_sums};
 use crate::select::{FOUR, Four, Lane, NOTHING, Scratch, Stored, key_at, lane_of, order_key, score_of, select};
 
 /// What is fixed when the kernels are compiled.
@@ -235,17 +235,6 @@ fn row_sum<D: Size>(
     sum
 }
 
-/// Sum of a vector's components.
-#[cube]
-fn component_sum<D: Size>(vector: Vector<f32, D>) -> f32 {
-    let mut sum = 0.0f32;
-    #[unroll]
-    for n in 0..D::value() {
-        sum += vector[n];
-    }
-    sum
-}
-
 /// The order keys of `Σ_d queries[t, d] · projected[side, d, first_key + i]` for the `count` keys of a range, `[tile, range]`; nothing past
 /// the last. Ends with a barrier.
 #[cube]
@@ -263,12 +252,7 @@ fn approximate_scores<D: Size>(
     let padded = comptime!(plan.side_keys.div_ceil(FOUR));
     let vectors = comptime!(plan.range / FOUR);
     let base = side * plan.key_dim * padded + first_key / FOUR;
-    let rows = Rows {
-        first: 0usize.runtime(),
-        last: comptime!(plan.tile - 1).runtime(),
-        pitch: depth.runtime(),
-        count: plan.tile,
-    };
+    let rows = Rows::of_tile(depth, plan.tile);
     for first in range_stepped(UNIT_POS as usize, vectors, comptime!(plan.units * plan.block)) {
         let last = min(vectors, padded - first_key / FOUR) - 1;
         let columns = Columns { first, last, stride: plan.units, count: plan.block };

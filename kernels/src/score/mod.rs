@@ -7,11 +7,13 @@
 //! few tokens, or more keys than shared memory holds, the keys are split over cubes and a second launch merges what the
 //! splits keep ([`ScoreStrategy::Split`]).
 
+mod backward;
 mod forward;
 mod prepare;
 
 use cubecl::prelude::*;
 
+pub use self::backward::{ScoreGradients, Scored, score_backward};
 use self::forward::{ScorePlan, merge_kernel, score_kernel};
 use self::prepare::{PreparePlan, prepare_kernel};
 use crate::device::Device;

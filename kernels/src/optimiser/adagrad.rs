@@ -1,0 +1,99 @@
+//! Adagrad with one accumulator per row: first every used row's accumulator, then the rows.
+
+use cubecl::prelude::*;
+
+use super::{Update, UpdatePlan, listed};
+use crate::Result;
+use crate::product::component_sum;
+use crate::tensor::{Tensor, arg};
+
+pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, eps: f32, squares: &Tensor<R>) -> Result<()> {
+    let gradients = update.gradients;
+    // SAFETY: `Update::check` and the optimiser have seen every shape; rows are listed once, and each unit changes its own.
+    unsafe {
+        accumulate_kernel::launch_unchecked::<R>(
+            update.client,
+            update.grid(1)?,
+            update.cube_dim(),
+            update.vector,
+            arg(&gradients.rows, 1),
+            arg(&gradients.count, 1),
+            arg(&gradients.gradients, update.vector),
+            update.mask(),
+            arg(squares, 1),
+            update.step.scale,
+            update.rows as u32,
+            update.plan,
+        );
+        adagrad_kernel::launch_unchecked::<R>(
+            update.client,
+            update.grid(update.plan.vectors)?,
+            update.cube_dim(),
+            update.table.required_address_type(),
+            update.vector,
+            arg(&gradients.rows, 1),
+            arg(&gradients.count, 1),
+            arg(&gradients.gradients, update.vector),
+            update.mask(),
+            arg(update.table, update.vector),
+            arg(squares, 1),
+            update.step.learning_rate,
+            update.step.scale,
+            eps,
+            update.rows as u32,
+            update.plan,
+            update.table.dtype,
+        );
+    }
+    Ok(())
+}
+
+/// `squares[row] += mean(g²)`; a unit takes one row.
+#[cube(launch_unchecked)]
+fn accumulate_kernel<N: Size>(
+    rows: &Array<u32>,
+    count: &Array<u32>,
+    gradients: &Array<Vector<f32, N>>,
+    mask: &Array<u32>,
+    squares: &mut Array<f32>,
+    scale: f32,
+    table_rows: u32,
+    #[comptime] plan: UpdatePlan,
+) {
+    let width = N::value();
+    let place = CUBE_POS * plan.units + UNIT_POS as usize;
+    let own = listed(rows, count, mask, place, table_rows, plan);
+    if own.changes {
+        let mut sum = Vector::<f32, N>::new(0.0);
+        for vector in 0..plan.vectors {
+            let gradient = gradients[place * plan.vectors + vector] * Vector::new(scale);
+            sum += gradient * gradient;
+        }
+        squares[own.row] += component_sum::<N>(sum) / comptime!((plan.vectors * width) as f32);
+    }
+}
+
+/// `w -= lr · g / (√s + eps)`; a unit takes one vector.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn adagrad_kernel<E: Float, N: Size>(
+    rows: &Array<u32>,
+    count: &Array<u32>,
+    gradients: &Array<Vector<f32, N>>,
+    mask: &Array<u32>,
+    table: &mut Array<Vector<E, N>>,
+    squares: &Array<f32>,
+    learning_rate: f32,
+    scale: f32,
+    eps: f32,
+    table_rows: u32,
+    #[comptime] plan: UpdatePlan,
+    #[define(E)] _dtype: StorageType,
+) {
+    let item = CUBE_POS * plan.units + UNIT_POS as usize;
+    let own = listed(rows, count, mask, item / plan.vectors, table_rows, plan);
+    if own.changes {
+        let at = own.row * plan.vectors + item % plan.vectors;
+        let rate = learning_rate * scale / (f32::sqrt(squares[own.row]) + eps);
+        table[at] = Vector::cast_from(Vector::<f32, N>::cast_from(table[at]) - gradients[item] * Vector::new(rate));
+    }
+}

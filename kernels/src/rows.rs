@@ -1,0 +1,198 @@
+//! Gradients of a table of which only some rows were used: those rows, and a gradient for each.
+//!
+//! `gradients[u, k, c] = Σ factors[e, k] · sources[source[e], k, c]` over the entries e of row u, in their own order: one unit sums a
+//! few vectors of one row from first to last entry, so that every run gives the same bits. Reads each entry's source once, writes
+//! each used row once, and never touches the table.
+
+use cubecl::prelude::*;
+
+use crate::device::Device;
+use crate::group::Groups;
+use crate::product::zero_sums;
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage, zeros};
+use crate::{Error, Result};
+
+/// The gradient of a table `[rows, width]`, of which only the used rows are listed.
+pub struct RowGradients<R: Runtime> {
+    /// u32 `[capacity]`: the used rows, ascending; the first `count` are set.
+    pub rows: Tensor<R>,
+    /// u32 `[1]`: how many rows are listed. It stays on the device: nobody waits for it.
+    pub count: Tensor<R>,
+    /// f32 `[capacity, width]`: a gradient for each listed row; the others are undefined.
+    pub gradients: Tensor<R>,
+}
+
+impl<R: Runtime> Clone for RowGradients<R> {
+    fn clone(&self) -> Self {
+        Self { rows: self.rows.clone(), count: self.count.clone(), gradients: self.gradients.clone() }
+    }
+}
+
+/// What belongs to the entries that are summed.
+pub(crate) struct Entries<'a, R: Runtime> {
+    /// u32 `[entries]`: which row of `sources` each entry reads.
+    pub source: &'a Tensor<R>,
+    /// f32 `[entries, factors]`.
+    pub factors: &'a Tensor<R>,
+    /// f32, rows of `factors · slice` numbers, or of `slice` where `shared`.
+    pub sources: &'a Tensor<R>,
+    /// Factors of an entry.
+    pub count: usize,
+    /// Numbers that one factor goes with.
+    pub slice: usize,
+    /// Whether every factor goes with the same numbers.
+    pub shared: bool,
+}
+
+/// What is fixed when the kernels are compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct SumPlan {
+    factors: usize,
+    /// Vectors that one factor goes with.
+    slice: usize,
+    shared: bool,
+    /// Vectors of a unit; divides `slice`.
+    block: usize,
+    units: usize,
+}
+
+/// Sums the entries of each group into the gradient of its row, `[capacity, factors · slice]`.
+pub(crate) fn sum_rows<R: Runtime>(
+    client: &ComputeClient<R>,
+    groups: Groups<R>,
+    entries: &Entries<'_, R>,
+) -> Result<RowGradients<R>> {
+    let device = Device::of(client);
+    let width = device.width(4, &[entries.slice]);
+    let slice = entries.slice / width;
+    let block = [4, 2, 1].into_iter().find(|b| *b <= device.block && slice.is_multiple_of(*b)).unwrap_or(1);
+    let plan = SumPlan { factors: entries.count, slice, shared: entries.shared, block, units: device.flat() };
+    let shape = [groups.capacity, entries.count * entries.slice];
+    let gradients = empty(client, "row gradients", &shape, f32_storage())?;
+    let cubes = (groups.capacity * entries.count * (slice / block)).div_ceil(plan.units);
+    // SAFETY: groups are of these entries; a unit writes its own vectors of a row below `count`, which is at most `capacity`.
+    unsafe {
+        sum_rows_kernel::launch_unchecked::<R>(
+            client,
+            device.grid(cubes)?,
+            CubeDim::new_1d(plan.units as u32),
+            gradients.required_address_type(),
+            width,
+            arg(&groups.order, 1),
+            arg(&groups.starts, 1),
+            arg(&groups.count, 1),
+            arg(entries.source, 1),
+            arg(entries.factors, 1),
+            arg(entries.sources, width),
+            arg(&gradients, width),
+            plan,
+        );
+    }
+    Ok(RowGradients { rows: groups.keys, count: groups.count, gradients })
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn sum_rows_kernel<N: Size>(
+    order: &Array<u32>,
+    starts: &Array<u32>,
+    count: &Array<u32>,
+    source: &Array<u32>,
+    factors: &Array<f32>,
+    sources: &Array<Vector<f32, N>>,
+    gradients: &mut Array<Vector<f32, N>>,
+    #[comptime] plan: SumPlan,
+) {
+    let pieces = comptime!(plan.factors * plan.slice / plan.block);
+    let item = CUBE_POS * plan.units + UNIT_POS as usize;
+    let row = item / pieces;
+    if row >= count[0] as usize {
+        terminate!();
+    }
+    let first = item % pieces * plan.block;
+    let factor = first / plan.slice;
+    let pitch = comptime!(if plan.shared { plan.slice } else { plan.factors * plan.slice });
+    let mut sums = zero_sums::<N>(plan.block);
+    for place in starts[row]..starts[row + 1] {
+        let entry = order[place as usize] as usize;
+        let scale = Vector::new(factors[entry * plan.factors + factor]);
+        let base = source[entry] as usize * pitch + first % pitch;
+        #[unroll]
+        for b in 0..plan.block {
+            sums[b] += scale * sources[base + b];
+        }
+    }
+    #[unroll]
+    for b in 0..plan.block {
+        gradients[row * comptime!(plan.factors * plan.slice) + first + b] = sums[b];
+    }
+}
+
+impl<R: Runtime> RowGradients<R> {
+    /// The gradient of the whole table, f32 `[rows, width]`: zero where a row was not used. For comparison, and for optimisers
+    /// that know no sparse gradient; costs the whole table.
+    ///
+    /// # Errors
+    /// Tensors that don't fit each other, or a table larger than one binding.
+    pub fn dense(&self, client: &ComputeClient<R>, rows: usize) -> Result<Tensor<R>> {
+        let (capacity, width) = self.check()?;
+        let dense = zeros(client, "dense gradient", &[rows, width])?;
+        let device = Device::of(client);
+        let vector = device.width(4, &[width]);
+        let plan = ScatterPlan { rows, vectors: width / vector, units: device.flat() };
+        let cubes = (capacity * plan.vectors).div_ceil(plan.units);
+        // SAFETY: shapes are checked; a row is written below `rows` only.
+        unsafe {
+            scatter_rows_kernel::launch_unchecked::<R>(
+                client,
+                device.grid(cubes)?,
+                CubeDim::new_1d(plan.units as u32),
+                dense.required_address_type(),
+                vector,
+                arg(&self.rows, 1),
+                arg(&self.count, 1),
+                arg(&self.gradients, vector),
+                arg(&dense, vector),
+                plan,
+            );
+        }
+        Ok(dense)
+    }
+
+    /// Checks the three tensors against each other and returns `(capacity, width)`.
+    pub(crate) fn check(&self) -> Result<(usize, usize)> {
+        let [capacity, width] = *self.gradients.shape().as_slice() else {
+            let (found, expected) = (self.gradients.shape().to_vec(), vec![0, 0]);
+            return Err(Error::Shape { tensor: "row gradients", found, expected });
+        };
+        check(&self.gradients, "row gradients", &[capacity, width], f32_storage())?;
+        check(&self.rows, "rows", &[capacity], u32_storage())?;
+        check(&self.count, "count", &[1], u32_storage())?;
+        Ok((capacity, width))
+    }
+}
+
+/// What is fixed when the kernel is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct ScatterPlan {
+    rows: usize,
+    vectors: usize,
+    units: usize,
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn scatter_rows_kernel<N: Size>(
+    rows: &Array<u32>,
+    count: &Array<u32>,
+    gradients: &Array<Vector<f32, N>>,
+    dense: &mut Array<Vector<f32, N>>,
+    #[comptime] plan: ScatterPlan,
+) {
+    let item = CUBE_POS * plan.units + UNIT_POS as usize;
+    let listed = min(count[0] as usize, rows.len());
+    if item / plan.vectors < listed {
+        let row = rows[item / plan.vectors] as usize;
+        if row < plan.rows {
+            dense[row * plan.vectors + item % plan.vectors] = gradients[item];
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! The transpose of a matrix: stages read a linear map's weight with its outputs innermost, PyTorch keeps it the other way.
+//!
+//! Moves the matrix once in and once out. A unit moves one number, neighbours writing neighbours.
+
+use cubecl::prelude::*;
+
+use crate::device::Device;
+use crate::tensor::{Tensor, arg, check, empty, float_type};
+use crate::{Error, Result};
+
+/// `[columns, rows]` of `matrix` `[rows, columns]`, f32, f16 or bf16.
+///
+/// # Errors
+/// A tensor that is no matrix of such numbers.
+pub fn transpose<R: Runtime>(client: &ComputeClient<R>, matrix: &Tensor<R>) -> Result<Tensor<R>> {
+    float_type(client, matrix, "matrix")?;
+    let [rows, columns] = *matrix.shape().as_slice() else {
+        let (found, expected) = (matrix.shape().to_vec(), vec![0, 0]);
+        return Err(Error::Shape { tensor: "matrix", found, expected });
+    };
+    check(matrix, "matrix", &[rows, columns], matrix.dtype)?;
+    let device = Device::of(client);
+    let transposed = empty(client, "transpose", &[columns, rows], matrix.dtype)?;
+    let units = device.flat();
+    // SAFETY: the shape is checked; a unit reads and writes one number below `rows · columns`.
+    unsafe {
+        transpose_kernel::launch_unchecked::<R>(
+            client,
+            device.grid((rows * columns).div_ceil(units))?,
+            CubeDim::new_1d(units as u32),
+            matrix.required_address_type(),
+            arg(matrix, 1),
+            arg(&transposed, 1),
+            rows as u32,
+            columns as u32,
+            units,
+            matrix.dtype,
+        );
+    }
+    Ok(transposed)
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn transpose_kernel<E: Float>(
+    matrix: &Array<E>,
+    transposed: &mut Array<E>,
+    rows: u32,
+    columns: u32,
+    #[comptime] units: usize,
+    #[define(E)] _dtype: StorageType,
+) {
+    let item = CUBE_POS * units + UNIT_POS as usize;
+    if item < rows as usize * columns as usize {
+        transposed[item] = matrix[item % rows as usize * columns as usize + item / rows as usize];
+    }
+}

@@ -1,0 +1,179 @@
+//! The backward pass of a layer: expand → combine → score → query, each stage given what its forward pass left.
+//!
+//! What [`forward_saving`](MemoryLayer::forward_saving) keeps, in bytes per token:
+//!
+//! | what | bytes |
+//! |---|---|
+//! | queries before their norm | `4 · query_heads · 2 · key_dim` |
+//! | kept keys and their scores | `4 · heads · 2 · top_m · (1 + tucker_rank)` |
+//! | slots and their scores | `4 · heads · top_m · (1 + cores)` |
+//! | gate | `4 · value_dim` for Memory+ |
+//!
+//! No gathered row is kept: the rows are read again. `ultramem_v1_1b` keeps 7.3 kB a token where its rows are 123 kB in bf16.
+//!
+//! A NaN or an infinity in one token's input or gradient reaches that token's `input` gradient and the rows of keys and values that
+//! its slots name; of the weights that every token shares (W_q, W_o, W_g, the norms, the core) it spoils all.
+
+use std::collections::BTreeMap;
+
+use cubecl::prelude::*;
+use ultramem_kernels::combine::{Chosen, combine_backward};
+use ultramem_kernels::expand::expand_backward;
+use ultramem_kernels::query::{Map, ProjectStrategy, query_backward};
+use ultramem_kernels::score::{Kept, Scored, score_backward};
+use ultramem_kernels::{RowGradients, Tensor};
+
+use crate::{ElementType, Forward, MemoryLayer, Result, reference};
+
+/// What the forward pass leaves for the backward pass.
+pub struct Saved<R: Runtime> {
+    query: Tensor<R>,
+    kept: Kept<R>,
+    chosen: Chosen<R>,
+    gate: Option<Tensor<R>>,
+}
+
+impl<R: Runtime> Clone for Saved<R> {
+    fn clone(&self) -> Self {
+        Self {
+            query: self.query.clone(),
+            kept: self.kept.clone(),
+            chosen: self.chosen.clone(),
+            gate: self.gate.clone(),
+        }
+    }
+}
+
+/// The gradients of a backward pass, each shaped as [`LayerWeights`](crate::LayerWeights) has its weight, all in f32 but the input's.
+pub struct Gradients<R: Runtime> {
+    /// `[tokens, hidden_size]`, in the layer's element type.
+    pub input: Tensor<R>,
+    /// `[query_heads · 2 · key_dim, hidden_size]`.
+    pub query_proj: Tensor<R>,
+    /// `[key_dim]`.
+    pub query_norm: Tensor<R>,
+    /// Of the keys as a table `[heads · 2 · side_keys, key_dim · tucker_rank]`: the keys of chosen slots alone.
+    pub keys: RowGradients<R>,
+    /// `[key_dim]`; None where the keys are taken as they are.
+    pub keys_norm: Option<Tensor<R>>,
+    /// `[cores, heads, tucker_rank, tucker_rank]`; None for product keys.
+    pub cores: Option<Tensor<R>>,
+    /// Of the value table `[rows, value_dim]`: the chosen rows alone.
+    pub values: RowGradients<R>,
+    /// `[hidden_size, expansion · value_dim]`.
+    pub values_proj: Tensor<R>,
+    /// `[value_dim, hidden_size]`, for Memory+ alone.
+    pub gate_proj: Option<Tensor<R>>,
+}
+
+impl<R: Runtime> MemoryLayer<R> {
+    /// [`forward`](Self::forward), and what [`backward`](Self::backward) needs of it.
+    ///
+    /// # Errors
+    /// An input of another shape or type.
+    pub fn forward_saving(&self, input: &Tensor<R>) -> Result<(Forward<R>, Saved<R>)> {
+        let strategies = self.strategies(input.shape().first().copied().unwrap_or(0));
+        let query = self.query(input, strategies.query)?;
+        let kept = self.score(&query, strategies.score)?;
+        let chosen = self.combine(&kept)?;
+        let gate = self.gate(input, strategies.query)?;
+        let output = self.expand_gated(&chosen, gate.as_ref(), strategies.expand)?;
+        let saved = Saved { query, kept, chosen: chosen.clone(), gate };
+        Ok((Forward { output, chosen }, saved))
+    }
+
+    /// The gradients of `Σ output · grad_output`, for the `input` that `saved` came of. Selections, `u` and `v` are constants. The same
+    /// bits in every run: sums are taken in a fixed order, without atomics.
+    ///
+    /// - `input`, `grad_output` `[tokens, hidden_size]`, in the layer's element type
+    ///
+    /// # Errors
+    /// Tensors of another shape or type.
+    pub fn backward(&self, input: &Tensor<R>, saved: &Saved<R>, grad_output: &Tensor<R>) -> Result<Gradients<R>> {
+        let (client, config, weights) = (&self.client, &self.config, &self.weights);
+        self.check_input(input)?;
+        let strategy = self.backward_product(input.shape()[0]);
+        let memory = self.memory(saved.gate.as_ref());
+        let expand = expand_backward(client, &saved.chosen, &memory, &weights.values_proj, grad_output, strategy)?;
+        let pair_score = self.pair_score();
+        let combine =
+            combine_backward(client, &saved.kept, config.side_keys, &pair_score, &saved.chosen, &expand.scores)?;
+        let scored = Scored {
+            query: &saved.query,
+            query_norm: &weights.query_norm,
+            norm: config.norm,
+            eps: config.norm_eps,
+            keys: &weights.keys,
+            keys_norm: config.normalises_keys().then_some(&weights.keys_norm),
+            prepared: &self.keys,
+            slots: &saved.chosen.slots,
+        };
+        let score = score_backward(client, &scored, &combine.sides)?;
+        let gate = weights.gate_proj.as_ref().zip(expand.gate.as_ref()).map(|(weight, grad)| Map { weight, grad });
+        let map = Map { weight: &weights.query_proj, grad: &score.query };
+        let query = query_backward(client, input, &map, gate.as_ref(), strategy)?;
+        Ok(Gradients {
+            input: query.input,
+            query_proj: query.weight,
+            query_norm: score.query_norm,
+            keys: score.keys,
+            keys_norm: score.keys_norm,
+            cores: combine.core,
+            values: expand.values,
+            values_proj: expand.weight,
+            gate_proj: query.second_weight,
+        })
+    }
+
+    /// How the backward pass computes its products: as the forward pass, but an f16 gradient is not given to matrix units, which would
+    /// round its small numbers to zero.
+    fn backward_product(&self, tokens: usize) -> ProjectStrategy {
+        match self.dtype() {
+            ElementType::F16 => ProjectStrategy::Tile,
+            _ => self.strategies(tokens).query,
+        }
+    }
+
+    /// Downloads gradients: the oracle's form, in f32 numbers. Waits for the device.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) if the device failed in what was enqueued before.
+    pub fn read_gradients(&self, gradients: &Gradients<R>) -> Result<reference::Gradients> {
+        let numbers = |tensor: &Tensor<R>| -> Result<Vec<f64>> { Ok(widen(&self.read(tensor)?)) };
+        let optional = |tensor: &Option<Tensor<R>>| tensor.as_ref().map_or(Ok(Vec::new()), numbers);
+        let config = &self.config;
+        let (key_dim, rank) = (config.key_dim, config.tucker_rank);
+        let mut keys = vec![0.0; config.heads * 2 * config.side_keys * key_dim * rank];
+        for (key, gradient) in self.read_rows(&gradients.keys)? {
+            keys[key * key_dim * rank..][..key_dim * rank].copy_from_slice(&gradient);
+        }
+        Ok(reference::Gradients {
+            input: numbers(&gradients.input)?,
+            query_proj: numbers(&gradients.query_proj)?,
+            query_norm: numbers(&gradients.query_norm)?,
+            keys,
+            keys_norm: match &gradients.keys_norm {
+                Some(weight) => numbers(weight)?,
+                None => vec![0.0; key_dim],
+            },
+            cores: optional(&gradients.cores)?,
+            values: self.read_rows(&gradients.values)?,
+            values_proj: numbers(&gradients.values_proj)?,
+            gate_proj: optional(&gradients.gate_proj)?,
+        })
+    }
+
+    /// Downloads the listed rows. Waits for the device.
+    fn read_rows(&self, gradients: &RowGradients<R>) -> Result<BTreeMap<usize, Vec<f64>>> {
+        let count = self.read_integers(&gradients.count)?[0] as usize;
+        let width = gradients.gradients.shape()[1];
+        let numbers = self.read(&gradients.gradients)?;
+        let rows = self.read_integers(&gradients.rows)?;
+        let listed = rows.iter().zip(numbers.chunks_exact(width)).take(count);
+        Ok(listed.map(|(&row, gradient)| (row as usize, widen(gradient))).collect())
+    }
+}
+
+fn widen(numbers: &[f32]) -> Vec<f64> {
+    numbers.iter().map(|&x| f64::from(x)).collect()
+}

@@ -1,0 +1,108 @@
+//! Training on the device: the value table's own optimiser, and the way of both into files and back.
+//!
+//! ```no_run
+//! use cubecl::prelude::*;
+//! use ultramem::kernels::optimiser::{Rule, Step};
+//! use ultramem::{Checkpoint, MemoryLayer, Tensor};
+//!
+//! # fn train<R: Runtime>(layer: &MemoryLayer<R>, input: Tensor<R>, grad_output: Tensor<R>) -> ultramem::Result<()> {
+//! let rule = Rule::Adam { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0, decoupled: true };
+//! let mut optimiser = layer.value_optimiser(rule)?;
+//! let (_, saved) = layer.forward_saving(&input)?;
+//! let gradients = layer.backward(&input, &saved, &grad_output)?;
+//! layer.update_values(&mut optimiser, &gradients.values, &Step::new(1e-3))?;
+//! # Ok(())
+//! # }
+//! ```
+
+use cubecl::prelude::*;
+use ultramem_kernels::optimiser::{Optimiser, Rule, Step};
+use ultramem_kernels::{RowGradients, Tensor, from_f32};
+
+use crate::{Checkpoint, Error, HostTensor, MemoryLayer, Result, Weights};
+
+/// Where a file keeps the state of the table's optimiser: a tensor for each name of [`Optimiser::state`], and a metadata entry.
+const STATE: &str = "optimiser.values.";
+const STEPS: &str = "optimiser.values.steps";
+
+impl<R: Runtime> MemoryLayer<R> {
+    /// An optimiser for the value table, its state zeros.
+    ///
+    /// # Errors
+    /// A number of the rule that makes no sense, or a state larger than one binding of the device.
+    pub fn value_optimiser(&self, rule: Rule) -> Result<Optimiser<R>> {
+        Ok(Optimiser::new(&self.client, rule, self.config.rows(), self.config.value_dim)?)
+    }
+
+    /// Updates the used rows of the value table in place; every clone of the table sees it. Enqueues and returns.
+    ///
+    /// # Errors
+    /// Gradients or an optimiser of another table.
+    pub fn update_values(
+        &self,
+        optimiser: &mut Optimiser<R>,
+        gradients: &RowGradients<R>,
+        step: &Step<'_, R>,
+    ) -> Result<()> {
+        Ok(optimiser.step(&self.client, &self.weights.values.pages()[0], gradients, step)?)
+    }
+
+    /// Downloads the weights as they are now, for a checkpoint. Waits for the device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device failed in what was enqueued before.
+    pub fn read_weights(&self) -> Result<Weights<'static>> {
+        let weights = &self.weights;
+        let core = |pick: fn(&crate::TuckerCore<R>) -> &Tensor<R>| match &weights.core {
+            Some(core) => self.read(pick(core)),
+            None => Ok(Vec::new()),
+        };
+        let keys = self.read_tensor(&weights.keys)?;
+        let keys_shape = if weights.core.is_some() { keys.shape().to_vec() } else { keys.shape()[..4].to_vec() };
+        Ok(Weights {
+            query_proj: self.read_tensor(&weights.query_proj)?,
+            query_norm: self.read_tensor(&weights.query_norm)?,
+            keys: HostTensor::new(keys_shape, keys.dtype(), keys.bytes().to_vec())?,
+            keys_norm: self.read_tensor(&weights.keys_norm)?,
+            cores: core(|core| &core.cores)?,
+            core_u: core(|core| &core.u)?,
+            core_v: core(|core| &core.v)?,
+            shuffle_index: weights.shuffle.as_ref().map(|shuffle| self.read_integers(shuffle)).transpose()?,
+            values: self.read_tensor(&weights.values.pages()[0])?,
+            values_proj: self.read_tensor(&weights.values_proj)?,
+            gate_proj: weights.gate_proj.as_ref().map(|gate| self.read_tensor(gate)).transpose()?,
+        })
+    }
+
+    /// The optimiser's state for a file: tensors by name, and the metadata entry that goes with them. Waits for the device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device failed in what was enqueued before.
+    pub fn read_state(
+        &self,
+        optimiser: &Optimiser<R>,
+    ) -> Result<(Vec<(String, HostTensor<'static>)>, (String, String))> {
+        let read = |(name, tensor)| Ok((format!("{STATE}{name}"), self.read_tensor(tensor)?));
+        let tensors = optimiser.state().into_iter().map(read).collect::<Result<_>>()?;
+        Ok((tensors, (STEPS.to_string(), optimiser.steps().to_string())))
+    }
+
+    /// An optimiser with the state that a file keeps, as [`read_state`](Self::read_state) gave it.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] or [`Error::Metadata`] if the file keeps no state, or another rule's or table's.
+    pub fn restore_state(&self, file: &Checkpoint, rule: Rule) -> Result<Optimiser<R>> {
+        let mut optimiser = self.value_optimiser(rule)?;
+        let problem = |problem: &str| Error::Metadata { key: STEPS.into(), problem: problem.into() };
+        let steps = file.metadata().get(STEPS).ok_or_else(|| problem("is missing"))?;
+        let steps = steps.parse().map_err(|_| problem("is no number of steps"))?;
+        let names: Vec<_> = optimiser.state().iter().map(|(name, _)| format!("{STATE}{name}")).collect();
+        let upload = |name: &String| {
+            let tensor = file.tensor(name)?;
+            Ok(from_f32(&self.client, tensor.shape(), &tensor.to_f32())?)
+        };
+        let state = names.iter().map(upload).collect::<Result<Vec<_>>>()?;
+        optimiser.restore(steps, &state)?;
+        Ok(optimiser)
+    }
+}

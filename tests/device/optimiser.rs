@@ -1,0 +1,164 @@
+//! Sparse updates of the table against the oracle's, and their way through a file.
+
+use std::collections::BTreeMap;
+
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::index};
+use ultramem::kernels::optimiser::{Optimiser, Rule, Step};
+use ultramem::kernels::{from_f32, from_u32};
+use ultramem::{Checkpoint, ElementType, HostTensor, RowGradients, Tensor, reference};
+
+use crate::common::random_input;
+use crate::device::{Client, Layer, client, read_f32};
+use crate::shapes::{plain, random_case};
+
+type Runtime = cubecl::wgpu::WgpuRuntime;
+type Rows = BTreeMap<usize, Vec<f64>>;
+
+const ADAM: Rule = Rule::Adam { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, decoupled: false };
+const ADAM_W: Rule = Rule::Adam { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, decoupled: true };
+const RULES: [Rule; 5] =
+    [Rule::Sgd { momentum: 0.0 }, Rule::Sgd { momentum: 0.9 }, Rule::Adagrad { eps: 1e-8 }, ADAM, ADAM_W];
+
+/// Gradients of some rows, on the device with NaN in what is not set, and on the host.
+fn some_rows(client: &Client, rows: usize, width: usize, rng: &mut StdRng) -> (RowGradients<Runtime>, Rows) {
+    let (used, capacity) = (rows / 3 + 1, rows);
+    let mut listed: Vec<_> = index::sample(rng, rows, used).into_iter().collect();
+    listed.sort_unstable();
+    let gradients: Rows = listed
+        .iter()
+        .map(|&row| (row, (0..width).map(|_| f64::from(rng.random_range(-1.0..1f32))).collect()))
+        .collect();
+    let mut numbers: Vec<f32> = gradients.values().flatten().map(|&g| g as f32).collect();
+    numbers.resize(capacity * width, f32::NAN);
+    let mut places: Vec<u32> = listed.iter().map(|&row| row as u32).collect();
+    places.resize(capacity, 0);
+    let on_device = RowGradients {
+        rows: from_u32(client, &[capacity], &places).unwrap(),
+        count: from_u32(client, &[1], &[used as u32]).unwrap(),
+        gradients: from_f32(client, &[capacity, width], &numbers).unwrap(),
+    };
+    (on_device, gradients)
+}
+
+fn upload(client: &Client, table: &HostTensor<'_>) -> Tensor<Runtime> {
+    let handle = client.create_from_slice(table.bytes());
+    Tensor::new_contiguous(table.shape().to_vec(), handle, table.dtype().storage())
+}
+
+fn download(client: &Client, table: &Tensor<Runtime>, dtype: ElementType) -> Vec<f32> {
+    let bytes = client.read_one(table.handle.clone()).unwrap().to_vec();
+    HostTensor::new(table.shape().to_vec(), dtype, bytes).unwrap().to_f32()
+}
+
+/// Five steps of a rule over other rows each time, against the oracle's; rows that no step may change keep their bits.
+fn hold(rule: Rule, dtype: ElementType, rows: usize, width: usize, masked: bool) {
+    let (client, rng) = (client(), &mut StdRng::seed_from_u64(rows as u64));
+    let numbers: Vec<f32> = (0..rows * width).map(|_| rng.random_range(-1.0..1.0)).collect();
+    let before = HostTensor::from_f32([rows, width], &numbers).unwrap();
+    let before = before.cast(dtype);
+    let table = upload(&client, &before);
+    let mut expected: Rows =
+        before.to_f32().chunks(width).map(|row| row.iter().map(|&x| x.into()).collect()).enumerate().collect();
+    let words: Vec<u32> = (0..rows.div_ceil(32)).map(|_| if masked { rng.random() } else { u32::MAX }).collect();
+    let mask = from_u32(&client, &[words.len()], &words).unwrap();
+    let may_change = |row: usize| words[row / 32] >> (row % 32) & 1 == 1;
+    let (mut optimiser, mut oracle) =
+        (Optimiser::new(&client, rule, rows, width).unwrap(), reference::Optimiser::new(rule));
+    let mut changed = vec![false; rows];
+    for step in 0..5 {
+        let (gradients, on_host) = some_rows(&client, rows, width, rng);
+        let (learning_rate, scale) = (0.1 / (step + 1) as f32, 0.5);
+        let how = Step { learning_rate, scale, mask: masked.then_some(&mask) };
+        optimiser.step(&client, &table, &gradients, &how).unwrap();
+        oracle.step(&mut expected, &on_host, learning_rate.into(), scale.into(), may_change);
+        on_host.keys().filter(|&&row| may_change(row)).for_each(|&row| changed[row] = true);
+    }
+    let found = download(&client, &table, dtype);
+    let tolerance = if dtype == ElementType::F32 { 1e-5 } else { 2e-3 };
+    for (row, (found, before)) in found.chunks(width).zip(before.to_f32().chunks(width)).enumerate() {
+        if changed[row] {
+            crate::device::assert_close(&format!("{rule:?}, row {row}"), found, &expected[&row], tolerance);
+        } else {
+            assert_eq!(found, before, "{rule:?}: row {row} was not to change");
+        }
+    }
+}
+
+#[test]
+fn every_rule_agrees_with_the_oracle() {
+    for rule in RULES {
+        hold(rule, ElementType::F32, 77, 12, false);
+        hold(rule, ElementType::F32, 40, 5, true);
+        hold(rule, ElementType::F16, 33, 8, true);
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let (client, rng) = (client(), &mut StdRng::seed_from_u64(1));
+    let (gradients, _) = some_rows(&client, 8, 4, rng);
+    let table = from_f32(&client, &[8, 4], &[0.0; 32]).unwrap();
+    let narrow = from_f32(&client, &[8, 2], &[0.0; 16]).unwrap();
+    let words = from_u32(&client, &[2], &[0; 2]).unwrap();
+    let mut optimiser = Optimiser::new(&client, ADAM, 8, 4).unwrap();
+    let mut other = Optimiser::new(&client, ADAM, 9, 4).unwrap();
+    let rate = |learning_rate| Step::new(learning_rate);
+    let masked = Step { mask: Some(&words), ..rate(0.1) };
+    let refused = |result: Result<(), ultramem::kernels::Error>| result.unwrap_err().to_string();
+    assert_eq!(
+        refused(optimiser.step(&client, &narrow, &gradients, &rate(0.1))),
+        "table has shape [8, 2], expected [8, 4]"
+    );
+    assert_eq!(
+        refused(other.step(&client, &table, &gradients, &rate(0.1))),
+        "first_moment has shape [9, 4], expected [8, 4]"
+    );
+    assert_eq!(
+        refused(optimiser.step(&client, &table, &gradients, &rate(f32::NAN))),
+        "learning_rate is NaN, expected a finite number"
+    );
+    assert_eq!(refused(optimiser.step(&client, &table, &gradients, &masked)), "mask has shape [2], expected [1]");
+    assert_eq!(optimiser.steps(), 0, "a refused step is not counted");
+    let wrong = Rule::Sgd { momentum: 1.5 };
+    let message = Optimiser::<Runtime>::new(&client, wrong, 8, 4).err().unwrap().to_string();
+    assert_eq!(message, "momentum is 1.5, expected 0 or more and less than 1");
+    assert_eq!(refused(optimiser.restore(3, &[])), "tensors of the optimiser's state: 0, expected 2");
+}
+
+/// Two steps, a file, two more steps: the same bits as four steps.
+#[test]
+fn training_goes_on_from_a_file() {
+    let case = random_case(&plain(), 20, ElementType::F32, 8);
+    let input = case.layer.upload(&case.input).unwrap();
+    let grad_output = case.layer.upload(&random_input(case.layer.config(), 20, 9)).unwrap();
+    let train = |layer: &Layer, optimiser: &mut Optimiser<Runtime>, steps: usize| {
+        for _ in 0..steps {
+            let (_, saved) = layer.forward_saving(&input).unwrap();
+            let gradients = layer.backward(&input, &saved, &grad_output).unwrap();
+            layer.update_values(optimiser, &gradients.values, &Step::new(0.05)).unwrap();
+        }
+        read_f32(layer.client(), &layer.table().pages()[0])
+    };
+    let mut optimiser = case.layer.value_optimiser(ADAM_W).unwrap();
+    let halfway = train(&case.layer, &mut optimiser, 2);
+    let weights = case.layer.read_weights().unwrap();
+    let (state, (key, steps)) = case.layer.read_state(&optimiser).unwrap();
+    let expected = train(&case.layer, &mut optimiser, 2);
+    assert_ne!(halfway, expected);
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("halfway.safetensors");
+    let state: Vec<_> =
+        state.into_iter().map(|(name, tensor)| (name, ultramem::checkpoint::FileTensor::Floats(tensor))).collect();
+    let named: Vec<_> = state.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
+    Checkpoint::write(&path, case.layer.config(), &weights, &named, &[(key, steps)].into()).unwrap();
+
+    let file = Checkpoint::open(&path).unwrap();
+    let layer = Layer::new(&client(), file.config().clone(), &file.weights().unwrap(), ElementType::F32).unwrap();
+    assert_eq!(read_f32(layer.client(), &layer.table().pages()[0]), halfway);
+    let mut optimiser = layer.restore_state(&file, ADAM_W).unwrap();
+    assert_eq!(optimiser.steps(), 2);
+    assert_eq!(train(&layer, &mut optimiser, 2), expected);
+    let other = layer.restore_state(&file, Rule::Adagrad { eps: 1e-8 }).err().unwrap().to_string();
+    assert!(other.contains("optimiser.values.squares"), "{other}");
+}
