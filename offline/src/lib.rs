@@ -4,6 +4,7 @@
 //! launches kernels runs on it unchanged and makes the choices that it would make on that GPU; each launch gives the very CUDA
 //! C++ that CubeCL's CUDA runtime would hand to NVRTC ([`Kernel`]). That source is
 //!
+//! - **compiled** ([`compile`]) by NVRTC and `ptxas` for real architectures: registers, spills, stack, shared memory, load widths;
 //! - **executed**: the host's `g++` builds it against headers of our own, and each thread of a block runs on a fiber, so that
 //!   barriers and shuffles work as they do in lock step;
 //! - **sanitised**: each load and store is seen with its thread; accesses out of bounds, reads of what nothing wrote and divergent
@@ -23,6 +24,7 @@
 //! ```
 
 mod cache;
+pub mod compile;
 mod device;
 mod error;
 mod execute;
@@ -31,6 +33,7 @@ mod host;
 mod memory;
 mod report;
 mod server;
+pub mod trace;
 
 pub use device::{CudaCompiler, Execution, OfflineDevice, OfflineRuntime, Options};
 pub use error::{Error, Result};
