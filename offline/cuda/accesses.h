@@ -14,18 +14,18 @@ UM_UNSEEN void __tsan_init() {}
 UM_UNSEEN void __tsan_func_entry(void *) {}
 UM_UNSEEN void __tsan_func_exit() {}
 UM_UNSEEN void __tsan_vptr_update(void **, void *) {}
-UM_UNSEEN void __tsan_read_range(void *at, size_t size) { um_hooks.access(at, size, 0, __builtin_return_address(0)); }
-UM_UNSEEN void __tsan_write_range(void *at, size_t size) { um_hooks.access(at, size, 1, __builtin_return_address(0)); }
+UM_UNSEEN void __tsan_read_range(void *at, size_t size) { um_hooks.access(at, size, 1, __builtin_return_address(0)); }
+UM_UNSEEN void __tsan_write_range(void *at, size_t size) { um_hooks.access(at, size, 2, __builtin_return_address(0)); }
 
 #define UM_ACCESS(name, size, kind)                                                                                    \
     UM_UNSEEN void name(void *at) { um_hooks.access(at, size, kind, __builtin_return_address(0)); }
 #define UM_ACCESSES(size)                                                                                              \
-    UM_ACCESS(__tsan_read##size, size, 0)                                                                              \
-    UM_ACCESS(__tsan_write##size, size, 1)                                                                             \
-    UM_ACCESS(__tsan_unaligned_read##size, size, 0)                                                                    \
-    UM_ACCESS(__tsan_unaligned_write##size, size, 1)                                                                   \
-    UM_ACCESS(__tsan_volatile_read##size, size, 0)                                                                     \
-    UM_ACCESS(__tsan_volatile_write##size, size, 1)
+    UM_ACCESS(__tsan_read##size, size, 1)                                                                              \
+    UM_ACCESS(__tsan_write##size, size, 2)                                                                             \
+    UM_ACCESS(__tsan_unaligned_read##size, size, 1)                                                                    \
+    UM_ACCESS(__tsan_unaligned_write##size, size, 2)                                                                   \
+    UM_ACCESS(__tsan_volatile_read##size, size, 1)                                                                     \
+    UM_ACCESS(__tsan_volatile_write##size, size, 2)
 UM_ACCESSES(1)
 UM_ACCESSES(2)
 UM_ACCESSES(4)

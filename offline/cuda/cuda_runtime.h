@@ -16,6 +16,7 @@
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __shared__
 #define UM_UNSEEN __attribute__((no_sanitize("thread"), noinline))
+#define UM_INLINE __attribute__((always_inline)) static inline
 
 struct uint3 {
     unsigned x, y, z;
@@ -24,36 +25,40 @@ typedef uint3 dim3;
 
 static inline uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return uint3{x, y, z}; }
 
-// What the crate tells a kernel. The same layouts are in host.rs.
+// What the crate tells a kernel. The same layouts are in execute.rs.
 struct um_lane_t {
     uint3 thread, block, dim, grid;
     unsigned lane;
 };
 
 struct um_hooks_t {
-    // An access that is about to happen: 0 load, 1 store, 2 atomic.
+    // An access that is about to happen: the sum of 1 for a load, 2 for a store and 4 where it is atomic.
     void (*access)(const void *address, unsigned size, unsigned kind, const void *site);
     // Waits for every thread of the block.
     void (*block_wait)(unsigned line);
     // Gives a value to the warp and waits for the lanes in the mask; returns the values of all 32.
     const uint64_t *(*exchange)(unsigned mask, uint64_t value, unsigned line);
+    // A product of matrix fragments.
+    void (*product)();
 };
 
 extern "C" {
 um_lane_t *um_lane;
 um_hooks_t um_hooks;
-// The block's shared memory, with room after it in which an access out of bounds does no harm.
-alignas(1024) unsigned char dynamic_shared_mem[UM_SHARED + UM_GUARD];
+alignas(1024) unsigned char dynamic_shared_mem[UM_SHARED];
 }
 
 // A thread is the same thread for as long as it runs: hence `const`.
 #define UM_POSITION __attribute__((no_sanitize("thread"), noinline, const))
-UM_POSITION static const um_lane_t *um_self() { return um_lane; }
+UM_POSITION static uint3 um_thread() { return um_lane->thread; }
+UM_POSITION static uint3 um_block() { return um_lane->block; }
+UM_POSITION static uint3 um_dim() { return um_lane->dim; }
+UM_POSITION static uint3 um_grid() { return um_lane->grid; }
 
-#define threadIdx (um_self()->thread)
-#define blockIdx (um_self()->block)
-#define blockDim (um_self()->dim)
-#define gridDim (um_self()->grid)
+#define threadIdx (um_thread())
+#define blockIdx (um_block())
+#define blockDim (um_dim())
+#define gridDim (um_grid())
 
 // Barriers, shuffles and votes.
 
@@ -115,28 +120,28 @@ UM_UNSEEN static bool um_all(unsigned mask, bool vote, unsigned line) { return !
 #define __syncthreads() um_block_wait(__LINE__)
 static inline void __threadfence() {}
 
-// Atomics: nothing else runs meanwhile.
+// Atomics: nothing else runs meanwhile. CubeCL stores by an exchange whose result it drops: that one loads nothing.
 
-template <class T, class F> UM_UNSEEN T um_atomic(T *place, F change) {
-    um_hooks.access(place, sizeof(T), 2, __builtin_return_address(0));
+template <class T, class F> UM_UNSEEN T um_atomic(T *place, unsigned kind, F change) {
+    um_hooks.access(place, sizeof(T), kind, __builtin_return_address(0));
     T old = *place;
     *place = change(old);
     return old;
 }
-#define UM_ATOMIC(name, expression)                                                                                    \
-    template <class T> static inline T name(T *place, std::common_type_t<T> value) {                                  \
-        return um_atomic(place, [=](T old) -> T { return expression; });                                              \
+#define UM_ATOMIC(name, kind, expression)                                                                                    \
+    template <class T> UM_INLINE T name(T *place, std::common_type_t<T> value) {                                       \
+        return um_atomic(place, kind, [=](T old) -> T { return expression; });                                         \
     }
-UM_ATOMIC(atomicAdd, old + value)
-UM_ATOMIC(atomicSub, old - value)
-UM_ATOMIC(atomicExch, value)
-UM_ATOMIC(atomicMin, value < old ? value : old)
-UM_ATOMIC(atomicMax, old < value ? value : old)
-UM_ATOMIC(atomicAnd, old & value)
-UM_ATOMIC(atomicOr, old | value)
-UM_ATOMIC(atomicXor, old ^ value)
-template <class T> static inline T atomicCAS(T *place, std::common_type_t<T> expected, std::common_type_t<T> value) {
-    return um_atomic(place, [=](T old) -> T { return old == expected ? value : old; });
+UM_ATOMIC(atomicAdd, 7, old + value)
+UM_ATOMIC(atomicSub, 7, old - value)
+UM_ATOMIC(atomicExch, 6, value)
+UM_ATOMIC(atomicMin, 7, value < old ? value : old)
+UM_ATOMIC(atomicMax, 7, old < value ? value : old)
+UM_ATOMIC(atomicAnd, 7, old & value)
+UM_ATOMIC(atomicOr, 7, old | value)
+UM_ATOMIC(atomicXor, 7, old ^ value)
+template <class T> UM_INLINE T atomicCAS(T *place, std::common_type_t<T> expected, std::common_type_t<T> value) {
+    return um_atomic(place, 7, [=](T old) -> T { return old == expected ? value : old; });
 }
 
 // Numbers.
@@ -170,10 +175,10 @@ static inline int __clzll(long long x) { return x ? __builtin_clzll(x) : 64; }
 static inline unsigned __umulhi(unsigned a, unsigned b) { return uint64_t(a) * b >> 32; }
 
 // Calls a kernel with pointers to its arguments, as the driver does.
-template <class... A, size_t... I> static void um_call(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
+template <class... A, size_t... I> UM_UNSEEN static void um_call(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
     kernel(*reinterpret_cast<std::remove_const_t<A> *>(arguments[I])...);
 }
-template <class... A> static void um_call(void (*kernel)(A...), void **arguments) {
+template <class... A> UM_UNSEEN static void um_call(void (*kernel)(A...), void **arguments) {
     um_call(kernel, arguments, std::index_sequence_for<A...>());
 }
 

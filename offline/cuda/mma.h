@@ -43,7 +43,7 @@ template <class F, class T> UM_UNSEEN void um_load(F &to, const T *from, unsigne
     for (int i = 0; i < F::num_elements; ++i) {
         int row = i / F::columns, column = i % F::columns;
         const T *at = from + um_offset(row, column, pitch, rows_first);
-        if (i % 32 == int(um_lane->lane)) um_hooks.access(at, sizeof(T), 0, __builtin_return_address(0));
+        if (i % 32 == int(um_lane->lane)) um_hooks.access(at, sizeof(T), 1, __builtin_return_address(0));
         to.x[i] = *at;
     }
     um_exchange(~0u, 0, line);
@@ -53,7 +53,7 @@ template <class F, class T> UM_UNSEEN void um_store(T *to, const F &from, unsign
     um_exchange(~0u, 0, line);
     for (int i = um_lane->lane; i < F::num_elements; i += 32) {
         T *at = to + um_offset(i / F::columns, i % F::columns, pitch, rows_first);
-        um_hooks.access(at, sizeof(T), 1, __builtin_return_address(0));
+        um_hooks.access(at, sizeof(T), 2, __builtin_return_address(0));
         *at = from.x[i];
     }
     um_exchange(~0u, 0, line);
@@ -88,6 +88,7 @@ template <class T> static inline float um_operand(T, T x) { return x; }
 template <int M, int N, int K, class TA, class LA, class TB, class LB, class TC>
 UM_UNSEEN void mma_sync(fragment<accumulator, M, N, K, TC> &d, const fragment<matrix_a, M, N, K, TA, LA> &a,
                         const fragment<matrix_b, M, N, K, TB, LB> &b, const fragment<accumulator, M, N, K, TC> &c) {
+    um_hooks.product();
     float left[M * K], right[K * N], sums[M * N];
     for (int i = 0; i < M * K; ++i) left[i] = um_operand(TA(), a.x[i]);
     for (int i = 0; i < K * N; ++i) right[i] = um_operand(TB(), b.x[i]);

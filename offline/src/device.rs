@@ -10,6 +10,7 @@ use cubecl::zspace::{Shape, Strides, striding::has_pitched_row_major_strides};
 use cubecl_common::device::Device;
 use cubecl_cpp::cuda::{CudaDialect, mma::CudaWmmaCompiler, mma::contiguous_elements_cuda};
 use cubecl_cpp::shared::CppCompiler;
+use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::server::OfflineServer;
 use crate::{Gpu, LaunchReport};
@@ -28,11 +29,13 @@ pub struct Options {
     pub gpu: Gpu,
     /// What is done with a launch.
     pub execution: Execution,
+    /// What the order of blocks and warps is drawn from; None draws that itself.
+    pub seed: Option<u64>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { gpu: Gpu::default(), execution: Execution::Watched }
+        Self { gpu: Gpu::default(), execution: Execution::Watched, seed: None }
     }
 }
 
@@ -49,6 +52,8 @@ struct State {
     index: u16,
     options: Options,
     reports: Mutex<Vec<LaunchReport>>,
+    /// Draws a seed for each launch.
+    seeds: Mutex<StdRng>,
 }
 
 /// Devices are looked up by number, for CubeCL knows them by number.
@@ -62,7 +67,8 @@ impl OfflineDevice {
     pub fn new(options: Options) -> Self {
         let mut devices = lock(&DEVICES);
         let index = u16::try_from(devices.len()).expect("at most 65,536 offline devices");
-        devices.push(Self(Arc::new(State { index, options, reports: Mutex::default() })));
+        let seeds = Mutex::new(options.seed.map_or_else(StdRng::from_os_rng, StdRng::seed_from_u64));
+        devices.push(Self(Arc::new(State { index, options, reports: Mutex::default(), seeds })));
         devices[usize::from(index)].clone()
     }
 
@@ -79,6 +85,10 @@ impl OfflineDevice {
     /// What launches reported since this was last called, in their order. Wait for the client first.
     pub fn take_reports(&self) -> Vec<LaunchReport> {
         std::mem::take(&mut lock(&self.0.reports))
+    }
+
+    pub(crate) fn next_seed(&self) -> u64 {
+        lock(&self.0.seeds).random()
     }
 
     pub(crate) fn report(&self, report: LaunchReport) {

@@ -61,10 +61,12 @@ pub enum Error {
         limit: usize,
     },
     /// The sanitiser found a fault.
-    #[error("{kernel}: {faults}")]
+    #[error("{kernel}: {faults} (order {seed})")]
     Faults {
         /// The kernel's entry point.
         kernel: String,
+        /// What the order of blocks and warps was drawn from.
+        seed: u64,
         /// The first faults, in words.
         faults: String,
     },

@@ -1,31 +1,40 @@
 //! Runs a launch: one block after the other, each thread on a fiber that runs until it waits for its warp or its block.
+//!
+//! Blocks, warps and the lanes of a warp run in an order that is drawn anew for each launch: what depends on it is a fault of
+//! the kernel.
 
 use std::cell::Cell;
 use std::ffi::c_void;
-use std::sync::Mutex;
 
 use corosensei::{Coroutine, CoroutineResult, Yielder, stack::DefaultStack, stack::Stack};
-use memmap2::MmapMut;
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 use crate::gpu::WARP;
-use crate::host::{GUARD, load};
-use crate::{Error, Fault, HostBuffer, LaunchReport, Place, Result, Space, Traffic};
+use crate::host::{Library, load};
+use crate::report::{Fault, Finding, Place};
+use crate::watch::{Access, Stamp, Times, Watch};
+use crate::{Error, HostBuffer, LaunchReport, Result};
 
 /// What a launch is given besides its kernel.
 pub struct Launch<'a> {
     pub buffers: &'a [HostBuffer],
-    pub info: &'a [u8],
-    /// Where in `info` the lengths that are passed by pointer start.
+    /// Scalars and lengths: those that are passed by value, then those that are passed by pointer.
+    pub info: &'a [u64],
+    /// Where in `info` the latter start.
     pub dynamic: usize,
 }
 
-/// An entry point and the address of the addresses of its arguments.
-type Call = (unsafe extern "C-unwind" fn(*const *const c_void), usize);
+/// An entry point and its arguments, an address each.
+#[derive(Clone, Copy)]
+struct Call {
+    entry: unsafe extern "C-unwind" fn(*const *const c_void),
+    arguments: *const *const c_void,
+}
 
 /// Where a thread stands. The layout is `um_lane_t`'s.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Position {
+pub struct Position {
     thread: [u32; 3],
     block: [u32; 3],
     dim: [u32; 3],
@@ -33,18 +42,25 @@ struct Position {
     lane: u32,
 }
 
-/// The layout is `um_hooks_t`'s.
+/// What kernels call. The layout is `um_hooks_t`'s.
 #[repr(C)]
-struct Hooks {
+pub struct Hooks {
     access: extern "C" fn(usize, u32, u32, usize),
     block_wait: extern "C" fn(u32),
     exchange: extern "C" fn(u32, u64, u32) -> *const u64,
+    product: extern "C" fn(),
+}
+
+impl Hooks {
+    pub const ALL: Self = Self { access, block_wait, exchange, product };
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum Wait {
     Nothing,
+    /// For the block, in a line of the source.
     Block(u32),
+    /// For the lanes of a mask, in a line.
     Warp(u32, u32),
     Done,
 }
@@ -53,30 +69,31 @@ struct Lane {
     position: Position,
     wait: Wait,
     yielder: *const Yielder<(), ()>,
+    /// First and last byte of the fiber's stack.
     stack: (usize, usize),
-    generation: usize,
+    /// What it gives to an exchange, and what it gets.
+    given: u64,
+    values: [u64; WARP],
+    times: Times,
 }
 
-/// A buffer as the kernel sees it, with pages after it in which a stray access does no harm.
-struct Bound {
-    memory: MmapMut,
-    length: usize,
-    written: Vec<bool>,
-    traffic: Traffic,
-}
-
+/// The block that runs.
 struct Block {
+    number: usize,
     lanes: Vec<Lane>,
     current: usize,
-    number: usize,
-    /// Of each warp, the values that its lanes exchange, twice: a lane may be one exchange ahead of another.
-    values: Vec<[[u64; WARP]; 2]>,
-    bound: Vec<Bound>,
-    shared: (usize, usize),
-    shared_written: Vec<bool>,
+    watch: Watch,
+    /// Barriers of blocks since the launch began, and of each warp since the block did.
+    epoch: u32,
+    steps: Vec<u32>,
+    /// The library, and what of the arguments is none of the buffers.
     image: (usize, usize),
-    faults: Vec<Fault>,
+    quiet: (usize, usize),
+    /// Faults, and the address in the library of each; of a barrier, 0.
+    faults: Vec<(usize, Fault)>,
+    products: u64,
     stopped: bool,
+    random: StdRng,
 }
 
 thread_local! {
@@ -84,83 +101,80 @@ thread_local! {
 }
 
 /// Faults that a launch reports at most.
-const MOST_FAULTS: usize = 8;
+const MOST_FAULTS: usize = 16;
 const STACK: usize = 1 << 18;
 
-/// A library has one shared memory, so that one launch runs at a time.
-static RUNNING: Mutex<()> = Mutex::new(());
+type Fiber = Coroutine<(), (), (), DefaultStack>;
 
 /// Runs the launch and leaves its results in the buffers, its faults and its traffic in the report.
 pub fn execute(launch: &Launch<'_>, report: &mut LaunchReport) -> Result<()> {
-    let running = RUNNING.lock();
-    let kernel = report.kernel.clone();
-    let library = load(&kernel)?;
-    let failed =
-        |error: libloading::Error| Error::Load { path: kernel.entry.clone().into(), reason: error.to_string() };
-    // SAFETY: these are the names and types that the headers in `cuda/` define.
-    let (entry, lane, hooks, shared, image) = unsafe {
-        (
-            *library.get::<unsafe extern "C-unwind" fn(*const *const c_void)>(b"um_entry\0").map_err(failed)?,
-            *library.get::<*mut *const Position>(b"um_lane\0").map_err(failed)?,
-            *library.get::<*mut Hooks>(b"um_hooks\0").map_err(failed)?,
-            *library.get::<*mut u8>(b"dynamic_shared_mem\0").map_err(failed)?,
-            *library.get::<unsafe extern "C" fn(*mut usize, *mut usize)>(b"um_image\0").map_err(failed)?,
-        )
-    };
-    let mut range = (0, 0);
-    // SAFETY: `hooks` is a variable of the library, and `um_image` writes two addresses.
-    unsafe {
-        hooks.write(Hooks { access, block_wait, exchange });
-        image(&mut range.0, &mut range.1);
-    }
-    let mut block = Block {
-        lanes: Vec::new(),
-        current: 0,
-        number: 0,
-        values: Vec::new(),
-        bound: launch.buffers.iter().map(bind).collect::<Result<_>>()?,
-        shared: (shared as usize, kernel.shared),
-        shared_written: Vec::new(),
-        image: range,
-        faults: Vec::new(),
-        stopped: false,
-    };
+    let kernel = &report.kernel;
+    let library = load(kernel)?;
+    let hold = library.hold();
+    let (threads, image) = (kernel.dim.iter().map(|&n| n as usize).product::<usize>(), library.image());
+
+    // Two arguments may share a page, which is locked once.
+    let mut ids: Vec<usize> = launch.buffers.iter().map(HostBuffer::page_id).collect();
+    let of_buffer = ids.clone();
+    ids.sort_unstable();
+    ids.dedup();
+    let owner = |id: &usize| &launch.buffers[of_buffer.iter().position(|it| it == id).expect("an argument's page")];
+    let mut pages: Vec<_> = ids.iter().map(|id| owner(id).page()).collect();
+    let marks = pages.iter_mut().map(|page| std::mem::take(&mut page.written)).collect();
+    let place = |buffer: &HostBuffer| ids.binary_search(&buffer.page_id()).expect("a locked page");
+    let starts: Vec<usize> =
+        launch.buffers.iter().map(|it| pages[place(it)].memory.as_mut_ptr() as usize + it.offset()).collect();
+    let regions = launch.buffers.iter().zip(&starts).zip(&kernel.buffers);
+    let regions = regions.map(|((it, &start), a)| (it.clone(), place(it), start, a.writable, a.size));
+
     let dynamic = &launch.info[launch.dynamic.min(launch.info.len())..];
-    let pointers: Vec<*const u8> = block.bound.iter().map(|it| it.memory.as_ptr()).collect();
-    let dynamic_pointer = dynamic.as_ptr();
-    let mut arguments: Vec<*const c_void> = pointers.iter().map(|it| std::ptr::from_ref(it).cast()).collect();
+    let dynamic_start = dynamic.as_ptr();
+    let mut arguments: Vec<*const c_void> = starts.iter().map(|start| std::ptr::from_ref(start).cast()).collect();
     if !dynamic.is_empty() {
-        arguments.push(std::ptr::from_ref(&dynamic_pointer).cast());
-        block.image =
-            (block.image.0.min(dynamic_pointer as usize), block.image.1.max(dynamic_pointer as usize + dynamic.len()));
+        arguments.push(std::ptr::from_ref(&dynamic_start).cast());
     }
     arguments.push(launch.info.as_ptr().cast());
-    let arguments = arguments.as_ptr() as usize;
-    for number in 0..report.count.iter().map(|&n| n as usize).product() {
-        block.run(number, &kernel.dim, &report.count, lane, (entry, arguments));
+    let call = Call { entry: library.entry, arguments: arguments.as_ptr() };
+
+    let mut block = Block {
+        number: 0,
+        lanes: Vec::new(),
+        current: 0,
+        watch: Watch::new(regions, marks, (library.shared(), kernel.shared), threads, image.1 - image.0),
+        epoch: 0,
+        steps: Vec::new(),
+        image,
+        quiet: (dynamic_start as usize, dynamic_start as usize + size_of_val(dynamic)),
+        faults: Vec::new(),
+        products: 0,
+        stopped: false,
+        random: StdRng::seed_from_u64(report.seed),
+    };
+    let mut numbers: Vec<usize> = (0..report.count.iter().map(|&n| n as usize).product()).collect();
+    numbers.shuffle(&mut block.random);
+    let mut stacks = Vec::new();
+    for number in numbers {
+        run(&mut block, number, (&kernel.dim, &report.count), library, call, &mut stacks);
         if block.stopped {
             break;
         }
     }
-    for (bound, buffer) in block.bound.iter().zip(launch.buffers) {
-        buffer.replace(&bound.memory[..bound.length], &bound.written);
-    }
-    report.traffic = block.bound.iter().map(|it| it.traffic).collect();
-    report.faults = block.faults;
+    report.traffic = block.watch.traffic();
+    report.gaps = if block.stopped { Vec::new() } else { block.watch.gaps() };
+    report.products = block.products;
     report.executed = true;
-    drop(running);
+    let lines = library.lines(block.faults.iter().map(|(site, _)| *site));
+    let faults = block.faults.iter().zip(lines);
+    report.faults = faults.map(|((_, fault), line)| Fault { line: fault.line.or(line), ..*fault }).collect();
+    for (page, marks) in pages.iter_mut().zip(block.watch.into_marks()) {
+        page.written = marks;
+    }
+    drop(hold);
     if report.faults.is_empty() {
         return Ok(());
     }
     let faults = report.faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    Err(Error::Faults { kernel: kernel.entry, faults })
-}
-
-fn bind(buffer: &HostBuffer) -> Result<Bound> {
-    let mut memory = MmapMut::map_anon(buffer.length() + GUARD).map_err(Error::io("memory of a buffer"))?;
-    memory[..buffer.length()].copy_from_slice(&buffer.read());
-    let traffic = Traffic { length: buffer.length() as u64, ..Traffic::default() };
-    Ok(Bound { memory, length: buffer.length(), written: buffer.written(), traffic })
+    Err(Error::Faults { kernel: report.kernel.entry.clone(), seed: report.seed, faults })
 }
 
 fn at(number: usize, dim: &[u32; 3]) -> [u32; 3] {
@@ -168,176 +182,226 @@ fn at(number: usize, dim: &[u32; 3]) -> [u32; 3] {
     [(number % x) as u32, (number / x % y) as u32, (number / (x * y)) as u32]
 }
 
+/// Runs one block to its end, or to the fault that stops the launch.
+fn run(
+    block: &mut Block,
+    number: usize,
+    (dim, grid): (&[u32; 3], &[u32; 3]),
+    library: &Library,
+    call: Call,
+    stacks: &mut Vec<DefaultStack>,
+) {
+    let threads = dim.iter().map(|&n| n as usize).product::<usize>();
+    block.begin(number, threads);
+    let mut fibers: Vec<Fiber> = Vec::new();
+    for thread in 0..threads {
+        let stack = stacks.pop().unwrap_or_else(|| DefaultStack::new(STACK).expect("memory for a fiber's stack"));
+        let (thread_at, block_at) = (at(thread, dim), at(number, grid));
+        let lane = (thread % WARP) as u32;
+        block.lanes.push(Lane {
+            position: Position { thread: thread_at, block: block_at, dim: *dim, grid: *grid, lane },
+            wait: Wait::Nothing,
+            yielder: std::ptr::null(),
+            stack: (stack.limit().get(), stack.base().get()),
+            given: 0,
+            values: [0; WARP],
+            times: Vec::new(),
+        });
+        fibers.push(Coroutine::with_stack(stack, move |yielder: &Yielder<(), ()>, ()| {
+            current(|block| block.lanes[thread].yielder = yielder);
+            let Call { entry, arguments } = { call };
+            // SAFETY: there are as many arguments as the signature has, and they outlive the launch.
+            unsafe { entry(arguments) };
+        }));
+    }
+    let mut warps: Vec<usize> = (0..threads.div_ceil(WARP)).collect();
+    // From here on the fibers reach the block through `CURRENT`, and nothing else holds on to it while one runs.
+    CURRENT.set(block);
+    loop {
+        current(|block| warps.shuffle(&mut block.random));
+        for &warp in &warps {
+            run_warp(warp, &mut fibers, library);
+        }
+        if current(Block::release) {
+            break;
+        }
+    }
+    CURRENT.set(std::ptr::null_mut());
+    for mut fiber in fibers {
+        if fiber.started() && !fiber.done() {
+            // SAFETY: a kernel owns nothing on its stack that would have to be dropped.
+            unsafe { fiber.force_reset() };
+        }
+        if fiber.done() {
+            stacks.push(fiber.into_stack());
+        }
+    }
+}
+
+/// Runs the lanes of a warp until each waits for the block or is done.
+fn run_warp(warp: usize, fibers: &mut [Fiber], library: &Library) {
+    let lanes = warp * WARP..fibers.len().min((warp + 1) * WARP);
+    loop {
+        let reversed = current(|block| block.random.random::<bool>());
+        for at in lanes.clone() {
+            let thread = if reversed { lanes.start + lanes.end - 1 - at } else { at };
+            let position = current(|block| block.turn(thread));
+            let Some(position) = position else { continue };
+            library.set_lane(position);
+            if let CoroutineResult::Return(()) = fibers[thread].resume(()) {
+                current(|block| block.lanes[thread].wait = Wait::Done);
+            }
+        }
+        let released = current(|block| {
+            block.watch.flush();
+            block.release_warp(lanes.clone())
+        });
+        if !released {
+            return;
+        }
+    }
+}
+
+/// Lends the block that runs on this thread.
+fn current<T>(use_it: impl FnOnce(&mut Block) -> T) -> T {
+    // SAFETY: `run` has set it to a block that outlives it, every other use of which is such a loan, and none lasts while
+    // another begins: fibers are resumed and suspended between loans.
+    use_it(unsafe { &mut *CURRENT.get() })
+}
+
 impl Block {
-    fn run(&mut self, number: usize, dim: &[u32; 3], grid: &[u32; 3], shown: *mut *const Position, call: Call) {
-        let threads = dim.iter().map(|&n| n as usize).product::<usize>();
+    fn begin(&mut self, number: usize, threads: usize) {
         self.number = number;
-        self.shared_written = vec![false; self.shared.1];
-        self.values = vec![[[0; WARP]; 2]; threads.div_ceil(WARP)];
         self.lanes.clear();
-        let mut fibers = Vec::new();
-        for thread in 0..threads {
-            let stack = DefaultStack::new(STACK).expect("memory for a fiber's stack");
-            let place = Position {
-                thread: at(thread, dim),
-                block: at(number, grid),
-                dim: *dim,
-                grid: *grid,
-                lane: (thread % WARP) as u32,
-            };
-            let bounds = (stack.limit().get(), stack.base().get());
-            self.lanes.push(Lane {
-                position: place,
-                wait: Wait::Nothing,
-                yielder: std::ptr::null(),
-                stack: bounds,
-                generation: 0,
-            });
-            fibers.push(Coroutine::with_stack(stack, move |yielder: &Yielder<(), ()>, ()| {
-                // SAFETY: the block outlives its fibers.
-                let block = unsafe { &mut *CURRENT.get() };
-                block.lanes[thread].yielder = yielder;
-                let (entry, arguments) = call;
-                // SAFETY: there are as many arguments as the signature has, and they outlive the launch.
-                unsafe { entry(arguments as *const *const c_void) };
-            }));
+        self.lanes.reserve(threads);
+        self.epoch += 1;
+        self.watch.started = self.epoch;
+        self.steps = vec![0; threads.div_ceil(WARP)];
+    }
+
+    /// Gives a thread its turn; None if it waits, is done, or the launch is stopped.
+    fn turn(&mut self, thread: usize) -> Option<*const Position> {
+        if self.stopped || self.lanes[thread].wait != Wait::Nothing {
+            return None;
         }
-        let this: *mut Self = self;
-        CURRENT.set(this);
-        while !self.stopped && self.lanes.iter().any(|lane| lane.wait != Wait::Done) {
-            for (thread, fiber) in fibers.iter_mut().enumerate() {
-                if self.lanes[thread].wait != Wait::Nothing || self.stopped {
-                    continue;
-                }
-                self.current = thread;
-                // SAFETY: `shown` is the library's variable; the lane stays where it is while the block runs.
-                unsafe { shown.write(&self.lanes[thread].position) };
-                if let CoroutineResult::Return(()) = fiber.resume(()) {
-                    self.lanes[thread].wait = Wait::Done;
-                }
+        self.current = thread;
+        Some(&raw const self.lanes[thread].position)
+    }
+
+    /// Lets go the lanes of a warp that have all come together; whether there are any.
+    fn release_warp(&mut self, lanes: std::ops::Range<usize>) -> bool {
+        let mut released = false;
+        let first = lanes.start;
+        for thread in lanes.clone() {
+            let wait = self.lanes[thread].wait;
+            let Wait::Warp(mask, _) = wait else { continue };
+            let members: Vec<usize> = lanes.clone().filter(|lane| mask >> (lane - first) & 1 == 1).collect();
+            if members.iter().any(|&lane| self.lanes[lane].wait != wait) {
+                continue;
             }
-            self.release();
-        }
-        for mut fiber in fibers {
-            if fiber.started() && !fiber.done() {
-                // SAFETY: a kernel owns nothing on its stack that would have to be dropped.
-                unsafe { fiber.force_reset() };
+            let mut values = [0; WARP];
+            for &lane in &members {
+                values[lane - first] = self.lanes[lane].given;
             }
+            for &lane in &members {
+                let lane = &mut self.lanes[lane];
+                (lane.wait, lane.values) = (Wait::Nothing, values);
+            }
+            if members.len() == lanes.len() {
+                self.steps[first / WARP] += 1;
+            }
+            released = true;
         }
+        released && !self.stopped
+    }
+
+    /// Lets the block go on if all of it waits at one barrier; whether it is at its end.
+    fn release(&mut self) -> bool {
+        if self.stopped || self.lanes.iter().all(|lane| lane.wait == Wait::Done) {
+            return true;
+        }
+        let wait = self.lanes[0].wait;
+        if !matches!(wait, Wait::Block(_)) || self.lanes.iter().any(|lane| lane.wait != wait) {
+            self.diverged();
+            return true;
+        }
+        self.epoch += 1;
+        for lane in &mut self.lanes {
+            lane.wait = Wait::Nothing;
+        }
+        false
+    }
+
+    fn diverged(&mut self) {
+        let waits = |lane: &Lane| matches!(lane.wait, Wait::Block(_) | Wait::Warp(..));
+        let Some(thread) = self.lanes.iter().position(waits) else { return };
+        let wait = self.lanes[thread].wait;
+        let (Wait::Block(line) | Wait::Warp(_, line)) = wait else { return };
+        let other = self.lanes.iter().position(|lane| lane.wait != wait).unwrap_or(thread);
+        let finding = Finding::Divergent { other: self.place(other) };
+        self.faults.push((0, Fault { place: self.place(thread), line: Some(line), finding }));
+        self.stopped = true;
     }
 
     fn place(&self, thread: usize) -> Place {
         Place { block: self.number, thread }
     }
 
-    /// Lets go those whose wait is over; stops where nobody can go on.
-    fn release(&mut self) {
-        let mut free: Vec<usize> = Vec::new();
-        for (warp, lanes) in self.lanes.chunks(WARP).enumerate() {
-            for (lane, it) in lanes.iter().enumerate() {
-                let Wait::Warp(mask, _) = it.wait else { continue };
-                let here = |other: usize| mask >> other & 1 == 0 || lanes[other].wait == it.wait;
-                if (0..lanes.len()).all(here) {
-                    free.push(warp * WARP + lane);
-                }
-            }
-        }
-        if free.is_empty() && self.lanes.iter().all(|lane| lane.wait == self.lanes[0].wait) {
-            free.extend(0..self.lanes.len());
-        }
-        if free.is_empty() && self.lanes.iter().any(|lane| lane.wait != Wait::Done) {
-            self.diverged();
-        }
-        for thread in free {
-            let wait = &mut self.lanes[thread].wait;
-            if *wait != Wait::Done {
-                *wait = Wait::Nothing;
-            }
-        }
-    }
-
-    fn diverged(&mut self) {
-        let waiting = self.lanes.iter().position(|lane| matches!(lane.wait, Wait::Block(_) | Wait::Warp(..)));
-        let Some(thread) = waiting else { return };
-        let wait = self.lanes[thread].wait;
-        let (Wait::Block(line) | Wait::Warp(_, line)) = wait else { return };
-        let other = self.lanes.iter().position(|lane| lane.wait != wait).unwrap_or(thread);
-        self.faults.push(Fault::Divergent { place: self.place(thread), line, other: self.place(other) });
-        self.stopped = true;
-    }
-
-    fn wait(&mut self, wait: Wait) {
+    /// Has the thread whose turn it is wait; where to suspend it.
+    fn wait(&mut self, wait: Wait) -> *const Yielder<(), ()> {
         let lane = &mut self.lanes[self.current];
         lane.wait = wait;
-        // SAFETY: the yielder lives as long as the fiber that calls this.
-        unsafe { (*lane.yielder).suspend(()) };
+        lane.yielder
     }
 
-    fn fault(&mut self, fault: Fault) {
-        if self.faults.len() < MOST_FAULTS {
-            self.faults.push(fault);
+    /// Watches an access; whether the launch has to stop before it.
+    fn access(&mut self, address: usize, size: usize, kind: u32, site: usize) -> bool {
+        let thread = self.current;
+        let warp = thread / WARP;
+        let number = (self.number * self.lanes.len() + thread + 1) as u32;
+        let lane = &mut self.lanes[thread];
+        let within = |(first, last): (usize, usize)| address >= first && address < last;
+        if within(lane.stack) || within(self.image) || within(self.quiet) {
+            return false;
         }
-    }
-
-    fn access(&mut self, address: usize, size: usize, store: bool) {
-        let lane = &self.lanes[self.current];
-        let within = |(first, length): (usize, usize)| address >= first && address - first < length;
-        if address >= lane.stack.0 && address < lane.stack.1 {
-            return;
-        }
-        let place = self.place(self.current);
-        let regions = || self.bound.iter().map(|it| (it.memory.as_ptr() as usize, it.length));
-        let (space, byte) = if let Some((buffer, (first, _))) = regions().enumerate().find(|(_, it)| within(*it)) {
-            (Space::Buffer(buffer, address - first), address - first)
-        } else if within(self.shared) {
-            (Space::Shared(address - self.shared.0), address - self.shared.0)
-        } else if address >= self.image.0 && address < self.image.1 && !within((self.shared.0, self.shared.1 + GUARD)) {
-            return;
-        } else {
-            let distances = regions().map(|(first, _)| address.wrapping_sub(first) as i64).enumerate();
-            let (buffer, distance) = distances.min_by_key(|(_, distance)| distance.unsigned_abs()).unwrap_or((0, 0));
-            self.fault(Fault::OutOfBounds { place, space: Space::Outside(buffer, distance), size, store });
-            self.stopped = true;
-            return self.wait(Wait::Done);
+        let stamp = Stamp::new(number, self.epoch, self.steps[warp]);
+        let site = site.wrapping_sub(self.image.0).min(self.image.1 - self.image.0);
+        let Some(finding) = self.watch.access(&Access { address, size, kind, site, stamp }, &mut lane.times) else {
+            return false;
         };
-        let written = match space {
-            Space::Buffer(buffer, _) => {
-                let bound = &mut self.bound[buffer];
-                let flow = if store { &mut bound.traffic.written } else { &mut bound.traffic.read };
-                *flow += size as u64;
-                &mut bound.written
-            }
-            _ => &mut self.shared_written,
-        };
-        let end = (byte + size).min(written.len());
-        if store {
-            written[byte..end].fill(true);
-        } else if written[byte..end].contains(&false) {
-            self.fault(Fault::Unwritten { place, space });
+        let kind = std::mem::discriminant(&finding);
+        let known = |(at, fault): &(usize, Fault)| *at == site && std::mem::discriminant(&fault.finding) == kind;
+        self.stopped |= matches!(finding, Finding::OutOfBounds { .. });
+        if !self.faults.iter().any(known) && (self.stopped || self.faults.len() < MOST_FAULTS) {
+            self.faults.push((site, Fault { place: self.place(thread), line: None, finding }));
         }
+        self.stopped
     }
 }
 
-/// The block that runs on this thread.
-fn current() -> &'static mut Block {
-    // SAFETY: hooks are called by kernels only, while `Block::run` waits for them.
-    unsafe { &mut *CURRENT.get() }
+fn suspend(yielder: *const Yielder<(), ()>) {
+    // SAFETY: it is the yielder of the fiber that calls this, and lives as long.
+    unsafe { (*yielder).suspend(()) };
 }
 
-extern "C" fn access(address: usize, size: u32, kind: u32, _site: usize) {
-    current().access(address, size as usize, kind == 1);
+extern "C" fn access(address: usize, size: u32, kind: u32, site: usize) {
+    if current(|block| block.access(address, size as usize, kind, site)) {
+        suspend(current(|block| block.wait(Wait::Done)));
+    }
 }
 
 extern "C" fn block_wait(line: u32) {
-    current().wait(Wait::Block(line));
+    suspend(current(|block| block.wait(Wait::Block(line))));
 }
 
 extern "C" fn exchange(mask: u32, value: u64, line: u32) -> *const u64 {
-    let block = current();
-    let thread = block.current;
-    let side = block.lanes[thread].generation % 2;
-    block.lanes[thread].generation += 1;
-    block.values[thread / WARP][side][thread % WARP] = value;
-    block.wait(Wait::Warp(mask, line));
-    block.values[thread / WARP][side].as_ptr()
+    suspend(current(|block| {
+        block.lanes[block.current].given = value;
+        block.wait(Wait::Warp(mask, line))
+    }));
+    current(|block| block.lanes[block.current].values.as_ptr())
+}
+
+extern "C" fn product() {
+    current(|block| block.products += u64::from(block.current.is_multiple_of(WARP)));
 }

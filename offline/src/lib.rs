@@ -7,9 +7,9 @@
 //! - **compiled** ([`compile`]) by NVRTC and `ptxas` for real architectures: registers, spills, stack, shared memory, load widths;
 //! - **executed**: the host's `g++` builds it against headers of our own, and each thread of a block runs on a fiber, so that
 //!   barriers and shuffles work as they do in lock step;
-//! - **sanitised**: each load and store is seen with its thread; accesses out of bounds, reads of what nothing wrote and divergent
-//!   barriers are [`Fault`]s;
-//! - **measured**: the bytes that threads read and write of each buffer are [`Traffic`].
+//! - **sanitised**: each load and store is seen with its thread; accesses out of bounds, races, reads of what nothing wrote and
+//!   divergent barriers are [`Fault`]s, what stays unwritten are [`Gap`]s, and the order of blocks and warps is another one each time;
+//! - **measured**: the bytes and sectors that warps read and write of each buffer are [`Traffic`].
 //!
 //! ```no_run
 //! use cubecl::Runtime;
@@ -34,10 +34,11 @@ mod memory;
 mod report;
 mod server;
 pub mod trace;
+mod watch;
 
 pub use device::{CudaCompiler, Execution, OfflineDevice, OfflineRuntime, Options};
 pub use error::{Error, Result};
 pub use gpu::{Gpu, Specification};
 pub use memory::{HostBuffer, HostStorage};
-pub use report::{Argument, Fault, Kernel, LaunchReport, Place, Space, Traffic};
+pub use report::{Argument, Fault, Finding, Flow, Gap, Kernel, LaunchReport, Place, SECTOR, Space, Traffic};
 pub use server::OfflineServer;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cubecl_runtime::server::IoError;
 use cubecl_runtime::storage::{ComputeStorage, StorageHandle, StorageId, StorageUtilization};
+use memmap2::MmapMut;
 
 use crate::gpu::ALIGNMENT;
 
@@ -20,10 +21,11 @@ impl std::fmt::Debug for HostStorage {
     }
 }
 
+/// Memory that the system hands out as it is touched, aligned as a GPU's is.
 #[derive(Debug)]
-struct Page {
-    bytes: Vec<u8>,
-    written: Vec<bool>,
+pub(crate) struct Page {
+    pub memory: MmapMut,
+    pub written: Vec<bool>,
 }
 
 /// A buffer: a part of a page.
@@ -35,8 +37,18 @@ pub struct HostBuffer {
 }
 
 impl HostBuffer {
-    fn page(&self) -> MutexGuard<'_, Page> {
+    pub(crate) fn page(&self) -> MutexGuard<'_, Page> {
         self.page.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells one page from another.
+    pub(crate) fn page_id(&self) -> usize {
+        Arc::as_ptr(&self.page) as usize
+    }
+
+    /// Where in its page it starts.
+    pub(crate) fn offset(&self) -> usize {
+        self.offset
     }
 
     /// Bytes of the buffer.
@@ -46,7 +58,7 @@ impl HostBuffer {
 
     /// The contents.
     pub fn read(&self) -> Vec<u8> {
-        self.page().bytes[self.offset..][..self.length].to_vec()
+        self.page().memory[self.offset..][..self.length].to_vec()
     }
 
     /// Whether anything was written to each byte.
@@ -57,15 +69,8 @@ impl HostBuffer {
     /// Writes `bytes` from `start` on.
     pub fn write(&self, start: usize, bytes: &[u8]) {
         let mut page = self.page();
-        page.bytes[self.offset + start..][..bytes.len()].copy_from_slice(bytes);
+        page.memory[self.offset + start..][..bytes.len()].copy_from_slice(bytes);
         page.written[self.offset + start..][..bytes.len()].fill(true);
-    }
-
-    /// Takes the contents that a launch leaves, and the marks of what was written.
-    pub fn replace(&self, bytes: &[u8], written: &[bool]) {
-        let mut page = self.page();
-        page.bytes[self.offset..][..self.length].copy_from_slice(bytes);
-        page.written[self.offset..][..self.length].copy_from_slice(written);
     }
 
     /// Hands the buffer out anew: nothing is written yet.
@@ -87,9 +92,10 @@ impl ComputeStorage for HostStorage {
     }
 
     fn alloc(&mut self, size: u64) -> Result<StorageHandle, IoError> {
+        let refused = |_| IoError::BufferTooBig { size, backtrace: cubecl_common::backtrace::BackTrace::capture() };
+        let memory = MmapMut::map_anon((size as usize).max(1)).map_err(refused)?;
         let id = StorageId::new();
-        let page = Page { bytes: vec![0; size as usize], written: vec![false; size as usize] };
-        self.pages.insert(id, Arc::new(Mutex::new(page)));
+        self.pages.insert(id, Arc::new(Mutex::new(Page { memory, written: vec![false; size as usize] })));
         Ok(StorageHandle::new(id, StorageUtilization { offset: 0, size }))
     }
 

@@ -7,12 +7,23 @@ use serde::{Deserialize, Serialize};
 pub struct LaunchReport {
     /// The kernel as it was launched.
     pub kernel: Kernel,
-    /// Blocks in each dimension.
+    /// Blocks in each dimension; zeros where the device counts them itself and nothing has run.
     pub count: [u32; 3],
-    /// What was read and written of each buffer, in the order of the arguments; empty where nothing was watched.
+    /// Bytes of each buffer that was given.
+    pub lengths: Vec<u64>,
+    /// The scalars and lengths that follow the buffers, as 64-bit words.
+    pub words: Vec<u64>,
+    /// What the order of blocks and warps was drawn from.
+    pub seed: u64,
+    /// What was read and written of each buffer, in the order of the arguments; empty where nothing was watched. What is given
+    /// to a kernel twice counts for the first argument.
     pub traffic: Vec<Traffic>,
-    /// What the sanitiser found.
+    /// What the sanitiser found, at most one finding for each place in the source.
     pub faults: Vec<Fault>,
+    /// Parts of writable buffers that nothing has written when the launch is over.
+    pub gaps: Vec<Gap>,
+    /// Products of matrix units that warps asked for.
+    pub products: u64,
     /// Whether the kernel ran.
     pub executed: bool,
 }
@@ -52,10 +63,65 @@ pub struct Argument {
 pub struct Traffic {
     /// Bytes of the buffer.
     pub length: u64,
-    /// Bytes that threads loaded.
-    pub read: u64,
-    /// Bytes that threads stored.
-    pub written: u64,
+    /// What was loaded.
+    pub read: Flow,
+    /// What was stored. An atomic operation loads and stores.
+    pub written: Flow,
+}
+
+/// Bytes of a sector, the least that a GPU moves.
+pub const SECTOR: u64 = 32;
+
+/// Loads or stores of one launch to one buffer. The figures are those of warps in lock step: exact, and the same whatever the
+/// order in which warps ran.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    /// Accesses of a warp: its lanes at the same instruction, for the same time.
+    pub requests: u64,
+    /// Bytes that threads asked for.
+    pub bytes: u64,
+    /// 32-byte sectors, once for each request that touches them.
+    pub sectors: u64,
+    /// Bytes that were touched at all.
+    pub distinct_bytes: u64,
+    /// Sectors that were touched at all.
+    pub distinct_sectors: u64,
+    /// Bytes of a thread's narrowest access; 0 where there is none.
+    pub narrowest: u64,
+    /// Bytes of a thread's widest access, of which a GPU makes accesses of 16.
+    pub widest: u64,
+}
+
+impl Flow {
+    /// Bytes that device memory has to move: the sectors that were touched, once where `cached`, else at each request.
+    pub fn moved(&self, cached: bool) -> u64 {
+        SECTOR * if cached { self.distinct_sectors } else { self.sectors }
+    }
+
+    /// Sectors over those that the bytes fill: 1 where each request is coalesced.
+    pub fn spread(&self) -> f64 {
+        (self.sectors * SECTOR) as f64 / self.bytes as f64
+    }
+}
+
+impl Traffic {
+    /// Bytes that device memory has to move for this buffer, which stays in a cache if it is no larger than half of `cache` bytes.
+    pub fn moved(&self, cache: u64) -> u64 {
+        let cached = 2 * self.length <= cache;
+        self.read.moved(cached) + self.written.moved(cached)
+    }
+}
+
+impl LaunchReport {
+    /// Bytes that device memory has to move, with a second-level cache of `cache` bytes.
+    pub fn moved(&self, cache: u64) -> u64 {
+        self.traffic.iter().map(|traffic| traffic.moved(cache)).sum()
+    }
+
+    /// Whether it ran and nothing is wrong with it.
+    pub fn is_clean(&self) -> bool {
+        self.executed && self.faults.is_empty() && self.gaps.is_empty()
+    }
 }
 
 /// Where a fault happened.
@@ -70,21 +136,52 @@ pub struct Place {
 /// What was accessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Space {
-    /// The buffer of this number, at this byte.
-    Buffer(usize, usize),
-    /// Shared memory, at this byte.
-    Shared(usize),
-    /// No memory of the launch; at the distance from the buffer that is nearest.
-    Outside(usize, i64),
+    /// A buffer.
+    Buffer {
+        /// Which argument.
+        buffer: usize,
+        /// Which element.
+        element: usize,
+    },
+    /// Shared memory.
+    Shared {
+        /// At which byte.
+        byte: usize,
+    },
+    /// No memory of the launch.
+    Outside {
+        /// The buffer that is nearest.
+        buffer: usize,
+        /// The element that it would be.
+        element: i64,
+        /// The elements that there are.
+        length: usize,
+    },
+    /// Past the end of the shared memory.
+    OutsideShared {
+        /// At which byte.
+        byte: usize,
+        /// The bytes that there are.
+        length: usize,
+    },
 }
 
 /// What the sanitiser found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// An access that is not within a buffer or the shared memory.
+pub struct Fault {
+    /// Who did it.
+    pub place: Place,
+    /// The line of the source.
+    pub line: Option<u32>,
+    /// What is wrong.
+    pub finding: Finding,
+}
+
+/// What is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finding {
+    /// An access that is not within a buffer or the shared memory. The launch stops there.
     OutOfBounds {
-        /// Who accessed.
-        place: Place,
         /// What was accessed.
         space: Space,
         /// How many bytes.
@@ -94,20 +191,37 @@ pub enum Fault {
     },
     /// A load of bytes that nothing has written.
     Unwritten {
-        /// Who loaded.
-        place: Place,
         /// What was loaded.
         space: Space,
     },
-    /// Threads of a block, or of a warp, wait for each other in different places, or for threads that are gone.
+    /// Two threads access the same bytes, one of them writes, and no barrier is in between.
+    Race {
+        /// What was accessed.
+        space: Space,
+        /// Whether the thread writes.
+        store: bool,
+        /// The thread that came before.
+        other: Place,
+        /// Whether that one wrote.
+        stored: bool,
+    },
+    /// Threads of a block, or of a warp, wait for each other in different places, or for threads that are gone. The launch
+    /// stops there.
     Divergent {
-        /// A thread that waits.
-        place: Place,
-        /// The line of the source where it waits.
-        line: u32,
         /// A thread that does not come.
         other: Place,
     },
+}
+
+/// A part of a writable buffer that nothing has written, neither the launch nor anyone before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// Which argument.
+    pub buffer: usize,
+    /// The first element that is not written in full.
+    pub element: usize,
+    /// Bytes that are not written, of the whole buffer.
+    pub bytes: usize,
 }
 
 impl std::fmt::Display for Place {
@@ -119,24 +233,37 @@ impl std::fmt::Display for Place {
 impl std::fmt::Display for Space {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Buffer(buffer, byte) => write!(f, "buffer {buffer} at byte {byte}"),
-            Self::Shared(byte) => write!(f, "shared memory at byte {byte}"),
-            Self::Outside(buffer, distance) => write!(f, "what is {distance} bytes from the start of buffer {buffer}"),
+            Self::Buffer { buffer, element } => write!(f, "element {element} of buffer {buffer}"),
+            Self::Shared { byte } => write!(f, "byte {byte} of shared memory"),
+            Self::Outside { buffer, element, length } => {
+                write!(f, "element {element} of buffer {buffer}, which has {length}")
+            }
+            Self::OutsideShared { byte, length } => write!(f, "byte {byte} of shared memory, which has {length}"),
         }
     }
 }
 
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::OutOfBounds { place, space, size, store } => {
-                let verb = if *store { "writes" } else { "reads" };
-                write!(f, "{place} {verb} {size} bytes out of bounds: {space}")
+        let verb = |store: bool| if store { "writes" } else { "reads" };
+        let place = self.place;
+        match self.finding {
+            Finding::OutOfBounds { space, size, store } => {
+                write!(f, "{place} {} {size} bytes out of bounds: {space}", verb(store))?;
             }
-            Self::Unwritten { place, space } => write!(f, "{place} reads what nothing has written: {space}"),
-            Self::Divergent { place, line, other } => {
-                write!(f, "{place} waits in line {line} for {other}, which does not come")
+            Finding::Unwritten { space } => write!(f, "{place} reads what nothing has written: {space}")?,
+            Finding::Race { space, store, other, stored } => {
+                write!(f, "{place} {} {space}, which {other} {} with no barrier between", verb(store), verb(stored))?;
             }
+            Finding::Divergent { other } => write!(f, "{place} waits for {other}, which does not come")?,
         }
+        self.line.map_or(Ok(()), |line| write!(f, " (line {line})"))
+    }
+}
+
+impl std::fmt::Display for Gap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { buffer, element, bytes } = self;
+        write!(f, "{bytes} bytes of buffer {buffer} are not written, the first in element {element}")
     }
 }

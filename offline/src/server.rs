@@ -166,8 +166,8 @@ impl OfflineServer {
     ) -> Result<(), ServerError> {
         let count = self.count(count)?;
         let mut kernel = self.kernel(task, mode)?;
-        let info: Vec<u8> = arguments.info.data.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        kernel.info = info.len();
+        let info: Vec<u64> = arguments.info.data.to_vec();
+        kernel.info = size_of_val(info.as_slice());
         let limit = self.utilities.properties.hardware.max_shared_memory_size;
         if kernel.shared > limit {
             let (value, kernel) = (kernel.shared, kernel.entry);
@@ -176,7 +176,18 @@ impl OfflineServer {
         let tensor_maps = !arguments.tensor_maps.is_empty();
         let buffers = arguments.buffers.into_iter().map(|it| self.buffer(it)).collect::<Result<Vec<_>, _>>()?;
         let options = self.device.options();
-        let mut report = LaunchReport { kernel, count, traffic: Vec::new(), faults: Vec::new(), executed: false };
+        let mut report = LaunchReport {
+            kernel,
+            count,
+            lengths: buffers.iter().map(|buffer| buffer.length() as u64).collect(),
+            words: info.clone(),
+            seed: self.device.next_seed(),
+            traffic: Vec::new(),
+            faults: Vec::new(),
+            gaps: Vec::new(),
+            products: 0,
+            executed: false,
+        };
         let result = match options.execution {
             Execution::Skipped => Ok(()),
             _ if tensor_maps => {
@@ -184,7 +195,7 @@ impl OfflineServer {
                 Err(Error::NotExecutable { kernel, reason })
             }
             Execution::Watched => {
-                let dynamic = arguments.info.dynamic_metadata_offset * size_of::<u64>();
+                let dynamic = arguments.info.dynamic_metadata_offset;
                 execute(&Launch { buffers: &buffers, info: &info, dynamic }, &mut report)
             }
         };

@@ -12,7 +12,6 @@ use ultramem::{
     ValueTable,
 };
 
-use crate::device::Target;
 use crate::{Execution, Gpu, LaunchReport, OfflineDevice, OfflineRuntime, Options};
 
 /// A launch, and the stage that makes it.
@@ -24,6 +23,12 @@ pub struct Traced {
     pub launch: LaunchReport,
 }
 
+/// A device that takes launches down as `gpu` would get them. It has a thread of its own for as long as the process runs, so that
+/// one is made for many layers.
+pub fn tracing_device(gpu: Gpu) -> OfflineDevice {
+    OfflineDevice::new(Options { gpu, execution: Execution::Skipped, ..Options::default() })
+}
+
 /// A layer on a device that takes launches down.
 pub struct Tracer {
     device: OfflineDevice,
@@ -33,16 +38,16 @@ pub struct Tracer {
 }
 
 impl Tracer {
-    /// A layer of `config` on `gpu`, its kernels compiled to the words of `target`.
+    /// A layer of `config` on `device`, which runs nothing and nobody else uses meanwhile.
     ///
     /// # Errors
-    /// An element type that the GPU lacks under `target`, or tensors too large for it.
-    pub fn new(gpu: Gpu, target: Target, config: &MemoryConfig, dtype: ElementType) -> Result<Self> {
-        let device = OfflineDevice::new(Options { gpu, target, execution: Execution::Skipped });
-        let client = OfflineRuntime::client(&device);
+    /// An element type that the GPU lacks, or tensors too large for it.
+    pub fn new(device: &OfflineDevice, config: &MemoryConfig, dtype: ElementType) -> Result<Self> {
+        let client = OfflineRuntime::client(device);
+        device.take_reports();
         let weights = unwritten_weights(&client, config, dtype)?;
         let layer = MemoryLayer::from_device(&client, config.clone(), weights)?;
-        let mut tracer = Self { device, client, layer, prepared: Vec::new() };
+        let mut tracer = Self { device: device.clone(), client, layer, prepared: Vec::new() };
         tracer.prepared = tracer.taken("prepare")?;
         Ok(tracer)
     }
