@@ -183,8 +183,7 @@ impl Tools {
             if path.exists() { Ok(path) } else { Err(missing()) }
         };
         let library = present(packages.join("cuda_nvrtc/lib/libnvrtc.so.12"))?;
-        let includes =
-            [present(packages.join("cuda_runtime/include"))?, present(packages.join("cuda_nvcc/include"))?];
+        let includes = [present(packages.join("cuda_runtime/include"))?, present(packages.join("cuda_nvcc/include"))?];
         let ptxas = present(packages.join("cuda_nvcc/bin/ptxas"))?;
         // SAFETY: the initialisers of NVIDIA's library need nothing of this process.
         let nvrtc = unsafe { Library::new(&library) }
@@ -356,7 +355,8 @@ impl<'a> Instruction<'a> {
 
     /// The number of the kernel's parameter that is read.
     fn parameter(&self) -> Option<usize> {
-        let name = self.opcode.strip_prefix("ld.param").and(self.operands.split_once('[')?.1.split(['+', ']']).next())?;
+        let name =
+            self.opcode.strip_prefix("ld.param").and(self.operands.split_once('[')?.1.split(['+', ']']).next())?;
         name.rsplit_once("_param_")?.1.parse().ok()
     }
 

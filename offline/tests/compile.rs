@@ -15,7 +15,33 @@ const TOKENS: usize = 1000;
 const TYPES: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::BF16];
 
 /// Stack and spills that are known: the beginning of the entry point, the most bytes of a thread, and why.
-const KNOWN: [(&str, usize, &str); 0] = [];
+const KNOWN: [(&str, usize, &str); 11] = [
+    // `ptxas` stops at 32, 40, 56, 64 or 80 registers of 255, for more warps at once, and keeps these few words on the stack.
+    ("prepare_kernel", 8, OCCUPANCY),
+    ("project_kernel", 8, OCCUPANCY),
+    ("score_kernel", 48, OCCUPANCY),
+    ("merge_kernel", 8, OCCUPANCY),
+    ("expand_kernel", 24, OCCUPANCY),
+    ("outer_kernel", 16, OCCUPANCY),
+    ("matmul_entry_lhs_f32_lhs_size_4_rhs_f32", 8, OCCUPANCY),
+    ("matmul_entry_lhs_f32_lhs_size_4_rhs_bf16", 20_000, MIXED),
+    ("matmul_entry_lhs_bf16_lhs_size_8_rhs_f32", 20_000, MIXED),
+    ("matmul_entry_lhs_f32_lhs_size_2_rhs_bf16", 400, MIXED),
+    (
+        "matmul_entry_lhs_bf16_lhs_size_1_rhs_bf16",
+        1000,
+        "cubek: rows that are no whole vectors are staged number by number",
+    ),
+];
+const OCCUPANCY: &str = "ptxas trades a few words for more warps at once";
+/// Only the backward pass in bf16 asks for it.
+const MIXED: &str = "cubek: an f32 gradient is converted to bf16 through an array of each thread's own";
+
+/// Value rows that are known to be loaded in parts: the entry point's beginning and where.
+const NARROW: [(&str, Architecture, &str); 2] =
+    [("grad_scores_kernel_e_f32", Architecture::Sm100, SPLIT), ("accumulate_kernel", Architecture::Sm100, SPLIT)];
+const SPLIT: &str =
+    "NVRTC 12.8 cuts every second unrolled load of four f32 into 4, 4 and 8 bytes there, and nowhere else";
 
 /// The preset in its widths, with a smaller table, so that optimisers' states are small too.
 fn real() -> Dimensions {
@@ -120,7 +146,10 @@ fn complaints(case: &Case) -> Vec<String> {
     let kernel = case.kernel();
     let mut found = over_memory(kernel, &case.compiled.resources, case.architecture);
     found.extend(narrow_rows(case));
-    found.into_iter().map(|what| format!("{} ({}) on {}: {what}", kernel.entry, case.about, case.architecture)).collect()
+    found
+        .into_iter()
+        .map(|what| format!("{} ({}) on {}: {what}", kernel.entry, case.about, case.architecture))
+        .collect()
 }
 
 fn over_memory(kernel: &Kernel, resources: &Resources, architecture: Architecture) -> Vec<String> {
@@ -145,6 +174,10 @@ fn narrow_rows(case: &Case) -> Vec<String> {
         !argument.writable && **length >= case.table && **length < case.table + 512 && argument.element != "uint32"
     });
     let widths = tables.filter_map(|(at, _)| Some((at, case.compiled.resources.loads.get(&at)?)));
+    let known = |entry: &str| NARROW.iter().any(|(it, on, _)| entry.starts_with(it) && *on == case.architecture);
+    if known(&case.kernel().entry) {
+        return Vec::new();
+    }
     let narrow = widths.filter(|(_, widths)| case.slice % 16 == 0 && widths.iter().any(|&width| width < 16));
     narrow.map(|(at, widths)| format!("value rows, buffer {at}, are loaded by {widths:?} bytes")).collect()
 }
@@ -202,8 +235,9 @@ fn a_kernel_that_spills_is_caught() {
 
 #[test]
 fn an_array_that_is_indexed_at_run_time_is_caught() {
-    let body = "float sums[64];\nfor (int i = 0; i < 64; ++i) sums[i] = buffer_0[i];\n\
-                sums[info.scalars[0] % 64] = 1.0f;\nbuffer_1[threadIdx.x] = sums[(info.scalars[1] + threadIdx.x) % 64];";
+    let body = "float sums[64];\nfor (int i = 0; i < 64; ++i) sums[i] = 0.0f;\n\
+                for (unsigned k = 0; k < info.scalars[0]; ++k) sums[unsigned(buffer_0[k]) % 64] += buffer_0[k + 1];\n\
+                for (int i = 0; i < 64; ++i) buffer_1[i] = sums[i];";
     let kernel = kernel(body, 32, 0);
     let resources = compile(&kernel, Architecture::Sm80).unwrap().resources;
     assert!(resources.stack >= 256, "{resources:?}");
@@ -220,9 +254,14 @@ fn shared_memory_over_the_limit_is_caught() {
 
 #[test]
 fn loads_of_a_number_at_a_time_are_seen() {
-    let wide = kernel("reinterpret_cast<float4*>(buffer_1)[threadIdx.x] = reinterpret_cast<const float4*>(buffer_0)[threadIdx.x];", 32, 0);
+    let wide = kernel(
+        "reinterpret_cast<float4*>(buffer_1)[threadIdx.x] = reinterpret_cast<const float4*>(buffer_0)[threadIdx.x];",
+        32,
+        0,
+    );
     let narrow = kernel("buffer_1[threadIdx.x] = buffer_0[threadIdx.x];", 32, 0);
-    let widths = |kernel| compile(kernel, Architecture::Sm90a).unwrap().resources.loads[&0].iter().copied().collect::<Vec<_>>();
+    let widths =
+        |kernel| compile(kernel, Architecture::Sm90a).unwrap().resources.loads[&0].iter().copied().collect::<Vec<_>>();
     assert_eq!((widths(&wide), widths(&narrow)), (vec![16], vec![4]));
 }
 
