@@ -45,7 +45,7 @@ const SPLIT: &str =
 
 /// The preset in its widths, with a smaller table, so that optimisers' states are small too.
 fn real() -> Dimensions {
-    Dimensions { side_keys: 512, ..Dimensions::ultramem_v1_1b() }
+    Dimensions { side_keys: 256, ..Dimensions::ultramem_v1_1b() }
 }
 
 /// Layers that launch every variant of every kernel, and where: all types of the real one on all architectures, what the other
@@ -71,7 +71,7 @@ fn strategies() -> [Strategies; 3] {
     let whole = ScoreStrategy::Whole;
     [
         Strategies { query: tile, score: whole, expand: ExpandStrategy::Fused },
-        Strategies { query: tile, score: ScoreStrategy::Split { splits: 4 }, expand: ExpandStrategy::Pooled(tile) },
+        Strategies { query: tile, score: ScoreStrategy::Split { splits: 2 }, expand: ExpandStrategy::Pooled(tile) },
         Strategies { query: cubek, score: whole, expand: ExpandStrategy::Pooled(cubek) },
     ]
 }
