@@ -16,6 +16,7 @@
 
 use burn::prelude::*;
 use burn::tensor::IndexingUpdateOp;
+use burn::tensor::backend::AutodiffBackend;
 use ultramem::{HostTensor, Kind, MemoryConfig, Norm, Weights};
 
 /// The layer's weights on a device, in the layouts that the forward pass reads.
@@ -84,6 +85,20 @@ impl<B: Backend> Composition<B> {
             values_proj: upload::<B, 2>(&weights.values_proj, device).transpose(),
             config,
         }
+    }
+
+    /// The same layer with weights that gradients are taken for.
+    pub fn require_grad(mut self) -> Self
+    where
+        B: AutodiffBackend,
+    {
+        self.query_proj = self.query_proj.require_grad();
+        self.query_norm = self.query_norm.require_grad();
+        self.keys = self.keys.require_grad();
+        self.core_rows = self.core_rows.into_iter().map(Tensor::require_grad).collect();
+        self.values = self.values.require_grad();
+        self.values_proj = self.values_proj.require_grad();
+        self
     }
 
     /// The layer's output `[tokens, hidden_size]` for `input` `[tokens, hidden_size]`.

@@ -19,6 +19,14 @@ pub enum Error {
         /// What would have been accepted.
         expected: &'static str,
     },
+    /// A model's memory layers can't be where they are said to be.
+    #[error("memory placement {text:?}: {problem}")]
+    Placement {
+        /// The placement, or the part of it that is wrong.
+        text: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A host slice has another length than its shape.
     #[error("{tensor} holds {found} numbers, expected {expected}")]
     Length {

@@ -28,6 +28,8 @@
 //! ```
 
 mod backward;
+#[cfg(feature = "burn")]
+pub mod burn;
 pub mod checkpoint;
 mod config;
 mod cost;

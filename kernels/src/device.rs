@@ -55,9 +55,11 @@ impl Device {
         1 << wanted.ilog2()
     }
 
-    /// Units of a cube whose units share nothing: any number does, and a larger cube is started less often.
-    pub fn flat(&self) -> usize {
-        self.max_units.min(MAX_UNITS)
+    /// Units of a cube that works on `items` things, a unit each and nothing shared: a large cube is started less often, but a few
+    /// items must still reach the whole device. Two sizes, so that a kernel is compiled twice at most.
+    pub fn flat(&self, items: usize) -> usize {
+        let most = self.max_units.min(MAX_UNITS);
+        if items >= most * self.busy_cubes { most } else { most.min(FEW_UNITS) }
     }
 
     /// Units of a cube that selects among `work` candidates for each row of a tile. A narrow plane's lanes are best spent on a row
@@ -98,3 +100,5 @@ impl Device {
 /// Widest plane that is taken for a software device's.
 const NARROW: u32 = 8;
 const MAX_UNITS: usize = 256;
+/// Units of a cube where there are few items: a plane of any device.
+const FEW_UNITS: usize = 32;

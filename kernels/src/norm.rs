@@ -2,6 +2,8 @@
 
 use cubecl::prelude::*;
 
+use crate::product::component_sum;
+
 /// How a vector is normalised before it is scored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Norm {
@@ -68,19 +70,20 @@ pub(crate) struct NormPlan {
 /// only, `[groups, size, step]`; and each vector's part of the weight's gradient, `weight_parts = grad · û`, `[groups · step, size]` as
 /// `grad` is. A unit takes one vector.
 #[cube(launch_unchecked)]
-pub(crate) fn norm_backward_kernel<E: Float>(
+pub(crate) fn norm_backward_kernel<E: Float, N: Size>(
     numbers: &Array<E>,
-    weight: &Array<f32>,
+    weight: &Array<Vector<f32, N>>,
     listed: &Array<u32>,
     used: &Array<u32>,
-    grad: &Array<f32>,
+    grad: &Array<Vector<f32, N>>,
     grad_numbers: &mut Array<f32>,
-    weight_parts: &mut Array<f32>,
+    weight_parts: &mut Array<Vector<f32, N>>,
     eps: f32,
     groups: u32,
     #[comptime] plan: NormPlan,
     #[define(E)] _dtype: StorageType,
 ) {
+    let width = N::value();
     let vector = CUBE_POS * plan.units + UNIT_POS as usize;
     let group = vector / plan.step;
     let mut last = groups as usize;
@@ -90,32 +93,51 @@ pub(crate) fn norm_backward_kernel<E: Float>(
     if group >= last {
         terminate!();
     }
-    let area = comptime!(plan.size * plan.step);
     let mut source = group;
     if plan.listed {
         source = listed[group] as usize;
     }
+    let area = comptime!(plan.size * plan.step);
     let first = source * area + vector % plan.step;
     let of = moments::<E>(numbers, first, eps, plan.size, plan.step, plan.norm);
-    let mut along = 0.0f32;
-    let mut across = 0.0f32;
-    for d in 0..plan.size {
-        let unit = (f32::cast_from(numbers[first + d * plan.step]) - of.mean) * of.scale;
-        let weighted = grad[vector * plan.size + d] * weight[d];
-        along += weighted * unit;
+    let pieces = comptime!(plan.size / width);
+    let mut along = Vector::<f32, N>::new(0.0);
+    let mut across = Vector::<f32, N>::new(0.0);
+    for d in 0..pieces {
+        let weighted = grad[vector * pieces + d] * weight[d];
+        along += weighted * unit_piece::<E, N>(numbers, first + d * comptime!(width * plan.step), of, plan.step);
         across += weighted;
     }
-    along /= comptime!(plan.size as f32);
-    across /= comptime!(plan.size as f32);
-    let out = group * area + vector % plan.step;
-    for d in 0..plan.size {
-        let unit = (f32::cast_from(numbers[first + d * plan.step]) - of.mean) * of.scale;
-        let given = grad[vector * plan.size + d];
-        let mut inner = given * weight[d] - unit * along;
-        if comptime!(plan.norm == Norm::Layer) {
-            inner -= across;
-        }
-        grad_numbers[out + d * plan.step] = inner * of.scale;
-        weight_parts[vector * plan.size + d] = given * unit;
+    let along = component_sum::<N>(along) / comptime!(plan.size as f32);
+    let mut across = component_sum::<N>(across) / comptime!(plan.size as f32);
+    if comptime!(plan.norm == Norm::Rms) {
+        across = 0.0;
     }
+    let out = group * area + vector % plan.step;
+    for d in 0..pieces {
+        let unit = unit_piece::<E, N>(numbers, first + d * comptime!(width * plan.step), of, plan.step);
+        let given = grad[vector * pieces + d];
+        let inner = given * weight[d] - unit * Vector::new(along) - Vector::new(across);
+        #[unroll]
+        for n in 0..width {
+            grad_numbers[out + (d * width + n) * plan.step] = inner[n] * of.scale;
+        }
+        weight_parts[vector * pieces + d] = given * unit;
+    }
+}
+
+/// A few numbers of a vector, less their mean and scaled: those at `first`, `first + step`, ….
+#[cube]
+fn unit_piece<E: Float, N: Size>(
+    numbers: &Array<E>,
+    first: usize,
+    of: Moments,
+    #[comptime] step: usize,
+) -> Vector<f32, N> {
+    let mut piece = Vector::<f32, N>::new(0.0);
+    #[unroll]
+    for n in 0..N::value() {
+        piece[n] = (f32::cast_from(numbers[first + comptime!(n * step)]) - of.mean) * of.scale;
+    }
+    piece
 }

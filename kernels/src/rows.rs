@@ -66,10 +66,12 @@ pub(crate) fn sum_rows<R: Runtime>(
     let width = device.width(4, &[entries.slice]);
     let slice = entries.slice / width;
     let block = [4, 2, 1].into_iter().find(|b| *b <= device.block && slice.is_multiple_of(*b)).unwrap_or(1);
-    let plan = SumPlan { factors: entries.count, slice, shared: entries.shared, block, units: device.flat() };
+    let items = groups.capacity * entries.count * (slice / block);
+    let units = device.flat(items);
+    let plan = SumPlan { factors: entries.count, slice, shared: entries.shared, block, units };
     let shape = [groups.capacity, entries.count * entries.slice];
     let gradients = empty(client, "row gradients", &shape, f32_storage())?;
-    let cubes = (groups.capacity * entries.count * (slice / block)).div_ceil(plan.units);
+    let cubes = items.div_ceil(units);
     // SAFETY: groups are of these entries; a unit writes its own vectors of a row below `count`, which is at most `capacity`.
     unsafe {
         sum_rows_kernel::launch_unchecked::<R>(
@@ -138,7 +140,7 @@ impl<R: Runtime> RowGradients<R> {
         let dense = zeros(client, "dense gradient", &[rows, width])?;
         let device = Device::of(client);
         let vector = device.width(4, &[width]);
-        let plan = ScatterPlan { rows, vectors: width / vector, units: device.flat() };
+        let plan = ScatterPlan { rows, vectors: width / vector, units: device.flat(capacity * (width / vector)) };
         let cubes = (capacity * plan.vectors).div_ceil(plan.units);
         // SAFETY: shapes are checked; a row is written below `rows` only.
         unsafe {

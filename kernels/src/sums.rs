@@ -22,7 +22,7 @@ pub(crate) fn column_sum<R: Runtime>(
         let (count, width) = (rows.shape()[0], rows.shape()[1]);
         let chunks = count.div_ceil(CHUNK);
         let sums = empty(client, "column sums", &[chunks, width], f32_storage())?;
-        let units = device.flat();
+        let units = device.flat(chunks * width);
         // SAFETY: a unit reads one column of rows below `count` and writes one sum.
         unsafe {
             column_sum_kernel::launch_unchecked::<R>(

@@ -21,7 +21,7 @@ pub fn transpose<R: Runtime>(client: &ComputeClient<R>, matrix: &Tensor<R>) -> R
     check(matrix, "matrix", &[rows, columns], matrix.dtype)?;
     let device = Device::of(client);
     let transposed = empty(client, "transpose", &[columns, rows], matrix.dtype)?;
-    let units = device.flat();
+    let units = device.flat(rows * columns);
     // SAFETY: the shape is checked; a unit reads and writes one number below `rows · columns`.
     unsafe {
         transpose_kernel::launch_unchecked::<R>(

@@ -47,10 +47,10 @@ pub fn combine_backward<R: Runtime>(
         return Err(Error::Zero { what: "side_keys" });
     }
     let additive = matches!(pair_score, PairScore::Additive);
-    let plan = CombineBackwardPlan { heads, side_keys, top_m, rank, cores, additive, units: device.flat() };
+    let entries = tokens * heads * top_m;
+    let plan = CombineBackwardPlan { heads, side_keys, top_m, rank, cores, additive, units: device.flat(entries) };
     let sides = empty(client, "gradient of the side scores", &[tokens, heads, top_m, 2, rank], f32_storage())?;
     let places = empty(client, "places", &[tokens, heads, top_m], u32_storage())?;
-    let entries = tokens * heads * top_m;
     // SAFETY: shapes are checked; bisection stays within the kept keys of a unit's own token whatever the slot is.
     unsafe {
         grad_sides_kernel::launch_unchecked::<R>(

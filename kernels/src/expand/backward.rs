@@ -120,7 +120,7 @@ impl<R: Runtime> Stage<'_, R> {
             rows: self.plan.rows,
             expansion: self.plan.expansion,
             shuffled: self.plan.shuffled,
-            units: self.device.flat(),
+            units: self.device.flat(entries),
         };
         // SAFETY: `check` has seen every shape; the kernel clamps slots and addresses to the table.
         unsafe {
@@ -144,8 +144,8 @@ impl<R: Runtime> Stage<'_, R> {
         let entries = self.tokens * self.plan.entries;
         let scores = empty(self.client, "gradient of the scores", self.chosen.scores.shape(), f32_storage())?;
         let slice = self.plan.value_dim / self.plan.cores / width;
-        let units = self.device.flat();
         let lanes = if self.device.narrow { 1 } else { slice.next_power_of_two().min(LANES) };
+        let units = self.device.flat(entries * lanes);
         let plan = GradScoresPlan { cores: self.plan.cores, slice, tile: units / lanes, units };
         // SAFETY: rows and sources are those that `locate` has clamped; a unit writes scores of its own entry.
         unsafe {
@@ -258,7 +258,7 @@ fn gate_backward<R: Runtime>(
         grad_gate: like("gradient of the gate")?,
     };
     let count: usize = gate.shape().iter().product();
-    let units = device.flat();
+    let units = device.flat(count);
     // SAFETY: the six tensors have one shape, and a unit touches its own number below their count.
     unsafe {
         gate_backward_kernel::launch_unchecked::<R>(

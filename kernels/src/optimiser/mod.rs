@@ -242,7 +242,8 @@ impl<'a, R: Runtime> Update<'a, R> {
         }
         let device = Device::of(client);
         let vector = device.width(4, &[width]);
-        let plan = UpdatePlan { vectors: width / vector, masked: step.mask.is_some(), units: device.flat() };
+        let units = device.flat(gradients.rows.shape()[0] * (width / vector));
+        let plan = UpdatePlan { vectors: width / vector, masked: step.mask.is_some(), units };
         Ok(Self { client, device, table, gradients, step, rows, width, vector, plan })
     }
 

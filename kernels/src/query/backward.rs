@@ -77,7 +77,7 @@ fn add<R: Runtime>(
         limit_name: "the largest index",
         limit: u64::from(u32::MAX),
     })?;
-    let units = device.flat();
+    let units = device.flat(vectors as usize);
     // SAFETY: the three tensors have one shape, and a unit touches its own vector below their number.
     unsafe {
         add_kernel::launch_unchecked::<R>(

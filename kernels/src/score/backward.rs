@@ -87,6 +87,7 @@ pub(crate) struct ScoreBackwardPlan {
     pub norm: Norm,
     /// Vectors of a query that a unit sums; divides their number.
     pub block: usize,
+    /// Units of a cube, launch by launch.
     pub units: usize,
 }
 
@@ -136,17 +137,16 @@ impl<'a, R: Runtime> Stage<'a, R> {
             top_m,
             norm: scored.norm,
             block,
-            units: device.flat(),
+            units: 0,
         };
         Ok(Self { client, device, scored, tokens, plan })
     }
 
-    fn cube_dim(&self) -> CubeDim {
-        CubeDim::new_1d(self.plan.units as u32)
-    }
-
-    fn grid(&self, items: usize) -> Result<CubeCount> {
-        self.device.grid(items.div_ceil(self.plan.units))
+    /// A unit for each of `items`.
+    fn spread(&self, items: usize) -> Result<(CubeCount, CubeDim, ScoreBackwardPlan)> {
+        let units = self.device.flat(items);
+        let plan = ScoreBackwardPlan { units, ..self.plan };
+        Ok((self.device.grid(items.div_ceil(units))?, CubeDim::new_1d(units as u32), plan))
     }
 
     /// Queries of all tokens: `tokens · query_heads · 2`.
@@ -157,18 +157,19 @@ impl<'a, R: Runtime> Stage<'a, R> {
     /// The normalised queries, as scoring has them.
     fn normalise(&self) -> Result<Tensor<R>> {
         let queries = empty(self.client, "normalised queries", self.scored.query.shape(), f32_storage())?;
+        let (grid, cube_dim, plan) = self.spread(self.queries())?;
         // SAFETY: shapes are checked; a unit reads and writes its own query.
         unsafe {
             normalise_kernel::launch_unchecked::<R>(
                 self.client,
-                self.grid(self.queries())?,
-                self.cube_dim(),
+                grid,
+                cube_dim,
                 arg(self.scored.query, 1),
                 arg(self.scored.query_norm, 1),
                 arg(&queries, 1),
                 self.scored.eps,
                 self.queries() as u32,
-                self.plan,
+                plan,
             );
         }
         Ok(queries)
@@ -179,19 +180,20 @@ impl<'a, R: Runtime> Stage<'a, R> {
         let width = self.device.width(4, &[self.plan.key_dim]);
         let grad = empty(self.client, "gradient of the queries", self.scored.query.shape(), f32_storage())?;
         let pieces = self.plan.key_dim / width / self.plan.block;
+        let (grid, cube_dim, plan) = self.spread(self.queries() * pieces)?;
         // SAFETY: shapes are checked; the kernel clamps keys to the side's.
         unsafe {
             grad_queries_kernel::launch_unchecked::<R>(
                 self.client,
-                self.grid(self.queries() * pieces)?,
-                self.cube_dim(),
+                grid,
+                cube_dim,
                 width,
                 arg(self.scored.slots, 1),
                 arg(grad_sides, 1),
                 arg(&self.scored.prepared.normalised, width),
                 arg(&grad, width),
                 self.queries() as u32,
-                self.plan,
+                plan,
             );
         }
         Ok(grad)
@@ -201,21 +203,23 @@ impl<'a, R: Runtime> Stage<'a, R> {
     fn through_query_norm(&self, grad: &Tensor<R>) -> Result<(Tensor<R>, Tensor<R>)> {
         let query = empty(self.client, "gradient of the query", self.scored.query.shape(), f32_storage())?;
         let parts = empty(self.client, "norm weight", &[self.queries(), self.plan.key_dim], f32_storage())?;
-        let plan =
-            NormPlan { norm: self.plan.norm, size: self.plan.key_dim, step: 1, listed: false, units: self.plan.units };
+        let (grid, cube_dim, ScoreBackwardPlan { norm, key_dim: size, units, .. }) = self.spread(self.queries())?;
+        let width = self.device.width(4, &[size]);
+        let plan = NormPlan { norm, size, step: 1, listed: false, units };
         // SAFETY: shapes are checked; a unit reads and writes its own query.
         unsafe {
             norm_backward_kernel::launch_unchecked::<R>(
                 self.client,
-                self.grid(self.queries())?,
-                self.cube_dim(),
+                grid,
+                cube_dim,
+                width,
                 arg(self.scored.query, 1),
-                arg(self.scored.query_norm, 1),
+                arg(self.scored.query_norm, width),
                 arg(self.scored.slots, 1),
                 arg(self.scored.slots, 1),
-                arg(grad, 1),
+                arg(grad, width),
                 arg(&query, 1),
-                arg(&parts, 1),
+                arg(&parts, width),
                 self.scored.eps,
                 self.queries() as u32,
                 plan,
@@ -230,17 +234,18 @@ impl<'a, R: Runtime> Stage<'a, R> {
         let entries = self.tokens * self.plan.heads * self.plan.top_m * 2;
         let keys = empty(self.client, "keys of the slots", &[entries], u32_storage())?;
         let source = empty(self.client, "queries of the slots", &[entries], u32_storage())?;
+        let (grid, cube_dim, plan) = self.spread(entries)?;
         // SAFETY: shapes are checked; a unit writes its own entry.
         unsafe {
             list_keys_kernel::launch_unchecked::<R>(
                 self.client,
-                self.grid(entries)?,
-                self.cube_dim(),
+                grid,
+                cube_dim,
                 arg(self.scored.slots, 1),
                 arg(&keys, 1),
                 arg(&source, 1),
                 entries as u32,
-                self.plan,
+                plan,
             );
         }
         let groups = group(self.client, &keys, self.plan.heads * 2 * self.plan.side_keys)?;
@@ -259,26 +264,23 @@ impl<'a, R: Runtime> Stage<'a, R> {
         let rank = self.plan.rank;
         let gradients = empty(self.client, "gradient of the keys", &[capacity, width], f32_storage())?;
         let parts = empty(self.client, "norm weight", &[capacity * rank, self.plan.key_dim], f32_storage())?;
-        let plan = NormPlan {
-            norm: self.plan.norm,
-            size: self.plan.key_dim,
-            step: rank,
-            listed: true,
-            units: self.plan.units,
-        };
+        let (grid, cube_dim, ScoreBackwardPlan { norm, key_dim: size, units, .. }) = self.spread(capacity * rank)?;
+        let vector = self.device.width(4, &[size]);
+        let plan = NormPlan { norm, size, step: rank, listed: true, units };
         // SAFETY: shapes are checked; listed keys are below `heads · 2 · side_keys`, as `list_keys_kernel` has clamped them.
         unsafe {
             norm_backward_kernel::launch_unchecked::<R>(
                 self.client,
-                self.grid(capacity * rank)?,
-                self.cube_dim(),
+                grid,
+                cube_dim,
+                vector,
                 arg(self.scored.keys, 1),
-                arg(weight, 1),
+                arg(weight, vector),
                 arg(&grad.rows, 1),
                 arg(&grad.count, 1),
-                arg(&grad.gradients, 1),
+                arg(&grad.gradients, vector),
                 arg(&gradients, 1),
-                arg(&parts, 1),
+                arg(&parts, vector),
                 self.scored.eps,
                 capacity as u32,
                 plan,

@@ -1,0 +1,15 @@
+//! The quick start of the README: a memory layer in Burn, one training step.
+
+use burn::{backend::Autodiff, backend::Wgpu, tensor::Tensor};
+use ultramem::burn::{Trainer, TrainerConfig, UltraMem, UltraMemConfig};
+
+pub fn main() -> ultramem::Result<()> {
+    let device = Default::default();
+    let layer: UltraMem<Autodiff<Wgpu>> = UltraMemConfig::new(64, 128, 32, 64, 16).init(&device)?;
+    let mut trainer = Trainer::new(TrainerConfig::new(1000));
+    let hidden = Tensor::<Autodiff<Wgpu>, 3>::ones([2, 8, 64], &device); // [batch, length, hidden_size]
+    let loss = (layer.forward(hidden.clone()) - hidden).square().mean();
+    let (_layer, report) = trainer.step(1e-3, layer, loss.backward())?;
+    println!("loss {}, gradient norm {}", loss.into_scalar(), report.gradient_norm);
+    Ok(())
+}

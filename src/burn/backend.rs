@@ -1,0 +1,163 @@
+//! Burn's backends that our kernels run on: their tensors as CubeCL's and back, and the layer's call.
+
+use std::{any::Any, fmt, sync::Arc, sync::Mutex};
+
+use burn::tensor::{
+    DType,
+    backend::Backend,
+    ops::{FloatTensor, IntTensor},
+};
+use burn_cubecl::{
+    BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement,
+    kernel::{cast, into_contiguous},
+    tensor::CubeTensor,
+};
+
+use ultramem_kernels::{RowGradients, Tensor, u32_storage};
+
+use crate::{Error, LayerWeights, MemoryConfig, MemoryLayer, Result, Saved, TuckerCore, ValueTable};
+
+/// A backend that memory layers run on: every CubeCL backend of Burn, with and without fusion, with and without autodiff.
+pub trait MemoryBackend: Backend {
+    /// The CubeCL runtime below.
+    type Runtime: CubeRuntime;
+
+    /// The tensor as a buffer of the runtime, everything it waits for enqueued. Autodiff lets go of it.
+    fn float_cube(tensor: FloatTensor<Self>) -> CubeTensor<Self::Runtime>;
+
+    /// As [`float_cube`](Self::float_cube), for integers.
+    fn int_cube(tensor: IntTensor<Self>) -> CubeTensor<Self::Runtime>;
+
+    /// A buffer of the runtime as a tensor.
+    fn float_from_cube(tensor: CubeTensor<Self::Runtime>) -> FloatTensor<Self>;
+
+    /// The layer's output `[tokens, hidden_size]`.
+    ///
+    /// # Errors
+    /// Shapes or types that do not fit the configuration.
+    fn memory(call: Call<Self>) -> Result<FloatTensor<Self>> {
+        let (layer, input) = call.layer()?;
+        let output = layer.forward(&Tensor::from(input.clone()))?.output;
+        Ok(Self::float_from_cube(like(&input, output, input.dtype)))
+    }
+}
+
+impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> MemoryBackend for CubeBackend<R, F, I, BT> {
+    type Runtime = R;
+
+    fn float_cube(tensor: FloatTensor<Self>) -> CubeTensor<R> {
+        tensor
+    }
+
+    fn int_cube(tensor: IntTensor<Self>) -> CubeTensor<R> {
+        tensor
+    }
+
+    fn float_from_cube(tensor: CubeTensor<R>) -> FloatTensor<Self> {
+        tensor
+    }
+}
+
+/// One call of a layer: its configuration, its weights and the input `[tokens, hidden_size]`.
+pub struct Call<B: Backend> {
+    pub(super) config: MemoryConfig,
+    pub(super) query_proj: FloatTensor<B>,
+    pub(super) query_norm: FloatTensor<B>,
+    pub(super) keys: FloatTensor<B>,
+    pub(super) keys_norm: FloatTensor<B>,
+    /// The cores, `u` and `v`.
+    pub(super) core: Option<[FloatTensor<B>; 3]>,
+    pub(super) shuffle: Option<IntTensor<B>>,
+    pub(super) values: FloatTensor<B>,
+    pub(super) values_proj: FloatTensor<B>,
+    pub(super) input: FloatTensor<B>,
+    /// Takes the values' gradient where the table is sparse.
+    pub(super) pending: Option<Pending>,
+}
+
+impl<B: MemoryBackend> Call<B> {
+    /// The layer on the device, and the input.
+    pub(super) fn layer(self) -> Result<(MemoryLayer<B::Runtime>, CubeTensor<B::Runtime>)> {
+        let input = into_contiguous(B::float_cube(self.input));
+        let client = input.client.clone();
+        let stored = |tensor| Tensor::from(into_contiguous(B::float_cube(tensor)));
+        let full = |tensor| Tensor::from(cast(into_contiguous(B::float_cube(tensor)), DType::F32));
+        let core = self.core.map(|[cores, u, v]| TuckerCore { cores: full(cores), u: full(u), v: full(v) });
+        let weights = LayerWeights {
+            query_proj: stored(self.query_proj),
+            query_norm: full(self.query_norm),
+            keys: stored(self.keys),
+            keys_norm: full(self.keys_norm),
+            core,
+            shuffle: self.shuffle.map(|shuffle| indices(B::int_cube(shuffle))),
+            values: ValueTable::from_device(stored(self.values))?,
+            values_proj: stored(self.values_proj),
+            gate_proj: None,
+        };
+        Ok((MemoryLayer::from_device(&client, self.config, weights)?, input))
+    }
+}
+
+/// The shuffle as the kernels take it. Its numbers are below 2³¹, so that the bits of an i32 are a u32's.
+fn indices<R: CubeRuntime>(tensor: CubeTensor<R>) -> Tensor<R> {
+    let tensor = into_contiguous(tensor);
+    match tensor.dtype {
+        DType::I32 | DType::U32 => Tensor::new_contiguous(tensor.meta.shape().to_vec(), tensor.handle, u32_storage()),
+        _ => Tensor::from(cast(tensor, DType::U32)),
+    }
+}
+
+/// What a kernel gave, contiguous, as Burn's tensor on the device of `other`.
+pub(super) fn like<R: CubeRuntime>(other: &CubeTensor<R>, tensor: Tensor<R>, dtype: DType) -> CubeTensor<R> {
+    let shape = tensor.shape().to_vec().into();
+    CubeTensor::new_contiguous(other.client.clone(), other.device.clone(), shape, tensor.handle, dtype)
+}
+
+/// The sparse gradients of a value table between the backward pass and the optimiser's step. Every clone of a module shares them.
+#[derive(Clone, Default)]
+pub struct Pending(Arc<Mutex<Vec<Box<dyn Any + Send>>>>);
+
+impl Pending {
+    pub(super) fn put<R: CubeRuntime>(&self, gradients: RowGradients<R>) {
+        self.lock().push(Box::new(gradients));
+    }
+
+    /// The gradient of the one backward pass since the last step; None if there was none.
+    pub(super) fn take<R: CubeRuntime>(&self) -> Result<Option<RowGradients<R>>> {
+        let mut all = std::mem::take(&mut *self.lock());
+        let passes = all.len();
+        let last = all.pop().and_then(|gradients| gradients.downcast::<RowGradients<R>>().ok());
+        if passes > 1 {
+            return Err(Error::Config {
+                what: "backward passes through a sparse table in one step",
+                value: passes.to_string(),
+                expected: "1; a dense table can add gradients up",
+            });
+        }
+        Ok(last.map(|gradients| *gradients))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Box<dyn Any + Send>>> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pending({})", self.lock().len())
+    }
+}
+
+/// What the backward pass of a call needs.
+pub(super) struct Trace<R: CubeRuntime> {
+    pub(super) layer: MemoryLayer<R>,
+    pub(super) input: CubeTensor<R>,
+    pub(super) saved: Saved<R>,
+    pub(super) pending: Option<Pending>,
+}
+
+impl<R: CubeRuntime> fmt::Debug for Trace<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trace").field("config", self.layer.config()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,145 @@
+//! How Burn users write a layer down, and the layer to start training from.
+
+use burn::{
+    config::Config,
+    tensor::{Distribution, ElementConversion, Int, Tensor},
+};
+
+use super::{Memory, MemoryBackend, ProductKeyMemory, UltraMem};
+use crate::{Dimensions, Kind, MemoryConfig, Norm, Weights};
+
+/// An UltraMem layer. What the fields mean stands in [`Dimensions`].
+#[derive(Config, Debug)]
+pub struct UltraMemConfig {
+    /// Width of input and output.
+    pub hidden_size: usize,
+    /// Keys on each side; `side_keys² = expansion · rows`.
+    pub side_keys: usize,
+    /// Width of one key.
+    pub key_dim: usize,
+    /// Width of one value row.
+    pub value_dim: usize,
+    /// Slots kept per head.
+    pub top_m: usize,
+    /// Independent retrievals per token.
+    #[config(default = 2)]
+    pub heads: usize,
+    /// Width of a side's score vector.
+    #[config(default = 2)]
+    pub tucker_rank: usize,
+    /// Scores per slot, one per slice of the value.
+    #[config(default = 2)]
+    pub cores: usize,
+    /// Virtual blocks per physical table.
+    #[config(default = 4)]
+    pub expansion: usize,
+    /// LayerNorm without bias instead of RMSNorm, for queries and keys.
+    #[config(default = false)]
+    pub layer_norm: bool,
+    /// The epsilon under the norm's root.
+    #[config(default = 1e-5)]
+    pub norm_eps: f32,
+    /// Whether the table learns sparsely: its gradient lists the rows that were read, and
+    /// [`Trainer`](super::Trainer) updates those alone. Else it is a parameter like any other, with a dense gradient.
+    #[config(default = true)]
+    pub sparse: bool,
+}
+
+/// A product-key memory. What the fields mean stands in [`Dimensions`].
+#[derive(Config, Debug)]
+pub struct ProductKeyMemoryConfig {
+    /// Width of input and output.
+    pub hidden_size: usize,
+    /// Keys on each side; the table has `side_keys²` rows.
+    pub side_keys: usize,
+    /// Width of one key.
+    pub key_dim: usize,
+    /// Width of one value row.
+    pub value_dim: usize,
+    /// Slots kept per head.
+    pub top_m: usize,
+    /// Independent retrievals per token.
+    #[config(default = 2)]
+    pub heads: usize,
+    /// LayerNorm without bias instead of RMSNorm, for queries and keys.
+    #[config(default = false)]
+    pub layer_norm: bool,
+    /// The epsilon under the norm's root.
+    #[config(default = 1e-5)]
+    pub norm_eps: f32,
+    /// As for [`UltraMemConfig`].
+    #[config(default = true)]
+    pub sparse: bool,
+}
+
+impl UltraMemConfig {
+    /// The dimensions, checked.
+    ///
+    /// # Errors
+    /// As [`MemoryConfig::new`].
+    pub fn dimensions(&self) -> crate::Result<MemoryConfig> {
+        MemoryConfig::new(Dimensions {
+            kind: Kind::UltraMem,
+            hidden_size: self.hidden_size,
+            heads: self.heads,
+            side_keys: self.side_keys,
+            key_dim: self.key_dim,
+            tucker_rank: self.tucker_rank,
+            top_m: self.top_m,
+            cores: self.cores,
+            expansion: self.expansion,
+            value_dim: self.value_dim,
+            norm: norm(self.layer_norm),
+            norm_eps: self.norm_eps,
+        })
+    }
+
+    /// A layer to start training from, initialised as [`Weights::random`] says. The device's seed gives its weights.
+    ///
+    /// # Errors
+    /// Dimensions that make no layer.
+    pub fn init<B: MemoryBackend>(&self, device: &B::Device) -> crate::Result<UltraMem<B>> {
+        Ok(UltraMem { memory: memory(self.dimensions()?, self.sparse, device)? })
+    }
+}
+
+impl ProductKeyMemoryConfig {
+    /// The dimensions, checked.
+    ///
+    /// # Errors
+    /// As [`MemoryConfig::new`].
+    pub fn dimensions(&self) -> crate::Result<MemoryConfig> {
+        MemoryConfig::new(Dimensions {
+            kind: Kind::ProductKey,
+            hidden_size: self.hidden_size,
+            heads: self.heads,
+            side_keys: self.side_keys,
+            key_dim: self.key_dim,
+            tucker_rank: 1,
+            top_m: self.top_m,
+            cores: 1,
+            expansion: 1,
+            value_dim: self.value_dim,
+            norm: norm(self.layer_norm),
+            norm_eps: self.norm_eps,
+        })
+    }
+
+    /// As [`UltraMemConfig::init`].
+    ///
+    /// # Errors
+    /// Dimensions that make no layer.
+    pub fn init<B: MemoryBackend>(&self, device: &B::Device) -> crate::Result<ProductKeyMemory<B>> {
+        Ok(ProductKeyMemory { memory: memory(self.dimensions()?, self.sparse, device)? })
+    }
+}
+
+fn norm(layer_norm: bool) -> Norm {
+    if layer_norm { Norm::Layer } else { Norm::Rms }
+}
+
+fn memory<B: MemoryBackend>(config: MemoryConfig, sparse: bool, device: &B::Device) -> crate::Result<Memory<B>> {
+    let draw = Tensor::<B, 1, Int>::random([2], Distribution::Uniform(0.0, f64::from(1 << 24)), device);
+    let seed = draw.into_data().iter::<i64>().fold(0, |seed, part| seed << 24 | part.elem::<i64>() as u64);
+    Memory::from_weights(config.clone(), &Weights::random(&config, seed), sparse, device)
+}

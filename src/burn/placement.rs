@@ -1,0 +1,163 @@
+//! Where a model's memory layers read and add, in the notation "2:5/6:9", and what is carried between the two.
+
+use std::str::FromStr;
+
+use burn::{
+    module::Module,
+    tensor::{Tensor, backend::Backend},
+};
+
+use super::{Memory, MemoryBackend};
+use crate::{Error, Result};
+
+/// Where the layers of a model are. "2:5/6:9": one layer reads the normalised FFN input of block 2, and its output is added after
+/// block 5; another reads in block 6 and adds after block 9. Blocks are counted from 0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement(Vec<(usize, usize)>);
+
+impl FromStr for Placement {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = |problem: String| Error::Placement { text: text.into(), problem };
+        let number = |part: &str| part.parse::<usize>().map_err(|_| wrong(format!("{part:?} is no block's number")));
+        let skip = |part: &str| {
+            let Some((reads, adds)) = part.split_once(':') else {
+                return Err(wrong(format!("{part:?} is not of the form 2:5")));
+            };
+            let (reads, adds) = (number(reads)?, number(adds)?);
+            if reads > adds {
+                return Err(wrong(format!("a layer can't read in block {reads} and add after the earlier block {adds}")));
+            }
+            Ok((reads, adds))
+        };
+        text.split('/').map(skip).collect::<Result<_>>().map(Self)
+    }
+}
+
+impl Placement {
+    /// How many layers are placed.
+    pub fn layers(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The same placement, if a model of `blocks` blocks has all of them.
+    ///
+    /// # Errors
+    /// [`Error::Placement`] with both numbers.
+    pub fn within(self, blocks: usize) -> Result<Self> {
+        match self.0.iter().find(|(_, adds)| *adds >= blocks) {
+            Some((reads, adds)) => {
+                let text = format!("{reads}:{adds}");
+                Err(Error::Placement { text, problem: format!("the model has blocks 0 to {} alone", blocks.max(1) - 1) })
+            }
+            None => Ok(self),
+        }
+    }
+}
+
+/// The memory layers of a model, with their places.
+///
+/// ```ignore
+/// let mut carried = self.memories.carry();
+/// for (at, block) in self.blocks.iter().enumerate() {
+///     let read = block.ffn_norm.forward(hidden.clone());
+///     carried.read(at, &read);
+///     hidden = carried.add(at, hidden + block.ffn(read));
+/// }
+/// ```
+#[derive(Module, Debug)]
+pub struct Memories<B: Backend> {
+    pub(super) layers: Vec<Memory<B>>,
+    #[module(skip)]
+    placement: Placement,
+}
+
+impl<B: MemoryBackend> Memories<B> {
+    /// A layer of `make` for each place. `blocks`: how many blocks the model has.
+    ///
+    /// # Errors
+    /// A block that the model does not have, or what `make` gives.
+    pub fn new(placement: Placement, blocks: usize, make: impl FnMut() -> Result<Memory<B>>) -> Result<Self> {
+        let placement = placement.within(blocks)?;
+        let layers = std::iter::repeat_with(make).take(placement.layers()).collect::<Result<_>>()?;
+        Ok(Self { layers, placement })
+    }
+
+    /// The block where each layer reads and the one after which it adds.
+    pub fn placement(&self) -> &[(usize, usize)] {
+        &self.placement.0
+    }
+
+    /// The layers, in the order of their places.
+    pub fn layers(&self) -> &[Memory<B>] {
+        &self.layers
+    }
+
+    /// As [`layers`](Self::layers), for [`MemoryModel`](super::MemoryModel).
+    pub fn layers_mut(&mut self) -> Vec<&mut Memory<B>> {
+        self.layers.iter_mut().collect()
+    }
+
+    /// For one forward pass through the blocks.
+    pub fn carry<const D: usize>(&self) -> Carried<'_, B, D> {
+        Carried { memories: self, outputs: self.layers.iter().map(|_| None).collect() }
+    }
+}
+
+/// Outputs on their way from the block where they were read to the block after which they are added.
+pub struct Carried<'a, B: Backend, const D: usize> {
+    memories: &'a Memories<B>,
+    outputs: Vec<Option<Tensor<B, D>>>,
+}
+
+impl<B: MemoryBackend, const D: usize> Carried<'_, B, D> {
+    /// Runs the layers that read in `block`, on its normalised FFN input.
+    ///
+    /// # Panics
+    /// As [`Memory::forward`].
+    pub fn read(&mut self, block: usize, input: &Tensor<B, D>) {
+        let places = self.memories.placement.0.iter().zip(&self.memories.layers);
+        for (output, ((reads, _), layer)) in self.outputs.iter_mut().zip(places) {
+            if *reads == block {
+                *output = Some(layer.forward(input.clone()));
+            }
+        }
+    }
+
+    /// `hidden` after `block`, and the outputs that are added there.
+    pub fn add(&mut self, block: usize, hidden: Tensor<B, D>) -> Tensor<B, D> {
+        let places = self.outputs.iter_mut().zip(&self.memories.placement.0);
+        let here = places.filter(|(_, (_, adds))| *adds == block);
+        here.filter_map(|(output, _)| output.take()).fold(hidden, |hidden, output| hidden + output)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_notation() {
+        let placement: Placement = "2:5/6:9".parse().unwrap();
+        assert_eq!(placement, Placement(vec![(2, 5), (6, 9)]));
+        assert!(placement.clone().within(10).is_ok());
+        let error = placement.within(9).unwrap_err().to_string();
+        assert_eq!(error, "memory placement \"6:9\": the model has blocks 0 to 8 alone");
+    }
+
+    #[test]
+    fn what_is_no_placement() {
+        for (text, problem) in [
+            ("", "\"\" is not of the form 2:5"),
+            ("2", "\"2\" is not of the form 2:5"),
+            ("2:5/", "\"\" is not of the form 2:5"),
+            ("2:5:6", "\"5:6\" is no block's number"),
+            ("-1:5", "\"-1\" is no block's number"),
+            ("5:2", "a layer can't read in block 5 and add after the earlier block 2"),
+        ] {
+            let error = text.parse::<Placement>().unwrap_err().to_string();
+            assert_eq!(error, format!("memory placement {text:?}: {problem}"));
+        }
+    }
+}

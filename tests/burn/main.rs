@@ -1,0 +1,307 @@
+//! The Burn modules on a device: gradients are the oracle's, records bring a layer back, a trainer that was saved goes on with the
+//! same bits. Each test runs on the plain backend and, with the feature `burn-fusion`, on the one with fusion.
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../../examples/quickstart.rs"]
+mod quickstart;
+
+use std::collections::BTreeMap;
+
+use burn::{
+    backend::Autodiff,
+    module::{Module, ModuleVisitor, Param},
+    record::{BinBytesRecorder, FullPrecisionSettings, Recorder},
+    tensor::{Tensor, TensorData, backend::AutodiffBackend},
+};
+use burn_wgpu::{CubeBackend, WgpuRuntime};
+use ultramem::{
+    Kind, MemoryConfig, Weights,
+    burn::{Memories, Memory, MemoryBackend, MemoryModel, Trainer, TrainerConfig, UltraMemConfig},
+    reference,
+};
+
+use common::{random_input, relative_l2, small};
+
+type Plain = CubeBackend<WgpuRuntime, f32, i32, u32>;
+#[cfg(feature = "burn-fusion")]
+type Fused = burn_wgpu::Wgpu;
+
+/// Runs a generic test on each backend.
+macro_rules! on_each_backend {
+    ($($name:ident)*) => {
+        mod plain {
+            $(#[test] fn $name() { super::$name::<super::Plain>(); })*
+        }
+        #[cfg(feature = "burn-fusion")]
+        mod fused {
+            $(#[test] fn $name() { super::$name::<super::Fused>(); })*
+        }
+    };
+}
+
+on_each_backend! {
+    forward_is_the_oracle
+    gradients_are_the_oracle
+    sparse_step_is_the_dense_one
+    record_brings_the_layer_back
+    trainer_goes_on_with_the_same_bits
+    core_follows_and_auxiliary_loss_is_pytorch
+    misuse_is_an_error
+}
+
+const KINDS: [Kind; 2] = [Kind::UltraMem, Kind::ProductKey];
+
+fn tensor<B: MemoryBackend>(numbers: &[f32], width: usize) -> Tensor<B, 2> {
+    let shape = [numbers.len() / width, width];
+    Tensor::from_data(TensorData::new(numbers.to_vec(), shape), &Default::default())
+}
+
+fn numbers<B: MemoryBackend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+    tensor.into_data().to_vec().unwrap()
+}
+
+fn memory<B: MemoryBackend>(config: &MemoryConfig, seed: u64, sparse: bool) -> (Memory<B>, Weights<'static>) {
+    let weights = Weights::random(config, seed);
+    (Memory::from_weights(config.clone(), &weights, sparse, &Default::default()).unwrap(), weights)
+}
+
+fn forward_is_the_oracle<B: MemoryBackend>() {
+    for config in KINDS.map(small) {
+        let (memory, weights) = memory::<B>(&config, 1, true);
+        let input = random_input(&config, 6, 2);
+        let batched = tensor::<B>(&input, config.hidden_size).reshape([2, 3, config.hidden_size]);
+        let expected = reference::forward(&config, &weights, &input).unwrap().output;
+        assert!(relative_l2(&numbers(memory.forward(batched)), &expected) < 1e-5, "{:?}", config.kind);
+    }
+}
+
+/// The gradients of a module's parameters by the fields' names.
+struct Named<'a, B: AutodiffBackend> {
+    gradients: &'a B::Gradients,
+    path: Vec<String>,
+    found: BTreeMap<String, Vec<f32>>,
+}
+
+impl<B: AutodiffBackend> ModuleVisitor<B> for Named<'_, B> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.into());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        if let Some(gradient) = param.val().grad(self.gradients) {
+            let numbers = gradient.into_data().to_vec().unwrap();
+            self.found.insert(self.path.last().unwrap().clone(), numbers);
+        }
+    }
+}
+
+fn gradients_are_the_oracle<B: MemoryBackend>() {
+    for config in KINDS.map(small) {
+        let (memory, weights) = memory::<Autodiff<B>>(&config, 3, false);
+        let (input, grad_output) = (random_input(&config, 7, 4), random_input(&config, 7, 5));
+        let x = tensor::<Autodiff<B>>(&input, config.hidden_size).require_grad();
+        let output = memory.forward(x.clone()) * tensor(&grad_output, config.hidden_size);
+        let gradients = output.sum().backward();
+        let slots = reference::forward(&config, &weights, &input).unwrap().slots;
+        let expected = reference::backward(&config, &weights, &input, &slots, &grad_output).unwrap();
+        let mut values = vec![0.0; config.rows() * config.value_dim];
+        for (row, gradient) in &expected.values {
+            values[row * config.value_dim..][..config.value_dim].copy_from_slice(gradient);
+        }
+        let mut visitor = Named::<Autodiff<B>> { gradients: &gradients, path: vec![], found: BTreeMap::new() };
+        memory.visit(&mut visitor);
+        let mut found = visitor.found;
+        found.insert("input".into(), numbers(x.grad(&gradients).unwrap()));
+        let mut all = vec![
+            ("input", expected.input),
+            ("query_proj", expected.query_proj),
+            ("query_norm", expected.query_norm),
+            ("keys", expected.keys),
+            ("keys_norm", expected.keys_norm),
+            ("values", values),
+            ("values_proj", expected.values_proj),
+        ];
+        if config.kind == Kind::UltraMem {
+            all.push(("cores", expected.cores));
+        }
+        assert_eq!(found.len(), all.len(), "{:?}", found.keys());
+        for (name, expected) in all {
+            let off = relative_l2(&found[name], &expected);
+            assert!(off < 1e-4, "{:?} {name}: {off}", config.kind);
+        }
+    }
+}
+
+/// A step on the square of the output, so that the gradient hangs on the weights.
+fn step<B: MemoryBackend>(trainer: &mut Trainer<Autodiff<B>, One<Autodiff<B>>>, model: One<Autodiff<B>>, seed: u64) -> One<Autodiff<B>>
+where
+    Autodiff<B>: MemoryBackend<Runtime = B::Runtime>,
+{
+    let input = random_input(model.memory.config(), 9, seed);
+    let output = model.memory.forward(tensor::<Autodiff<B>>(&input, model.memory.config().hidden_size));
+    let gradients = output.square().sum().backward();
+    let (model, report) = trainer.step(0.01, model, gradients).unwrap();
+    assert!(report.done && report.gradient_norm > 0.0);
+    model
+}
+
+/// A model that is one layer.
+#[derive(Module, Debug)]
+struct One<B: burn::tensor::backend::Backend> {
+    memory: Memory<B>,
+}
+
+impl<B: MemoryBackend + AutodiffBackend> MemoryModel<B> for One<B> {
+    fn memories(&mut self) -> Vec<&mut Memory<B>> {
+        vec![&mut self.memory]
+    }
+}
+
+fn weights_of<B: MemoryBackend>(memory: &Memory<B>) -> Weights<'static> {
+    memory.layer(&Default::default()).unwrap().read_weights().unwrap()
+}
+
+/// Lazy Adam and Adam differ in rows that were not read, and there from the second step on alone.
+fn sparse_step_is_the_dense_one<B: MemoryBackend>() {
+    for config in KINDS.map(small) {
+        let [sparse, dense] = [true, false].map(|sparse| {
+            let mut trainer = Trainer::new(TrainerConfig::new(10));
+            weights_of(&step::<B>(&mut trainer, One { memory: memory(&config, 6, sparse).0 }, 7).memory)
+        });
+        let start = Weights::random(&config, 6);
+        for (name, sparse, dense, start) in [
+            ("values", &sparse.values, &dense.values, &start.values),
+            ("keys", &sparse.keys, &dense.keys, &start.keys),
+            ("query_proj", &sparse.query_proj, &dense.query_proj, &start.query_proj),
+        ] {
+            let off = relative_l2(&sparse.to_f32(), &dense.to_f32());
+            let moved = relative_l2(&sparse.to_f32(), &start.to_f32());
+            assert!(off < 1e-5 && moved > 1e-3, "{:?} {name}: {off}, moved {moved}", config.kind);
+        }
+    }
+}
+
+fn record_brings_the_layer_back<B: MemoryBackend>() {
+    for config in KINDS.map(small) {
+        let (first, _) = memory::<B>(&config, 8, true);
+        let (second, _) = memory::<B>(&config, 9, true);
+        let input = tensor::<B>(&random_input(&config, 5, 10), config.hidden_size);
+        let recorder = BinBytesRecorder::<FullPrecisionSettings>::default();
+        let bytes = Recorder::<B>::record(&recorder, first.clone().into_record(), ()).unwrap();
+        let expected = numbers(first.forward(input.clone()));
+        assert_ne!(numbers(second.clone().forward(input.clone())), expected);
+        let second = second.load_record(recorder.load(bytes, &Default::default()).unwrap());
+        assert_eq!(numbers(second.forward(input)), expected, "{:?}", config.kind);
+    }
+}
+
+fn trainer_goes_on_with_the_same_bits<B: MemoryBackend>() {
+    for (config, sparse) in [(small(Kind::UltraMem), true), (small(Kind::UltraMem), false), (small(Kind::ProductKey), true)] {
+        let new = || Trainer::<Autodiff<B>, One<Autodiff<B>>>::new(TrainerConfig::new(10));
+        let mut trainer = new();
+        let mut model = One { memory: memory(&config, 11, sparse).0 };
+        for seed in 0..2 {
+            model = step::<B>(&mut trainer, model, seed);
+        }
+        let recorder = BinBytesRecorder::<FullPrecisionSettings>::default();
+        let state = Recorder::<Autodiff<B>>::record(&recorder, trainer.to_record(&mut model), ()).unwrap();
+        let weights = Recorder::<Autodiff<B>>::record(&recorder, model.clone().into_record(), ()).unwrap();
+        for seed in 2..4 {
+            model = step::<B>(&mut trainer, model, seed);
+        }
+        let device = Default::default();
+        let mut again = One { memory: memory(&config, 12, sparse).0 }
+            .load_record(Recorder::<Autodiff<B>>::load(&recorder, weights, &device).unwrap());
+        let mut trainer = new().load_record(Recorder::<Autodiff<B>>::load(&recorder, state, &device).unwrap());
+        assert_eq!(trainer.steps(), 2);
+        for seed in 2..4 {
+            again = step::<B>(&mut trainer, again, seed);
+        }
+        let same = weights_of(&again.memory) == weights_of(&model.memory);
+        assert!(same, "{:?}, sparse {sparse}", config.kind);
+    }
+}
+
+fn core_follows_and_auxiliary_loss_is_pytorch<B: MemoryBackend>() {
+    for (name, file) in common::golden_files() {
+        if file.config().kind != Kind::UltraMem || !file.has("expected.core_singular_values_tail_loss") {
+            continue;
+        }
+        let weights = file.weights().unwrap();
+        let memory = Memory::from_weights(file.config().clone(), &weights, true, &Default::default()).unwrap();
+        let mut trainer = Trainer::<Autodiff<B>, One<Autodiff<B>>>::new(TrainerConfig::new(1));
+        let input = tensor::<Autodiff<B>>(&random_input(file.config(), 3, 13), file.config().hidden_size);
+        let gradients = memory.forward(input).sum().backward();
+        let (model, report) = trainer.step(0.0, One { memory }, gradients).unwrap();
+        let expected = file.tensor("expected.core_singular_values_tail_loss").unwrap().to_f32()[0];
+        assert!((report.auxiliary_loss - expected).abs() <= 1e-5 * expected.max(1e-3), "{name}: {report:?}, {expected}");
+        // At a learning rate of 0 the cores stay, and so must their vectors.
+        let found = weights_of(&model.memory);
+        assert!(relative_l2(&found.core_u, &weights.core_u) < 1e-4, "{name}: {:?} {:?}", found.core_u, weights.core_u);
+        assert!(relative_l2(&found.core_v, &weights.core_v) < 1e-4, "{name}: {:?} {:?}", found.core_v, weights.core_v);
+    }
+}
+
+/// A model that forgets its layer.
+#[derive(Module, Debug)]
+struct Forgetful<B: burn::tensor::backend::Backend> {
+    memory: Memory<B>,
+}
+
+impl<B: MemoryBackend + AutodiffBackend> MemoryModel<B> for Forgetful<B> {
+    fn memories(&mut self) -> Vec<&mut Memory<B>> {
+        vec![]
+    }
+}
+
+fn misuse_is_an_error<B: MemoryBackend>() {
+    let config = small(Kind::UltraMem);
+    let (layer, _) = memory::<Autodiff<B>>(&config, 14, true);
+    let narrow = layer.try_forward(Tensor::<Autodiff<B>, 3>::zeros([2, 3, 10], &Default::default()));
+    assert_eq!(narrow.unwrap_err().to_string(), "input has shape [2, 3, 10], expected [6, 11]");
+    let backward = |layer: &Memory<Autodiff<B>>| {
+        layer.forward(Tensor::<Autodiff<B>, 2>::ones([3, config.hidden_size], &Default::default())).sum().backward()
+    };
+    let gradients = backward(&layer);
+    let forgetful = Trainer::new(TrainerConfig::new(1)).step(0.1, Forgetful { memory: layer.clone() }, gradients);
+    let error = forgetful.unwrap_err().to_string();
+    assert_eq!(error, "number of memory layers that MemoryModel::memories lists is 0, expected all of the model's");
+    // The first pass still waits for its step.
+    let gradients = backward(&layer);
+    let error = Trainer::new(TrainerConfig::new(1)).step(0.1, One { memory: layer }, gradients).unwrap_err().to_string();
+    let expected = "backward passes through a sparse table in one step is 2, expected 1; a dense table can add gradients up";
+    assert_eq!(error, expected);
+}
+
+#[test]
+fn a_model_carries_its_skips() {
+    let device = Default::default();
+    let make = || Ok(UltraMemConfig::new(16, 8, 4, 8, 4).init::<Plain>(&device)?.into());
+    let memories = Memories::<Plain>::new("1:2/2:2".parse().unwrap(), 3, make).unwrap();
+    let input = Tensor::<Plain, 2>::random([3, 16], burn::tensor::Distribution::Default, &device);
+    let mut carried = memories.carry();
+    let mut hidden = Tensor::zeros([3, 16], &device);
+    for block in 0..3 {
+        carried.read(block, &(input.clone() + block as f32));
+        hidden = carried.add(block, hidden);
+        assert_eq!(numbers(hidden.clone()).iter().all(|x| *x == 0.0), block < 2, "block {block}");
+    }
+    let [first, second] = memories.layers() else { panic!("two places") };
+    let expected = first.forward(input.clone() + 1.0) + second.forward(input + 2.0);
+    assert_eq!(numbers(hidden), numbers(expected));
+    assert!(Memories::<Plain>::new("1:3".parse().unwrap(), 3, make).is_err());
+}
+
+#[test]
+fn quick_start_of_the_readme() {
+    let readme = include_str!("../../README.md");
+    let source = include_str!("../../examples/quickstart.rs");
+    let code = source.split_once("\n\n").unwrap().1;
+    assert!(readme.contains(code), "the README's quick start is not examples/quickstart.rs");
+    quickstart::main().unwrap();
+}
