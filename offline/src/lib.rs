@@ -33,6 +33,8 @@ mod host;
 mod memory;
 mod report;
 mod server;
+pub mod table;
+mod target;
 pub mod trace;
 mod watch;
 
@@ -42,3 +44,4 @@ pub use gpu::{Gpu, Specification};
 pub use memory::{HostBuffer, HostStorage};
 pub use report::{Argument, Fault, Finding, Flow, Gap, Kernel, LaunchReport, Place, SECTOR, Space, Traffic};
 pub use server::OfflineServer;
+pub use target::{Target, TargetCompiler};

@@ -35,8 +35,10 @@ pub struct Kernel {
     pub name: String,
     /// The entry point in the source.
     pub entry: String,
-    /// CUDA C++.
+    /// CUDA C++, or what else it was compiled to.
     pub source: String,
+    /// SPIR-V, where it was compiled to that.
+    pub binary: Option<Vec<u32>>,
     /// Threads of a block in each dimension.
     pub dim: [u32; 3],
     /// Bytes of dynamic shared memory.

@@ -117,9 +117,7 @@ fn cuda(
 mod wgpu {
     use cubecl::WgpuCompilationOptions;
     use cubecl::features::{AtomicUsage, Plane, TypeUsage};
-    use cubecl::ir::{
-        AddressType, FloatKind, HardwareProperties, IntKind, MemoryDeviceProperties, Type, UIntKind,
-    };
+    use cubecl::ir::{AddressType, FloatKind, HardwareProperties, IntKind, MemoryDeviceProperties, Type, UIntKind};
     use cubecl_common::profile::TimingMethod;
     use cubecl_spirv::{GLCompute, SpirvCompiler};
     use cubecl_wgpu::WgslCompiler;

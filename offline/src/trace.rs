@@ -12,7 +12,7 @@ use ultramem::{
     ValueTable,
 };
 
-use crate::{Execution, Gpu, LaunchReport, OfflineDevice, OfflineRuntime, Options};
+use crate::{Execution, Gpu, LaunchReport, OfflineDevice, OfflineRuntime, Options, Target};
 
 /// A launch, and the stage that makes it.
 #[derive(Debug, Clone)]
@@ -23,10 +23,10 @@ pub struct Traced {
     pub launch: LaunchReport,
 }
 
-/// A device that takes launches down as `gpu` would get them. It has a thread of its own for as long as the process runs, so that
+/// A device that takes launches down as `gpu` would get them, in the words of `target`. It has a thread of its own for as long as the process runs, so that
 /// one is made for many layers.
-pub fn tracing_device(gpu: Gpu) -> OfflineDevice {
-    OfflineDevice::new(Options { gpu, execution: Execution::Skipped, ..Options::default() })
+pub fn tracing_device(gpu: Gpu, target: Target) -> OfflineDevice {
+    OfflineDevice::new(Options { gpu, target, execution: Execution::Skipped, ..Options::default() })
 }
 
 /// A layer on a device that takes launches down.

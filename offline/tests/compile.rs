@@ -8,7 +8,7 @@ use ultramem::kernels::{expand::ExpandStrategy, optimiser::Rule, query::ProjectS
 use ultramem::{Dimensions, ElementType, Kind, MemoryConfig, Norm, Strategies};
 use ultramem_offline::compile::{Architecture, Compiled, Resources, compile, compile_all};
 use ultramem_offline::trace::{Traced, Tracer, tracing_device};
-use ultramem_offline::{Argument, Kernel, OfflineDevice};
+use ultramem_offline::{Argument, Kernel, OfflineDevice, Target, table};
 
 /// Enough for whole tiles and matrix units.
 const TOKENS: usize = 1000;
@@ -104,7 +104,7 @@ impl Case {
 fn cases(architectures: &[Architecture]) -> Vec<Case> {
     let mut found: BTreeMap<(Architecture, String), (String, Traced, u64, usize)> = BTreeMap::new();
     for &architecture in architectures {
-        let device = tracing_device(architecture.gpu());
+        let device = tracing_device(architecture.gpu(), Target::Cuda);
         for (dims, dtype) in layers(architecture) {
             let config = MemoryConfig::new(dims).unwrap();
             let (table, slice) = (config.rows() * config.value_dim, config.value_dim / config.cores);
@@ -213,6 +213,7 @@ fn kernel(body: &str, threads: u32, shared: usize) -> Kernel {
         name: "broken".into(),
         entry: "broken".into(),
         source,
+        binary: None,
         dim: [threads, 1, 1],
         shared,
         buffers: vec![argument(false), argument(true)],
@@ -269,4 +270,14 @@ fn loads_of_a_number_at_a_time_are_seen() {
 fn what_a_compiler_refuses_is_told_with_its_reason() {
     let error = compile(&kernel("buffer_1[0] = no_such_thing;", 32, 0), Architecture::Sm80).unwrap_err().to_string();
     assert!(error.starts_with("NVRTC refuses broken") && error.contains("no_such_thing"), "{error}");
+}
+
+#[test]
+fn the_table_in_the_docs_is_current() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/kernels.md")).unwrap();
+    let table = table::table().unwrap();
+    assert!(
+        page.contains(&table),
+        "docs/kernels.md: write it anew with `ultramem kernels --table`; it should hold\n{table}"
+    );
 }

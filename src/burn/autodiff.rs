@@ -111,10 +111,7 @@ fn saving<B: MemoryBackend>(call: Call<B>) -> Result<(FloatTensor<B>, Trace<B::R
 }
 
 /// A gradient for each parent, in the type of the layer; None where it went elsewhere or there is no such parent.
-fn backward<R: CubeRuntime>(
-    trace: &Trace<R>,
-    grad_output: CubeTensor<R>,
-) -> Result<[Option<CubeTensor<R>>; PARENTS]> {
+fn backward<R: CubeRuntime>(trace: &Trace<R>, grad_output: CubeTensor<R>) -> Result<[Option<CubeTensor<R>>; PARENTS]> {
     let Trace { layer, input, saved, pending } = trace;
     let (client, config) = (layer.client(), layer.config());
     let grad_output = Tensor::from(burn_cubecl::kernel::into_contiguous(grad_output));

@@ -59,12 +59,7 @@ impl<B: MemoryBackend> Memory<B> {
     ///
     /// # Errors
     /// Weights that do not fit `config`, and Memory+, which has no module here.
-    pub fn from_weights(
-        config: MemoryConfig,
-        weights: &Weights<'_>,
-        sparse: bool,
-        device: &B::Device,
-    ) -> Result<Self> {
+    pub fn from_weights(config: MemoryConfig, weights: &Weights<'_>, sparse: bool, device: &B::Device) -> Result<Self> {
         weights.check(&config)?;
         if config.kind == Kind::MemoryPlus {
             let expected = "UltraMem or ProductKey";
@@ -90,11 +85,7 @@ impl<B: MemoryBackend> Memory<B> {
                 device,
             )),
             query_norm: Param::from_tensor(upload(&weights.query_norm, [config.key_dim], device)),
-            keys: Param::from_tensor(upload(
-                &weights.keys,
-                [heads, 2, config.side_keys, config.key_dim, rank],
-                device,
-            )),
+            keys: Param::from_tensor(upload(&weights.keys, [heads, 2, config.side_keys, config.key_dim, rank], device)),
             keys_norm: Param::from_tensor(upload(&weights.keys_norm, [config.key_dim], device)),
             core,
             values: if sparse { Param::initialized(ParamId::new(), values) } else { Param::from_tensor(values) },

@@ -27,7 +27,9 @@ impl FromStr for Placement {
             };
             let (reads, adds) = (number(reads)?, number(adds)?);
             if reads > adds {
-                return Err(wrong(format!("a layer can't read in block {reads} and add after the earlier block {adds}")));
+                return Err(wrong(format!(
+                    "a layer can't read in block {reads} and add after the earlier block {adds}"
+                )));
             }
             Ok((reads, adds))
         };
@@ -49,7 +51,10 @@ impl Placement {
         match self.0.iter().find(|(_, adds)| *adds >= blocks) {
             Some((reads, adds)) => {
                 let text = format!("{reads}:{adds}");
-                Err(Error::Placement { text, problem: format!("the model has blocks 0 to {} alone", blocks.max(1) - 1) })
+                Err(Error::Placement {
+                    text,
+                    problem: format!("the model has blocks 0 to {} alone", blocks.max(1) - 1),
+                })
             }
             None => Ok(self),
         }

@@ -140,7 +140,12 @@ where
     /// # Errors
     /// A memory layer that [`MemoryModel::memories`] leaves out, a sparse table through which two backward passes went, or a rule
     /// whose state the device can't hold.
-    pub fn step(&mut self, learning_rate: f64, mut model: M, mut gradients: B::Gradients) -> crate::Result<(M, StepReport)> {
+    pub fn step(
+        &mut self,
+        learning_rate: f64,
+        mut model: M,
+        mut gradients: B::Gradients,
+    ) -> crate::Result<(M, StepReport)> {
         let mut found = Found::default();
         model.visit(&mut found);
         let listed = model.memories().len();
@@ -189,7 +194,8 @@ where
         let mut sum = 0.0;
         for memory in model.memories() {
             let Some(core) = &memory.core else { continue };
-            let (loss, gradient) = Spectrum::new(&memory.config, &numbers(core.cores.val())?).auxiliary_loss(&memory.config);
+            let (loss, gradient) =
+                Spectrum::new(&memory.config, &numbers(core.cores.val())?).auxiliary_loss(&memory.config);
             sum += loss;
             if let Some(cores) = gradients.remove::<B::InnerBackend, 4>(core.cores.id) {
                 let gradient: Vec<f32> = gradient.iter().map(|g| (g * self.config.auxiliary) as f32).collect();
@@ -310,7 +316,8 @@ where
 fn table_square<B: MemoryBackend>(rows: &RowGradients<B::Runtime>, device: &B::Device) -> Tensor<B, 1> {
     let some = B::float_cube(primitive(Tensor::<B, 1>::zeros([1], device)));
     let float = |tensor: &DeviceTensor<B::Runtime>, dtype| B::float_from_cube(like(&some, tensor.clone(), dtype));
-    let gradients = Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(float(&rows.gradients, burn::tensor::DType::F32)));
+    let gradients =
+        Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(float(&rows.gradients, burn::tensor::DType::F32)));
     let capacity = gradients.dims()[0] as i64;
     let count = some.client.clone();
     let count = count.read_one(rows.count.handle.clone()).map(|bytes| bytemuck::pod_read_unaligned::<u32>(&bytes[..4]));

@@ -138,7 +138,11 @@ fn gradients_are_the_oracle<B: MemoryBackend>() {
 }
 
 /// A step on the square of the output, so that the gradient hangs on the weights.
-fn step<B: MemoryBackend>(trainer: &mut Trainer<Autodiff<B>, One<Autodiff<B>>>, model: One<Autodiff<B>>, seed: u64) -> One<Autodiff<B>>
+fn step<B: MemoryBackend>(
+    trainer: &mut Trainer<Autodiff<B>, One<Autodiff<B>>>,
+    model: One<Autodiff<B>>,
+    seed: u64,
+) -> One<Autodiff<B>>
 where
     Autodiff<B>: MemoryBackend<Runtime = B::Runtime>,
 {
@@ -201,7 +205,9 @@ fn record_brings_the_layer_back<B: MemoryBackend>() {
 }
 
 fn trainer_goes_on_with_the_same_bits<B: MemoryBackend>() {
-    for (config, sparse) in [(small(Kind::UltraMem), true), (small(Kind::UltraMem), false), (small(Kind::ProductKey), true)] {
+    for (config, sparse) in
+        [(small(Kind::UltraMem), true), (small(Kind::UltraMem), false), (small(Kind::ProductKey), true)]
+    {
         let new = || Trainer::<Autodiff<B>, One<Autodiff<B>>>::new(TrainerConfig::new(10));
         let mut trainer = new();
         let mut model = One { memory: memory(&config, 11, sparse).0 };
@@ -239,7 +245,10 @@ fn core_follows_and_auxiliary_loss_is_pytorch<B: MemoryBackend>() {
         let gradients = memory.forward(input).sum().backward();
         let (model, report) = trainer.step(0.0, One { memory }, gradients).unwrap();
         let expected = file.tensor("expected.core_singular_values_tail_loss").unwrap().to_f32()[0];
-        assert!((report.auxiliary_loss - expected).abs() <= 1e-5 * expected.max(1e-3), "{name}: {report:?}, {expected}");
+        assert!(
+            (report.auxiliary_loss - expected).abs() <= 1e-5 * expected.max(1e-3),
+            "{name}: {report:?}, {expected}"
+        );
         // At a learning rate of 0 the cores stay, and so must their vectors.
         let found = weights_of(&model.memory);
         assert!(relative_l2(&found.core_u, &weights.core_u) < 1e-4, "{name}: {:?} {:?}", found.core_u, weights.core_u);
@@ -273,8 +282,10 @@ fn misuse_is_an_error<B: MemoryBackend>() {
     assert_eq!(error, "number of memory layers that MemoryModel::memories lists is 0, expected all of the model's");
     // The first pass still waits for its step.
     let gradients = backward(&layer);
-    let error = Trainer::new(TrainerConfig::new(1)).step(0.1, One { memory: layer }, gradients).unwrap_err().to_string();
-    let expected = "backward passes through a sparse table in one step is 2, expected 1; a dense table can add gradients up";
+    let error =
+        Trainer::new(TrainerConfig::new(1)).step(0.1, One { memory: layer }, gradients).unwrap_err().to_string();
+    let expected =
+        "backward passes through a sparse table in one step is 2, expected 1; a dense table can add gradients up";
     assert_eq!(error, expected);
 }
 

@@ -4,7 +4,11 @@
 use std::{collections::BTreeMap, path::Path};
 
 use burn::prelude::*;
-use ultramem::{Checkpoint, HostTensor, checkpoint::{FileTensor, Integers}, reference};
+use ultramem::{
+    Checkpoint, HostTensor,
+    checkpoint::{FileTensor, Integers},
+    reference,
+};
 
 use crate::{Device, Inner, Result, data::Text, train};
 

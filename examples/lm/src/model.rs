@@ -16,9 +16,7 @@ use burn::{
     },
 };
 use serde::{Deserialize, Serialize};
-use ultramem::burn::{
-    Memories, Memory, MemoryBackend, MemoryModel, ProductKeyMemoryConfig, UltraMemConfig,
-};
+use ultramem::burn::{Memories, Memory, MemoryBackend, MemoryModel, ProductKeyMemoryConfig, UltraMemConfig};
 
 use crate::{Result, data::Batch};
 

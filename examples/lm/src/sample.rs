@@ -9,12 +9,7 @@ use burn::prelude::*;
 use clap::Args;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use crate::{
-    Device, Inner, Result,
-    model::Model,
-    run,
-    train,
-};
+use crate::{Device, Inner, Result, model::Model, run, train};
 
 /// How to sample.
 #[derive(Debug, Args)]
@@ -45,7 +40,8 @@ pub fn sample(folder: &Path, sampling: &Sampling) -> Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(&text)?;
     for _ in 0..sampling.bytes {
-        let logits = next_logits(&model, &text[text.len().saturating_sub(settings.sizes.context)..], &settings, &device)?;
+        let logits =
+            next_logits(&model, &text[text.len().saturating_sub(settings.sizes.context)..], &settings, &device)?;
         let byte = draw(&logits, sampling.temperature, &mut rng);
         text.push(byte);
         out.write_all(&[byte])?;

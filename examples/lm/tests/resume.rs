@@ -3,8 +3,26 @@
 use std::{path::Path, process::Command, thread, time::Duration};
 
 const TINY: [&str; 20] = [
-    "--blocks", "3", "--width", "16", "--heads", "2", "--ffn", "32", "--context", "16", "--batch", "2", "--steps", "8",
-    "--checkpoint-every", "2", "--validate-every", "4", "--windows", "6",
+    "--blocks",
+    "3",
+    "--width",
+    "16",
+    "--heads",
+    "2",
+    "--ffn",
+    "32",
+    "--context",
+    "16",
+    "--batch",
+    "2",
+    "--steps",
+    "8",
+    "--checkpoint-every",
+    "2",
+    "--validate-every",
+    "4",
+    "--windows",
+    "6",
 ];
 
 fn lm(verb: &str, run: &Path, memory: &str) -> Command {
@@ -49,7 +67,16 @@ fn killed_and_continued(memory: &str) {
         assert!(layer.weights().is_ok());
     }
     let plot = folder.path().join("losses.svg");
-    assert!(Command::new(env!("CARGO_BIN_EXE_lm")).arg("plot").arg(folder.path()).arg("-o").arg(&plot).status().unwrap().success());
+    assert!(
+        Command::new(env!("CARGO_BIN_EXE_lm"))
+            .arg("plot")
+            .arg(folder.path())
+            .arg("-o")
+            .arg(&plot)
+            .status()
+            .unwrap()
+            .success()
+    );
     assert!(std::fs::read_to_string(plot).unwrap().contains("whole"));
     let sample = lm("sample", &whole, memory).args(["--bytes", "5", "--prompt", "God"]).output().unwrap();
     assert!(sample.status.success() && sample.stdout.starts_with(b"God") && sample.stdout.len() >= 9);
