@@ -5,7 +5,9 @@
 //! reads by itself: the value rows above all, of which no cache can be counted on to hold a large table. What stays in
 //! shared memory or registers counts nothing. Sizes too large for a `u64` saturate.
 
-use crate::{ElementType, Kind, MemoryConfig};
+use ultramem_kernels::{expand::ExpandStrategy, score::candidates};
+
+use crate::{ElementType, Kind, MemoryConfig, Strategies};
 
 /// The cost of one forward pass, stage by stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +59,84 @@ impl MemoryConfig {
         let sizes = Sizes::new(self, 1, dtype);
         sum(&[sizes.shuffle(), sizes.rows()])
     }
+}
+
+/// The memory of a device, as far as the bytes that launches move hang on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caches {
+    /// Bytes of the last cache before device memory.
+    pub bytes: u64,
+    /// Tokens that share one reading of a weight that no cache holds.
+    pub tile: usize,
+}
+
+/// Bytes of a sector, the least that a GPU moves.
+const SECTOR: u128 = 32;
+
+impl MemoryConfig {
+    /// Bytes that the launches of a forward pass move between device memory and chip, stage by stage, by given strategies. A tensor
+    /// that takes up to half of the cache is moved once a launch, however often it is read; a larger one as often as it is read, in
+    /// whole sectors.
+    pub fn traffic(
+        &self,
+        tokens: usize,
+        dtype: ElementType,
+        strategies: Strategies,
+        caches: Caches,
+    ) -> [(&'static str, u64); 4] {
+        let sizes = Sizes::new(self, tokens, dtype);
+        let cached = |bytes: u128| 2 * bytes <= u128::from(caches.bytes);
+        let tiles = wide(tokens.div_ceil(caches.tile.max(1)));
+        // A weight that every tile of tokens reads whole, and a table of which each read takes a part.
+        let weight = |bytes: u128| if cached(bytes) { bytes } else { bytes * tiles };
+        let gather = |table: u128, reads: u128, width: u128| {
+            let moved = reads * sectors(width);
+            if cached(table) { moved.min(table) } else { moved }
+        };
+        let (heads, side_keys) = (wide(self.heads), wide(self.side_keys));
+        let keys = heads * 2 * side_keys * sizes.key_dim * WORD;
+        let candidates = wide(candidates(self.side_keys, self.top_m, strategies.score));
+        let listed = sizes.tokens * heads * 2 * candidates * 2 * WORD;
+        let exact = if sizes.product_keys() { 0 } else { sizes.rank };
+        let kept_rows = sizes.tokens * sizes.entries * 2;
+        let normalised = gather(keys * exact, kept_rows, exact * sizes.key_dim * WORD);
+        let query_reads = if candidates > 0 { 2 * sizes.queries() } else { sizes.queries() };
+        let pooled = match strategies.expand {
+            ExpandStrategy::Fused => 0,
+            ExpandStrategy::Pooled(_) => 2 * sizes.tokens * wide(self.pooled_dim()) * sizes.element,
+        };
+        let shuffle = if sizes.product_keys() {
+            0
+        } else {
+            gather(wide(self.slots()) * WORD, sizes.tokens * sizes.entries, WORD)
+        };
+        let table = wide(self.rows()) * sizes.value_dim * sizes.element;
+        let rows = gather(table, sizes.tokens * sizes.entries, sizes.value_dim * sizes.element);
+        let output = weight(wide(self.pooled_dim()) * sizes.hidden * sizes.element);
+        let gate = match self.gated() {
+            true => {
+                sizes.input()
+                    + weight(sizes.value_dim * sizes.hidden * sizes.element)
+                    + 2 * sizes.tokens * sizes.value_dim * WORD
+            }
+            false => 0,
+        };
+        let query_weight = weight(sizes.hidden * sizes.query_width() * sizes.element);
+        [
+            ("query", sum(&[sizes.input(), query_weight, sizes.queries()])),
+            ("score", sum(&[query_reads, weight(keys), 2 * listed, normalised, sizes.kept()])),
+            ("combine", sum(&[sizes.kept(), sizes.chosen()])),
+            ("expand", sum(&[sizes.chosen(), shuffle, rows, pooled, output, sizes.input(), gate])),
+        ]
+    }
+}
+
+/// Bytes that a read of `width` bytes moves: its sectors, and one more where they need not begin at one.
+fn sectors(width: u128) -> u128 {
+    if width.is_multiple_of(SECTOR) || SECTOR.is_multiple_of(width.max(1)) {
+        return width.next_multiple_of(SECTOR);
+    }
+    width.next_multiple_of(SECTOR) + SECTOR
 }
 
 /// The dimensions as wide numbers, and the tensors that more than one stage moves, in bytes.
@@ -186,6 +266,8 @@ fn sum(parts: &[u128]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use ultramem_kernels::{query::ProjectStrategy, score::ScoreStrategy};
+
     use super::*;
     use crate::Dimensions;
 
@@ -247,6 +329,38 @@ mod tests {
         assert_eq!(plain.combine.flops, 2 * (4 + 2 + 1 + 1));
         assert_eq!(gated.expand.bytes - plain.expand.bytes, 256 * 4 + 64 * 256 * 4 + 2 * 64 * 4);
         assert_eq!(gated.query.flops, 2 * plain.query.flops);
+    }
+
+    /// What an H100 chooses in bf16, and in f32, at prefill.
+    fn prefill() -> [(ElementType, Strategies); 2] {
+        let (tile, cubek) = (ProjectStrategy::Tile, ProjectStrategy::Cubek);
+        let score = ScoreStrategy::Whole;
+        [
+            (ElementType::BF16, Strategies { query: cubek, score, expand: ExpandStrategy::Pooled(cubek) }),
+            (ElementType::F32, Strategies { query: tile, score, expand: ExpandStrategy::Fused }),
+        ]
+    }
+
+    const H100: Caches = Caches { bytes: 50 << 20, tile: 8 };
+
+    #[test]
+    fn a_prefill_moves_little_more_than_the_rows_it_gathers() {
+        for (dtype, strategies) in prefill() {
+            let gather = 4096 * 160 * 384 * dtype.size() as u64;
+            let moved: u64 = preset().traffic(4096, dtype, strategies, H100).iter().map(|(_, bytes)| bytes).sum();
+            assert!(moved > gather && 10 * moved <= 13 * gather, "{dtype}: {moved} bytes for a gather of {gather}");
+        }
+    }
+
+    #[test]
+    fn what_no_cache_holds_is_read_again() {
+        let [(dtype, strategies), _] = prefill();
+        let small = Caches { bytes: 1 << 20, tile: 8 };
+        let keys = 2 * 2 * 1616 * 192 * 4u64;
+        let score = |caches| preset().traffic(4096, dtype, strategies, caches)[1].1;
+        let again = 4096 * 2 * 2 * 80 * 2 * 192 * 4 - 2 * keys;
+        assert_eq!(score(small) - score(H100), 511 * keys + again);
+        assert_eq!((sectors(768), sectors(4), sectors(44)), (768, 32, 96));
     }
 
     #[test]

@@ -29,6 +29,16 @@ pub struct LayerArgs {
     /// Rows of the input
     #[arg(long, default_value_t = 256, value_parser = value_parser!(u64).range(1..))]
     tokens: u64,
+    #[command(flatten)]
+    shape: Shape,
+    /// Samples of each stage
+    #[arg(long, default_value_t = 15, value_parser = value_parser!(u32).range(1..=100_000))]
+    samples: u32,
+}
+
+/// A layer's dimensions: a preset's, and what is given apart.
+#[derive(Debug, Args)]
+pub struct Shape {
     /// Where the dimensions that are not given come from; without it, a small layer
     #[arg(long)]
     preset: Option<Preset>,
@@ -59,13 +69,11 @@ pub struct LayerArgs {
     /// Width of a side's score vector
     #[arg(long)]
     tucker_rank: Option<usize>,
-    /// Samples of each stage
-    #[arg(long, default_value_t = 15, value_parser = value_parser!(u32).range(1..=100_000))]
-    samples: u32,
 }
 
-impl LayerArgs {
-    fn dimensions(&self) -> Dimensions {
+impl Shape {
+    /// The dimensions.
+    pub fn dimensions(&self) -> Dimensions {
         let base = self.preset.map_or_else(Dimensions::default, Preset::dimensions);
         Dimensions {
             hidden_size: self.hidden_size.unwrap_or(base.hidden_size),
@@ -84,7 +92,7 @@ impl LayerArgs {
 
 /// Runs the verb.
 pub fn run(Bench::Layer(args): &Bench, common: &Common) -> Result<Report> {
-    let config = MemoryConfig::new(args.dimensions())?;
+    let config = MemoryConfig::new(args.shape.dimensions())?;
     let tokens = usize::try_from(args.tokens)?;
     fits_host(&config, tokens)?;
     let adapter = common.backend.find()?;

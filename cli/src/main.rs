@@ -15,6 +15,7 @@ mod engine;
 mod failure;
 mod forward;
 mod info;
+mod kernels;
 mod load;
 mod report;
 mod themes;
@@ -69,6 +70,8 @@ enum Verb {
     Check(check::CheckArgs),
     /// Show what a layer is made of and what it costs
     Info(info::InfoArgs),
+    /// Write the kernels that a layer launches, as source or binary, with a manifest; needs no GPU
+    Kernels(kernels::KernelsArgs),
     /// List the adapters and what each supports
     Devices,
     /// Measure what a layer costs on this device
@@ -111,6 +114,7 @@ fn run(cli: &Cli) -> Result<Report> {
         Some(Verb::Backward(args)) => backward::run(args, &cli.common),
         Some(Verb::Check(args)) => check::run(args, &cli.common),
         Some(Verb::Info(args)) => info::run(args),
+        Some(Verb::Kernels(args)) => kernels::run(args, &cli.common),
         Some(Verb::Devices) => devices::run(cli.common.backend),
         Some(Verb::Bench(bench)) => bench::run(bench, &cli.common),
     }

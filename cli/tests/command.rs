@@ -298,3 +298,54 @@ fn bad_usage_is_one_line() {
     let help = ultramem("--help").well();
     assert!(help.contains("Usage: ultramem"), "{help}");
 }
+
+#[test]
+fn kernels_are_written_with_a_manifest() {
+    let directory = directory();
+    let folder = directory.path().join("kernels");
+    for (target, ending, words) in
+        [("cuda", "cu", "__global__"), ("wgsl", "wgsl", "@compute"), ("ptx", "ptx", ".visible .entry")]
+    {
+        let command = format!("kernels --target {target} --tokens 100 --key-dim 64 --json -o {}", folder.display());
+        let report = ultramem(&command).json();
+        let manifest: Value = serde_json::from_slice(&std::fs::read(folder.join("manifest.json")).unwrap()).unwrap();
+        assert_eq!(manifest, report);
+        let launches = manifest["launches"].as_array().unwrap();
+        let stages: Vec<&str> = launches.iter().filter_map(|it| it["stage"].as_str()).collect();
+        for stage in ["prepare", "query", "score", "combine", "expand"] {
+            assert!(stages.contains(&stage), "{target}: no launch of {stage} in {stages:?}");
+        }
+        for launch in launches {
+            let (file, entry) = (launch["file"].as_str().unwrap(), launch["entry_point"].as_str().unwrap());
+            let text = std::fs::read_to_string(folder.join(file)).unwrap();
+            assert!(file.ends_with(ending) && text.contains(words) && text.contains(entry), "{file}");
+            assert!(!launch["buffers"].as_array().unwrap().is_empty() && launch["cube_count"][0].as_u64() > Some(0));
+        }
+    }
+}
+
+#[test]
+fn kernels_in_spir_v_are_modules() {
+    let directory = directory();
+    let report =
+        ultramem(&format!("kernels --target spirv --dtype f16 --json -o {}", directory.path().display())).json();
+    for launch in report["launches"].as_array().unwrap() {
+        let bytes = std::fs::read(directory.path().join(launch["file"].as_str().unwrap())).unwrap();
+        assert_eq!(bytes[..4], 0x0723_0203u32.to_le_bytes(), "{launch}");
+    }
+}
+
+#[test]
+fn kernels_that_can_t_be_written_are_one_line() {
+    ultramem("kernels").refused(&["--output"]);
+    ultramem("kernels --target hlsl -o x").refused(&["hlsl", "cuda", "ptx"]);
+    ultramem("kernels --device v100 -o x").refused(&["v100", "h100"]);
+    ultramem("kernels --tokens 0 -o x").refused(&["--tokens"]);
+    ultramem("kernels --top-m 500 -o x").refused(&["top_m 500 exceeds side_keys 128"]);
+    ultramem("kernels --target wgsl --dtype bf16 -o x").refused(&["does not support bf16"]);
+    ultramem("kernels -o /proc/nothing/here").refused(&["/proc/nothing/here"]);
+    ultramem("kernels --side-keys 200000 -o x").refused(&["needs", "bytes"]);
+    let nothing = directory();
+    ultramem_with("kernels --target ptx -o x", &[("XDG_CACHE_HOME", &nothing.path().display().to_string())])
+        .refused(&["python3 -m pip install", "nvidia-cuda-nvrtc-cu12=="]);
+}

@@ -13,6 +13,7 @@ use cubecl_cpp::shared::CppCompiler;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::server::OfflineServer;
+use crate::target::{Target, TargetCompiler};
 use crate::{Gpu, LaunchReport};
 
 /// The compiler of CubeCL's CUDA runtime.
@@ -27,6 +28,8 @@ pub struct OfflineDevice(Arc<State>);
 pub struct Options {
     /// The GPU to stand in for.
     pub gpu: Gpu,
+    /// What kernels are compiled to; CUDA's alone are executed.
+    pub target: Target,
     /// What is done with a launch.
     pub execution: Execution,
     /// What the order of blocks and warps is drawn from; None draws that itself.
@@ -35,7 +38,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { gpu: Gpu::default(), execution: Execution::Watched, seed: None }
+        Self { gpu: Gpu::default(), target: Target::Cuda, execution: Execution::Watched, seed: None }
     }
 }
 
@@ -128,7 +131,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct OfflineRuntime;
 
 impl Runtime for OfflineRuntime {
-    type Compiler = CudaCompiler;
+    type Compiler = TargetCompiler;
     type Server = OfflineServer;
     type Device = OfflineDevice;
 

@@ -22,6 +22,14 @@ pub enum Error {
         /// What the system said.
         reason: String,
     },
+    /// NVRTC, the CUDA headers or `ptxas` are missing. The reason is the line that installs them.
+    #[error("{} is missing; install it: {install}", missing.display())]
+    NoCudaTools {
+        /// What was looked for.
+        missing: PathBuf,
+        /// The line.
+        install: String,
+    },
     /// A compiler refused a kernel.
     #[error("{compiler} refuses {kernel}: {reason}")]
     Refused {

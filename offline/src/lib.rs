@@ -4,6 +4,7 @@
 //! launches kernels runs on it unchanged and makes the choices that it would make on that GPU; each launch gives the very CUDA
 //! C++ that CubeCL's CUDA runtime would hand to NVRTC ([`Kernel`]). That source is
 //!
+//! - **compiled** ([`compile`]) by NVRTC and `ptxas` for real architectures: registers, spills, stack, shared memory, load widths;
 //! - **executed**: the host's `g++` builds it against headers of our own, and each thread of a block runs on a fiber, so that
 //!   barriers and shuffles work as they do in lock step;
 //! - **sanitised**: each load and store is seen with its thread; accesses out of bounds, races, reads of what nothing wrote and
@@ -23,6 +24,7 @@
 //! ```
 
 mod cache;
+pub mod compile;
 mod device;
 mod error;
 mod execute;
@@ -31,6 +33,9 @@ mod host;
 mod memory;
 mod report;
 mod server;
+pub mod table;
+mod target;
+pub mod trace;
 mod watch;
 
 pub use device::{CudaCompiler, Execution, OfflineDevice, OfflineRuntime, Options};
@@ -39,3 +44,4 @@ pub use gpu::{Gpu, Specification};
 pub use memory::{HostBuffer, HostStorage};
 pub use report::{Argument, Fault, Finding, Flow, Gap, Kernel, LaunchReport, Place, SECTOR, Space, Traffic};
 pub use server::OfflineServer;
+pub use target::{Target, TargetCompiler};

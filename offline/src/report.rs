@@ -9,8 +9,12 @@ use serde::{Deserialize, Serialize};
 pub struct LaunchReport {
     /// The kernel as it was launched.
     pub kernel: Arc<Kernel>,
-    /// Blocks in each dimension.
+    /// Blocks in each dimension; zeros where the device counts them itself and nothing has run.
     pub count: [u32; 3],
+    /// Bytes of each buffer that was given.
+    pub lengths: Vec<u64>,
+    /// The scalars and lengths that follow the buffers, as 64-bit words.
+    pub words: Vec<u64>,
     /// What the order of blocks and warps was drawn from.
     pub seed: u64,
     /// What was read and written of each buffer, in the order of the arguments; empty where nothing was watched. What is given
@@ -33,8 +37,10 @@ pub struct Kernel {
     pub name: String,
     /// The entry point in the source.
     pub entry: String,
-    /// CUDA C++.
+    /// CUDA C++, or what else it was compiled to.
     pub source: String,
+    /// SPIR-V, where it was compiled to that.
+    pub binary: Option<Vec<u32>>,
     /// Threads of a block in each dimension.
     pub dim: [u32; 3],
     /// Bytes of dynamic shared memory.

@@ -26,11 +26,12 @@ use cubecl_runtime::storage::ManagedResource;
 use cubecl_runtime::timestamp_profiler::TimestampProfiler;
 use cubecl_runtime::validation::{validate_cube_dim, validate_units};
 
-use crate::device::{CudaCompiler, Execution, OfflineDevice};
+use crate::device::{Execution, OfflineDevice};
 use crate::execute::{Launch, execute};
 use crate::gpu::ALIGNMENT;
 use crate::memory::{HostBuffer, HostStorage};
-use crate::{Argument, Error, Kernel, LaunchReport};
+use crate::target::{TargetCompiler, TargetOptions};
+use crate::{Error, Kernel, LaunchReport, Options};
 
 /// The server of an [`OfflineDevice`].
 pub struct OfflineServer {
@@ -52,7 +53,8 @@ impl std::fmt::Debug for OfflineServer {
 impl DeviceService for OfflineServer {
     fn init(id: DeviceId) -> Self {
         let device = OfflineDevice::from_id(id);
-        let properties = device.options().gpu.properties();
+        let Options { gpu, target, .. } = device.options();
+        let properties = target.properties(gpu);
         let logger = Arc::new(ServerLogger::default());
         let memory = MemoryManagement::from_configuration(
             HostStorage::default(),
@@ -115,7 +117,12 @@ impl OfflineServer {
     }
 
     /// The kernel behind a task, compiled once.
-    fn kernel(&mut self, task: Box<dyn CubeTask<CudaCompiler>>, mode: ExecutionMode, info: usize) -> Result<Arc<Kernel>, LaunchError> {
+    fn kernel(
+        &mut self,
+        task: Box<dyn CubeTask<TargetCompiler>>,
+        mode: ExecutionMode,
+        info: usize,
+    ) -> Result<Arc<Kernel>, LaunchError> {
         let mut id = task.id();
         id.mode(mode);
         if let Some(kernel) = self.kernels.get(&id) {
@@ -123,23 +130,18 @@ impl OfflineServer {
         }
         validate_cube_dim(&self.utilities.properties, &id)?;
         validate_units(&self.utilities.properties, &id)?;
-        let options = self.device.options().gpu.compilation_options();
-        let compiled = task.compile(&mut CudaCompiler::default(), &options, mode, task.address_type())?;
-        let repr = compiled.repr.as_ref();
-        let buffers = repr.map(|repr| repr.buffers.iter()).into_iter().flatten();
+        let Options { gpu, target, .. } = self.device.options();
+        let options = TargetOptions { target, cuda: gpu.compilation_options() };
+        let compiled = task.compile(&mut TargetCompiler, &options, mode, task.address_type())?;
+        let code = compiled.repr;
         let kernel = Arc::new(Kernel {
             name: task.name().to_string(),
             entry: compiled.entrypoint_name,
             source: compiled.source,
+            binary: code.as_ref().and_then(|code| code.binary.clone()),
             dim: [compiled.cube_dim.x, compiled.cube_dim.y, compiled.cube_dim.z],
-            shared: repr.map_or(0, |repr| repr.shared_memory_size()),
-            buffers: buffers
-                .map(|buffer| Argument {
-                    element: buffer.item.to_string(),
-                    size: buffer.item.size(),
-                    writable: buffer.vis == cubecl::prelude::Visibility::ReadWrite,
-                })
-                .collect(),
+            shared: code.as_ref().map_or(0, |code| code.shared),
+            buffers: code.map_or_else(Vec::new, |code| code.buffers),
             info,
         });
         self.kernels.insert(id, kernel.clone());
@@ -159,7 +161,7 @@ impl OfflineServer {
 
     fn launch_checked(
         &mut self,
-        task: Box<dyn CubeTask<CudaCompiler>>,
+        task: Box<dyn CubeTask<TargetCompiler>>,
         count: CubeCount,
         arguments: KernelArguments,
         mode: ExecutionMode,
@@ -178,6 +180,8 @@ impl OfflineServer {
         let mut report = LaunchReport {
             kernel,
             count,
+            lengths: buffers.iter().map(|buffer| buffer.length() as u64).collect(),
+            words: info.clone(),
             seed: self.device.next_seed(),
             traffic: Vec::new(),
             faults: Vec::new(),
@@ -229,7 +233,7 @@ impl Rows {
 }
 
 impl ComputeServer for OfflineServer {
-    type Kernel = Box<dyn CubeTask<CudaCompiler>>;
+    type Kernel = Box<dyn CubeTask<TargetCompiler>>;
     type Info = ();
     type MemoryLayoutPolicy = PitchedMemoryLayoutPolicy;
     type Storage = HostStorage;
@@ -240,6 +244,8 @@ impl ComputeServer for OfflineServer {
             self.memory.get_resource(memory.binding(), None, None)
         });
         match bound {
+            // Memory that nothing reads is not touched, however large it is.
+            Ok(_) if self.device.options().execution == Execution::Skipped => {}
             Ok(buffer) => buffer.forget(),
             Err(error) => self.errors.push(error.into()),
         }

@@ -278,7 +278,9 @@ fn run_copied(width: usize, stride: usize, seed: u64) -> LaunchReport {
 #[test]
 fn sectors_are_counted_by_warp() {
     // Bytes of a load, stride; requests and sectors of two warps.
-    for (width, stride, sectors) in [(1, 1, 8), (1, 2, 16), (1, 8, 64), (1, 16, 64), (4, 1, 32), (4, 2, 64), (8, 1, 128)] {
+    for (width, stride, sectors) in
+        [(1, 1, 8), (1, 2, 16), (1, 8, 64), (1, 16, 64), (4, 1, 32), (4, 2, 64), (8, 1, 128)]
+    {
         let report = run_copied(width, stride, 8);
         let read = report.traffic[0].read;
         // A vector of eight numbers is two loads, each of which touches half of its sector.

@@ -4,54 +4,77 @@
 // Each test is a crate of its own and uses a part of this.
 #![allow(dead_code)]
 
-use std::panic::catch_unwind;
-use std::sync::OnceLock;
-
 use cubecl::future::block_on;
 use cubecl::prelude::*;
-use cubecl::wgpu::{
-    AutoGraphicsApi, MemoryConfiguration, RuntimeOptions, WgpuDevice, WgpuRuntime, WgpuSetup, init_device, init_setup,
-};
-use cubecl_runtime::memory_management::{MemoryPoolOptions, PoolType};
 use ultramem::kernels::{expand::ExpandStrategy, query::ProjectStrategy, score::ScoreStrategy};
 use ultramem::{
     ElementType, HostTensor, Kept, Kind, MemoryConfig, MemoryLayer, Strategies, Tensor, Weights, reference,
 };
 
-pub type Client = ComputeClient<WgpuRuntime>;
-pub type Layer = MemoryLayer<WgpuRuntime>;
+pub type Client = ComputeClient<Adapter>;
+pub type Layer = MemoryLayer<Adapter>;
 
-/// The default adapter, opened once for the whole process.
-fn setup() -> &'static WgpuSetup {
-    static SETUP: OnceLock<WgpuSetup> = OnceLock::new();
-    SETUP.get_or_init(|| {
-        let open = || init_setup::<AutoGraphicsApi>(&WgpuDevice::default(), RuntimeOptions::default());
-        catch_unwind(open).unwrap_or_else(|_| {
-            panic!(
-                "no Vulkan adapter answers, and these tests need one: on Debian, `apt-get update && apt-get install -y \
-                 mesa-vulkan-drivers` installs a software adapter"
-            )
-        })
-    })
-}
+#[cfg(not(feature = "wgpu"))]
+pub use cubecl::cuda::CudaRuntime as Adapter;
+#[cfg(feature = "wgpu")]
+pub use cubecl::wgpu::WgpuRuntime as Adapter;
 
 /// The client that the whole process shares.
+#[cfg(not(feature = "wgpu"))]
 pub fn client() -> Client {
-    setup();
-    WgpuRuntime::client(&WgpuDevice::default())
+    Adapter::client(&Default::default())
 }
 
-/// A client of the same adapter whose threads have allocators of their own, in which every buffer has a page of its size, to
-/// be used again by buffers of that size alone (the next 16 KiB): what a thread has reserved is what it had in use at once, as
-/// long as no two buffers have one size.
-pub fn paged_client() -> Client {
-    let pool = |max_alloc_size| MemoryPoolOptions {
-        pool_type: PoolType::ExclusivePages { max_alloc_size },
-        dealloc_period: None,
+#[cfg(feature = "wgpu")]
+pub use self::adapter::{client, paged_client};
+
+#[cfg(feature = "wgpu")]
+mod adapter {
+    use std::panic::catch_unwind;
+    use std::sync::OnceLock;
+
+    use cubecl::prelude::*;
+    use cubecl::wgpu::{
+        AutoGraphicsApi, MemoryConfiguration, RuntimeOptions, WgpuDevice, WgpuRuntime, WgpuSetup, init_device,
+        init_setup,
     };
-    let pool_options = (1..=200).map(|pages| pool(pages << 14)).collect();
-    let options = RuntimeOptions { memory_config: MemoryConfiguration::Custom { pool_options }, ..Default::default() };
-    WgpuRuntime::client(&init_device(setup().clone(), options))
+    use cubecl_runtime::memory_management::{MemoryPoolOptions, PoolType};
+
+    use super::Client;
+
+    /// The default adapter, opened once for the whole process.
+    fn setup() -> &'static WgpuSetup {
+        static SETUP: OnceLock<WgpuSetup> = OnceLock::new();
+        SETUP.get_or_init(|| {
+            let open = || init_setup::<AutoGraphicsApi>(&WgpuDevice::default(), RuntimeOptions::default());
+            catch_unwind(open).unwrap_or_else(|_| {
+                panic!(
+                    "no Vulkan adapter answers, and these tests need one: on Debian, `apt-get update && apt-get install -y \
+                     mesa-vulkan-drivers` installs a software adapter"
+                )
+            })
+        })
+    }
+
+    /// The client that the whole process shares.
+    pub fn client() -> Client {
+        setup();
+        WgpuRuntime::client(&WgpuDevice::default())
+    }
+
+    /// A client of the same adapter whose threads have allocators of their own, in which every buffer has a page of its size, to
+    /// be used again by buffers of that size alone (the next 16 KiB): what a thread has reserved is what it had in use at once, as
+    /// long as no two buffers have one size.
+    pub fn paged_client() -> Client {
+        let pool = |max_alloc_size| MemoryPoolOptions {
+            pool_type: PoolType::ExclusivePages { max_alloc_size },
+            dealloc_period: None,
+        };
+        let pool_options = (1..=200).map(|pages| pool(pages << 14)).collect();
+        let options =
+            RuntimeOptions { memory_config: MemoryConfiguration::Custom { pool_options }, ..Default::default() };
+        WgpuRuntime::client(&init_device(setup().clone(), options))
+    }
 }
 
 /// Every way to compute a layer, the keys whole and cut in two and in five.
@@ -84,13 +107,13 @@ pub fn poison_for(layer: &Layer, tokens: usize, strategies: Strategies) {
 }
 
 /// Downloads whole numbers.
-pub fn read_u32(client: &Client, tensor: &Tensor<WgpuRuntime>) -> Vec<u32> {
+pub fn read_u32(client: &Client, tensor: &Tensor<Adapter>) -> Vec<u32> {
     let bytes = client.read_one(tensor.handle.clone()).unwrap();
     bytemuck::pod_collect_to_vec(&bytes)
 }
 
 /// Downloads numbers.
-pub fn read_f32(client: &Client, tensor: &Tensor<WgpuRuntime>) -> Vec<f32> {
+pub fn read_f32(client: &Client, tensor: &Tensor<Adapter>) -> Vec<f32> {
     let bytes = client.read_one(tensor.handle.clone()).unwrap();
     bytemuck::pod_collect_to_vec(&bytes)
 }
@@ -253,7 +276,7 @@ fn hold_forward(case: &Case, strategies: Strategies, tolerance: f64, stages: &Fo
 }
 
 /// What was kept, on the host, as the oracle takes it.
-pub fn host(client: &Client, kept: &Kept<WgpuRuntime>) -> reference::Kept {
+pub fn host(client: &Client, kept: &Kept<Adapter>) -> reference::Kept {
     let scores = read_f32(client, &kept.scores).iter().map(|&score| score.into()).collect();
     reference::Kept { keys: read_u32(client, &kept.keys), approximate: Vec::new(), scores }
 }

@@ -8,14 +8,20 @@ use std::path::PathBuf;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ultramem::{Checkpoint, Dimensions, ElementType, Kind, MemoryConfig, Weights};
 
-/// The golden file `name`, without its ending.
+/// The golden file `name`, without its ending: in `$ULTRAMEM_FIXTURES` where tests run without their sources.
 pub fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(format!("{}/tests/fixtures/{name}.safetensors", env!("CARGO_MANIFEST_DIR")))
+    let own = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures"));
+    packed().unwrap_or(own).join(name).with_extension("safetensors")
+}
+
+fn packed() -> Option<PathBuf> {
+    std::env::var_os("ULTRAMEM_FIXTURES").map(PathBuf::from)
 }
 
 /// The layer trained on real text that the command carries.
 pub fn trained_layer() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/cli/data/kjv_layer.safetensors"))
+    let own = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/cli/data"));
+    packed().unwrap_or(own).join("kjv_layer.safetensors")
 }
 
 /// Opens every golden file that this library can run, the trained layer included.

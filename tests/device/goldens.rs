@@ -1,17 +1,20 @@
 //! PyTorch's results, by every strategy.
 
 use cubecl::prelude::*;
-use cubecl::wgpu::WgpuRuntime;
 use ultramem::ElementType;
 
 use crate::common::{golden_files, relative_l2};
-use crate::device::{Case, client, every_strategy, poison};
+use crate::device::{Adapter, Case, client, every_strategy, poison};
 
 /// A compiler that falls back in silence would leave the other one untested.
 #[test]
 fn kernels_are_compiled_as_the_features_say() {
-    let expected = if cfg!(feature = "vulkan") { "wgpu<spirv>" } else { "wgpu<wgsl>" };
-    assert_eq!(WgpuRuntime::name(&client()), expected);
+    let expected = match (cfg!(feature = "wgpu"), cfg!(feature = "vulkan")) {
+        (true, true) => "wgpu<spirv>",
+        (true, false) => "wgpu<wgsl>",
+        (false, _) => "cuda",
+    };
+    assert_eq!(Adapter::name(&client()), expected);
 }
 
 /// What the other tests rely on: memory that was poisoned is what is handed out next.

@@ -1,7 +1,6 @@
 //! More cubes than one dimension of a grid takes (65,535 on most devices), in every stage. Layers are as small as can be, so
 //! that every number of the result is known.
 
-use cubecl::wgpu::WgpuRuntime;
 use ultramem::kernels::combine::{Chosen, PairScore, combine};
 use ultramem::kernels::expand::{ExpandStrategy, Memory, expand};
 use ultramem::kernels::query::{ProjectStrategy, query};
@@ -9,7 +8,7 @@ use ultramem::kernels::score::{Kept, KeyFactors, ScoreStrategy, prepare_keys, sc
 use ultramem::kernels::{from_f32, from_u32};
 use ultramem::{Norm, Tensor};
 
-use crate::device::{client, poison, read_f32, read_u32};
+use crate::device::{Adapter, client, poison, read_f32, read_u32};
 
 /// Enough for 65,537 cubes of 8 rows.
 const ROWS: usize = 8 * 65_536 + 5;
@@ -20,7 +19,7 @@ fn number(row: usize) -> f32 {
 }
 
 /// A tensor of `shape` that holds `number(0)`, `number(step)`, ….
-fn numbers(shape: &[usize], step: usize) -> Tensor<WgpuRuntime> {
+fn numbers(shape: &[usize], step: usize) -> Tensor<Adapter> {
     let numbers: Vec<f32> = (0..shape.iter().product()).map(|row| number(row * step)).collect();
     from_f32(&client(), shape, &numbers).unwrap()
 }

@@ -3,7 +3,6 @@
 use std::fmt::Display;
 
 use cubecl::prelude::*;
-use cubecl::wgpu::WgpuRuntime;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ultramem::kernels::combine::{Chosen, PairScore, combine};
 use ultramem::kernels::expand::{ExpandStrategy, Memory, expand, pool};
@@ -15,9 +14,9 @@ use ultramem::{
 };
 
 use crate::common::small;
-use crate::device::{Client, client, host, judge_kept, normalised, poison};
+use crate::device::{Adapter, Client, client, host, judge_kept, normalised, poison};
 
-type Device = Tensor<WgpuRuntime>;
+type Device = Tensor<Adapter>;
 
 /// Asserts that an error is one line and says each of `words`.
 fn assert_says<T, E: Display>(found: Result<T, E>, words: &[&str]) {
@@ -57,7 +56,7 @@ fn query_refuses_what_does_not_fit() {
 }
 
 /// Keys of 3 heads, 8 keys a side, width 5, rank 2.
-fn prepared() -> PreparedKeys<WgpuRuntime> {
+fn prepared() -> PreparedKeys<Adapter> {
     let factors = KeyFactors { norm: None, vectors: Some((&floats(&[3, 2]), &floats(&[3, 2]))) };
     prepare_keys(&client(), &floats(&[3, 2, 8, 5, 2]), &factors).unwrap()
 }
@@ -119,7 +118,7 @@ fn expand_refuses_what_does_not_fit() {
     let chosen = || Chosen { slots: indices(&[4, 3, 5]), scores: floats(&[4, 3, 5, 2]) };
     let (values, weight) = (floats(&[16, 6]), floats(&[24, 11]));
     let memory = || Memory { values: &values, weight: &weight, shuffle: None, gate: None };
-    let run = |chosen: Chosen<WgpuRuntime>, memory: Memory<'_, WgpuRuntime>| {
+    let run = |chosen: Chosen<Adapter>, memory: Memory<'_, Adapter>| {
         let pooled = pool(&client, &chosen, &memory).map(|_| ()).unwrap_err();
         let fused = expand(&client, &chosen, &memory, ExpandStrategy::Fused).map(|_| ());
         assert_eq!(fused, Err(pooled), "pool and expand refuse the same");
@@ -242,7 +241,7 @@ fn a_failed_launch_is_an_error_when_it_is_read() {
     let units = CubeDim::new_1d(2 * client.properties().hardware.max_units_per_cube);
     // SAFETY: the array has the length of its buffer, and this launch must be refused.
     let array = unsafe { ArrayArg::from_raw_parts(numbers.handle.clone(), 4) };
-    write_ones::launch::<WgpuRuntime>(&client, CubeCount::Static(1, 1, 1), units, array);
+    write_ones::launch::<Adapter>(&client, CubeCount::Static(1, 1, 1), units, array);
     assert_says(layer.read(&numbers), &["device", "exceeds maximum"]);
     assert_eq!(layer.read(&numbers).unwrap(), [0.5; 4], "the error is told once");
 }

@@ -1,7 +1,7 @@
 //! The kernels on a device, held against PyTorch's results and against the oracle. The same tests run on wgpu with WGSL
-//! and, with the feature `vulkan`, with SPIR-V.
+//! and, with the feature `vulkan`, with SPIR-V; with `cuda` and without `wgpu` on CUDA, in bf16 too.
 
-#![cfg(feature = "wgpu")]
+#![cfg(any(feature = "wgpu", feature = "cuda"))]
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -13,6 +13,7 @@ mod goldens;
 mod grids;
 mod hostile;
 mod limits;
+#[cfg(feature = "wgpu")]
 mod memory;
 mod optimiser;
 mod order;

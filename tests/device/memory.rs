@@ -2,18 +2,17 @@
 
 use std::thread;
 
-use cubecl::wgpu::WgpuRuntime;
 use ultramem::{Dimensions, ElementType, Kind, MemoryConfig, MemoryLayer, Strategies, Tensor, Weights};
 
 use crate::common::random_input;
-use crate::device::{Client, Layer, client, every_strategy, paged_client};
+use crate::device::{Adapter, Client, Layer, client, every_strategy, paged_client};
 
 /// Buffers that a call may have, and how far the allocator may round up each.
 const ROUNDING: usize = 9 * 256;
 const TOKENS: usize = 1024;
 
 /// A layer and its input, of sizes such that no buffer of a call can take the place of one that it has dropped.
-fn layer(client: &Client, kind: Kind, dtype: ElementType) -> (Layer, Tensor<WgpuRuntime>) {
+fn layer(client: &Client, kind: Kind, dtype: ElementType) -> (Layer, Tensor<Adapter>) {
     let (tucker_rank, cores, expansion) = if kind == Kind::UltraMem { (3, 2, 4) } else { (1, 1, 1) };
     let dims = Dimensions {
         kind,

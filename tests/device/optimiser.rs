@@ -11,7 +11,7 @@ use crate::common::random_input;
 use crate::device::{Client, Layer, client, read_f32};
 use crate::shapes::{plain, random_case};
 
-type Runtime = cubecl::wgpu::WgpuRuntime;
+type Runtime = crate::device::Adapter;
 type Rows = BTreeMap<usize, Vec<f64>>;
 
 const ADAM: Rule = Rule::Adam { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, decoupled: false };

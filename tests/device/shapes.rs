@@ -143,6 +143,13 @@ fn random_shapes_agree_with_the_oracle_in_half_precision() {
 }
 
 #[test]
+#[cfg(not(feature = "wgpu"))]
+fn random_shapes_agree_with_the_oracle_in_bf16() {
+    hold_random_shapes(ElementType::BF16, 8);
+}
+
+#[test]
+#[cfg(feature = "wgpu")]
 fn a_type_without_support_is_refused() {
     let config = MemoryConfig::new(plain()).unwrap();
     let weights = Weights::random(&config, 0);

@@ -1,0 +1,142 @@
+//! What a layer launches on a GPU: the kernels of each stage, in order, taken down without running any. The weights are memory
+//! that nobody has written, so that a layer of any size can be traced.
+
+use cubecl::Runtime;
+use cubecl::client::ComputeClient;
+use cubecl::future::block_on;
+use cubecl::ir::StorageType;
+use ultramem::kernels::optimiser::{Rule, Step};
+use ultramem::kernels::{empty, u32_storage};
+use ultramem::{
+    ElementType, Error, Kind, LayerWeights, MemoryConfig, MemoryLayer, Result, Strategies, Tensor, TuckerCore,
+    ValueTable,
+};
+
+use crate::{Execution, Gpu, LaunchReport, OfflineDevice, OfflineRuntime, Options, Target};
+
+/// A launch, and the stage that makes it.
+#[derive(Debug, Clone)]
+pub struct Traced {
+    /// `prepare`, `query`, `score`, `combine`, `expand`, `backward` or `update`.
+    pub stage: &'static str,
+    /// The launch.
+    pub launch: LaunchReport,
+}
+
+/// A device that takes launches down as `gpu` would get them, in the words of `target`. It has a thread of its own for as long as the process runs, so that
+/// one is made for many layers.
+pub fn tracing_device(gpu: Gpu, target: Target) -> OfflineDevice {
+    OfflineDevice::new(Options { gpu, target, execution: Execution::Skipped, ..Options::default() })
+}
+
+/// A layer on a device that takes launches down.
+pub struct Tracer {
+    device: OfflineDevice,
+    client: ComputeClient<OfflineRuntime>,
+    layer: MemoryLayer<OfflineRuntime>,
+    prepared: Vec<Traced>,
+}
+
+impl Tracer {
+    /// A layer of `config` on `device`, which runs nothing and nobody else uses meanwhile.
+    ///
+    /// # Errors
+    /// An element type that the GPU lacks, or tensors too large for it.
+    pub fn new(device: &OfflineDevice, config: &MemoryConfig, dtype: ElementType) -> Result<Self> {
+        let client = OfflineRuntime::client(device);
+        device.take_reports();
+        let weights = unwritten_weights(&client, config, dtype)?;
+        let layer = MemoryLayer::from_device(&client, config.clone(), weights)?;
+        let mut tracer = Self { device: device.clone(), client, layer, prepared: Vec::new() };
+        tracer.prepared = tracer.taken("prepare")?;
+        Ok(tracer)
+    }
+
+    /// The layer.
+    pub fn layer(&self) -> &MemoryLayer<OfflineRuntime> {
+        &self.layer
+    }
+
+    /// What a change of the weights launches.
+    pub fn prepare(&self) -> &[Traced] {
+        &self.prepared
+    }
+
+    /// What a forward pass launches, by the layer's own strategies if none are given.
+    ///
+    /// # Errors
+    /// Strategies that the GPU can't run.
+    pub fn forward(&self, tokens: usize, strategies: Option<Strategies>) -> Result<Vec<Traced>> {
+        let strategies = strategies.unwrap_or_else(|| self.layer.strategies(tokens));
+        let input = self.hidden_states("input", tokens)?;
+        let query = self.layer.query(&input, strategies.query)?;
+        let mut traced = self.taken("query")?;
+        let kept = self.layer.score(&query, strategies.score)?;
+        traced.extend(self.taken("score")?);
+        let chosen = self.layer.combine(&kept)?;
+        traced.extend(self.taken("combine")?);
+        self.layer.expand(&input, &chosen, strategies)?;
+        traced.extend(self.taken("expand")?);
+        Ok(traced)
+    }
+
+    /// What a backward pass launches, and an update of the table by each of `rules`.
+    ///
+    /// # Errors
+    /// Tensors too large for the GPU.
+    pub fn training(&self, tokens: usize, rules: &[Rule]) -> Result<Vec<Traced>> {
+        let input = self.hidden_states("input", tokens)?;
+        let (_, saved) = self.layer.forward_saving(&input)?;
+        self.taken("forward")?;
+        let gradients = self.layer.backward(&input, &saved, &self.hidden_states("grad_output", tokens)?)?;
+        let mut traced = self.taken("backward")?;
+        for &rule in rules {
+            let mut optimiser = self.layer.value_optimiser(rule)?;
+            self.layer.update_values(&mut optimiser, &gradients.values, &Step::new(0.1))?;
+            traced.extend(self.taken("update")?);
+        }
+        Ok(traced)
+    }
+
+    fn hidden_states(&self, name: &'static str, tokens: usize) -> Result<Tensor<OfflineRuntime>> {
+        let shape = [tokens, self.layer.config().hidden_size];
+        Ok(empty(&self.client, name, &shape, self.layer.dtype().storage())?)
+    }
+
+    fn taken(&self, stage: &'static str) -> Result<Vec<Traced>> {
+        block_on(self.client.sync()).map_err(|error| Error::Device(format!("{error:?}")))?;
+        Ok(self.device.take_reports().into_iter().map(|launch| Traced { stage, launch }).collect())
+    }
+}
+
+fn unwritten_weights(
+    client: &ComputeClient<OfflineRuntime>,
+    config: &MemoryConfig,
+    dtype: ElementType,
+) -> Result<LayerWeights<OfflineRuntime>> {
+    let tensor = |name, shape: &[usize], storage: StorageType| empty(client, name, shape, storage);
+    let full = |name, shape: &[usize]| tensor(name, shape, ElementType::F32.storage());
+    let stored = |name, shape: &[usize]| tensor(name, shape, dtype.storage());
+    let (heads, rank, key_dim) = (config.heads, config.tucker_rank, config.key_dim);
+    let ultramem = config.kind == Kind::UltraMem;
+    let core = || -> Result<_> {
+        Ok(TuckerCore {
+            cores: full("core", &[config.cores, heads, rank, rank])?,
+            u: full("core_u", &[heads, rank])?,
+            v: full("core_v", &[heads, rank])?,
+        })
+    };
+    let shuffle = || tensor("shuffle", &[config.slots()], u32_storage());
+    let gate = || stored("gate_proj", &[config.value_dim, config.hidden_size]);
+    Ok(LayerWeights {
+        query_proj: stored("query_proj", &[config.query_heads() * 2 * key_dim, config.hidden_size])?,
+        query_norm: full("query_norm", &[key_dim])?,
+        keys: stored("keys", &[heads, 2, config.side_keys, key_dim, rank])?,
+        keys_norm: full("keys_norm", &[key_dim])?,
+        core: ultramem.then(core).transpose()?,
+        shuffle: ultramem.then(shuffle).transpose()?,
+        values: ValueTable::from_device(stored("values", &[config.rows(), config.value_dim])?)?,
+        values_proj: stored("values_proj", &[config.hidden_size, config.pooled_dim()])?,
+        gate_proj: config.gated().then(gate).transpose()?,
+    })
+}

@@ -1,0 +1,287 @@
+//! Every kernel that a layer launches, by every strategy and in every element type, compiles for four architectures: without
+//! spills and stack but those that are listed with their reason, within the shared memory, and with loads of value rows as wide
+//! as a row allows. NVRTC and `ptxas` are needed: `./scripts/cuda-tools`.
+
+use std::collections::BTreeMap;
+
+use ultramem::kernels::{expand::ExpandStrategy, optimiser::Rule, query::ProjectStrategy, score::ScoreStrategy};
+use ultramem::{Dimensions, ElementType, Kind, MemoryConfig, Norm, Strategies};
+use ultramem_offline::compile::{Architecture, Compiled, Resources, compile, compile_all};
+use ultramem_offline::trace::{Traced, Tracer, tracing_device};
+use ultramem_offline::{Argument, Kernel, OfflineDevice, Target, table};
+
+/// Enough for whole tiles and matrix units.
+const TOKENS: usize = 1000;
+const TYPES: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::BF16];
+
+/// Stack and spills that are known: the beginning of the entry point, the most bytes of a thread, and why.
+const KNOWN: [(&str, usize, &str); 13] = [
+    // `ptxas` stops at 32, 40, 56, 64 or 80 registers of 255, for more warps at once, and keeps these few words on the stack.
+    ("prepare_kernel", 8, OCCUPANCY),
+    ("project_kernel", 8, OCCUPANCY),
+    ("score_kernel", 48, OCCUPANCY),
+    ("merge_kernel", 8, OCCUPANCY),
+    ("expand_kernel", 24, OCCUPANCY),
+    ("outer_kernel", 16, OCCUPANCY),
+    ("matmul_entry_lhs_f32_lhs_size_4_rhs_f32", 8, OCCUPANCY),
+    ("matmul_entry_lhs_bf16_lhs_size_8_rhs_bf16", 700, CROWDED),
+    ("matmul_entry_lhs_f16_lhs_size_8_rhs_f16", 700, CROWDED),
+    ("matmul_entry_lhs_f32_lhs_size_4_rhs_bf16", 20_000, MIXED),
+    ("matmul_entry_lhs_bf16_lhs_size_8_rhs_f32", 20_000, MIXED),
+    ("matmul_entry_lhs_f32_lhs_size_2_rhs_bf16", 400, MIXED),
+    (
+        "matmul_entry_lhs_bf16_lhs_size_1_rhs_bf16",
+        1000,
+        "cubek: rows that are no whole vectors are staged number by number",
+    ),
+];
+const OCCUPANCY: &str = "ptxas trades a few words for more warps at once";
+const CROWDED: &str = "cubek: 512 threads of a block leave 128 registers for its fragments and what it stages";
+/// Only the backward pass in bf16 asks for it.
+const MIXED: &str = "cubek: an f32 gradient is converted to bf16 through an array of each thread's own";
+
+/// Value rows that are known to be loaded in parts: the entry point's beginning and where.
+const NARROW: [(&str, Architecture, &str); 2] =
+    [("grad_scores_kernel_e_f32", Architecture::Sm100, SPLIT), ("accumulate_kernel", Architecture::Sm100, SPLIT)];
+const SPLIT: &str =
+    "NVRTC 12.8 cuts every second unrolled load of four f32 into 4, 4 and 8 bytes there, and nowhere else";
+
+/// The preset in its widths, with a smaller table, so that optimisers' states are small too.
+fn real() -> Dimensions {
+    Dimensions { side_keys: 256, ..Dimensions::ultramem_v1_1b() }
+}
+
+/// Layers that launch every variant of every kernel, and where: all types of the real one on all architectures, what the other
+/// kinds, LayerNorm and odd widths add on fewer.
+fn layers(architecture: Architecture) -> Vec<(Dimensions, ElementType)> {
+    let product_keys = Dimensions { tucker_rank: 1, cores: 1, expansion: 1, ..real() };
+    let memory_plus = Dimensions { kind: Kind::MemoryPlus, ..product_keys.clone() };
+    let odd =
+        Dimensions { hidden_size: 13, side_keys: 34, key_dim: 7, top_m: 5, value_dim: 22, norm: Norm::Layer, ..real() };
+    let mut layers: Vec<_> = TYPES.map(|dtype| (real(), dtype)).to_vec();
+    layers.push((memory_plus.clone(), ElementType::BF16));
+    if architecture == Architecture::Sm90a {
+        layers.extend([ElementType::F32, ElementType::F16].map(|dtype| (memory_plus.clone(), dtype)));
+        layers.push((Dimensions { kind: Kind::ProductKey, ..product_keys }, ElementType::F32));
+        layers.extend([ElementType::F32, ElementType::BF16].map(|dtype| (odd.clone(), dtype)));
+    }
+    layers
+}
+
+/// Each stage by each of its strategies.
+fn strategies() -> [Strategies; 3] {
+    let (tile, cubek) = (ProjectStrategy::Tile, ProjectStrategy::Cubek);
+    let whole = ScoreStrategy::Whole;
+    [
+        Strategies { query: tile, score: whole, expand: ExpandStrategy::Fused },
+        Strategies { query: tile, score: ScoreStrategy::Split { splits: 2 }, expand: ExpandStrategy::Pooled(tile) },
+        Strategies { query: cubek, score: whole, expand: ExpandStrategy::Pooled(cubek) },
+    ]
+}
+
+const RULES: [Rule; 4] = [
+    Rule::Sgd { momentum: 0.0 },
+    Rule::Sgd { momentum: 0.9 },
+    Rule::Adagrad { eps: 1e-8 },
+    Rule::Adam { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, decoupled: true },
+];
+
+/// One launch, what its layer is, and what it compiles to.
+struct Case {
+    about: String,
+    architecture: Architecture,
+    traced: Traced,
+    /// Bytes of the value table, and of a row's slice that one core scores.
+    table: u64,
+    slice: usize,
+    compiled: Compiled,
+}
+
+impl Case {
+    fn kernel(&self) -> &Kernel {
+        &self.traced.launch.kernel
+    }
+}
+
+/// Every launch on every architecture; launches of the same source once.
+fn cases(architectures: &[Architecture]) -> Vec<Case> {
+    let mut found: BTreeMap<(Architecture, String), (String, Traced, u64, usize)> = BTreeMap::new();
+    for &architecture in architectures {
+        let device = tracing_device(architecture.gpu(), Target::Cuda);
+        for (dims, dtype) in layers(architecture) {
+            let config = MemoryConfig::new(dims).unwrap();
+            let (table, slice) = (config.rows() * config.value_dim, config.value_dim / config.cores);
+            let sizes = ((table * dtype.size()) as u64, slice * dtype.size());
+            for traced in launches(&device, &config, dtype) {
+                let about = format!("{:?} layer, {dtype}, {}", config.kind, traced.stage);
+                let key = (architecture, traced.launch.kernel.source.clone());
+                found.entry(key).or_insert((about, traced, sizes.0, sizes.1));
+            }
+        }
+    }
+    let kernels: Vec<_> =
+        found.iter().map(|((architecture, _), (_, traced, ..))| (&*traced.launch.kernel, *architecture)).collect();
+    let compiled = compile_all(&kernels).unwrap();
+    let with = |(((architecture, _), (about, traced, table, slice)), compiled)| Case {
+        about,
+        architecture,
+        traced,
+        table,
+        slice,
+        compiled,
+    };
+    found.into_iter().zip(compiled).map(with).collect()
+}
+
+fn launches(device: &OfflineDevice, config: &MemoryConfig, dtype: ElementType) -> Vec<Traced> {
+    let tracer = Tracer::new(device, config, dtype).unwrap();
+    let mut launches = tracer.prepare().to_vec();
+    launches.extend(tracer.forward(1, None).unwrap());
+    for strategies in strategies() {
+        launches.extend(tracer.forward(TOKENS, Some(strategies)).unwrap());
+    }
+    launches.extend(tracer.forward(4096, None).unwrap());
+    launches.extend(tracer.training(TOKENS, &RULES).unwrap());
+    launches
+}
+
+/// What is wrong with a kernel, in words.
+fn complaints(case: &Case) -> Vec<String> {
+    let kernel = case.kernel();
+    let mut found = over_memory(kernel, &case.compiled.resources, case.architecture);
+    found.extend(narrow_rows(case));
+    found
+        .into_iter()
+        .map(|what| format!("{} ({}) on {}: {what}", kernel.entry, case.about, case.architecture))
+        .collect()
+}
+
+fn over_memory(kernel: &Kernel, resources: &Resources, architecture: Architecture) -> Vec<String> {
+    let mut found = Vec::new();
+    let spilt = resources.stack.max(resources.spill_stores).max(resources.spill_loads);
+    let known = KNOWN.iter().filter(|(entry, ..)| kernel.entry.starts_with(entry)).map(|(_, most, _)| *most).max();
+    if spilt > known.unwrap_or(0) {
+        found.push(format!("{spilt} bytes of stack or spills, {} are known", known.unwrap_or(0)));
+    }
+    let (shared, limit) = (kernel.shared + resources.shared, architecture.gpu().specification().shared_per_block);
+    if shared > limit {
+        found.push(format!("{shared} bytes of shared memory, {limit} are there"));
+    }
+    found
+}
+
+/// Loads of the value table that are narrower than 16 bytes where a core's slice of a row is whole loads of 16.
+fn narrow_rows(case: &Case) -> Vec<String> {
+    let lengths = case.traced.launch.lengths.iter().zip(&case.kernel().buffers).enumerate();
+    // The table is known by its size, which no other buffer of these layers has.
+    let tables = lengths.filter(|(_, (length, argument))| {
+        !argument.writable && **length >= case.table && **length < case.table + 512 && argument.element != "uint32"
+    });
+    let widths = tables.filter_map(|(at, _)| Some((at, case.compiled.resources.loads.get(&at)?)));
+    let known = |entry: &str| NARROW.iter().any(|(it, on, _)| entry.starts_with(it) && *on == case.architecture);
+    if known(&case.kernel().entry) {
+        return Vec::new();
+    }
+    let narrow = widths.filter(|(_, widths)| case.slice % 16 == 0 && widths.iter().any(|&width| width < 16));
+    narrow.map(|(at, widths)| format!("value rows, buffer {at}, are loaded by {widths:?} bytes")).collect()
+}
+
+#[test]
+fn every_kernel_compiles_without_spills_and_loads_rows_whole() {
+    let cases = cases(&Architecture::ALL);
+    let complaints: Vec<String> = cases.iter().flat_map(complaints).collect();
+    assert!(complaints.is_empty(), "{} of {} kernels:\n{}", complaints.len(), cases.len(), complaints.join("\n"));
+    for entry in ["prepare", "transpose", "project", "score", "merge", "combine", "expand", "pool", "matmul"] {
+        let of_entry = cases.iter().filter(|case| case.kernel().entry.starts_with(entry));
+        assert!(of_entry.count() >= Architecture::ALL.len(), "no kernel {entry}");
+    }
+    let on_rows = cases.iter().filter(|case| case.slice % 16 == 0 && !widths_of_rows(case).is_empty());
+    assert!(on_rows.count() >= 3 * Architecture::ALL.len(), "the loads of value rows are not seen");
+}
+
+fn widths_of_rows(case: &Case) -> Vec<usize> {
+    let loads = &case.compiled.resources.loads;
+    let entry = &case.kernel().entry;
+    let rows = entry.starts_with("pool_kernel") || entry.starts_with("expand_kernel");
+    loads.get(&3).filter(|_| rows).into_iter().flatten().copied().collect()
+}
+
+/// A kernel of our own to break.
+fn kernel(body: &str, threads: u32, shared: usize) -> Kernel {
+    let source = format!(
+        "struct info_st {{ unsigned scalars[2]; }};\nextern \"C\" __global__ void __launch_bounds__({threads}) broken(const float* \
+         __restrict__ buffer_0, float* buffer_1, const __grid_constant__ info_st info) {{\n{body}\n}}\n"
+    );
+    let argument = |writable| Argument { element: "float".into(), size: 4, writable };
+    Kernel {
+        name: "broken".into(),
+        entry: "broken".into(),
+        source,
+        binary: None,
+        dim: [threads, 1, 1],
+        shared,
+        buffers: vec![argument(false), argument(true)],
+        info: 8,
+    }
+}
+
+#[test]
+fn a_kernel_that_spills_is_caught() {
+    // 128 sums a thread, where 1,024 threads of a block leave 64 registers.
+    let body = "float sums[128];\n#pragma unroll\nfor (int i = 0; i < 128; ++i) sums[i] = buffer_0[i * 77];\n\
+                for (unsigned k = 0; k < info.scalars[0]; ++k) {\nfloat x = buffer_0[k];\n#pragma unroll\n\
+                for (int i = 0; i < 128; ++i) sums[i] = sums[i] * x + sums[(i + 1) % 128];\n}\n#pragma unroll\n\
+                for (int i = 0; i < 128; ++i) buffer_1[threadIdx.x * 128 + i] = sums[i];";
+    let kernel = kernel(body, 1024, 0);
+    let resources = compile(&kernel, Architecture::Sm90a).unwrap().resources;
+    assert!(resources.spill_stores > 0 && resources.registers <= 64, "{resources:?}");
+    assert_eq!(over_memory(&kernel, &resources, Architecture::Sm90a).len(), 1);
+}
+
+#[test]
+fn an_array_that_is_indexed_at_run_time_is_caught() {
+    let body = "float sums[64];\nfor (int i = 0; i < 64; ++i) sums[i] = 0.0f;\n\
+                for (unsigned k = 0; k < info.scalars[0]; ++k) sums[unsigned(buffer_0[k]) % 64] += buffer_0[k + 1];\n\
+                for (int i = 0; i < 64; ++i) buffer_1[i] = sums[i];";
+    let kernel = kernel(body, 32, 0);
+    let resources = compile(&kernel, Architecture::Sm80).unwrap().resources;
+    assert!(resources.stack >= 256, "{resources:?}");
+    assert_eq!(over_memory(&kernel, &resources, Architecture::Sm80).len(), 1);
+}
+
+#[test]
+fn shared_memory_over_the_limit_is_caught() {
+    let kernel = kernel("buffer_1[threadIdx.x] = buffer_0[threadIdx.x];", 32, 100 << 10);
+    let resources = compile(&kernel, Architecture::Sm89).unwrap().resources;
+    assert_eq!(over_memory(&kernel, &resources, Architecture::Sm89).len(), 1);
+    assert!(over_memory(&kernel, &resources, Architecture::Sm90a).is_empty());
+}
+
+#[test]
+fn loads_of_a_number_at_a_time_are_seen() {
+    let wide = kernel(
+        "reinterpret_cast<float4*>(buffer_1)[threadIdx.x] = reinterpret_cast<const float4*>(buffer_0)[threadIdx.x];",
+        32,
+        0,
+    );
+    let narrow = kernel("buffer_1[threadIdx.x] = buffer_0[threadIdx.x];", 32, 0);
+    let widths =
+        |kernel| compile(kernel, Architecture::Sm90a).unwrap().resources.loads[&0].iter().copied().collect::<Vec<_>>();
+    assert_eq!((widths(&wide), widths(&narrow)), (vec![16], vec![4]));
+}
+
+#[test]
+fn what_a_compiler_refuses_is_told_with_its_reason() {
+    let error = compile(&kernel("buffer_1[0] = no_such_thing;", 32, 0), Architecture::Sm80).unwrap_err().to_string();
+    assert!(error.starts_with("NVRTC refuses broken") && error.contains("no_such_thing"), "{error}");
+}
+
+#[test]
+fn the_table_in_the_docs_is_current() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/kernels.md")).unwrap();
+    let table = table::table().unwrap();
+    assert!(
+        page.contains(&table),
+        "docs/kernels.md: write it anew with `ultramem kernels --table`; it should hold\n{table}"
+    );
+}

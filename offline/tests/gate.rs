@@ -1,0 +1,217 @@
+//! The gate: the layer, forward and backward, on the offline H100: every strategy and element type against the oracle, golden files and
+//! awkward shapes, every launch watched. It fails on a wrong number, on anything that the sanitiser finds, and where a strategy that
+//! only such a GPU has did not run.
+
+use cubecl::Runtime;
+use ultramem::kernels::{expand::ExpandStrategy, query::ProjectStrategy, score::ScoreStrategy};
+use ultramem::{
+    Checkpoint, Dimensions, ElementType, HostTensor, Kind, MemoryConfig, MemoryLayer, Norm, Strategies, Weights,
+    reference,
+};
+use ultramem_offline::{Gpu, LaunchReport, OfflineDevice, OfflineRuntime};
+
+const TYPES: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::BF16];
+
+/// Buffers that are not written in full by design: the lists of used rows and what belongs to them, of which only the first `count`
+/// rows are set.
+const LISTS: [&str; 3] = ["mark_heads_kernel", "sum_rows_kernel", "norm_backward_kernel"];
+
+/// What is stored in half precision may be off by this much.
+fn tolerances(dtype: ElementType) -> (f64, f64) {
+    if dtype == ElementType::F32 { (1e-5, 1e-4) } else { (1e-2, 1e-2) }
+}
+
+/// Every way to compute a layer.
+fn every_strategy() -> Vec<Strategies> {
+    let products = [ProjectStrategy::Tile, ProjectStrategy::Cubek];
+    let expands = [ExpandStrategy::Fused].into_iter().chain(products.map(ExpandStrategy::Pooled));
+    let scores = [ScoreStrategy::Whole, ScoreStrategy::Split { splits: 3 }];
+    // The query's product and the score's split are independent of the rest: each in turn is enough.
+    expands
+        .zip([0, 1, 2])
+        .flat_map(|(expand, turn)| {
+            let (query, score) = (products[turn % 2], scores[(turn + 1) % 2]);
+            [
+                Strategies { query, score, expand },
+                Strategies { query: products[(turn + 1) % 2], score: scores[turn % 2], expand },
+            ]
+        })
+        .collect()
+}
+
+fn rounded(tensor: &HostTensor<'_>, dtype: ElementType) -> HostTensor<'static> {
+    HostTensor::from_f32(tensor.shape(), &tensor.cast(dtype).to_f32()).unwrap()
+}
+
+/// The weights as a device holds them.
+fn rounded_weights(weights: &Weights<'_>, dtype: ElementType) -> Weights<'static> {
+    Weights {
+        query_proj: rounded(&weights.query_proj, dtype),
+        query_norm: rounded(&weights.query_norm, ElementType::F32),
+        keys: rounded(&weights.keys, dtype),
+        keys_norm: rounded(&weights.keys_norm, ElementType::F32),
+        cores: weights.cores.clone(),
+        core_u: weights.core_u.clone(),
+        core_v: weights.core_v.clone(),
+        shuffle_index: weights.shuffle_index.clone(),
+        values: rounded(&weights.values, dtype),
+        values_proj: rounded(&weights.values_proj, dtype),
+        gate_proj: weights.gate_proj.as_ref().map(|gate| rounded(gate, dtype)),
+    }
+}
+
+/// Numbers between -1 and 1, other ones for each seed.
+fn numbers(count: usize, seed: usize) -> Vec<f32> {
+    (0..count).map(|at| ((at * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
+}
+
+fn assert_close(what: &str, found: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}: lengths");
+    let error: f64 = found.iter().zip(expected).map(|(f, e)| (f - e) * (f - e)).sum();
+    let norm: f64 = expected.iter().map(|e| e * e).sum();
+    assert!(error <= tolerance * tolerance * norm, "{what}: {} of {}", error.sqrt(), norm.sqrt());
+}
+
+fn wide(numbers: &[f32]) -> Vec<f64> {
+    numbers.iter().map(|&x| x.into()).collect()
+}
+
+/// Nothing is wrong with any launch; returns the kernels and the matrix units' products.
+fn assert_clean(what: &str, reports: &[LaunchReport]) -> u64 {
+    for report in reports {
+        let name = &report.kernel.name;
+        assert!(report.executed, "{what}: {name} did not run");
+        assert!(report.faults.is_empty(), "{what}: {name}: {}", report.faults[0]);
+        if !LISTS.iter().any(|list| name.contains(list)) {
+            assert!(report.gaps.is_empty(), "{what}: {name}: {}", report.gaps[0]);
+        }
+    }
+    reports.iter().map(|report| report.products).sum()
+}
+
+/// A layer on an offline device of its own, with what the oracle needs.
+struct Case {
+    device: OfflineDevice,
+    layer: MemoryLayer<OfflineRuntime>,
+    weights: Weights<'static>,
+    input: Vec<f32>,
+    grad_output: Vec<f32>,
+}
+
+impl Case {
+    fn new(
+        config: &MemoryConfig,
+        weights: &Weights<'_>,
+        input: &[f32],
+        grad_output: &[f32],
+        dtype: ElementType,
+    ) -> Self {
+        let device = OfflineDevice::of(Gpu::H100);
+        let client = OfflineRuntime::client(&device);
+        let weights = rounded_weights(weights, dtype);
+        let layer = MemoryLayer::new(&client, config.clone(), &weights, dtype).unwrap();
+        let round = |numbers: &[f32]| HostTensor::from_f32([numbers.len()], numbers).unwrap().cast(dtype).to_f32();
+        Self { device, layer, weights, input: round(input), grad_output: round(grad_output) }
+    }
+
+    fn random(dims: Dimensions, tokens: usize, dtype: ElementType, seed: usize) -> Self {
+        let config = MemoryConfig::new(dims).unwrap();
+        let weights = Weights::random(&config, seed as u64);
+        let count = tokens * config.hidden_size;
+        Self::new(&config, &weights, &numbers(count, seed), &numbers(count, seed + 1), dtype)
+    }
+
+    /// The forward pass by each of `strategies`; returns the matrix units' products.
+    fn hold_forward(&self, what: &str, strategies: &[Strategies]) -> u64 {
+        let (layer, config) = (&self.layer, self.layer.config());
+        let expected = reference::forward(config, &self.weights, &self.input).unwrap();
+        let input = layer.upload(&self.input).unwrap();
+        let entries = config.heads * config.top_m;
+        let mut products = 0;
+        for &strategies in strategies {
+            let what = format!("{what}, {}, {strategies:?}", layer.dtype());
+            let forward = layer.forward_with(&input, strategies).unwrap();
+            let (output, slots) = (layer.read(&forward.output).unwrap(), layer.read_slots(&forward.chosen).unwrap());
+            let tokens = output.chunks(config.hidden_size).zip(slots.chunks(entries));
+            let others = expected.output.chunks(config.hidden_size).zip(expected.slots.chunks(entries));
+            // Where two scores are equal but for rounding, a token may choose otherwise.
+            let same: Vec<_> = tokens.zip(others).filter(|((_, slots), (_, expected))| slots == expected).collect();
+            let count = self.input.len() / config.hidden_size;
+            assert!(same.len() * 10 >= count * 9, "{what}: {} of {count} tokens chose as the oracle", same.len());
+            let found: Vec<f64> = same.iter().flat_map(|((output, _), _)| wide(output)).collect();
+            let expected: Vec<f64> = same.iter().flat_map(|(_, (output, _))| output.to_vec()).collect();
+            assert_close(&what, &found, &expected, tolerances(layer.dtype()).0);
+            products += assert_clean(&what, &self.device.take_reports());
+        }
+        products
+    }
+
+    /// The backward pass, against the oracle's for the slots that the device chose.
+    fn hold_backward(&self, what: &str) {
+        let (layer, config) = (&self.layer, self.layer.config());
+        let (input, grad_output) = (layer.upload(&self.input).unwrap(), layer.upload(&self.grad_output).unwrap());
+        let (forward, saved) = layer.forward_saving(&input).unwrap();
+        let gradients = layer.backward(&input, &saved, &grad_output).unwrap();
+        let slots = layer.read_slots(&forward.chosen).unwrap();
+        let found = layer.read_gradients(&gradients).unwrap();
+        let expected = reference::backward(config, &self.weights, &self.input, &slots, &self.grad_output).unwrap();
+        assert!(found.values.keys().eq(expected.values.keys()), "{what}: used rows");
+        let (found, expected) = (found.named(config).unwrap(), expected.named(config).unwrap());
+        for ((name, found), (_, expected)) in found.iter().zip(&expected) {
+            let what = format!("{what}, {}, {name}", layer.dtype());
+            assert_close(&what, &wide(&found.to_f32()), &wide(&expected.to_f32()), tolerances(layer.dtype()).1);
+        }
+        assert_clean(what, &self.device.take_reports());
+    }
+}
+
+fn dimensions() -> Dimensions {
+    Dimensions { hidden_size: 32, side_keys: 16, key_dim: 16, top_m: 4, value_dim: 32, ..Dimensions::default() }
+}
+
+fn product_keys(kind: Kind) -> Dimensions {
+    Dimensions { kind, tucker_rank: 1, cores: 1, expansion: 1, ..dimensions() }
+}
+
+/// Matrix units take products of half-precision numbers, and must have been asked for some.
+#[test]
+fn every_strategy_and_type_agrees_with_the_oracle() {
+    for dtype in TYPES {
+        let case = Case::random(dimensions(), 33, dtype, 3);
+        let products = case.hold_forward("forward", &every_strategy());
+        assert_eq!(products > 0, dtype != ElementType::F32, "{dtype}: {products} products of matrix units");
+    }
+}
+
+#[test]
+fn gradients_agree_with_the_oracle() {
+    for dtype in TYPES {
+        Case::random(dimensions(), 33, dtype, 5).hold_backward("UltraMem");
+    }
+    Case::random(product_keys(Kind::ProductKey), 20, ElementType::F32, 6).hold_backward("product keys");
+    Case::random(product_keys(Kind::MemoryPlus), 20, ElementType::BF16, 7).hold_backward("Memory+");
+}
+
+#[test]
+fn awkward_shapes_agree_with_the_oracle() {
+    let primes = Dimensions { hidden_size: 13, side_keys: 34, key_dim: 7, top_m: 5, value_dim: 22, ..dimensions() };
+    let layer_norm = Dimensions { tucker_rank: 3, heads: 3, norm: Norm::Layer, ..dimensions() };
+    for (name, dims, tokens) in [("primes", primes, 9), ("one token", dimensions(), 1), ("rank 3", layer_norm, 6)] {
+        let case = Case::random(dims, tokens, ElementType::F32, 9);
+        case.hold_forward(name, &[case.layer.strategies(tokens)]);
+        case.hold_backward(name);
+    }
+}
+
+#[test]
+fn golden_files_agree() {
+    for name in ["ultramem_v1_tiny", "ultramem_v1_two_heads", "ultramem_v1_layernorm_single_core", "memory_plus_tiny"] {
+        let path = format!("{}/../tests/fixtures/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
+        let file = Checkpoint::open(path).unwrap();
+        let (input, grad) = (file.tensor("input").unwrap().to_f32(), file.tensor("grad_output").unwrap().to_f32());
+        let case = Case::new(file.config(), &file.weights().unwrap(), &input, &grad, ElementType::F32);
+        let tokens = input.len() / file.config().hidden_size;
+        case.hold_forward(name, &[case.layer.strategies(tokens)]);
+        case.hold_backward(name);
+    }
+}
