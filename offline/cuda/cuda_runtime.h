@@ -45,8 +45,11 @@ struct um_hooks_t {
 extern "C" {
 um_lane_t *um_lane;
 um_hooks_t um_hooks;
-alignas(1024) unsigned char dynamic_shared_mem[UM_SHARED];
+// What follows the kernel's own part is there to see accesses past the end of it.
+alignas(1024) unsigned char dynamic_shared_mem[UM_SHARED + UM_GUARD];
 }
+
+constexpr int warpSize = 32;
 
 // A thread is the same thread for as long as it runs: hence `const`.
 #define UM_POSITION __attribute__((no_sanitize("thread"), noinline, const))

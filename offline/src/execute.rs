@@ -10,7 +10,7 @@ use corosensei::{Coroutine, CoroutineResult, Yielder, stack::DefaultStack, stack
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 use crate::gpu::WARP;
-use crate::host::{Library, load};
+use crate::host::{GUARD, Library, load};
 use crate::report::{Fault, Finding, Place};
 use crate::watch::{Access, Stamp, Times, Watch};
 use crate::{Error, HostBuffer, LaunchReport, Result};
@@ -89,6 +89,8 @@ struct Block {
     /// The library, and what of the arguments is none of the buffers.
     image: (usize, usize),
     quiet: (usize, usize),
+    /// The shared memory and the guard behind it.
+    shared: (usize, usize),
     /// Faults, and the address in the library of each; of a barrier, 0.
     faults: Vec<(usize, Fault)>,
     products: u64,
@@ -144,6 +146,7 @@ pub fn execute(launch: &Launch<'_>, report: &mut LaunchReport) -> Result<()> {
         epoch: 0,
         steps: Vec::new(),
         image,
+        shared: (library.shared(), library.shared() + kernel.shared + GUARD),
         quiet: (dynamic_start as usize, dynamic_start as usize + size_of_val(dynamic)),
         faults: Vec::new(),
         products: 0,
@@ -361,7 +364,9 @@ impl Block {
         let number = (self.number * self.lanes.len() + thread + 1) as u32;
         let lane = &mut self.lanes[thread];
         let within = |(first, last): (usize, usize)| address >= first && address < last;
-        if within(lane.stack) || within(self.image) || within(self.quiet) {
+        // The shared memory lies within the library.
+        let quiet = within(lane.stack) || within(self.image) || within(self.quiet);
+        if quiet && !within(self.shared) {
             return false;
         }
         let stamp = Stamp::new(number, self.epoch, self.steps[warp]);

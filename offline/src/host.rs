@@ -34,6 +34,9 @@ const OPTIONS: [&str; 12] = [
     "-fsanitize=thread",
 ];
 
+/// Bytes that follow the shared memory in the library: accesses there are seen as out of bounds.
+pub const GUARD: usize = 1 << 16;
+
 /// A kernel that is loaded. It has one shared memory and one place that says which thread runs.
 pub struct Library {
     path: PathBuf,
@@ -138,25 +141,23 @@ pub fn load(kernel: &Kernel) -> Result<&'static Library> {
 }
 
 fn build(kernel: &Kernel, path: &Path) -> Result<()> {
-    let draft = cache::draft(path);
-    let (source, object) = (draft.with_extension("cpp"), draft.with_extension("o"));
-    let folder: PathBuf = draft.with_extension("include");
+    // A folder that no other thread or process builds in.
+    let folder = cache::draft(path);
+    let (source, object, library) = (folder.join("kernel.cpp"), folder.join("kernel.o"), folder.join("kernel.so"));
     for (name, text) in HEADERS {
         cache::write(&folder.join(name), text.as_bytes())?;
     }
     let call = format!("\nextern \"C\" void um_entry(void **arguments) {{ um_call({}, arguments); }}\n", kernel.entry);
     cache::write(&source, (kernel.source.clone() + &call).as_bytes())?;
-    let shared = format!("-DUM_SHARED={}", kernel.shared.max(1));
+    let sizes = [format!("-DUM_SHARED={}", kernel.shared.max(1)), format!("-DUM_GUARD={GUARD}")];
     let (mut compile, mut link) = (Command::new("g++"), Command::new("g++"));
-    compile.args(OPTIONS).arg(shared).arg("-I").args([&folder, &source]).arg("-o").arg(&object);
-    link.arg("-shared").arg(&object).arg("-o").arg(&draft);
-    let built = run(kernel, &mut compile).and_then(|()| run(kernel, &mut link));
-    for file in [&source, &object].into_iter().filter(|file| file.exists()) {
-        std::fs::remove_file(file).map_err(Error::io(file))?;
-    }
+    compile.args(OPTIONS).args(sizes).arg("-I").args([&folder, &source]).arg("-o").arg(&object);
+    link.arg("-shared").arg(&object).arg("-o").arg(&library);
+    let built = run(kernel, &mut compile)
+        .and_then(|()| run(kernel, &mut link))
+        .and_then(|()| std::fs::rename(&library, path).map_err(Error::io(path)));
     std::fs::remove_dir_all(&folder).map_err(Error::io(&folder))?;
-    built?;
-    std::fs::rename(&draft, path).map_err(Error::io(path))
+    built
 }
 
 fn run(kernel: &Kernel, command: &mut Command) -> Result<()> {

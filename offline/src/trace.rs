@@ -23,8 +23,8 @@ pub struct Traced {
     pub launch: LaunchReport,
 }
 
-/// A device that takes launches down as `gpu` would get them, in the words of `target`. It has a thread of its own for as long as the process runs, so that
-/// one is made for many layers.
+/// A device that takes launches down as `gpu` would get them, in the words of `target`. It has a thread of its own for as long as
+/// the process runs, so that one is made for many layers.
 pub fn tracing_device(gpu: Gpu, target: Target) -> OfflineDevice {
     OfflineDevice::new(Options { gpu, target, execution: Execution::Skipped, ..Options::default() })
 }

@@ -182,7 +182,7 @@ fn narrow_rows(case: &Case) -> Vec<String> {
     if known(&case.kernel().entry) {
         return Vec::new();
     }
-    let narrow = widths.filter(|(_, widths)| case.slice % 16 == 0 && widths.iter().any(|&width| width < 16));
+    let narrow = widths.filter(|(_, widths)| case.slice.is_multiple_of(16) && widths.iter().any(|&width| width < 16));
     narrow.map(|(at, widths)| format!("value rows, buffer {at}, are loaded by {widths:?} bytes")).collect()
 }
 
@@ -195,7 +195,7 @@ fn every_kernel_compiles_without_spills_and_loads_rows_whole() {
         let of_entry = cases.iter().filter(|case| case.kernel().entry.starts_with(entry));
         assert!(of_entry.count() >= Architecture::ALL.len(), "no kernel {entry}");
     }
-    let on_rows = cases.iter().filter(|case| case.slice % 16 == 0 && !widths_of_rows(case).is_empty());
+    let on_rows = cases.iter().filter(|case| case.slice.is_multiple_of(16) && !widths_of_rows(case).is_empty());
     assert!(on_rows.count() >= 3 * Architecture::ALL.len(), "the loads of value rows are not seen");
 }
 

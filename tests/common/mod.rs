@@ -3,15 +3,20 @@
 // Each test is a crate of its own and uses a part of this.
 #![allow(dead_code)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ultramem::{Checkpoint, Dimensions, ElementType, Kind, MemoryConfig, Weights};
 
 /// The golden file `name`, without its ending: in `$ULTRAMEM_FIXTURES` where tests run without their sources.
 pub fn fixture(name: &str) -> PathBuf {
-    let own = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures"));
-    packed().unwrap_or(own).join(name).with_extension("safetensors")
+    packed().unwrap_or_else(|| source("tests/fixtures")).join(name).with_extension("safetensors")
+}
+
+/// A folder of the repository, of which the crate that is tested may be any part.
+fn source(folder: &str) -> PathBuf {
+    let roots = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    roots.map(|root| root.join(folder)).find(|it| it.is_dir()).expect("a folder of the repository")
 }
 
 fn packed() -> Option<PathBuf> {
@@ -20,8 +25,7 @@ fn packed() -> Option<PathBuf> {
 
 /// The layer trained on real text that the command carries.
 pub fn trained_layer() -> PathBuf {
-    let own = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/cli/data"));
-    packed().unwrap_or(own).join("kjv_layer.safetensors")
+    packed().unwrap_or_else(|| source("cli/data")).join("kjv_layer.safetensors")
 }
 
 /// Opens every golden file that this library can run, the trained layer included.

@@ -9,7 +9,7 @@ mod forward;
 
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
-use cubek::matmul::definition::MatmulElems;
+use cubek::matmul::definition::{MatmulElems, MatmulSetupError};
 use cubek::matmul::launch::{Strategy, launch_ref};
 use cubek::std::InputBinding;
 
@@ -24,7 +24,7 @@ use crate::{Error, Result};
 pub enum ProjectStrategy {
     /// A tile of tokens against a tile of columns, read through the caches: any device, any shape.
     Tile,
-    /// cubek's matrix product, which uses matrix units where the device has them.
+    /// cubek's matrix product, which uses matrix units for 16-bit numbers where the device has them.
     Cubek,
 }
 
@@ -125,17 +125,29 @@ pub(crate) fn launch_cubek<R: Runtime>(
     weight: &Tensor<R>,
     output: &Tensor<R>,
 ) -> Result<()> {
-    let mut types = MatmulElems::from_single_dtype(weight.dtype.into());
-    (types.lhs_global, types.acc_global) = (input.dtype, output.dtype);
-    launch_ref(
-        &Strategy::Auto,
-        client,
-        InputBinding::new(input.clone().binding(), input.dtype),
-        InputBinding::new(weight.clone().binding(), weight.dtype),
-        output.clone().binding(),
-        &mut types,
-    )
-    .map_err(|reason| Error::Matmul {
+    let launch = |strategy: Strategy| {
+        let mut types = MatmulElems::from_single_dtype(weight.dtype.into());
+        (types.lhs_global, types.acc_global) = (input.dtype, output.dtype);
+        launch_ref(
+            &strategy,
+            client,
+            InputBinding::new(input.clone().binding(), input.dtype),
+            InputBinding::new(weight.clone().binding(), weight.dtype),
+            output.clone().binding(),
+            &mut types,
+        )
+    };
+    let (matrix_units, units) =
+        (Strategy::SimpleCyclicCmma(Default::default()), Strategy::SimpleUnit(Default::default()));
+    // Matrix units would round f32 to tf32, which has ten bits.
+    let launched = match weight.dtype.size() {
+        4 => launch(units),
+        _ => match launch(matrix_units) {
+            Err(MatmulSetupError::Unavailable(_)) => launch(units),
+            launched => launched,
+        },
+    };
+    launched.map_err(|reason| Error::Matmul {
         m: input.shape()[0],
         k: weight.shape()[0],
         n: weight.shape()[1],

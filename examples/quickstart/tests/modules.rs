@@ -1,9 +1,9 @@
 //! The Burn modules on a device: gradients are the oracle's, records bring a layer back, a trainer that was saved goes on with the
-//! same bits. Each test runs on the plain backend and, with the feature `burn-fusion`, on the one with fusion.
+//! same bits. Each test runs on the plain backend and on the one with fusion.
 
-#[path = "../common/mod.rs"]
+#[path = "../../../tests/common/mod.rs"]
 mod common;
-#[path = "../../examples/quickstart.rs"]
+#[path = "../src/main.rs"]
 mod quickstart;
 
 use std::collections::BTreeMap;
@@ -24,7 +24,6 @@ use ultramem::{
 use common::{random_input, relative_l2, small};
 
 type Plain = CubeBackend<WgpuRuntime, f32, i32, u32>;
-#[cfg(feature = "burn-fusion")]
 type Fused = burn_wgpu::Wgpu;
 
 /// Runs a generic test on each backend.
@@ -33,8 +32,7 @@ macro_rules! on_each_backend {
         mod plain {
             $(#[test] fn $name() { super::$name::<super::Plain>(); })*
         }
-        #[cfg(feature = "burn-fusion")]
-        mod fused {
+                mod fused {
             $(#[test] fn $name() { super::$name::<super::Fused>(); })*
         }
     };
@@ -310,8 +308,8 @@ fn a_model_carries_its_skips() {
 
 #[test]
 fn quick_start_of_the_readme() {
-    let readme = include_str!("../../README.md");
-    let source = include_str!("../../examples/quickstart.rs");
+    let readme = include_str!("../../../README.md");
+    let source = include_str!("../src/main.rs");
     let code = source.split_once("\n\n").unwrap().1;
     assert!(readme.contains(code), "the README's quick start is not examples/quickstart.rs");
     quickstart::main().unwrap();
