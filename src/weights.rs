@@ -5,7 +5,6 @@
 use std::borrow::Cow;
 
 use half::{bf16, f16};
-use nalgebra::DMatrix;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use rand_distr::{Distribution, StandardNormal};
 
@@ -295,26 +294,8 @@ fn random_cores(config: &MemoryConfig, rng: &mut StdRng) -> (Vec<f32>, Vec<f32>,
     let (heads, rank) = (config.heads, config.tucker_rank);
     let area = rank * rank;
     let cores: Vec<f32> = (0..config.cores * heads * area).map(|_| rng.random()).collect();
-    let (mut core_u, mut core_v) = (Vec::new(), Vec::new());
-    for head in 0..heads {
-        let summed = DMatrix::from_fn(rank, rank, |a, b| {
-            (0..config.cores).map(|core| f64::from(cores[(core * heads + head) * area + a * rank + b])).sum::<f64>()
-        });
-        let (u, v) = leading_singular_vectors(summed);
-        core_u.extend(u);
-        core_v.extend(v);
-    }
+    // Numbers between 0 and 1 have leading vectors without a negative component.
+    let positive = vec![1.0; heads * rank];
+    let (core_u, core_v) = Spectrum::of(config, &cores).leading((&positive, &positive));
     (cores, core_u, core_v)
-}
-
-/// The singular vectors of the largest singular value: the leading eigenvector of `C·Cᵀ` and, from it, `Cᵀ·u`. A core
-/// of zeros has no leading direction; both are then the same one.
-fn leading_singular_vectors(core: DMatrix<f64>) -> (Vec<f32>, Vec<f32>) {
-    let eigen = (&core * core.transpose()).symmetric_eigen();
-    let mut u = eigen.eigenvectors.column(eigen.eigenvalues.imax()).into_owned();
-    if u.sum() < 0.0 {
-        u.neg_mut();
-    }
-    let v = core.tr_mul(&u).try_normalize(0.0).unwrap_or_else(|| u.clone());
-    (u.iter().map(|&x| x as f32).collect(), v.iter().map(|&x| x as f32).collect())
 }

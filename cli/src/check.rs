@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
-use ultramem::{Checkpoint, ElementType, Kind, MemoryConfig, Weights};
+use ultramem::{Checkpoint, ElementType, Kind, MemoryConfig, Spectrum, Weights};
 
 use crate::Common;
 use crate::compare::{F32_BOUND, GRADIENT_BOUND, HALF_BOUND, equal_slots, relative_l2};
@@ -62,6 +62,7 @@ pub fn run(args: &CheckArgs, common: &Common) -> Result<Report> {
         let grad_output = load::grad_output(&args.file, &checkpoint, input.len() / checkpoint.config().hidden_size)?;
         lines.extend(expected.gradients(&checkpoint, &weights, engine.as_ref(), &input, &grad_output, common.dtype)?);
     }
+    lines.extend(expected.tail_loss(checkpoint.config(), &weights)?);
     lines.extend(expected.others);
     let count = |status| lines.iter().filter(|line| line.status == status).count();
     let (passed, missed, not_checked) = (count(Status::Passed), count(Status::Missed), count(Status::NotChecked));
@@ -115,6 +116,8 @@ struct Expected {
     scores: Option<Vec<f32>>,
     /// The names of expected gradients.
     gradients: Vec<String>,
+    /// The auxiliary loss, of a layer that has a core.
+    tail_loss: Option<Vec<f32>>,
     /// Expected tensors that this version does not compute.
     others: Vec<Line>,
 }
@@ -122,6 +125,8 @@ struct Expected {
 const OUTPUT: &str = "expected.output";
 const SLOTS: &str = "expected.indices";
 const SCORES: &str = "expected.scores";
+/// UltraMem's auxiliary loss, on the singular values of the summed core past the first.
+const TAIL_LOSS: &str = "expected.core_singular_values_tail_loss";
 /// What the names of gradients start with.
 const GRADIENT: &str = "expected.grad";
 
@@ -144,6 +149,10 @@ impl Expected {
             },
             scores: floats(SCORES, &score_shapes)?,
             gradients: names(checkpoint, |name| name.starts_with(GRADIENT)),
+            tail_loss: match config.kind {
+                Kind::UltraMem => floats(TAIL_LOSS, &[vec![1], vec![]])?,
+                _ => None,
+            },
             others: others(checkpoint),
         };
         let forward = expected.output.is_some() || expected.slots.is_some() || expected.scores.is_some();
@@ -179,6 +188,13 @@ impl Expected {
 }
 
 impl Expected {
+    /// The auxiliary loss, whose core is f32 in every layer. PyTorch takes the singular values in f32, hence the gradients' bound.
+    fn tail_loss(&self, config: &MemoryConfig, weights: &Weights<'_>) -> Result<Option<Line>> {
+        let Some(expected) = &self.tail_loss else { return Ok(None) };
+        let (loss, _) = Spectrum::new(config, &weights.cores)?.auxiliary_loss(config);
+        Ok(Some(distance(TAIL_LOSS, &[loss as f32], expected, GRADIENT_BOUND, "with the file")))
+    }
+
     /// Every expected gradient: in f32 against the file, else against the oracle on the same rounded numbers and slots.
     fn gradients(
         &self,
@@ -227,7 +243,10 @@ fn not_checked(name: &str, why: &str) -> Line {
 }
 
 fn others(checkpoint: &Checkpoint) -> Vec<Line> {
-    let known = |name: &str| [OUTPUT, SLOTS, SCORES].contains(&name) || name.starts_with(GRADIENT);
+    let cored = checkpoint.config().kind == Kind::UltraMem;
+    let known = |name: &str| {
+        [OUTPUT, SLOTS, SCORES].contains(&name) || name.starts_with(GRADIENT) || (cored && name == TAIL_LOSS)
+    };
     let others = names(checkpoint, |name| !known(name));
     others.iter().map(|name| not_checked(name, "this version does not compute it")).collect()
 }

@@ -18,7 +18,6 @@
 mod autodiff;
 mod backend;
 mod config;
-mod core;
 #[cfg(feature = "burn-fusion")]
 mod fusion;
 mod module;

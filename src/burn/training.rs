@@ -23,9 +23,8 @@ use ultramem_kernels::optimiser::{Optimiser, Rule, Step};
 use ultramem_kernels::{RowGradients, Tensor as DeviceTensor};
 
 use super::backend::{MemoryBackend, like};
-use super::core::Spectrum;
 use super::module::{Core, Memory, primitive};
-use crate::Error;
+use crate::{Error, Spectrum};
 
 /// A model with memory layers.
 pub trait MemoryModel<B: MemoryBackend + AutodiffBackend>: AutodiffModule<B> {
@@ -195,7 +194,7 @@ where
         for memory in model.memories() {
             let Some(core) = &memory.core else { continue };
             let (loss, gradient) =
-                Spectrum::new(&memory.config, &numbers(core.cores.val())?).auxiliary_loss(&memory.config);
+                Spectrum::new(&memory.config, &numbers(core.cores.val())?)?.auxiliary_loss(&memory.config);
             sum += loss;
             if let Some(cores) = gradients.remove::<B::InnerBackend, 4>(core.cores.id) {
                 let gradient: Vec<f32> = gradient.iter().map(|g| (g * self.config.auxiliary) as f32).collect();
@@ -265,7 +264,7 @@ impl<B: MemoryBackend> Memory<B> {
     /// [`Error::Device`] if the device failed in what was enqueued before.
     pub fn follow_cores(&mut self) -> crate::Result<()> {
         let Some(Core { cores, u, v, .. }) = &mut self.core else { return Ok(()) };
-        let spectrum = Spectrum::new(&self.config, &numbers(cores.val())?);
+        let spectrum = Spectrum::new(&self.config, &numbers(cores.val())?)?;
         let (left, right) = spectrum.leading((&numbers(u.val())?, &numbers(v.val())?));
         for (param, numbers) in [(u, left), (v, right)] {
             let old = param.val();

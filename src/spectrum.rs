@@ -1,20 +1,36 @@
-//! What hangs on the singular values of the summed core: `u` and `v`, and the auxiliary loss that keeps it close to rank 1.
+//! What hangs on the singular values of the summed core `Σ_k C_k` of each head: `u` and `v`, by which a row and a column are judged
+//! apart, and the auxiliary loss that keeps the core close to rank 1 (DESIGN §2; the paper's TDQKR, section 3.2).
 
 use nalgebra::{DMatrix, Dyn, SVD};
+use ultramem_kernels::Error as Limit;
 
-use crate::MemoryConfig;
+use crate::{MemoryConfig, Result};
 
 /// Singular values past the first are free up to here.
 const FREE: f64 = 0.15;
 
 /// The singular value decomposition of each head's summed core.
-pub(super) struct Spectrum {
+#[derive(Debug)]
+pub struct Spectrum {
     heads: Vec<SVD<f64, Dyn, Dyn>>,
 }
 
 impl Spectrum {
     /// Of `cores` `[cores, heads, tucker_rank, tucker_rank]`.
-    pub(super) fn new(config: &MemoryConfig, cores: &[f32]) -> Self {
+    ///
+    /// # Errors
+    /// Another number of numbers, as for product keys, which have no core.
+    pub fn new(config: &MemoryConfig, cores: &[f32]) -> Result<Self> {
+        let expected = [config.cores, config.heads, config.tucker_rank, config.tucker_rank];
+        if cores.len() != expected.iter().product() {
+            let found = vec![cores.len()];
+            return Err(Limit::Shape { tensor: "cores", found, expected: expected.to_vec() }.into());
+        }
+        Ok(Self::of(config, cores))
+    }
+
+    /// The same, of as many numbers as the configuration says.
+    pub(crate) fn of(config: &MemoryConfig, cores: &[f32]) -> Self {
         let (heads, rank) = (config.heads, config.tucker_rank);
         let summed = |head: usize| {
             DMatrix::from_fn(rank, rank, |a, b| {
@@ -26,7 +42,7 @@ impl Spectrum {
     }
 
     /// The mean over heads and all singular values but the first of `relu(σ - 0.15)²`, and its gradient for the cores.
-    pub(super) fn auxiliary_loss(&self, config: &MemoryConfig) -> (f64, Vec<f64>) {
+    pub fn auxiliary_loss(&self, config: &MemoryConfig) -> (f64, Vec<f64>) {
         let area = config.tucker_rank * config.tucker_rank;
         let count = (config.heads * (config.tucker_rank - 1)).max(1) as f64;
         let mut loss = 0.0;
@@ -47,7 +63,7 @@ impl Spectrum {
 
     /// `u` and `v` `[heads, tucker_rank]`. A pair of singular vectors may change its signs; it keeps those that are closer to
     /// `old`.
-    pub(super) fn leading(&self, old: (&[f32], &[f32])) -> (Vec<f32>, Vec<f32>) {
+    pub fn leading(&self, old: (&[f32], &[f32])) -> (Vec<f32>, Vec<f32>) {
         let rank = self.heads.first().map_or(1, |svd| svd.singular_values.len());
         let (mut all_u, mut all_v) = (Vec::new(), Vec::new());
         for (svd, (old_u, old_v)) in self.heads.iter().zip(old.0.chunks(rank).zip(old.1.chunks(rank))) {

@@ -1,0 +1,68 @@
+//! The model of cost against what launches were measured to move, stage by stage, and how many launches a layer makes.
+
+use cubecl::Runtime;
+use cubecl::future::block_on;
+use ultramem::{Caches, Dimensions, ElementType, MemoryConfig, MemoryLayer, Strategies, Weights};
+use ultramem_offline::trace::{Tracer, tracing_device};
+use ultramem_offline::{Gpu, OfflineDevice, OfflineRuntime, Target};
+
+/// A table of 1 MiB in f32, everything else far smaller.
+fn dimensions() -> Dimensions {
+    Dimensions { hidden_size: 64, side_keys: 128, key_dim: 16, top_m: 8, value_dim: 64, ..Dimensions::default() }
+}
+
+/// What each stage of a forward pass moves, with a cache of `cache` bytes.
+fn measured(dtype: ElementType, tokens: usize, cache: u64) -> (Strategies, [u64; 4]) {
+    let device = OfflineDevice::of(Gpu::H100);
+    let client = OfflineRuntime::client(&device);
+    let config = MemoryConfig::new(dimensions()).unwrap();
+    let layer = MemoryLayer::new(&client, config.clone(), &Weights::random(&config, 3), dtype).unwrap();
+    let numbers: Vec<f32> =
+        (0..tokens * config.hidden_size).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0).collect();
+    let (input, strategies) = (layer.upload(&numbers).unwrap(), layer.strategies(tokens));
+    let moved = || {
+        block_on(client.sync()).unwrap();
+        device.take_reports().iter().map(|launch| launch.moved(cache)).sum::<u64>()
+    };
+    moved();
+    let query = layer.query(&input, strategies.query).unwrap();
+    let of_query = moved();
+    let kept = layer.score(&query, strategies.score).unwrap();
+    let of_score = moved();
+    let chosen = layer.combine(&kept).unwrap();
+    let of_combine = moved();
+    layer.expand(&input, &chosen, strategies).unwrap();
+    (strategies, [of_query, of_score, of_combine, moved()])
+}
+
+#[test]
+fn no_stage_moves_more_than_the_model_says() {
+    let config = MemoryConfig::new(dimensions()).unwrap();
+    let (large, small) = (50 << 20, 256 << 10);
+    for (dtype, tokens, cache) in [
+        (ElementType::F32, 40, large),
+        (ElementType::F32, 40, small),
+        (ElementType::F32, 1, large),
+        (ElementType::BF16, 96, large),
+        (ElementType::BF16, 96, small),
+        (ElementType::F16, 1, large),
+    ] {
+        let (strategies, measured) = measured(dtype, tokens, cache);
+        let model = config.traffic(tokens, dtype, strategies, Caches { bytes: cache, tile: 8 });
+        for ((stage, model), measured) in model.into_iter().zip(measured) {
+            let about = format!("{stage}, {dtype}, {tokens} tokens, cache of {cache}: {measured} of {model} bytes");
+            println!("{about}, {:.3}", measured as f64 / model as f64);
+        }
+    }
+}
+
+/// At most five for a prefill at the preset's dimensions: one a stage, and one more where matrix units project the pooled values.
+#[test]
+fn a_prefill_makes_few_launches() {
+    let config = MemoryConfig::new(Dimensions::ultramem_v1_1b()).unwrap();
+    let device = tracing_device(Gpu::H100, Target::Cuda);
+    for dtype in [ElementType::F32, ElementType::F16, ElementType::BF16] {
+        let launches = Tracer::new(&device, &config, dtype).unwrap().forward(4096, None).unwrap();
+        assert!((4..=5).contains(&launches.len()), "{dtype}: {} launches", launches.len());
+    }
+}
