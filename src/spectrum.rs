@@ -22,7 +22,7 @@ impl Spectrum {
     /// Another number of numbers, as for product keys, which have no core.
     pub fn new(config: &MemoryConfig, cores: &[f32]) -> Result<Self> {
         let expected = [config.cores, config.heads, config.tucker_rank, config.tucker_rank];
-        if cores.len() != expected.iter().product() {
+        if cores.len() != expected.iter().product::<usize>() {
             let found = vec![cores.len()];
             return Err(Limit::Shape { tensor: "cores", found, expected: expected.to_vec() }.into());
         }

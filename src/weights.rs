@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use rand_distr::{Distribution, StandardNormal};
 
-use crate::{ElementType, Error, Kind, MemoryConfig, Result};
+use crate::{ElementType, Error, Kind, MemoryConfig, Result, Spectrum};
 
 /// A row-major tensor on the host, its bytes owned or borrowed (from a memory-mapped file).
 #[derive(Debug, Clone, PartialEq)]

@@ -356,7 +356,8 @@ fn kernels_that_can_t_be_written_are_one_line() {
     ultramem("kernels --top-m 500 -o x").refused(&["top_m 500 exceeds side_keys 128"]);
     ultramem("kernels --target wgsl --dtype bf16 -o x").refused(&["does not support bf16"]);
     ultramem("kernels -o /proc/nothing/here").refused(&["/proc/nothing/here"]);
-    ultramem("kernels --side-keys 200000 -o x").refused(&["needs", "bytes"]);
+    ultramem("kernels --side-keys 200000 -o x").refused(&["side_keys 200000 exceeds the limit 65536"]);
+    ultramem("kernels --side-keys 60000 --value-dim 512 -o x").refused(&["values", "bytes"]);
     let nothing = directory();
     ultramem_with("kernels --target ptx -o x", &[("XDG_CACHE_HOME", &nothing.path().display().to_string())])
         .refused(&["python3 -m pip install", "nvidia-cuda-nvrtc-cu12=="]);

@@ -279,12 +279,23 @@ fn what_a_compiler_refuses_is_told_with_its_reason() {
     assert!(error.starts_with("NVRTC refuses broken") && error.contains("no_such_thing"), "{error}");
 }
 
+/// The columns of registers, spills and occupancy. CubeCL numbers variables in an order that differs from build to build of this
+/// program, and `ptxas` then takes a few registers more or less: what they may be at most is held above.
+const VARYING: [usize; 3] = [7, 8, 10];
+
+fn steady(line: &str) -> Vec<&str> {
+    let columns = line.split('|').map(str::trim).enumerate();
+    columns.filter(|(at, _)| !VARYING.contains(at)).map(|(_, column)| column).collect()
+}
+
 #[test]
 fn the_table_in_the_docs_is_current() {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/kernels.md")).unwrap();
     let table = table::table().unwrap();
+    let head = table.lines().next().unwrap();
+    let written = page.lines().skip_while(|line| *line != head).take_while(|line| line.starts_with('|'));
     assert!(
-        page.contains(&table),
+        written.map(steady).eq(table.lines().map(steady)),
         "docs/kernels.md: write it anew with `ultramem kernels --table`; it should hold\n{table}"
     );
 }

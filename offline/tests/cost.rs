@@ -11,6 +11,9 @@ fn dimensions() -> Dimensions {
     Dimensions { hidden_size: 64, side_keys: 128, key_dim: 16, top_m: 8, value_dim: 64, ..Dimensions::default() }
 }
 
+/// The norms' weights and the cores, which the model leaves out: 64 bytes each.
+const LEFT_OUT: u64 = 128;
+
 /// What each stage of a forward pass moves, with a cache of `cache` bytes.
 fn measured(dtype: ElementType, tokens: usize, cache: u64) -> (Strategies, [u64; 4]) {
     let device = OfflineDevice::of(Gpu::H100);
@@ -51,7 +54,9 @@ fn no_stage_moves_more_than_the_model_says() {
         let model = config.traffic(tokens, dtype, strategies, Caches { bytes: cache, tile: 8 });
         for ((stage, model), measured) in model.into_iter().zip(measured) {
             let about = format!("{stage}, {dtype}, {tokens} tokens, cache of {cache}: {measured} of {model} bytes");
-            println!("{about}, {:.3}", measured as f64 / model as f64);
+            assert!(measured <= model + LEFT_OUT, "{about}");
+            // Rows and keys that several tokens choose are moved once where a cache holds them; the model knows no input.
+            assert!(2 * measured >= model, "{about}");
         }
     }
 }
