@@ -22,6 +22,8 @@ pub(crate) struct Device {
     max_width: usize,
     max_units: usize,
     max_cubes: (u32, u32, u32),
+    /// Cubes that reach every multiprocessor.
+    pub processors: usize,
     /// Cubes that keep the whole device busy.
     pub busy_cubes: usize,
 }
@@ -32,6 +34,7 @@ impl Device {
         // Planes this narrow are a processor's vector registers: a load costs it many times a multiplication, so a unit
         // takes on as large a block as it can, and a barrier saves and restores every plane, so a cube has one.
         let narrow = hardware.plane_size_max <= NARROW;
+        let processors = hardware.num_streaming_multiprocessors.unwrap_or(16) as usize;
         let (tile, block, planes) = if narrow { (16, 4, 1) } else { (8, 1, 8) };
         Self {
             tile,
@@ -44,7 +47,8 @@ impl Device {
             max_width: hardware.max_vector_size,
             max_units: (hardware.max_units_per_cube.min(hardware.max_cube_dim.0)) as usize,
             max_cubes: hardware.max_cube_count,
-            busy_cubes: 2 * hardware.num_streaming_multiprocessors.unwrap_or(16) as usize,
+            processors,
+            busy_cubes: 2 * processors,
         }
     }
 

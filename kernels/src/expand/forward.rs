@@ -5,10 +5,13 @@
 //! `(token, block, vector of columns)` to one unit, which sums its rows in slot order in registers: each selected row is read
 //! once, in loads as wide as the row allows, and nothing is accumulated in memory. Reads `heads · top_m` rows of `value_dim` per
 //! token, and W_o once per tile.
+//!
+//! At few tokens several cubes share out a tile's output columns. Each of them pools the tile anew, from rows that the others have
+//! brought into the cache, and reads its own part of W_o.
 
 use cubecl::prelude::*;
 
-use crate::product::{Columns, Rows, accumulate, zero_sums};
+use crate::product::{Columns, Outputs, Rows, Sharing, multiply};
 
 /// What is fixed when the kernels are compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,8 +26,10 @@ pub(crate) struct ExpandPlan {
     pub gated: bool,
     /// Vectors of an output row; 0 where pooling is all.
     pub columns: usize,
-    /// Column vectors that a unit projects at a time.
-    pub block: usize,
+    /// How the units of a cube project.
+    pub sharing: Sharing,
+    /// Cubes of a tile, each of which projects every `splits`-th group of `lanes · block` columns.
+    pub splits: usize,
     /// Tokens of a cube.
     pub tile: usize,
     pub units: usize,
@@ -41,7 +46,7 @@ struct Entries {
     starts: SharedMemory<u32>,
 }
 
-/// The pooled values, projected: `output` `[tokens, columns]`.
+/// The pooled values, projected: `output` `[tokens, columns]`. `CUBE_POS` runs over the splits of a tile of tokens first.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn expand_kernel<E: Float, N: Size, O: Size>(
     slots: &Array<u32>,
@@ -61,7 +66,7 @@ pub(crate) fn expand_kernel<E: Float, N: Size, O: Size>(
     }
     let width = N::value();
     let depth = comptime!(plan.expansion * plan.value_dim / width);
-    let token = CUBE_POS * plan.tile;
+    let token = CUBE_POS / plan.splits * plan.tile;
     let mut pooled = SharedMemory::<Vector<f32, N>>::new(comptime!(plan.tile * depth));
     let entries = order_entries(slots, scores, shuffle, token, tokens as usize, plan);
     for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * depth), plan.units) {
@@ -69,20 +74,17 @@ pub(crate) fn expand_kernel<E: Float, N: Size, O: Size>(
     }
     sync_cube();
     let rows = Rows::of_tile(depth, plan.tile);
-    for first in range_stepped(UNIT_POS as usize, plan.columns, comptime!(plan.units * plan.block)) {
-        let last = comptime!(plan.columns - 1).runtime();
-        let columns = Columns { first, last, stride: plan.units, count: plan.block };
-        let mut sums = zero_sums::<O>(comptime!(plan.tile * plan.block));
-        accumulate::<f32, E, O, N>(&pooled.to_slice(), rows, weight, &mut sums, 0usize, columns, plan.columns);
-        #[unroll]
-        for c in 0..plan.block {
-            #[unroll]
-            for t in 0..plan.tile {
-                if columns.holds(c) && token + t < tokens as usize {
-                    output[(token + t) * plan.columns + columns.at(c)] = Vector::cast_from(sums[c * plan.tile + t]);
-                }
-            }
-        }
+    let outputs = Outputs { first: token, end: tokens as usize };
+    let sharing = comptime!(plan.sharing);
+    let group = comptime!(sharing.lanes * sharing.block);
+    for start in range_stepped(CUBE_POS % plan.splits * group, plan.columns, comptime!(plan.splits * group)) {
+        let columns = Columns {
+            first: start + UNIT_POS as usize % sharing.lanes,
+            last: comptime!(plan.columns - 1).runtime(),
+            stride: sharing.lanes,
+            count: sharing.block,
+        };
+        multiply::<f32, E, E, O, N>(&pooled.to_slice(), rows, weight, output, outputs, columns, sharing.slices);
     }
 }
 

@@ -4,8 +4,8 @@
 //! Shapes: slots `[tokens, heads, top_m]` and scores `[tokens, heads, top_m, cores]` as [`combine`](crate::combine::combine) makes them, values
 //! `[rows, value_dim]`, weight `[expansion · value_dim, hidden_size]`; result `[tokens, hidden_size]`.
 //!
-//! Two strategies: one kernel that pools a tile of tokens in shared memory and projects it there, or a pooling kernel and a
-//! matrix product.
+//! Two strategies: one kernel that pools a tile of tokens in shared memory and projects it there, several cubes sharing out the columns
+//! at few tokens, or a pooling kernel and a matrix product.
 
 mod backward;
 mod forward;
@@ -16,6 +16,7 @@ pub use self::backward::{ExpandGradients, expand_backward};
 use self::forward::{ExpandPlan, expand_kernel, pool_kernel};
 use crate::combine::Chosen;
 use crate::device::Device;
+use crate::product::{Product, Sharing};
 use crate::query::{ProjectStrategy, project};
 use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, u32_storage};
 use crate::{Error, Result};
@@ -42,16 +43,23 @@ pub enum ExpandStrategy {
 }
 
 impl ExpandStrategy {
-    /// Two kernels where matrix units take the product, or where the tokens are so few that one kernel's cubes could not share
-    /// out the weight; else one.
+    /// Two kernels where matrix units take the product; one where its cubes reach the whole device, or where so few tokens gather that
+    /// cubes can share out the weight and each gather again. A narrow device's cubes don't share: one kernel for any tile.
     pub fn choose<R: Runtime>(client: &ComputeClient<R>, tokens: usize, memory: &Memory<'_, R>) -> Self {
         let device = Device::of(client);
         let product = ProjectStrategy::choose(client, tokens, memory.weight.dtype);
         let pooled_dim = memory.weight.shape().first().copied().unwrap_or(0);
         let fits = 5 * pooled_dim * device.tile.min(tokens) <= device.shared_bytes;
-        if product == ProjectStrategy::Tile && tokens > 1 && fits { Self::Fused } else { Self::Pooled(product) }
+        let worth = match device.narrow {
+            true => tokens > 1,
+            false => tokens.div_ceil(device.tile) >= device.processors || tokens <= FEW_TOKENS,
+        };
+        if product == ProjectStrategy::Tile && worth && fits { Self::Fused } else { Self::Pooled(product) }
     }
 }
+
+/// Tokens whose rows are few beside the weight that they are projected with: one kernel saves more than it gathers again.
+const FEW_TOKENS: usize = 2;
 
 /// Launches the stage: `y = W_o · pooled`, in the type of the values.
 ///
@@ -132,7 +140,8 @@ impl<'a, R: Runtime> Stage<'a, R> {
             shuffled: memory.shuffle.is_some(),
             gated: memory.gate.is_some(),
             columns: 0,
-            block: 1,
+            sharing: Sharing { lanes: 1, slices: 1, block: 1 },
+            splits: 1,
             tile: 1,
             units: 1,
         };
@@ -145,25 +154,40 @@ impl<'a, R: Runtime> Stage<'a, R> {
     }
 
     /// The plan with the largest tile that fits, `shared` being the bytes of a tile.
-    fn tiled(&self, columns: usize, work: usize, shared: impl Fn(usize) -> usize) -> Result<ExpandPlan> {
+    fn tiled(&self, work: usize, shared: impl Fn(usize) -> usize) -> Result<ExpandPlan> {
         let most = self.device.tile.min(self.tokens.next_power_of_two());
         let tiles = [16, 8, 4, 2, 1].into_iter().filter(|&tile| tile <= most);
         let tile = tiles.into_iter().find(|&tile| shared(tile) <= self.device.shared_bytes).unwrap_or(1);
         self.device.fits_shared("expand", shared(tile))?;
-        let units = self.device.units(tile * work);
-        let block = (columns / units).clamp(1, self.device.block);
-        Ok(ExpandPlan { columns, block, tile, units, ..self.plan })
+        Ok(ExpandPlan { tile, units: self.device.units(tile * work), ..self.plan })
+    }
+
+    /// The plan of the fused kernel: a cube a tile where they reach the whole device, else as many as share out the weight with at most
+    /// twice its bytes gathered again.
+    fn fused_plan(&self, columns_width: usize) -> Result<ExpandPlan> {
+        let (device, bytes) = (&self.device, self.memory.values.dtype.size());
+        let pooled_dim = self.plan.expansion * self.plan.value_dim;
+        let (columns, depth) = (self.hidden_size / columns_width, pooled_dim / self.width());
+        let shared = |tile| tile * (entry_bytes(&self.plan) + 4 * pooled_dim);
+        let plan = ExpandPlan { columns, ..self.tiled(depth.max(columns), shared)? };
+        let gathered = plan.tile * plan.entries * plan.value_dim;
+        let cubes = device.processors.div_ceil(self.tokens.div_ceil(plan.tile));
+        let cubes = cubes.min(2 * pooled_dim * self.hidden_size / gathered);
+        if device.narrow || cubes <= 1 {
+            let block = (columns / plan.units).clamp(1, device.block);
+            return Ok(ExpandPlan { sharing: Sharing { lanes: plan.units, slices: 1, block }, ..plan });
+        }
+        let product = Product { columns, depth, tile: plan.tile, bytes: bytes * columns_width, width: columns_width };
+        let sharing = Sharing::sliced(device, &product, cubes, device.shared_bytes - shared(plan.tile));
+        Ok(ExpandPlan { sharing, splits: sharing.cubes(columns), units: sharing.units(), ..plan })
     }
 
     fn launch_fused(&self) -> Result<Tensor<R>> {
         let (memory, dtype) = (self.memory, self.memory.values.dtype);
-        let pooled_dim = self.plan.expansion * self.plan.value_dim;
         let columns_width = self.device.width(dtype.size(), &[self.hidden_size]);
-        let columns = self.hidden_size / columns_width;
-        let shared = |tile| tile * (entry_bytes(&self.plan) + 4 * pooled_dim);
-        let plan = self.tiled(columns, (pooled_dim / self.width()).max(columns), shared)?;
+        let plan = self.fused_plan(columns_width)?;
         let output = empty(self.client, "output", &[self.tokens, self.hidden_size], dtype)?;
-        let cubes = self.tokens.div_ceil(plan.tile);
+        let cubes = self.tokens.div_ceil(plan.tile) * plan.splits;
         // SAFETY: `check` has seen every shape; the kernel clamps slots and addresses to the table.
         unsafe {
             expand_kernel::launch_unchecked::<R>(
@@ -194,7 +218,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
         let pooled_dim = self.plan.expansion * self.plan.value_dim;
         let one_token = |tile| tile * entry_bytes(&self.plan);
         let tile = if self.tokens > 8 * self.device.busy_cubes { self.device.tile } else { 1 };
-        let plan = self.tiled(0, pooled_dim / self.width(), one_token)?;
+        let plan = self.tiled(pooled_dim / self.width(), one_token)?;
         let plan = ExpandPlan { tile: plan.tile.min(tile), ..plan };
         let pooled = empty(self.client, "pooled", &[self.tokens, pooled_dim], dtype)?;
         let cubes = self.tokens.div_ceil(plan.tile);

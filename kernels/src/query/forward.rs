@@ -2,26 +2,25 @@
 //!
 //! A unit reads the input rows of its tile and its own columns of the weight straight from global memory: units of a cube read the
 //! same rows at the same time, which caches serve, and there is no barrier to wait at. Moves the input once per column tile,
-//! the weight once per token tile (from cache where it fits: tiles of tokens run next to each other) and the query once.
+//! the weight once per token tile (from cache where it fits: tiles of tokens run next to each other) and the query once. At few
+//! tokens a cube takes few columns and its units share out the depth.
 
 use cubecl::prelude::*;
 
-use crate::product::{Columns, Rows, accumulate, zero_sums};
+use crate::product::{Columns, Outputs, Rows, Sharing, multiply};
 
 /// What is fixed when the kernel is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct ProjectPlan {
-    pub units: usize,
+    pub sharing: Sharing,
     /// Tokens of a cube.
     pub tile: usize,
-    /// Column vectors of a unit.
-    pub block: usize,
 }
 
 /// `depth` is the vectors of an input row, `width` those of a weight row. They are known only when the kernel runs, so that every
 /// product of a layer is one kernel, compiled once.
 ///
-/// One cube computes `tile` tokens by `units · block` column vectors; `CUBE_POS` runs over token tiles first.
+/// One cube computes `tile` tokens by `lanes · block` column vectors; `CUBE_POS` runs over token tiles first.
 #[cube(launch_unchecked)]
 pub(crate) fn project_kernel<I: Float, E: Float, O: Float, N: Size, W: Size>(
     input: &Array<Vector<I, W>>,
@@ -37,26 +36,19 @@ pub(crate) fn project_kernel<I: Float, E: Float, O: Float, N: Size, W: Size>(
     #[define(O)] _output_type: StorageType,
 ) {
     let token_tiles = tokens.div_ceil(plan.tile as u32) as usize;
+    let sharing = comptime!(plan.sharing);
+    let first = CUBE_POS / token_tiles * comptime!(sharing.lanes * sharing.block);
     let columns = Columns {
-        first: CUBE_POS / token_tiles * comptime!(plan.units * plan.block) + UNIT_POS as usize,
+        first: first + UNIT_POS as usize % sharing.lanes,
         last: width as usize - 1,
-        stride: plan.units,
-        count: plan.block,
+        stride: sharing.lanes,
+        count: sharing.block,
     };
-    if CUBE_POS >= cubes as usize || columns.first > columns.last {
+    if CUBE_POS >= cubes as usize {
         terminate!();
     }
     let token = CUBE_POS % token_tiles * plan.tile;
     let rows = Rows { first: token, last: tokens as usize - 1, pitch: depth as usize, count: plan.tile };
-    let mut sums = zero_sums::<N>(comptime!(plan.tile * plan.block));
-    accumulate::<I, E, N, W>(&input.to_slice(), rows, weight, &mut sums, 0usize, columns, width as usize);
-    #[unroll]
-    for c in 0..plan.block {
-        #[unroll]
-        for t in 0..plan.tile {
-            if columns.holds(c) && token + t < tokens as usize {
-                output[(token + t) * width as usize + columns.at(c)] = Vector::cast_from(sums[c * plan.tile + t]);
-            }
-        }
-    }
+    let outputs = Outputs { first: token, end: tokens as usize };
+    multiply::<I, E, O, N, W>(&input.to_slice(), rows, weight, output, outputs, columns, sharing.slices);
 }

@@ -16,6 +16,7 @@ use cubek::std::InputBinding;
 pub use self::backward::{Map, QueryGradients, query_backward};
 use self::forward::{ProjectPlan, project_kernel};
 use crate::device::Device;
+use crate::product::{Product, Sharing};
 use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, tokens_of};
 use crate::{Error, Result};
 
@@ -90,16 +91,18 @@ fn launch_tile<R: Runtime>(
     let row_width = device.width(4, &[depth]);
     let columns = out / width;
     let tile = tokens.next_power_of_two().min(device.tile);
-    let block = (columns / device.plane_size).clamp(1, device.block);
-    let units = device.units(columns.div_ceil(block));
-    let plan = ProjectPlan { units, tile, block };
-    let cubes = tokens.div_ceil(tile) * columns.div_ceil(units * block);
+    let bytes = width * weight.dtype.size();
+    let product = Product { columns, depth: depth / row_width, tile, bytes, width };
+    let tiles = tokens.div_ceil(tile);
+    let sharing = share(&device, &product, tiles);
+    let plan = ProjectPlan { sharing, tile };
+    let cubes = tiles * sharing.cubes(columns);
     // SAFETY: shapes are checked; a unit reads and writes below `tokens` and `columns` only.
     unsafe {
         project_kernel::launch_unchecked::<R>(
             client,
             device.grid(cubes)?,
-            CubeDim::new_1d(units as u32),
+            CubeDim::new_1d(sharing.units() as u32),
             width,
             row_width,
             arg(input, row_width),
@@ -116,6 +119,17 @@ fn launch_tile<R: Runtime>(
         );
     }
     Ok(())
+}
+
+/// Whole cubes of columns where they reach every processor, else as many cubes as do, their units on slices of the depth. Not on
+/// narrow planes, where a barrier costs more than it gains.
+fn share(device: &Device, product: &Product, tiles: usize) -> Sharing {
+    let block = (product.columns / device.plane_size).clamp(1, device.block);
+    let whole = Sharing { lanes: device.units(product.columns.div_ceil(block)), slices: 1, block };
+    if device.narrow || tiles * whole.cubes(product.columns) >= device.processors {
+        return whole;
+    }
+    Sharing::sliced(device, product, device.processors.div_ceil(tiles), device.shared_bytes)
 }
 
 /// `output = input · weight` by cubek, `input` of any strides.
