@@ -74,8 +74,7 @@ impl<R: Runtime> MemoryLayer<R> {
     pub fn forward_saving(&self, input: &Tensor<R>) -> Result<(Forward<R>, Saved<R>)> {
         let strategies = self.strategies(input.shape().first().copied().unwrap_or(0));
         let query = self.query(input, strategies.query)?;
-        let kept = self.score(&query, strategies.score)?;
-        let chosen = self.combine(&kept)?;
+        let (kept, chosen) = self.retrieve(&query, strategies.score)?;
         let gate = self.gate(input, strategies.query)?;
         let output = self.expand_gated(&chosen, gate.as_ref(), strategies.expand)?;
         let saved = Saved { query, kept, chosen: chosen.clone(), gate };

@@ -10,7 +10,7 @@ use ultramem_kernels::expand::{ExpandStrategy, Memory, expand};
 use ultramem_kernels::query::{ProjectStrategy, query};
 pub use ultramem_kernels::score::Kept;
 use ultramem_kernels::score::{KeyFactors, PreparedKeys, ScoreStrategy, prepare_keys, score};
-use ultramem_kernels::{ElementType, Tensor, check, supports, transpose};
+use ultramem_kernels::{ElementType, Tensor, check, retrieve, supports, transpose};
 
 use crate::table::{ValueTable, upload};
 use crate::{Error, HostTensor, LayerWeights, MemoryConfig, Result, Weights};
@@ -133,8 +133,7 @@ impl<R: Runtime> MemoryLayer<R> {
     /// As [`forward`](Self::forward), and strategies that the device can't run.
     pub fn forward_with(&self, input: &Tensor<R>, strategies: Strategies) -> Result<Forward<R>> {
         let query = self.query(input, strategies.query)?;
-        let kept = self.score(&query, strategies.score)?;
-        let chosen = self.combine(&kept)?;
+        let (_, chosen) = self.retrieve(&query, strategies.score)?;
         let output = self.expand(input, &chosen, strategies)?;
         Ok(Forward { output, chosen })
     }
@@ -168,6 +167,17 @@ impl<R: Runtime> MemoryLayer<R> {
     /// Kept keys of another shape.
     pub fn combine(&self, kept: &Kept<R>) -> Result<Chosen<R>> {
         Ok(combine(&self.client, kept, self.config.side_keys, &self.pair_score())?)
+    }
+
+    /// Stages 2 and 3 together, in fewer launches where the keys are split over cubes: the same numbers.
+    ///
+    /// # Errors
+    /// A query of another shape.
+    pub fn retrieve(&self, query: &Tensor<R>, strategy: ScoreStrategy) -> Result<(Kept<R>, Chosen<R>)> {
+        let (norm, eps, top_m) = (self.config.norm, self.config.norm_eps, self.config.top_m);
+        let query_norm = &self.weights.query_norm;
+        let pair_score = self.pair_score();
+        Ok(retrieve(&self.client, query, query_norm, norm, eps, &self.keys, top_m, strategy, &pair_score)?)
     }
 
     pub(crate) fn pair_score(&self) -> PairScore<'_, R> {

@@ -71,10 +71,12 @@ impl Tracer {
         let input = self.hidden_states("input", tokens)?;
         let query = self.layer.query(&input, strategies.query)?;
         let mut traced = self.taken("query")?;
-        let kept = self.layer.score(&query, strategies.score)?;
+        let (_, chosen) = self.layer.retrieve(&query, strategies.score)?;
         traced.extend(self.taken("score")?);
-        let chosen = self.layer.combine(&kept)?;
-        traced.extend(self.taken("combine")?);
+        // The last of them combines, whatever it does before.
+        if let Some(last) = traced.last_mut() {
+            last.stage = "combine";
+        }
         self.layer.expand(&input, &chosen, strategies)?;
         traced.extend(self.taken("expand")?);
         Ok(traced)

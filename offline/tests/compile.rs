@@ -194,7 +194,9 @@ fn every_kernel_compiles_without_spills_and_loads_rows_whole() {
     let cases = cases(&Architecture::ALL);
     let complaints: Vec<String> = cases.iter().flat_map(complaints).collect();
     assert!(complaints.is_empty(), "{} of {} kernels:\n{}", complaints.len(), cases.len(), complaints.join("\n"));
-    for entry in ["prepare", "transpose", "project", "score", "merge", "combine", "expand", "pool", "matmul"] {
+    for entry in
+        ["prepare", "transpose", "project", "score", "merge", "combine", "retrieve", "expand", "pool", "matmul"]
+    {
         let of_entry = cases.iter().filter(|case| case.kernel().entry.starts_with(entry));
         assert!(of_entry.count() >= Architecture::ALL.len(), "no kernel {entry}");
     }

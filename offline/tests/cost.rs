@@ -61,13 +61,30 @@ fn no_stage_moves_more_than_the_model_says() {
     }
 }
 
-/// At most five for a prefill at the preset's dimensions: one a stage, and one more where matrix units project the pooled values.
+/// At the preset's dimensions: one a stage for a token or two and where one kernel pools and projects, one more where two do.
 #[test]
-fn a_prefill_makes_few_launches() {
+fn a_layer_makes_few_launches() {
     let config = MemoryConfig::new(Dimensions::ultramem_v1_1b()).unwrap();
     let device = tracing_device(Gpu::H100, Target::Cuda);
     for dtype in [ElementType::F32, ElementType::F16, ElementType::BF16] {
-        let launches = Tracer::new(&device, &config, dtype).unwrap().forward(4096, None).unwrap();
-        assert!((4..=5).contains(&launches.len()), "{dtype}: {} launches", launches.len());
+        let tracer = Tracer::new(&device, &config, dtype).unwrap();
+        for (tokens, most) in [(1, 4), (2, 4), (16, 5), (64, 5), (512, 5), (4096, 5)] {
+            let launches = tracer.forward(tokens, None).unwrap();
+            let entries: Vec<_> = launches.iter().map(|it| &it.launch.kernel.entry).collect();
+            assert!((4..=most).contains(&launches.len()), "{dtype}, {tokens} tokens: {entries:?}");
+        }
+    }
+}
+
+/// One token's launches that read a weight or a table do so from many cubes.
+#[test]
+fn one_token_reaches_many_cubes() {
+    let config = MemoryConfig::new(Dimensions::ultramem_v1_1b()).unwrap();
+    let device = tracing_device(Gpu::H100, Target::Cuda);
+    for dtype in [ElementType::F32, ElementType::F16, ElementType::BF16] {
+        for traced in Tracer::new(&device, &config, dtype).unwrap().forward(1, None).unwrap() {
+            let cubes: u32 = traced.launch.count.iter().product();
+            assert!(cubes >= 24 || traced.stage == "combine", "{dtype}, {}: {cubes} cubes", traced.launch.kernel.entry);
+        }
     }
 }

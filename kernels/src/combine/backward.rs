@@ -39,7 +39,7 @@ pub fn combine_backward<R: Runtime>(
     grad_scores: &Tensor<R>,
 ) -> Result<CombineGradients<R>> {
     let device = Device::of(client);
-    let Shape { tokens, heads, top_m, rank, cores, core } = Shape::check(kept, pair_score)?;
+    let Shape { tokens, heads, top_m, rank, cores, core, .. } = Shape::check(kept, pair_score)?;
     check(&chosen.slots, "slots", &[tokens, heads, top_m], u32_storage())?;
     check(&chosen.scores, "scores", &[tokens, heads, top_m, cores], f32_storage())?;
     check(grad_scores, "gradient of the scores", &[tokens, heads, top_m, cores], f32_storage())?;

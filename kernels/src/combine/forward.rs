@@ -122,10 +122,37 @@ pub(crate) fn combine_kernel(
     let row = CUBE_POS * plan.tile + at.row;
     // A row past the last one computes the last one again and writes nothing.
     let source = min(row, rows as usize - 1);
+    let place = Row { source, out: row, rows: rows as usize, head: source % plan.heads };
+    choose_pairs(&kept_keys.to_slice(), &kept_scores.to_slice(), core, slots, scores, place, at, plan);
+}
+
+/// A row of pairs: where its sides lie among the kept, and where its result goes.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Row {
+    /// Counts pairs of sides in the lists of kept keys.
+    pub source: usize,
+    /// `token · heads + head`; nothing is written where it is `rows` or more.
+    pub out: usize,
+    pub rows: usize,
+    pub head: usize,
+}
+
+/// The best `top_m` pairs of each row of the cube, sorted, with their scores.
+#[cube]
+pub(crate) fn choose_pairs(
+    kept_keys: &Slice<u32>,
+    kept_scores: &Slice<f32>,
+    core: &Array<f32>,
+    slots: &mut Array<u32>,
+    scores: &mut Array<f32>,
+    row: Row,
+    at: Lane,
+    #[comptime] plan: CombinePlan,
+) {
     let mut kept = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
     let mut chosen = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
     let mut scratch = Scratch::new(plan.tile, at.lanes);
-    let pairs = load_pairs(kept_scores, core, source, at, plan);
+    let pairs = load_pairs(kept_scores, core, row, at, plan);
     let vectors = comptime!(plan.pairs.div_ceil(FOUR));
     if comptime!(plan.stored) {
         let mut keys = SharedMemory::<Vector<u32, Four>>::new(comptime!(plan.tile * vectors));
@@ -144,18 +171,18 @@ pub(crate) fn combine_kernel(
         chosen[first + i] = key_at::<Pairs>(&pairs, kept[first + i] as usize);
     }
     sync_cube();
-    if row < rows as usize {
+    if row.out < row.rows {
         for i in range_stepped(at.lane, plan.top_m, at.lanes) {
             let pair = pairs.pair(kept[first + i] as usize);
-            let a = row * 2 * plan.top_m + pair / plan.top_m;
-            let b = (row * 2 + 1) * plan.top_m + pair % plan.top_m;
-            let place = row * plan.top_m + rank_among(&chosen, first, i, plan.top_m);
+            let a = row.source * 2 * plan.top_m + pair / plan.top_m;
+            let b = (row.source * 2 + 1) * plan.top_m + pair % plan.top_m;
+            let place = row.out * plan.top_m + rank_among(&chosen, first, i, plan.top_m);
             slots[place] = kept_keys[a] * comptime!(plan.side_keys as u32) + kept_keys[b];
             if comptime!(plan.additive) {
                 scores[place] = softmax_weight(&chosen, first, i, plan.top_m);
             } else {
                 for k in 0..plan.cores {
-                    let of_core = (k * plan.heads + row % plan.heads) * comptime!(plan.rank * plan.rank);
+                    let of_core = (k * plan.heads + row.head) * comptime!(plan.rank * plan.rank);
                     scores[place * plan.cores + k] =
                         core_score(kept_scores, core, of_core, a * plan.rank, b * plan.rank, plan.rank);
                 }
@@ -166,20 +193,14 @@ pub(crate) fn combine_kernel(
 
 /// Brings a row's score vectors into shared memory. Ends with a barrier.
 #[cube]
-fn load_pairs(
-    kept_scores: &Array<f32>,
-    core: &Array<f32>,
-    source: usize,
-    at: Lane,
-    #[comptime] plan: CombinePlan,
-) -> Pairs {
+fn load_pairs(kept_scores: &Slice<f32>, core: &Array<f32>, row: Row, at: Lane, #[comptime] plan: CombinePlan) -> Pairs {
     let line = comptime!(plan.top_m.div_ceil(FOUR));
     let listed = comptime!(if plan.additive { plan.tile } else { 0 });
     let mut left = SharedMemory::<f32>::new(comptime!(plan.tile * plan.top_m * plan.rank));
     let mut right = SharedMemory::<Vector<f32, Four>>::new(comptime!(plan.tile * plan.rank * line));
     let mut columns = SharedMemory::<f32>::new(comptime!((listed * plan.top_m).max(1)));
     let mut undominated = SharedMemory::<u32>::new(comptime!((listed * plan.pairs).max(1)));
-    let row_side = source * 2 * comptime!(plan.top_m * plan.rank);
+    let row_side = row.source * 2 * comptime!(plan.top_m * plan.rank);
     let column_side = row_side + comptime!(plan.top_m * plan.rank);
     if comptime!(plan.additive) {
         for i in range_stepped(at.lane, plan.top_m, at.lanes) {
@@ -191,7 +212,7 @@ fn load_pairs(
     } else {
         for i in range_stepped(at.lane, comptime!(plan.top_m * plan.rank), at.lanes) {
             left[at.row * comptime!(plan.top_m * plan.rank) + i] =
-                through_summed_core(kept_scores, core, row_side, source % plan.heads, i, plan);
+                through_summed_core(kept_scores, core, row_side, row.head, i, plan);
         }
         for i in range_stepped(at.lane, comptime!(plan.rank * line), at.lanes) {
             let mut vector = Vector::<f32, Four>::new(0.0);
@@ -210,7 +231,7 @@ fn load_pairs(
 /// Entry `i = a · rank + σ` of the row side's score vectors, which start at `first`, through the summed core.
 #[cube]
 fn through_summed_core(
-    kept_scores: &Array<f32>,
+    kept_scores: &Slice<f32>,
     core: &Array<f32>,
     first: usize,
     head: usize,
@@ -232,7 +253,7 @@ fn through_summed_core(
 /// `s_k = S_rowᵀ · C_k · S_col` for the score vectors at `a` and `b` and the core at `of_core`.
 #[cube]
 fn core_score(
-    kept_scores: &Array<f32>,
+    kept_scores: &Slice<f32>,
     core: &Array<f32>,
     of_core: usize,
     a: usize,

@@ -11,7 +11,8 @@ mod forward;
 use cubecl::prelude::*;
 
 pub use self::backward::{CombineGradients, combine_backward};
-use self::forward::{CombinePlan, combine_kernel};
+use self::forward::combine_kernel;
+pub(crate) use self::forward::{CombinePlan, Row, choose_pairs};
 use crate::device::Device;
 use crate::score::Kept;
 use crate::select::{FOUR, scratch_bytes};
@@ -51,17 +52,11 @@ pub fn combine<R: Runtime>(
     pair_score: &PairScore<'_, R>,
 ) -> Result<Chosen<R>> {
     let device = Device::of(client);
-    let Shape { tokens, heads, top_m, rank, cores, core } = Shape::check(kept, pair_score)?;
-    let additive = matches!(pair_score, PairScore::Additive);
-    let pairs = if additive { (1..=top_m).map(|x| top_m / x).sum() } else { top_m * top_m.next_multiple_of(FOUR) };
-    let base = CombinePlan { heads, side_keys, top_m, rank, cores, pairs, additive, stored: true, tile: 1, units: 1 };
-    let plan = tiled(&device, base, tokens * heads);
+    let shape = Shape::check(kept, pair_score)?;
+    let rows = shape.tokens * shape.heads;
+    let plan = tiled(&device, shape.plan(side_keys), rows);
     device.fits_shared("combine", shared_bytes(&plan))?;
-    let chosen = Chosen {
-        slots: empty(client, "slots", &[tokens, heads, top_m], u32_storage())?,
-        scores: empty(client, "scores", &[tokens, heads, top_m, cores], f32_storage())?,
-    };
-    let rows = tokens * heads;
+    let chosen = shape.chosen(client)?;
     // SAFETY: shapes are checked; a cube reads and writes its own rows only.
     unsafe {
         combine_kernel::launch_unchecked::<R>(
@@ -70,7 +65,7 @@ pub fn combine<R: Runtime>(
             CubeDim::new_1d(plan.units as u32),
             arg(&kept.keys, 1),
             arg(&kept.scores, 1),
-            arg(core, 1),
+            arg(shape.core, 1),
             arg(&chosen.slots, 1),
             arg(&chosen.scores, 1),
             rows as u32,
@@ -80,18 +75,19 @@ pub fn combine<R: Runtime>(
     Ok(chosen)
 }
 
-/// The sizes of the stage's checked arguments, and the core or what stands for it.
-struct Shape<'a, R: Runtime> {
+/// The sizes of the stage's checked arguments, and the core or, for product keys, the kept scores in its place.
+pub(crate) struct Shape<'a, R: Runtime> {
     tokens: usize,
     heads: usize,
     top_m: usize,
     rank: usize,
     cores: usize,
-    core: &'a Tensor<R>,
+    additive: bool,
+    pub core: &'a Tensor<R>,
 }
 
 impl<'a, R: Runtime> Shape<'a, R> {
-    fn check(kept: &'a Kept<R>, pair_score: &PairScore<'a, R>) -> Result<Self> {
+    pub fn check(kept: &'a Kept<R>, pair_score: &PairScore<'a, R>) -> Result<Self> {
         let [tokens, heads, 2, top_m, rank] = *kept.scores.shape().as_slice() else {
             let (found, expected) = (kept.scores.shape().to_vec(), vec![0, 0, 2, 0, 0]);
             return Err(Error::Shape { tensor: "kept scores", found, expected });
@@ -111,7 +107,24 @@ impl<'a, R: Runtime> Shape<'a, R> {
         if tokens * heads * top_m * rank * cores == 0 {
             return Err(Error::Zero { what: "tokens, heads, top_m, rank or cores" });
         }
-        Ok(Self { tokens, heads, top_m, rank, cores, core })
+        let additive = matches!(pair_score, PairScore::Additive);
+        Ok(Self { tokens, heads, top_m, rank, cores, additive, core })
+    }
+
+    /// The plan of a cube of one row and one unit.
+    pub fn plan(&self, side_keys: usize) -> CombinePlan {
+        let Self { heads, top_m, rank, cores, additive, .. } = *self;
+        let pairs = if additive { (1..=top_m).map(|x| top_m / x).sum() } else { top_m * top_m.next_multiple_of(FOUR) };
+        CombinePlan { heads, side_keys, top_m, rank, cores, pairs, additive, stored: true, tile: 1, units: 1 }
+    }
+
+    /// Room for the result.
+    pub fn chosen(&self, client: &ComputeClient<R>) -> Result<Chosen<R>> {
+        let Self { tokens, heads, top_m, cores, .. } = *self;
+        Ok(Chosen {
+            slots: empty(client, "slots", &[tokens, heads, top_m], u32_storage())?,
+            scores: empty(client, "scores", &[tokens, heads, top_m, cores], f32_storage())?,
+        })
     }
 }
 
@@ -135,7 +148,7 @@ fn tiled(device: &Device, plan: CombinePlan, rows: usize) -> CombinePlan {
 }
 
 /// Shared memory of a cube: both sides, what is kept, the lists of product keys, the grid and the selection's scratch.
-fn shared_bytes(plan: &CombinePlan) -> usize {
+pub(crate) fn shared_bytes(plan: &CombinePlan) -> usize {
     let sides = plan.rank * (plan.top_m + plan.top_m.next_multiple_of(FOUR));
     let lists = if plan.additive { plan.pairs + 5 * plan.top_m } else { 2 };
     let grid = if plan.stored { plan.pairs.next_multiple_of(FOUR) } else { 0 };

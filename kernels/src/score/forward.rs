@@ -35,13 +35,22 @@ pub(crate) struct ScorePlan {
     pub block: usize,
 }
 
-/// The side of one head that a cube works on, and its tokens.
+/// The token that a unit's row is of, and its side of one head.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Place {
     pub token: usize,
     /// `head · 2 + side`.
     pub side: usize,
     pub tokens: usize,
+}
+
+/// What the rows of a cube keep, in shared memory.
+#[derive(CubeType)]
+pub(crate) struct KeptRows {
+    /// `[tile, top_m]`, ascending.
+    pub keys: SharedMemory<u32>,
+    /// `[tile, top_m, rank]`.
+    pub scores: SharedMemory<f32>,
 }
 
 /// Scores one range of keys; where the range is all of them, writes the result of the stage, else the split's candidates.
@@ -65,14 +74,14 @@ pub(crate) fn score_kernel<D: Size>(
     }
     let split = CUBE_POS % plan.splits;
     let sides = comptime!(plan.heads * 2);
+    let at = lane_of(plan.tile, plan.units);
     let place = Place {
-        token: CUBE_POS / plan.splits / sides * plan.tile,
+        token: CUBE_POS / plan.splits / sides * plan.tile + at.row,
         side: CUBE_POS / plan.splits % sides,
         tokens: tokens as usize,
     };
     let first_key = split * plan.range;
     let count = min(plan.range, plan.side_keys - first_key);
-    let at = lane_of(plan.tile, plan.units);
 
     let width = D::value();
     let depth = comptime!(plan.key_dim / width);
@@ -87,9 +96,9 @@ pub(crate) fn score_kernel<D: Size>(
     let candidates = Stored { keys: order, first: at.row * vectors };
     select::<Stored>(&candidates, vectors, at, &mut kept, &mut scratch, plan.keep);
 
-    let token = place.token + at.row;
-    if token < place.tokens {
-        let out = ((token * sides + place.side) * plan.splits + split) * plan.keep;
+    let list = (place.token * sides + place.side) * plan.splits + split;
+    if place.token < place.tokens {
+        let out = list * plan.keep;
         for i in range_stepped(at.lane, plan.keep, at.lanes) {
             let position = kept[at.row * plan.keep + i] as usize;
             kept_keys[out + i] = (first_key + position) as u32;
@@ -99,7 +108,8 @@ pub(crate) fn score_kernel<D: Size>(
         }
     }
     if comptime!(plan.splits == 1 && !plan.direct) {
-        score_kept::<D>(&queries, normalised, &kept, kept_scores, place, plan);
+        let out = list * comptime!(plan.top_m * plan.rank);
+        score_kept::<D>(&queries, normalised, &kept, &mut kept_scores.to_slice_mut(), out, place, at, plan);
     }
 }
 
@@ -124,18 +134,35 @@ pub(crate) fn merge_kernel<D: Size>(
         terminate!();
     }
     let sides = comptime!(plan.heads * 2);
-    let count = comptime!(plan.splits * plan.keep);
-    let place = Place { token: CUBE_POS / sides * plan.tile, side: CUBE_POS % sides, tokens: tokens as usize };
     let at = lane_of(plan.tile, plan.units);
-    let token = place.token + at.row;
-    let list = (token * sides + place.side) * count;
+    let token = CUBE_POS / sides * plan.tile + at.row;
+    let place = Place { token, side: CUBE_POS % sides, tokens: tokens as usize };
+    let kept = merge::<D>(query, query_norm, candidate_keys, candidate_scores, normalised, place, at, eps, plan);
+    write_kept(&kept, kept_keys, kept_scores, place, at, plan);
+}
 
+/// The best `top_m` of each row's candidates, and their score vectors. Ends with a barrier.
+#[cube]
+pub(crate) fn merge<D: Size>(
+    query: &Array<Vector<f32, D>>,
+    query_norm: &Array<Vector<f32, D>>,
+    candidate_keys: &Array<u32>,
+    candidate_scores: &Array<f32>,
+    normalised: &Array<Vector<f32, D>>,
+    place: Place,
+    at: Lane,
+    eps: f32,
+    #[comptime] plan: ScorePlan,
+) -> KeptRows {
+    let count = comptime!(plan.splits * plan.keep);
+    let list = (place.token * comptime!(plan.heads * 2) + place.side) * count;
     let width = D::value();
     let depth = comptime!(plan.key_dim / width);
     let mut queries = SharedMemory::<Vector<f32, D>>::new(comptime!(plan.tile * depth));
     let vectors = comptime!(count.div_ceil(FOUR));
     let mut order = SharedMemory::<Vector<u32, Four>>::new(comptime!(plan.tile * vectors));
-    let mut kept = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
+    let mut keys = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
+    let mut scores = SharedMemory::<f32>::new(comptime!(plan.tile * plan.top_m * plan.rank));
     let mut scratch = Scratch::new(plan.tile, comptime!(plan.units / plan.tile));
 
     normalise_queries::<D>(query, query_norm, &mut queries, place, at, eps, plan);
@@ -143,7 +170,7 @@ pub(crate) fn merge_kernel<D: Size>(
         let mut keys = Vector::<u32, Four>::new(NOTHING);
         #[unroll]
         for n in 0..FOUR {
-            if token < place.tokens && vector * FOUR + n < count {
+            if place.token < place.tokens && vector * FOUR + n < count {
                 keys[n] = order_key(candidate_scores[list + vector * FOUR + n]);
             }
         }
@@ -151,28 +178,51 @@ pub(crate) fn merge_kernel<D: Size>(
     }
     sync_cube();
     let candidates = Stored { keys: order, first: at.row * vectors };
-    select::<Stored>(&candidates, vectors, at, &mut kept, &mut scratch, plan.top_m);
+    select::<Stored>(&candidates, vectors, at, &mut keys, &mut scratch, plan.top_m);
 
     // From positions in the list to keys.
-    if token < place.tokens {
-        let out = (token * sides + place.side) * plan.top_m;
+    let first = at.row * plan.top_m;
+    if place.token < place.tokens {
         for i in range_stepped(at.lane, plan.top_m, at.lanes) {
-            let position = kept[at.row * plan.top_m + i] as usize;
-            let key = min(candidate_keys[list + position], comptime!(plan.side_keys as u32 - 1));
-            kept[at.row * plan.top_m + i] = key;
-            kept_keys[out + i] = key;
+            let position = keys[first + i] as usize;
+            keys[first + i] = min(candidate_keys[list + position], comptime!(plan.side_keys as u32 - 1));
             if plan.direct {
-                kept_scores[out + i] = score_of(key_at::<Stored>(&candidates, position));
+                scores[first + i] = score_of(key_at::<Stored>(&candidates, position));
             }
         }
     }
     sync_cube();
     if comptime!(!plan.direct) {
-        score_kept::<D>(&queries, normalised, &kept, kept_scores, place, plan);
+        let out = first * plan.rank;
+        score_kept::<D>(&queries, normalised, &keys, &mut scores.to_slice_mut(), out, place, at, plan);
+        sync_cube();
+    }
+    KeptRows { keys, scores }
+}
+
+/// Writes what a row keeps.
+#[cube]
+pub(crate) fn write_kept(
+    kept: &KeptRows,
+    kept_keys: &mut Array<u32>,
+    kept_scores: &mut Array<f32>,
+    place: Place,
+    at: Lane,
+    #[comptime] plan: ScorePlan,
+) {
+    if place.token < place.tokens {
+        let first = at.row * plan.top_m;
+        let out = (place.token * comptime!(plan.heads * 2) + place.side) * plan.top_m;
+        for i in range_stepped(at.lane, plan.top_m, at.lanes) {
+            kept_keys[out + i] = kept.keys[first + i];
+        }
+        for i in range_stepped(at.lane, comptime!(plan.top_m * plan.rank), at.lanes) {
+            kept_scores[out * plan.rank + i] = kept.scores[first * plan.rank + i];
+        }
     }
 }
 
-/// Normalises one side's queries of the tile into `[tile, key_dim]`; zeros past the last token. Ends with a barrier.
+/// Normalises each row's query into `[tile, key_dim]`; zeros past the last token. Ends with a barrier.
 #[cube]
 fn normalise_queries<D: Size>(
     query: &Array<Vector<f32, D>>,
@@ -186,13 +236,12 @@ fn normalise_queries<D: Size>(
     let width = D::value();
     let depth = comptime!(plan.key_dim / width);
     let head = comptime!(if plan.query_heads == 1 { 0 } else { 1 }) * (place.side / 2);
-    let token = place.token + at.row;
-    let first = ((token * plan.query_heads + head) * 2 + place.side % 2) * depth;
+    let first = ((place.token * plan.query_heads + head) * 2 + place.side % 2) * depth;
     let row = at.row * depth;
     let mut partial = SharedMemory::<f32>::new(plan.units);
     for d in range_stepped(at.lane, depth, at.lanes) {
         let mut value = Vector::<f32, D>::new(0.0);
-        if token < place.tokens {
+        if place.token < place.tokens {
             value = query[first + d];
         }
         queries[row + d] = value;
@@ -279,35 +328,35 @@ fn approximate_scores<D: Size>(
     sync_cube();
 }
 
-/// `kept_scores[t, side, i, ρ] = queries[t] · normalised[side, kept[t, i], ρ]`. A unit takes all ρ of one key.
+/// `scores[first + i · rank + ρ] = queries[row] · normalised[side, kept[row, i], ρ]`. A unit takes all ρ of one key of its row.
 #[cube]
 fn score_kept<D: Size>(
     queries: &SharedMemory<Vector<f32, D>>,
     normalised: &Array<Vector<f32, D>>,
     kept: &SharedMemory<u32>,
-    kept_scores: &mut Array<f32>,
+    scores: &mut SliceMut<f32>,
+    first: usize,
     place: Place,
+    at: Lane,
     #[comptime] plan: ScorePlan,
 ) {
     let width = D::value();
     let depth = comptime!(plan.key_dim / width);
-    for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * plan.top_m), plan.units) {
-        let row = item / plan.top_m;
-        let token = place.token + row;
-        if token < place.tokens {
-            let first = (place.side * plan.side_keys + kept[item] as usize) * comptime!(plan.rank * depth);
+    if place.token < place.tokens {
+        for i in range_stepped(at.lane, plan.top_m, at.lanes) {
+            let key = place.side * plan.side_keys + kept[at.row * plan.top_m + i] as usize;
+            let vectors = key * comptime!(plan.rank * depth);
             let mut sums = zero_sums::<D>(plan.rank);
             for d in 0..depth {
-                let query = queries[row * depth + d];
+                let query = queries[at.row * depth + d];
                 #[unroll]
                 for rho in 0..plan.rank {
-                    sums[rho] += query * normalised[first + rho * depth + d];
+                    sums[rho] += query * normalised[vectors + rho * depth + d];
                 }
             }
-            let entry = (token * comptime!(plan.heads * 2) + place.side) * plan.top_m + item % plan.top_m;
             #[unroll]
             for rho in 0..plan.rank {
-                kept_scores[entry * plan.rank + rho] = component_sum::<D>(sums[rho]);
+                scores[first + i * plan.rank + rho] = component_sum::<D>(sums[rho]);
             }
         }
     }

@@ -14,7 +14,8 @@ mod prepare;
 use cubecl::prelude::*;
 
 pub use self::backward::{ScoreGradients, Scored, score_backward};
-use self::forward::{ScorePlan, merge_kernel, score_kernel};
+pub(crate) use self::forward::{Place, ScorePlan, merge, write_kept};
+use self::forward::{merge_kernel, score_kernel};
 use self::prepare::{PreparePlan, prepare_kernel};
 use crate::device::Device;
 use crate::norm::Norm;
@@ -179,67 +180,7 @@ pub fn score<R: Runtime>(
     top_m: usize,
     strategy: ScoreStrategy,
 ) -> Result<Kept<R>> {
-    let device = Device::of(client);
-    let [heads, 2, side_keys, rank, key_dim] = *keys.normalised.shape().as_slice() else {
-        let (found, expected) = (keys.normalised.shape().to_vec(), vec![0, 2, 0, 0, 0]);
-        return Err(Error::Shape { tensor: "normalised keys", found, expected });
-    };
-    let tokens = tokens_of(query)?;
-    let per_token = query.shape()[1..].iter().product::<usize>();
-    let query_heads = if per_token == 2 * key_dim { 1 } else { heads };
-    if per_token != query_heads * 2 * key_dim {
-        let (found, expected) = (query.shape().to_vec(), vec![tokens, heads, 2, key_dim]);
-        return Err(Error::Shape { tensor: "query", found, expected });
-    }
-    check(query, "query", &query.shape().to_vec(), f32_storage())?;
-    check(query_norm, "query_norm", &[key_dim], f32_storage())?;
-    check(&keys.normalised, "normalised keys", &[heads, 2, side_keys, rank, key_dim], f32_storage())?;
-    let padded = side_keys.next_multiple_of(FOUR);
-    check(&keys.projected, "projected keys", &[heads, 2, key_dim, padded], f32_storage())?;
-    if top_m == 0 {
-        return Err(Error::Zero { what: "top_m" });
-    }
-    if top_m > side_keys {
-        let (value, limit) = (top_m as u64, side_keys as u64);
-        return Err(Error::Exceeds { what: "top_m", value, limit_name: "side_keys", limit });
-    }
-    let Cut { range, splits, keep } = Cut::of(side_keys, top_m, strategy);
-    let (tile, units) = tile_of(&device, tokens, range, key_dim, keep)?;
-    let direct = keys.direct;
-    let plan = ScorePlan {
-        heads,
-        query_heads,
-        side_keys,
-        key_dim,
-        rank,
-        top_m,
-        norm,
-        direct,
-        range,
-        splits,
-        keep,
-        tile,
-        units,
-        block: (range / FOUR / units).clamp(1, device.block),
-    };
-    let stage = Stage { client, device, query, query_norm, eps, keys, tokens };
-    let kept = Kept {
-        keys: empty(client, "kept keys", &[tokens, heads, 2, top_m], u32_storage())?,
-        scores: empty(client, "kept scores", &[tokens, heads, 2, top_m, rank], f32_storage())?,
-    };
-    if splits == 1 {
-        stage.launch_score(plan, &kept)?;
-        return Ok(kept);
-    }
-    let count = splits * keep;
-    let (tile, units) = tile_of(&device, tokens, count, key_dim, top_m)?;
-    let candidates = Kept {
-        keys: empty(client, "candidate keys", &[tokens, heads, 2, count], u32_storage())?,
-        scores: empty(client, "candidate scores", &[tokens, heads, 2, count], f32_storage())?,
-    };
-    stage.launch_score(plan, &candidates)?;
-    stage.launch_merge(ScorePlan { tile, units, ..plan }, &candidates, &kept)?;
-    Ok(kept)
+    Stage::check(client, query, query_norm, norm, eps, keys, top_m, strategy)?.run()
 }
 
 /// Candidates per token and side that the first launch of [`score`] hands to the second; 0 where one launch does it all.
@@ -269,22 +210,117 @@ impl Cut {
     }
 }
 
-/// The arguments that both launches share.
-struct Stage<'a, R: Runtime> {
-    client: &'a ComputeClient<R>,
-    device: Device,
-    query: &'a Tensor<R>,
-    query_norm: &'a Tensor<R>,
-    eps: f32,
-    keys: &'a PreparedKeys<R>,
-    tokens: usize,
+/// The checked arguments.
+pub(crate) struct Stage<'a, R: Runtime> {
+    pub client: &'a ComputeClient<R>,
+    pub device: Device,
+    pub query: &'a Tensor<R>,
+    pub query_norm: &'a Tensor<R>,
+    pub eps: f32,
+    pub keys: &'a PreparedKeys<R>,
+    pub tokens: usize,
+    /// Of the first launch.
+    pub plan: ScorePlan,
 }
 
-impl<R: Runtime> Stage<'_, R> {
-    fn launch_score(&self, plan: ScorePlan, kept: &Kept<R>) -> Result<()> {
+impl<'a, R: Runtime> Stage<'a, R> {
+    #[allow(clippy::too_many_arguments, reason = "a stage's inputs, each with its own shape")]
+    pub fn check(
+        client: &'a ComputeClient<R>,
+        query: &'a Tensor<R>,
+        query_norm: &'a Tensor<R>,
+        norm: Norm,
+        eps: f32,
+        keys: &'a PreparedKeys<R>,
+        top_m: usize,
+        strategy: ScoreStrategy,
+    ) -> Result<Self> {
+        let device = Device::of(client);
+        let [heads, 2, side_keys, rank, key_dim] = *keys.normalised.shape().as_slice() else {
+            let (found, expected) = (keys.normalised.shape().to_vec(), vec![0, 2, 0, 0, 0]);
+            return Err(Error::Shape { tensor: "normalised keys", found, expected });
+        };
+        let tokens = tokens_of(query)?;
+        let per_token = query.shape()[1..].iter().product::<usize>();
+        let query_heads = if per_token == 2 * key_dim { 1 } else { heads };
+        if per_token != query_heads * 2 * key_dim {
+            let (found, expected) = (query.shape().to_vec(), vec![tokens, heads, 2, key_dim]);
+            return Err(Error::Shape { tensor: "query", found, expected });
+        }
+        check(query, "query", &query.shape().to_vec(), f32_storage())?;
+        check(query_norm, "query_norm", &[key_dim], f32_storage())?;
+        check(&keys.normalised, "normalised keys", &[heads, 2, side_keys, rank, key_dim], f32_storage())?;
+        let padded = side_keys.next_multiple_of(FOUR);
+        check(&keys.projected, "projected keys", &[heads, 2, key_dim, padded], f32_storage())?;
+        if top_m == 0 {
+            return Err(Error::Zero { what: "top_m" });
+        }
+        if top_m > side_keys {
+            let (value, limit) = (top_m as u64, side_keys as u64);
+            return Err(Error::Exceeds { what: "top_m", value, limit_name: "side_keys", limit });
+        }
+        let Cut { range, splits, keep } = Cut::of(side_keys, top_m, strategy);
+        let bytes = |tile, units| shared_bytes(tile, range, key_dim, keep, units);
+        let (tile, units) = tile_of(&device, tokens, range, bytes)?;
+        let plan = ScorePlan {
+            heads,
+            query_heads,
+            side_keys,
+            key_dim,
+            rank,
+            top_m,
+            norm,
+            direct: keys.direct,
+            range,
+            splits,
+            keep,
+            tile,
+            units,
+            block: (range / FOUR / units).clamp(1, device.block),
+        };
+        Ok(Self { client, device, query, query_norm, eps, keys, tokens, plan })
+    }
+
+    /// The stage in one launch, or in two where it is split.
+    pub fn run(&self) -> Result<Kept<R>> {
+        if self.plan.splits > 1 {
+            return self.merge(&self.candidates()?);
+        }
+        let kept = self.kept()?;
+        self.launch_score(&kept)?;
+        Ok(kept)
+    }
+
+    /// What each split keeps: keys and approximate scores, both `[tokens, heads, 2, splits · keep]`.
+    pub fn candidates(&self) -> Result<Kept<R>> {
+        let shape = [self.tokens, self.plan.heads, 2, self.plan.splits * self.plan.keep];
+        let candidates = Kept {
+            keys: empty(self.client, "candidate keys", &shape, u32_storage())?,
+            scores: empty(self.client, "candidate scores", &shape, f32_storage())?,
+        };
+        self.launch_score(&candidates)?;
+        Ok(candidates)
+    }
+
+    /// Room for the result.
+    pub fn kept(&self) -> Result<Kept<R>> {
+        let ScorePlan { heads, top_m, rank, .. } = self.plan;
+        Ok(Kept {
+            keys: empty(self.client, "kept keys", &[self.tokens, heads, 2, top_m], u32_storage())?,
+            scores: empty(self.client, "kept scores", &[self.tokens, heads, 2, top_m, rank], f32_storage())?,
+        })
+    }
+
+    /// Vectors in which queries and keys are read.
+    pub fn depth_width(&self) -> usize {
+        self.device.width(4, &[self.plan.key_dim])
+    }
+
+    fn launch_score(&self, kept: &Kept<R>) -> Result<()> {
+        let plan = self.plan;
         let cubes = self.tokens.div_ceil(plan.tile) * plan.heads * 2 * plan.splits;
-        let depth = self.device.width(4, &[plan.key_dim]);
-        // SAFETY: `score` has checked every shape; keys stay below `side_keys` and tokens below `tokens`.
+        let depth = self.depth_width();
+        // SAFETY: `check` has seen every shape; keys stay below `side_keys` and tokens below `tokens`.
         unsafe {
             score_kernel::launch_unchecked::<R>(
                 self.client,
@@ -306,15 +342,20 @@ impl<R: Runtime> Stage<'_, R> {
         Ok(())
     }
 
-    fn launch_merge(&self, plan: ScorePlan, candidates: &Kept<R>, kept: &Kept<R>) -> Result<()> {
-        let cubes = self.tokens.div_ceil(plan.tile) * plan.heads * 2;
-        let depth = self.device.width(4, &[plan.key_dim]);
-        // SAFETY: `score` has checked every shape; keys stay below `side_keys` and tokens below `tokens`.
+    /// The second launch, of a split stage.
+    fn merge(&self, candidates: &Kept<R>) -> Result<Kept<R>> {
+        let (plan, depth) = (self.plan, self.depth_width());
+        let bytes = |tile, units| merge_bytes(&ScorePlan { tile, units, ..plan });
+        let (tile, units) = tile_of(&self.device, self.tokens, plan.splits * plan.keep, bytes)?;
+        let plan = ScorePlan { tile, units, ..plan };
+        let cubes = self.tokens.div_ceil(tile) * plan.heads * 2;
+        let kept = self.kept()?;
+        // SAFETY: `check` has seen every shape; keys stay below `side_keys` and tokens below `tokens`.
         unsafe {
             merge_kernel::launch_unchecked::<R>(
                 self.client,
                 self.device.grid(cubes)?,
-                CubeDim::new_1d(plan.units as u32),
+                CubeDim::new_1d(units as u32),
                 depth,
                 arg(self.query, depth),
                 arg(self.query_norm, depth),
@@ -329,14 +370,19 @@ impl<R: Runtime> Stage<'_, R> {
                 plan,
             );
         }
-        Ok(())
+        Ok(kept)
     }
 }
 
-/// Tokens and units of a cube: the largest tile whose working set fits.
-fn tile_of(device: &Device, tokens: usize, range: usize, key_dim: usize, keep: usize) -> Result<(usize, usize)> {
+/// Tokens and units of a cube that selects among `range` keys: the largest tile whose working set, `bytes` of tile and units, fits.
+fn tile_of(
+    device: &Device,
+    tokens: usize,
+    range: usize,
+    bytes: impl Fn(usize, usize) -> usize,
+) -> Result<(usize, usize)> {
     let most = device.tile.min(tokens.next_power_of_two()).min(device.units(range));
-    let bytes = |tile| shared_bytes(tile, range, key_dim, keep, device.units_for(tile, range));
+    let bytes = |tile| bytes(tile, device.units_for(tile, range));
     let tiles = [16, 8, 4, 2, 1].into_iter().filter(|&tile| tile <= most);
     let tile = tiles.into_iter().find(|&tile| bytes(tile) <= device.shared_bytes).unwrap_or(1);
     device.fits_shared("score", bytes(tile))?;
@@ -346,4 +392,10 @@ fn tile_of(device: &Device, tokens: usize, range: usize, key_dim: usize, keep: u
 /// Shared memory of a cube: queries, scores, kept positions, the norm's partial sums and the selection's scratch.
 fn shared_bytes(tile: usize, range: usize, key_dim: usize, keep: usize, units: usize) -> usize {
     4 * (tile * (key_dim + range.next_multiple_of(FOUR) + keep) + units) + scratch_bytes(tile, units / tile)
+}
+
+/// Shared memory of [`merge`](forward::merge): the same for the candidates, and the kept keys' score vectors.
+pub(crate) fn merge_bytes(plan: &ScorePlan) -> usize {
+    let ScorePlan { tile, units, key_dim, top_m, rank, .. } = *plan;
+    shared_bytes(tile, plan.splits * plan.keep, key_dim, top_m, units) + 4 * tile * top_m * rank
 }

@@ -1,0 +1,148 @@
+//! Score and combine together: which slots a token reads, from its queries.
+//!
+//! Where the keys of a side are split over cubes, what the splits keep is a short list. One cube per token and head then merges the
+//! lists of both sides and chooses among the pairs at once: two launches for both stages, for the few tokens whose time is
+//! that of their launches. Reads the candidates and `2 · top_m · rank` normalised keys per token and head, and writes what each stage
+//! writes.
+
+use cubecl::prelude::*;
+
+use crate::Result;
+use crate::combine::{self, Chosen, CombinePlan, PairScore, Row, Shape, choose_pairs, combine};
+use crate::norm::Norm;
+use crate::score::{Kept, Place, PreparedKeys, ScorePlan, ScoreStrategy, Stage, merge, merge_bytes, write_kept};
+use crate::select::lane_of;
+use crate::tensor::{Tensor, arg};
+
+/// Launches [`score`](crate::score::score), then [`combine`]; as one kernel what follows a split of the keys, where there are no more
+/// tokens than keep the device busy so.
+///
+/// # Errors
+/// As those two.
+#[allow(clippy::too_many_arguments, reason = "two stages' inputs, each with its own shape")]
+pub fn retrieve<R: Runtime>(
+    client: &ComputeClient<R>,
+    query: &Tensor<R>,
+    query_norm: &Tensor<R>,
+    norm: Norm,
+    eps: f32,
+    keys: &PreparedKeys<R>,
+    top_m: usize,
+    strategy: ScoreStrategy,
+    pair_score: &PairScore<'_, R>,
+) -> Result<(Kept<R>, Chosen<R>)> {
+    let stage = Stage::check(client, query, query_norm, norm, eps, keys, top_m, strategy)?;
+    let few = stage.tokens * stage.plan.heads <= stage.device.busy_cubes;
+    if stage.plan.splits > 1 && few && !stage.device.narrow {
+        let kept = stage.kept()?;
+        let shape = Shape::check(&kept, pair_score)?;
+        if let Some(plan) = plan(&stage, &shape) {
+            let chosen = launch(&stage, &kept, &shape, plan)?;
+            return Ok((kept, chosen));
+        }
+    }
+    let kept = stage.run()?;
+    let chosen = combine(client, &kept, stage.plan.side_keys, pair_score)?;
+    Ok((kept, chosen))
+}
+
+/// What is fixed when the kernel is compiled: both sides of one head as two rows, then their pairs as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct RetrievePlan {
+    score: ScorePlan,
+    combine: CombinePlan,
+}
+
+/// The plan whose working set fits, with the grid of pairs in shared memory if it can be there.
+fn plan<R: Runtime>(stage: &Stage<'_, R>, shape: &Shape<'_, R>) -> Option<RetrievePlan> {
+    let units = stage.device.units(usize::MAX);
+    let score = ScorePlan { tile: 2, units, ..stage.plan };
+    let combine = CombinePlan { units, ..shape.plan(score.side_keys) };
+    let fits = |plan: &RetrievePlan| {
+        merge_bytes(&plan.score) + combine::shared_bytes(&plan.combine) <= stage.device.shared_bytes
+    };
+    [true, false]
+        .map(|stored| RetrievePlan { score, combine: CombinePlan { stored, ..combine } })
+        .into_iter()
+        .find(fits)
+}
+
+fn launch<R: Runtime>(
+    stage: &Stage<'_, R>,
+    kept: &Kept<R>,
+    shape: &Shape<'_, R>,
+    plan: RetrievePlan,
+) -> Result<Chosen<R>> {
+    let (client, depth) = (stage.client, stage.depth_width());
+    let cubes = stage.tokens * plan.score.heads;
+    let candidates = stage.candidates()?;
+    let chosen = shape.chosen(client)?;
+    // The kernel writes the kept scores: they can't stand for the core that product keys don't have.
+    let core = if plan.combine.additive { &candidates.scores } else { shape.core };
+    // SAFETY: both stages have checked every shape; a cube reads and writes what belongs to its token and head only.
+    unsafe {
+        retrieve_kernel::launch_unchecked::<R>(
+            client,
+            stage.device.grid(cubes)?,
+            CubeDim::new_1d(plan.score.units as u32),
+            depth,
+            arg(stage.query, depth),
+            arg(stage.query_norm, depth),
+            arg(&candidates.keys, 1),
+            arg(&candidates.scores, 1),
+            arg(&stage.keys.normalised, depth),
+            arg(core, 1),
+            arg(&kept.keys, 1),
+            arg(&kept.scores, 1),
+            arg(&chosen.slots, 1),
+            arg(&chosen.scores, 1),
+            stage.eps,
+            stage.tokens as u32,
+            cubes as u32,
+            plan,
+        );
+    }
+    Ok(chosen)
+}
+
+/// `CUBE_POS` is `token · heads + head`.
+#[cube(launch_unchecked)]
+fn retrieve_kernel<D: Size>(
+    query: &Array<Vector<f32, D>>,
+    query_norm: &Array<Vector<f32, D>>,
+    candidate_keys: &Array<u32>,
+    candidate_scores: &Array<f32>,
+    normalised: &Array<Vector<f32, D>>,
+    core: &Array<f32>,
+    kept_keys: &mut Array<u32>,
+    kept_scores: &mut Array<f32>,
+    slots: &mut Array<u32>,
+    scores: &mut Array<f32>,
+    eps: f32,
+    tokens: u32,
+    cubes: u32,
+    #[comptime] plan: RetrievePlan,
+) {
+    if CUBE_POS >= cubes as usize {
+        terminate!();
+    }
+    let head = CUBE_POS % plan.score.heads;
+    let side = lane_of(plan.score.tile, plan.score.units);
+    let place = Place { token: CUBE_POS / plan.score.heads, side: head * 2 + side.row, tokens: tokens as usize };
+    let kept = merge::<D>(
+        query,
+        query_norm,
+        candidate_keys,
+        candidate_scores,
+        normalised,
+        place,
+        side,
+        eps,
+        comptime!(plan.score),
+    );
+    write_kept(&kept, kept_keys, kept_scores, place, side, comptime!(plan.score));
+    let row = Row { source: 0usize.runtime(), out: CUBE_POS, rows: cubes as usize, head };
+    let at = lane_of(plan.combine.tile, plan.combine.units);
+    let (keys, vectors) = (kept.keys.to_slice(), kept.scores.to_slice());
+    choose_pairs(&keys, &vectors, core, slots, scores, row, at, comptime!(plan.combine));
+}
