@@ -10,6 +10,7 @@ use ultramem::{ElementType, HostTensor, MemoryConfig, MemoryLayer, Weights};
 
 use crate::copy::copy_gb_s;
 use crate::failure::{Failure, Result};
+use crate::product::matrix_flop_ms;
 
 /// What one forward pass gives.
 #[derive(Debug, Clone)]
@@ -40,6 +41,8 @@ pub struct Measured {
     pub forward: Times,
     /// Each stage alone, and the device's copy bandwidth in GB/s; only for a device.
     pub device: Option<([Times; 4], f64)>,
+    /// Operations per millisecond of a large product on the device; 0 for the oracle.
+    pub matrix_flop_ms: f64,
 }
 
 /// A layer that is ready to run.
@@ -90,7 +93,8 @@ impl<R: Runtime> Engine for MemoryLayer<R> {
         ];
         let [forward, query, score, combine, expand] = interleaved(self.client(), &runs, samples)?;
         let copy = copy_gb_s(self.client(), samples)?;
-        Ok(Measured { forward, device: Some(([query, score, combine, expand], copy)) })
+        let matrix_flop_ms = matrix_flop_ms(self.client(), self.dtype())?;
+        Ok(Measured { forward, device: Some(([query, score, combine, expand], copy)), matrix_flop_ms })
     }
 
     fn strategies(&self, tokens: usize) -> Option<String> {
@@ -210,7 +214,7 @@ impl Engine for Oracle<'_> {
             self.run(input)?;
             found.push(milliseconds(start));
         }
-        Ok(Measured { forward: times(found), device: None })
+        Ok(Measured { forward: times(found), device: None, matrix_flop_ms: 0.0 })
     }
 
     fn strategies(&self, _tokens: usize) -> Option<String> {

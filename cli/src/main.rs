@@ -17,6 +17,7 @@ mod forward;
 mod info;
 mod kernels;
 mod load;
+mod product;
 mod report;
 mod themes;
 

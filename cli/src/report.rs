@@ -59,6 +59,10 @@ pub struct StageReport {
     pub bandwidth_gb_s: f64,
     /// That bandwidth as a share of the device's copy bandwidth.
     pub share_of_copy: f64,
+    /// The least milliseconds: `bytes` at the copy bandwidth, or `flops` at the rate of a large product if that is longer.
+    pub floor_ms: f64,
+    /// The median time over that.
+    pub over_floor: f64,
 }
 
 /// The stages of a measurement with their names; none for the oracle.
@@ -67,7 +71,9 @@ pub fn stages(measured: &Measured, cost: &Cost) -> Vec<(&'static str, StageRepor
     let report = |(&ms, (name, cost)): (&Times, (&'static str, ultramem::StageCost))| {
         let bandwidth_gb_s = cost.bytes as f64 / ms.median / 1e6;
         let (bytes, flops, share_of_copy) = (cost.bytes, cost.flops, bandwidth_gb_s / copy);
-        (name, StageReport { ms, bytes, flops, bandwidth_gb_s, share_of_copy })
+        let floor_ms = (bytes as f64 / copy / 1e6).max(flops as f64 / measured.matrix_flop_ms);
+        let over_floor = ms.median / floor_ms;
+        (name, StageReport { ms, bytes, flops, bandwidth_gb_s, share_of_copy, floor_ms, over_floor })
     };
     times.iter().zip(cost.stages()).map(report).collect()
 }
@@ -77,7 +83,7 @@ pub fn stage_table(measured: &Measured, cost: &Cost) -> String {
     let mut table = Table::default();
     let stages = stages(measured, cost);
     match &measured.device {
-        Some(_) => table.line(["stage", "median", "min", "max", "must move", "must do", "bandwidth", "of a copy"]),
+        Some(_) => table.line(["stage", "median", "min", "max", "must move", "must do", "of a copy", "over floor"]),
         None => table.line(["", "median", "min", "max"]),
     }
     for (name, stage) in &stages {
@@ -88,15 +94,17 @@ pub fn stage_table(measured: &Measured, cost: &Cost) -> String {
             &ms(stage.ms.max),
             &bytes(stage.bytes),
             &flops(stage.flops),
-            &rate(stage.bandwidth_gb_s),
             &percent(stage.share_of_copy),
+            &format!("{:.1}", stage.over_floor),
         ]);
     }
     let Times { median, min, max } = measured.forward;
     table.line(["forward", &ms(median), &ms(min), &ms(max)]);
     let mut text = table.text();
     if let Some((_, copy)) = &measured.device {
-        text += &format!("  A plain copy on this device moves {}.\n", rate(*copy));
+        let product = flops((measured.matrix_flop_ms * 1e3) as u64);
+        text += &format!("  A plain copy on this device moves {}, a large product does {product}/s.\n", rate(*copy));
+        text += "  A stage's floor is the longer of its bytes at the one and its operations at the other.\n";
     }
     text
 }
@@ -108,6 +116,7 @@ pub fn measured_json(measured: &Measured, cost: &Cost) -> Vec<(&'static str, Val
         let stages = stages(measured, cost).into_iter().map(|(name, stage)| (name.to_string(), json!(stage)));
         entries.push(("stages", Value::Object(stages.collect())));
         entries.push(("copy_gb_s", json!(copy)));
+        entries.push(("matrix_tflop_s", json!(measured.matrix_flop_ms / 1e9)));
     }
     entries
 }

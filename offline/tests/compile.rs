@@ -164,7 +164,11 @@ fn over_memory(kernel: &Kernel, resources: &Resources, architecture: Architectur
     let spilt = resources.stack.max(resources.spill_stores).max(resources.spill_loads);
     let known = KNOWN.iter().filter(|(entry, ..)| kernel.entry.starts_with(entry)).map(|(_, most, _)| *most).max();
     if spilt > known.unwrap_or(0) {
-        found.push(format!("{spilt} bytes of stack or spills, {} are known", known.unwrap_or(0)));
+        found.push(format!(
+            "{spilt} bytes of stack or spills at {} registers, {} are known",
+            resources.registers,
+            known.unwrap_or(0)
+        ));
     }
     let (shared, limit) = (kernel.shared + resources.shared, architecture.gpu().specification().shared_per_block);
     if shared > limit {

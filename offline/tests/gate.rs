@@ -173,6 +173,22 @@ fn product_keys(kind: Kind) -> Dimensions {
     Dimensions { kind, tucker_rank: 1, cores: 1, expansion: 1, ..dimensions() }
 }
 
+/// Scoring and combining in one kernel gives what the two stages give, to the bit.
+#[test]
+fn retrieving_is_scoring_and_combining() {
+    for dims in [dimensions(), product_keys(Kind::ProductKey)] {
+        let Case { layer, input, .. } = Case::random(dims, 5, ElementType::F32, 11);
+        let query = layer.query(&layer.upload(&input).unwrap(), ProjectStrategy::Tile).unwrap();
+        let split = ScoreStrategy::Split { splits: 3 };
+        let (kept, chosen) = layer.retrieve(&query, split).unwrap();
+        let apart = layer.score(&query, split).unwrap();
+        let of_apart = layer.combine(&apart).unwrap();
+        assert_eq!(layer.read(&kept.scores).unwrap(), layer.read(&apart.scores).unwrap());
+        assert_eq!(layer.read_slots(&chosen).unwrap(), layer.read_slots(&of_apart).unwrap());
+        assert_eq!(layer.read(&chosen.scores).unwrap(), layer.read(&of_apart.scores).unwrap());
+    }
+}
+
 /// Matrix units take products of half-precision numbers, and must have been asked for some.
 #[test]
 fn every_strategy_and_type_agrees_with_the_oracle() {
