@@ -21,6 +21,9 @@ impl std::fmt::Debug for HostStorage {
     }
 }
 
+/// Bytes that the system hands out at once.
+const SYSTEM_PAGE: usize = 4096;
+
 /// Memory that the system hands out as it is touched, aligned as a GPU's is.
 #[derive(Debug)]
 pub(crate) struct Page {
@@ -73,9 +76,12 @@ impl HostBuffer {
         page.written[self.offset + start..][..bytes.len()].fill(true);
     }
 
-    /// Hands the buffer out anew: nothing is written yet.
+    /// Hands the buffer out anew: nothing is written yet. Marks that are not set are left alone, so that the system commits no memory
+    /// to those of a large buffer.
     pub fn forget(&self) {
-        self.page().written[self.offset..][..self.length].fill(false);
+        let mut page = self.page();
+        let marks = page.written[self.offset..][..self.length].chunks_mut(SYSTEM_PAGE);
+        marks.filter(|marks| marks.contains(&true)).for_each(|marks| marks.fill(false));
     }
 }
 

@@ -7,11 +7,14 @@
 mod common;
 #[path = "../common/device.rs"]
 mod device;
+#[path = "../common/large.rs"]
+mod large;
 
 mod backward;
 mod goldens;
 mod grids;
 mod hostile;
+mod large_tables;
 mod limits;
 #[cfg(feature = "wgpu")]
 mod memory;
