@@ -76,7 +76,8 @@ const SECTOR: u128 = 32;
 impl MemoryConfig {
     /// Bytes that the launches of a forward pass move between device memory and chip, stage by stage, by given strategies. A tensor
     /// that takes up to half of the cache is moved once a launch, however often it is read; a larger one as often as it is read, in
-    /// whole sectors.
+    /// whole sectors. What the cubes that share out a few tokens' projection gather again comes from the cache that the first of them left
+    /// it in. Where scoring and combining are one kernel, what the first keeps is not read again, and they move that much less.
     pub fn traffic(
         &self,
         tokens: usize,
