@@ -141,6 +141,7 @@ fn launches(device: &OfflineDevice, config: &MemoryConfig, dtype: ElementType) -
     let mut launches = tracer.prepare().to_vec();
     launches.extend(tracer.forward(1, None).unwrap());
     for strategies in strategies() {
+        launches.extend(tracer.forward(1, Some(strategies)).unwrap());
         launches.extend(tracer.forward(TOKENS, Some(strategies)).unwrap());
     }
     launches.extend(tracer.forward(4096, None).unwrap());
