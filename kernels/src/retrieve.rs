@@ -14,8 +14,8 @@ use crate::score::{Kept, Place, PreparedKeys, ScorePlan, ScoreStrategy, Stage, m
 use crate::select::lane_of;
 use crate::tensor::{Tensor, arg};
 
-/// Launches [`score`](crate::score::score), then [`combine`]; as one kernel what follows a split of the keys, where there are no more
-/// tokens than keep the device busy so.
+/// Launches [`score`](crate::score::score), then [`combine`](crate::combine::combine); as one kernel what follows a split of the keys, where
+/// there are no more tokens than keep the device busy so.
 ///
 /// # Errors
 /// As those two.
