@@ -40,6 +40,7 @@ pub mod reference;
 mod spectrum;
 mod table;
 mod training;
+pub mod versus;
 mod weights;
 mod workspace;
 

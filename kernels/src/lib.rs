@@ -3,6 +3,7 @@
 //! No model, no files, no framework. A launch checks shapes, types and limits, chooses nothing it was not told (each stage has a
 //! strategy with a `choose`), enqueues and returns; none waits for the host.
 
+pub mod baseline;
 pub mod combine;
 mod device;
 mod element;
@@ -14,6 +15,7 @@ pub mod optimiser;
 mod outer;
 mod product;
 pub mod query;
+mod random;
 mod retrieve;
 mod rows;
 pub mod score;
@@ -25,6 +27,7 @@ mod transpose;
 pub use element::ElementType;
 pub use error::Error;
 pub use norm::Norm;
+pub use random::random;
 pub use retrieve::retrieve;
 pub use rows::RowGradients;
 pub use tensor::{Tensor, check, empty, fits_binding, from_f32, from_u32, supports, u32_storage};

@@ -50,6 +50,17 @@ impl Sharing {
         Self { lanes, slices, block: 1 }
     }
 
+    /// Whole cubes of columns where they reach every processor, else as many cubes as do, their units on slices of the depth. Not on
+    /// narrow planes, where a barrier costs more than it gains. `tiles` cubes stand beside each other already.
+    pub fn choose(device: &Device, product: &Product, tiles: usize) -> Self {
+        let block = (product.columns / device.plane_size).clamp(1, device.block);
+        let whole = Self { lanes: device.units(product.columns.div_ceil(block)), slices: 1, block };
+        if device.narrow || tiles * whole.cubes(product.columns) >= device.processors {
+            return whole;
+        }
+        Self::sliced(device, product, device.processors.div_ceil(tiles), device.shared_bytes)
+    }
+
     /// Units of a cube.
     pub fn units(&self) -> usize {
         self.lanes * self.slices
@@ -109,6 +120,25 @@ impl Rows {
     pub fn of_tile(#[comptime] pitch: usize, #[comptime] count: usize) -> Rows {
         Rows { first: 0usize.runtime(), last: comptime!(count - 1).runtime(), pitch: pitch.runtime(), count }
     }
+
+    /// Where each of them begins.
+    pub fn places(&self) -> Places {
+        let mut starts = Array::<usize>::new(self.count);
+        #[unroll]
+        for t in 0..self.count {
+            starts[t] = min(self.first + t, self.last) * self.pitch;
+        }
+        Places { starts, depth: self.pitch, count: self.count }
+    }
+}
+
+/// Where the rows of a tile begin, wherever they lie: `depth` vectors from each of `starts`.
+#[derive(CubeType)]
+pub(crate) struct Places {
+    pub starts: Array<usize>,
+    pub depth: usize,
+    #[cube(comptime)]
+    pub count: usize,
 }
 
 /// Which rows of the output a tile's rows are: `first`, `first + 1`, … below `end`.
@@ -118,15 +148,16 @@ pub(crate) struct Outputs {
     pub end: usize,
 }
 
-/// `output[outputs.first + t, columns] = Σ_k input[rows.at(t), k] · weight[k, columns]`, the depth shared out among `slices` slices of
-/// units, of which `columns.stride` stand side by side; `columns.last` is the last of all columns.
+/// `output[outputs.first + t, columns] = Σ_k input[row t, k] · weight[base + k, columns]`, the depth shared out among `slices` slices of
+/// units, of which `columns.stride` stand side by side; `columns.last` is the last of all columns, `base` the weight's first vector.
 ///
 /// With several slices, all units of the cube come here together, and there is a barrier at the end.
 #[cube]
 pub(crate) fn multiply<I: Float, E: Float, O: Float, N: Size, W: Size>(
     input: &Slice<Vector<I, W>>,
-    rows: Rows,
+    rows: &Places,
     weight: &Array<Vector<E, N>>,
+    base: usize,
     output: &mut Array<Vector<O, N>>,
     outputs: Outputs,
     columns: Columns,
@@ -137,13 +168,13 @@ pub(crate) fn multiply<I: Float, E: Float, O: Float, N: Size, W: Size>(
     let width = columns.last + 1;
     if comptime!(slices > 1) {
         let slice = UNIT_POS as usize / columns.stride;
-        accumulate_slice::<I, E, N, W>(input, rows, weight, &mut sums, 0usize, columns, width, slice, slices);
+        accumulate_slice::<I, E, N, W>(input, rows, weight, &mut sums, base, columns, width, slice, slices);
         add_slices::<N>(&mut sums, columns.stride, slices, count);
         if slice == 0 {
             store::<O, N>(&sums, output, outputs, columns, rows.count);
         }
     } else if columns.first <= columns.last {
-        accumulate::<I, E, N, W>(input, rows, weight, &mut sums, 0usize, columns, width);
+        accumulate::<I, E, N, W>(input, rows, weight, &mut sums, base, columns, width);
         store::<O, N>(&sums, output, outputs, columns, rows.count);
     }
 }
@@ -205,11 +236,11 @@ fn add_slices<N: Size>(
     }
 }
 
-/// `sums[c · rows.count + t] += Σ_k input[rows.at(t), k] · weight[base + k · step + columns.at(c)]` for all k of a row.
+/// `sums[c · rows.count + t] += Σ_k input[row t, k] · weight[base + k · step + columns.at(c)]` for all k of a row.
 #[cube]
 pub(crate) fn accumulate<I: Float, E: Float, N: Size, W: Size>(
     input: &Slice<Vector<I, W>>,
-    rows: Rows,
+    rows: &Places,
     weight: &Array<Vector<E, N>>,
     sums: &mut Array<Vector<f32, N>>,
     base: usize,
@@ -223,7 +254,7 @@ pub(crate) fn accumulate<I: Float, E: Float, N: Size, W: Size>(
 #[cube]
 fn accumulate_slice<I: Float, E: Float, N: Size, W: Size>(
     input: &Slice<Vector<I, W>>,
-    rows: Rows,
+    rows: &Places,
     weight: &Array<Vector<E, N>>,
     sums: &mut Array<Vector<f32, N>>,
     base: usize,
@@ -233,11 +264,11 @@ fn accumulate_slice<I: Float, E: Float, N: Size, W: Size>(
     #[comptime] slices: usize,
 ) {
     let width = W::value();
-    for k in range_stepped(slice, rows.pitch, slices) {
+    for k in range_stepped(slice, rows.depth, slices) {
         let mut row = Array::<Vector<f32, W>>::new(rows.count);
         #[unroll]
         for t in 0..rows.count {
-            row[t] = Vector::cast_from(input[min(rows.first + t, rows.last) * rows.pitch + k]);
+            row[t] = Vector::cast_from(input[rows.starts[t] + k]);
         }
         #[unroll]
         for c in 0..columns.count {

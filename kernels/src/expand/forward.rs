@@ -73,7 +73,7 @@ pub(crate) fn expand_kernel<E: Float, N: Size, O: Size>(
         pooled[item] = pool::<E, N>(&entries, values, gate, token, tokens as usize, item, plan);
     }
     sync_cube();
-    let rows = Rows::of_tile(depth, plan.tile);
+    let rows = Rows::of_tile(depth, plan.tile).places();
     let outputs = Outputs { first: token, end: tokens as usize };
     let sharing = comptime!(plan.sharing);
     let group = comptime!(sharing.lanes * sharing.block);
@@ -84,7 +84,16 @@ pub(crate) fn expand_kernel<E: Float, N: Size, O: Size>(
             stride: sharing.lanes,
             count: sharing.block,
         };
-        multiply::<f32, E, E, O, N>(&pooled.to_slice(), rows, weight, output, outputs, columns, sharing.slices);
+        multiply::<f32, E, E, O, N>(
+            &pooled.to_slice(),
+            &rows,
+            weight,
+            0usize,
+            output,
+            outputs,
+            columns,
+            sharing.slices,
+        );
     }
 }
 

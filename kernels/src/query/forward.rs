@@ -50,5 +50,14 @@ pub(crate) fn project_kernel<I: Float, E: Float, O: Float, N: Size, W: Size>(
     let token = CUBE_POS % token_tiles * plan.tile;
     let rows = Rows { first: token, last: tokens as usize - 1, pitch: depth as usize, count: plan.tile };
     let outputs = Outputs { first: token, end: tokens as usize };
-    multiply::<I, E, O, N, W>(&input.to_slice(), rows, weight, output, outputs, columns, sharing.slices);
+    multiply::<I, E, O, N, W>(
+        &input.to_slice(),
+        &rows.places(),
+        weight,
+        0usize,
+        output,
+        outputs,
+        columns,
+        sharing.slices,
+    );
 }

@@ -54,8 +54,11 @@ pub fn query<R: Runtime>(
     project(client, input, weight, f32_storage(), strategy)
 }
 
-/// `input [tokens, depth] · weight [depth, width]`, summed in f32, stored as `output`.
-pub(crate) fn project<R: Runtime>(
+/// Launches any linear map: `input [tokens, depth] · weight [depth, width]`, summed in f32, stored as `output`.
+///
+/// # Errors
+/// As [`query`].
+pub fn project<R: Runtime>(
     client: &ComputeClient<R>,
     input: &Tensor<R>,
     weight: &Tensor<R>,
@@ -94,7 +97,7 @@ fn launch_tile<R: Runtime>(
     let bytes = width * weight.dtype.size();
     let product = Product { columns, depth: depth / row_width, tile, bytes, width };
     let tiles = tokens.div_ceil(tile);
-    let sharing = share(&device, &product, tiles);
+    let sharing = Sharing::choose(&device, &product, tiles);
     let plan = ProjectPlan { sharing, tile };
     let cubes = tiles * sharing.cubes(columns);
     // SAFETY: shapes are checked; a unit reads and writes below `tokens` and `columns` only.
@@ -119,17 +122,6 @@ fn launch_tile<R: Runtime>(
         );
     }
     Ok(())
-}
-
-/// Whole cubes of columns where they reach every processor, else as many cubes as do, their units on slices of the depth. Not on
-/// narrow planes, where a barrier costs more than it gains.
-fn share(device: &Device, product: &Product, tiles: usize) -> Sharing {
-    let block = (product.columns / device.plane_size).clamp(1, device.block);
-    let whole = Sharing { lanes: device.units(product.columns.div_ceil(block)), slices: 1, block };
-    if device.narrow || tiles * whole.cubes(product.columns) >= device.processors {
-        return whole;
-    }
-    Sharing::sliced(device, product, device.processors.div_ceil(tiles), device.shared_bytes)
 }
 
 /// `output = input · weight` by cubek, `input` of any strides.

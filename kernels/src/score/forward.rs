@@ -301,12 +301,12 @@ fn approximate_scores<D: Size>(
     let padded = comptime!(plan.side_keys.div_ceil(FOUR));
     let vectors = comptime!(plan.range / FOUR);
     let base = side * plan.key_dim * padded + first_key / FOUR;
-    let rows = Rows::of_tile(depth, plan.tile);
+    let rows = Rows::of_tile(depth, plan.tile).places();
     for first in range_stepped(UNIT_POS as usize, vectors, comptime!(plan.units * plan.block)) {
         let last = min(vectors, padded - first_key / FOUR) - 1;
         let columns = Columns { first, last, stride: plan.units, count: plan.block };
         let mut sums = zero_sums::<Four>(comptime!(plan.tile * plan.block));
-        accumulate::<f32, f32, Four, D>(&queries.to_slice(), rows, projected, &mut sums, base, columns, padded);
+        accumulate::<f32, f32, Four, D>(&queries.to_slice(), &rows, projected, &mut sums, base, columns, padded);
         #[unroll]
         for c in 0..plan.block {
             let column = first + comptime!(c * plan.units);

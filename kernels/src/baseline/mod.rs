@@ -1,0 +1,22 @@
+//! What memory layers are compared with: the FFN and the mixture of experts that they stand beside, and what a decoding step has
+//! around either. Product-key memory and Memory+ are the four stages themselves.
+//!
+//! | file | gives |
+//! |---|---|
+//! | `dense` | an FFN: two products with an activation between them |
+//! | `route` | each token's experts and their weights, and the tokens of each expert side by side |
+//! | `moe` | the experts' FFNs, each touched expert's weights read once a call, and their weighted sum |
+//! | `attention` | one new position of each sequence against a cache |
+//! | `residual` | an addition to the residual stream and the RMSNorm after it |
+
+mod attention;
+mod dense;
+mod moe;
+mod residual;
+mod route;
+
+pub use attention::attention;
+pub use dense::{Activation, dense};
+pub use moe::{Experts, Mixture, moe};
+pub use residual::residual;
+pub use route::{Routed, route};
