@@ -21,3 +21,4 @@ mod memory;
 mod optimiser;
 mod order;
 mod shapes;
+mod versus;

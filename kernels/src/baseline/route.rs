@@ -276,7 +276,8 @@ fn place_expert(
     e: usize,
     #[comptime] plan: RoutePlan,
 ) {
-    let (mut place, mut tile) = (0u32, 0u32);
+    let mut place = 0u32;
+    let mut tile = 0u32;
     for other in 0..e {
         place += totals[other];
         tile += totals[other].div_ceil(plan.tile as u32);
