@@ -68,13 +68,13 @@ pub fn moe<R: Runtime>(client: &ComputeClient<R>, input: &Tensor<R>, experts: &E
     Ok(Mixture { output, routed })
 }
 
-/// Entries of a tile: as many as an expert that is touched has on average, if tokens choose evenly. A larger tile would compute
+/// Entries of a tile: twice as many as an expert that is touched has on average, if tokens choose evenly. A larger tile would compute
 /// rows that are not there, a smaller one read weights again.
 fn tile_of(device: &Device, tokens: usize, experts: usize, top_k: usize) -> usize {
     let spared = 1.0 - top_k.min(experts) as f64 / experts as f64;
     let touched = experts as f64 * (1.0 - spared.powf(tokens as f64));
     let average = (tokens * top_k) as f64 / touched.max(1.0);
-    (1 << average.log2().round().max(0.0) as u32).min(device.tile)
+    (2 << average.log2().round().max(0.0) as u32).min(device.tile)
 }
 
 /// Which rows of its input a grouped product takes.
@@ -178,19 +178,39 @@ fn grouped_product_kernel<I: Float, E: Float, O: Float, N: Size, W: Size>(
         stride: sharing.lanes,
         count: sharing.block,
     };
-    let mut starts = Array::<usize>::new(plan.tile);
-    #[unroll]
-    for t in 0..plan.tile {
-        let place = min(first + t, max(end, 1usize) - 1);
-        starts[t] = match plan.rows {
-            InputRows::Tokens(top_k) => order[place] as usize / top_k * depth as usize,
-            InputRows::Grouped => place * depth as usize,
-        };
-    }
-    let rows = Places { starts, depth: depth as usize, count: plan.tile };
     let base = expert * depth as usize * row_width * width as usize;
     let outputs = Outputs { first, end };
-    multiply::<I, E, O, N, W>(&input.to_slice(), &rows, weight, base, output, outputs, columns, sharing.slices);
+    // Most experts' last tiles are not full: half a tile's rows are computed where that is enough.
+    let half = comptime!(plan.tile / 2);
+    if comptime!(sharing.slices == 1 && half > 0) && end - first <= half {
+        let rows = rows_of(order, first, end, depth as usize, half, plan.rows);
+        multiply::<I, E, O, N, W>(&input.to_slice(), &rows, weight, base, output, outputs, columns, 1usize);
+    } else {
+        let rows = rows_of(order, first, end, depth as usize, plan.tile, plan.rows);
+        multiply::<I, E, O, N, W>(&input.to_slice(), &rows, weight, base, output, outputs, columns, sharing.slices);
+    }
+}
+
+/// Where the input rows of the entries from `first` to `end` begin; those past the end stand for the last.
+#[cube]
+fn rows_of(
+    order: &Array<u32>,
+    first: usize,
+    end: usize,
+    depth: usize,
+    #[comptime] count: usize,
+    #[comptime] rows: InputRows,
+) -> Places {
+    let mut starts = Array::<usize>::new(count);
+    #[unroll]
+    for t in 0..count {
+        let place = min(first + t, max(end, 1usize) - 1);
+        starts[t] = match rows {
+            InputRows::Tokens(top_k) => order[place] as usize / top_k * depth,
+            InputRows::Grouped => place * depth,
+        };
+    }
+    Places { starts, depth, count }
 }
 
 /// `output[t] = Σ_k weights[t, k] · rows[place of the token's k-th entry]`, summed in the order of `k`.
