@@ -11,6 +11,7 @@ mod device;
 mod large;
 
 mod backward;
+mod baseline;
 mod goldens;
 mod grids;
 mod hostile;
