@@ -1,5 +1,5 @@
 //! What a layer launches on a GPU: the kernels of each stage, in order, taken down without running any. The weights are memory
-//! that nobody has written, so that a layer of any size can be traced.
+//! that nobody has written, so that a layer of any size can be traced. So can a whole decoding step.
 
 use cubecl::Runtime;
 use cubecl::client::ComputeClient;
@@ -7,6 +7,7 @@ use cubecl::future::block_on;
 use cubecl::ir::StorageType;
 use ultramem::kernels::optimiser::{Rule, Step};
 use ultramem::kernels::{empty, u32_storage};
+use ultramem::versus::{Cache, Decoder, Plan};
 use ultramem::{
     ElementType, Error, Kind, LayerWeights, MemoryConfig, MemoryLayer, Result, Strategies, Tensor, TuckerCore,
     ValueTable,
@@ -17,7 +18,7 @@ use crate::{Execution, Gpu, LaunchReport, OfflineDevice, OfflineRuntime, Options
 /// A launch, and the stage that makes it.
 #[derive(Debug, Clone)]
 pub struct Traced {
-    /// `prepare`, `query`, `score`, `combine`, `expand`, `backward` or `update`.
+    /// `prepare`, `query`, `score`, `combine`, `expand`, `backward`, `update`, `draw` or `step`.
     pub stage: &'static str,
     /// The launch.
     pub launch: LaunchReport,
@@ -106,9 +107,35 @@ impl Tracer {
     }
 
     fn taken(&self, stage: &'static str) -> Result<Vec<Traced>> {
-        block_on(self.client.sync()).map_err(|error| Error::Device(format!("{error:?}")))?;
-        Ok(self.device.take_reports().into_iter().map(|launch| Traced { stage, launch }).collect())
+        taken(&self.device, &self.client, stage)
     }
+}
+
+/// What the model of `plan` launches: the drawing of its weights, and a step for `batch` sequences with `cached` positions before.
+///
+/// # Errors
+/// An element type that the GPU lacks, or tensors too large for it.
+pub fn step(
+    device: &OfflineDevice,
+    plan: &Plan,
+    dtype: ElementType,
+    batch: usize,
+    cached: usize,
+) -> Result<Vec<Traced>> {
+    let client = OfflineRuntime::client(device);
+    device.take_reports();
+    let decoder = Decoder::new(&client, plan, dtype)?;
+    let cache = Cache::new(&client, &plan.scale, batch, cached, dtype)?;
+    let stream = decoder.stream(batch)?;
+    let mut traced = taken(device, &client, "draw")?;
+    decoder.step(&stream, Some(&cache))?;
+    traced.extend(taken(device, &client, "step")?);
+    Ok(traced)
+}
+
+fn taken(device: &OfflineDevice, client: &ComputeClient<OfflineRuntime>, stage: &'static str) -> Result<Vec<Traced>> {
+    block_on(client.sync()).map_err(|error| Error::Device(format!("{error:?}")))?;
+    Ok(device.take_reports().into_iter().map(|launch| Traced { stage, launch }).collect())
 }
 
 fn unwritten_weights(

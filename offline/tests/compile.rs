@@ -5,9 +5,10 @@
 use std::collections::BTreeMap;
 
 use ultramem::kernels::{expand::ExpandStrategy, optimiser::Rule, query::ProjectStrategy, score::ScoreStrategy};
+use ultramem::versus::{Design, Plan, Scale};
 use ultramem::{Dimensions, ElementType, Kind, MemoryConfig, Norm, Strategies};
 use ultramem_offline::compile::{Architecture, Compiled, Resources, compile, compile_all};
-use ultramem_offline::trace::{Traced, Tracer, tracing_device};
+use ultramem_offline::trace::{Traced, Tracer, step, tracing_device};
 use ultramem_offline::{Argument, Kernel, OfflineDevice, Target, table};
 
 /// Enough for whole tiles and matrix units.
@@ -121,6 +122,14 @@ fn cases(architectures: &[Architecture]) -> Vec<Case> {
                 found.entry(key).or_insert((about, traced, sizes.0, sizes.1));
             }
         }
+        for (plan, dtype, batch) in steps() {
+            for traced in step(&device, &plan, dtype, batch, 2048).unwrap() {
+                let about = format!("{} step, {dtype}, batch {batch}", plan.design.name());
+                let key = (architecture, traced.launch.kernel.source.clone());
+                // No buffer is the size of this table, which is none.
+                found.entry(key).or_insert((about, traced, u64::MAX - 512, 1));
+            }
+        }
     }
     let kernels: Vec<_> =
         found.iter().map(|((architecture, _), (_, traced, ..))| (&*traced.launch.kernel, *architecture)).collect();
@@ -134,6 +143,15 @@ fn cases(architectures: &[Architecture]) -> Vec<Case> {
         compiled,
     };
     found.into_iter().zip(compiled).map(with).collect()
+}
+
+/// What a mixture's and a dense model's decoding steps launch beside the stages: one block of the paper's smallest model, with
+/// ten experts, at few tokens, at some for each expert and at enough for matrix units.
+fn steps() -> Vec<(Plan, ElementType, usize)> {
+    let scale = Scale { blocks: 1, memory_layers: 1, activated: 14_600_000, sparse: 41_500_000, ..Scale::paper_151m() };
+    let plans = [Design::Dense, Design::Moe].map(|design| Plan::new(design, &scale).unwrap());
+    let each = |plan: &Plan| TYPES.map(|dtype| [1, 16, 256].map(|batch| (plan.clone(), dtype, batch)));
+    plans.iter().flat_map(each).flatten().collect()
 }
 
 fn launches(device: &OfflineDevice, config: &MemoryConfig, dtype: ElementType) -> Vec<Traced> {
@@ -199,9 +217,26 @@ fn every_kernel_compiles_without_spills_and_loads_rows_whole() {
     let cases = cases(&Architecture::ALL);
     let complaints: Vec<String> = cases.iter().flat_map(complaints).collect();
     assert!(complaints.is_empty(), "{} of {} kernels:\n{}", complaints.len(), cases.len(), complaints.join("\n"));
-    for entry in
-        ["prepare", "transpose", "project", "score", "merge", "combine", "retrieve", "expand", "pool", "matmul"]
-    {
+    for entry in [
+        "prepare",
+        "transpose",
+        "project",
+        "score",
+        "merge",
+        "combine",
+        "retrieve",
+        "expand",
+        "pool",
+        "matmul",
+        "route",
+        "group",
+        "grouped_product",
+        "weighted_sum",
+        "activate",
+        "attention",
+        "residual",
+        "random",
+    ] {
         let of_entry = cases.iter().filter(|case| case.kernel().entry.starts_with(entry));
         assert!(of_entry.count() >= Architecture::ALL.len(), "no kernel {entry}");
     }

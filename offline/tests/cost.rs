@@ -1,7 +1,10 @@
-//! The model of cost against what launches were measured to move, stage by stage, and how many launches a layer makes.
+//! The model of cost against what launches were measured to move, stage by stage, and how many launches a layer makes. What a
+//! mixture of experts moves: the weights of the experts that it touches, once.
 
 use cubecl::Runtime;
 use cubecl::future::block_on;
+use ultramem::kernels::baseline::{Activation, Experts, moe};
+use ultramem::kernels::from_f32;
 use ultramem::{Caches, Dimensions, ElementType, MemoryConfig, MemoryLayer, Strategies, Weights};
 use ultramem_offline::trace::{Tracer, tracing_device};
 use ultramem_offline::{Gpu, OfflineDevice, OfflineRuntime, Target};
@@ -86,5 +89,31 @@ fn one_token_reaches_many_cubes() {
             let cubes: u32 = traced.launch.count.iter().product();
             assert!(cubes >= 24 || traced.stage == "combine", "{dtype}, {}: {cubes} cubes", traced.launch.kernel.entry);
         }
+    }
+}
+
+/// Tokens that all choose the first two of eight experts: the others' weights are not read, and theirs once where a cache holds
+/// them, once for each tile of tokens where none does.
+#[test]
+fn a_mixture_reads_the_weights_of_the_experts_that_it_touches_once() {
+    let (tokens, hidden, inner, count) = (40, 64, 96, 8);
+    let device = OfflineDevice::of(Gpu::H100);
+    let client = OfflineRuntime::client(&device);
+    let numbers: Vec<f32> = (0..count * hidden * inner).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0).collect();
+    let tensor = |shape: &[usize]| from_f32(&client, shape, &numbers[..shape.iter().product()]).unwrap();
+    let (input, router) = (tensor(&[tokens, hidden]), from_f32(&client, &[hidden, count], &vec![0.0; hidden * count]));
+    let (router, up, down) = (router.unwrap(), tensor(&[count, hidden, inner]), tensor(&[count, inner, hidden]));
+    let experts = Experts { router: &router, up: &up, down: &down, activation: Activation::Gelu, top_k: 2 };
+    moe(&client, &input, &experts).unwrap();
+    block_on(client.sync()).unwrap();
+    let launches = device.take_reports();
+    let products: Vec<_> = launches.iter().filter(|it| it.kernel.entry.starts_with("grouped_product")).collect();
+    assert_eq!(products.len(), 2);
+    for launch in products {
+        let weights = &launch.traffic[1].read;
+        assert_eq!(weights.distinct_bytes, (2 * hidden * inner * 4) as u64, "{}", launch.kernel.entry);
+        assert_eq!(weights.distinct_sectors * 32, weights.distinct_bytes, "{}", launch.kernel.entry);
+        let tiles = (tokens as u64).div_ceil(8);
+        assert_eq!(weights.sectors, tiles * weights.distinct_sectors, "{}", launch.kernel.entry);
     }
 }

@@ -191,7 +191,8 @@ fn grouped_product_kernel<I: Float, E: Float, O: Float, N: Size, W: Size>(
     }
 }
 
-/// Where the input rows of the entries from `first` to `end` begin; those past the end stand for the last.
+/// Where the input rows of the entries from `first` to `end` begin; those past the end stand for the last. No numbers where there are no
+/// entries.
 #[cube]
 fn rows_of(
     order: &Array<u32>,
@@ -210,7 +211,7 @@ fn rows_of(
             InputRows::Grouped => place * depth,
         };
     }
-    Places { starts, depth, count }
+    Places { starts, depth: select(first < end, depth, 0usize), count }
 }
 
 /// `output[t] = Σ_k weights[t, k] · rows[place of the token's k-th entry]`, summed in the order of `k`.
