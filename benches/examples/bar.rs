@@ -1,8 +1,8 @@
 //! The bar: our layer and the composition in stock Burn operations, for each case.
 //!
-//! `cargo run --release -p ultramem-benches --example bar` measures the first call of each implementation in a process of its own
-//! that finds no cache (from host weights to the first output on the host, compilation and autotune included), and then both in
-//! one process, forward by forward in turn, each synchronised.
+//! `cargo run --release -p ultramem-benches --features composition --example bar` measures the first call of each implementation
+//! in a process of its own that finds no cache (from host weights to the first output on the host, compilation and autotune
+//! included), and then both in one process, forward by forward in turn, each synchronised.
 
 use std::env;
 use std::error::Error;

@@ -1,7 +1,8 @@
 //! A training step: our forward, our forward with backward and the table's update, and the forward and backward of the composition in
 //! stock Burn operations through autodiff, which updates nothing.
 //!
-//! `cargo run --release -p ultramem-benches --example training` runs the three in turn, each synchronised, for each case.
+//! `cargo run --release -p ultramem-benches --features composition --example training` runs the three in turn, each
+//! synchronised, for each case.
 
 use std::error::Error;
 use std::time::Instant;

@@ -6,7 +6,7 @@ mod cuda;
 mod wgpu;
 
 use clap::ValueEnum;
-use cubecl::ir::DeviceProperties;
+use cubecl::{Runtime, client::ComputeClient, ir::DeviceProperties};
 use ultramem::{ElementType, MemoryConfig, Weights};
 
 use crate::engine::{Engine, Oracle};
@@ -46,6 +46,15 @@ enum Place {
     Cpu,
 }
 
+/// Something to do with a device, whichever runtime drives it.
+pub trait Job {
+    /// What it gives.
+    type Output;
+
+    /// Does it.
+    fn run<R: Runtime>(self, client: &ComputeClient<R>) -> Result<Self::Output>;
+}
+
 /// What to do where there is no adapter.
 pub const CURE: &str = "for a software Vulkan device: apt-get install mesa-vulkan-drivers";
 
@@ -75,7 +84,22 @@ impl Backend {
                 Ok(adapter) => Ok(adapter),
                 Err(failure) => Err(Failure::new(format!("{failure}; {CURE}"))),
             },
-            Self::Auto => Ok(best()),
+            Self::Auto => Ok(best().unwrap_or_else(|| {
+                eprintln!("note: no CUDA device or wgpu adapter found, using the reference on the CPU; {CURE}");
+                Adapter::reference()
+            })),
+        }
+    }
+
+    /// The device for a verb that means nothing on the reference.
+    pub fn find_device(self, verb: &str) -> Result<Adapter> {
+        let needs = format!("{verb} needs a GPU backend, wgpu or cuda");
+        match self {
+            Self::Reference => Err(Failure::new(format!("{needs}; the reference has no kernels to measure"))),
+            Self::Auto => {
+                best().ok_or_else(|| Failure::new(format!("{needs}: no CUDA device or wgpu adapter found; {CURE}")))
+            }
+            Self::Cuda | Self::Wgpu => self.find(),
         }
     }
 }
@@ -84,16 +108,9 @@ fn first(adapters: Vec<Adapter>, otherwise: &str) -> Result<Adapter> {
     adapters.into_iter().next().ok_or_else(|| Failure::new(otherwise))
 }
 
-fn best() -> Adapter {
-    let cuda = cuda_adapters().unwrap_or_default();
-    if let Some(adapter) = cuda.into_iter().next() {
-        return adapter;
-    }
-    let wgpu = wgpu_adapters().unwrap_or_default();
-    wgpu.into_iter().next().unwrap_or_else(|| {
-        eprintln!("note: no CUDA device or wgpu adapter found, using the reference on the CPU; {CURE}");
-        Adapter::reference()
-    })
+fn best() -> Option<Adapter> {
+    let cuda = cuda_adapters().unwrap_or_default().into_iter().next();
+    cuda.or_else(|| wgpu_adapters().unwrap_or_default().into_iter().next())
 }
 
 impl Adapter {
@@ -118,6 +135,29 @@ impl Adapter {
         }
     }
 
+    /// Bytes of device memory to plan with: what is free on a device that shares the host's memory, what there is on a CUDA device.
+    /// None where nobody says.
+    pub fn memory(&self) -> Option<u64> {
+        match &self.place {
+            #[cfg(feature = "cuda")]
+            Place::Cuda(device) => cuda::memory(device),
+            #[cfg(feature = "wgpu")]
+            Place::Wgpu(device) => wgpu::shares_host(device).then(host_memory).flatten(),
+            Place::Cpu => host_memory(),
+        }
+    }
+
+    /// Does a job on the device.
+    pub fn with_client<J: Job>(&self, job: J) -> Result<J::Output> {
+        match &self.place {
+            #[cfg(feature = "cuda")]
+            Place::Cuda(device) => job.run(&cuda::client(device)),
+            #[cfg(feature = "wgpu")]
+            Place::Wgpu(device) => job.run(&wgpu::client(device)),
+            Place::Cpu => Err(Failure::new("the reference has no device")),
+        }
+    }
+
     /// Brings a layer to the device.
     pub fn engine<'a>(
         &self,
@@ -137,4 +177,11 @@ impl Adapter {
             Place::Cpu => Box::new(Oracle::new(config, weights, dtype)),
         })
     }
+}
+
+/// Bytes that this machine could give, where it says so.
+pub fn host_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }

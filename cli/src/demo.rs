@@ -8,11 +8,12 @@ use ultramem::{Checkpoint, ElementType, MemoryConfig, Weights};
 
 use crate::Common;
 use crate::compare::{F32_BOUND, HALF_BOUND, equal_slots, relative_l2};
-use crate::engine::{Engine, Oracle, Outcome, milliseconds};
+use crate::engine::{Engine, Oracle, Outcome};
 use crate::failure::{Failure, Result};
 use crate::report::{
     Report, Table, counted, device_json, device_line, grouped, measured_json, object, percent, stage_table,
 };
+use crate::sampling::{Effort, FEWEST, milliseconds};
 use crate::themes::{Firing, Text, Theme, clearest, firings, printable};
 
 /// A layer of a byte-level language model with 1,024 of its hidden states and the text that they came from.
@@ -20,6 +21,7 @@ static LAYER: &[u8] = include_bytes!("../data/kjv_layer.safetensors");
 
 /// Milliseconds that the measurement may take, more or less.
 const MEASURE: f64 = 2000.0;
+const SAMPLES: usize = 15;
 /// Slots shown for each length of their theme.
 const THEMES: usize = 2;
 const CONTEXTS: usize = 4;
@@ -33,7 +35,7 @@ pub fn run(common: &Common) -> Result<Report> {
     let adapter = common.backend.find()?;
     let engine = adapter.engine(config, &weights, common.dtype)?;
     let outcome = engine.forward(&input)?;
-    let measured = engine.measure(&input, samples(engine.as_ref(), &input)?)?;
+    let measured = engine.measure(&input, effort(engine.as_ref(), &input)?, engine.rates()?)?;
     let agreement = Agreement::new(&checkpoint, &weights, common.dtype, &input, &outcome)?;
     let usage = Usage::new(config, &weights, &outcome);
     let entries = config.heads * config.top_m;
@@ -62,10 +64,11 @@ pub fn run(common: &Common) -> Result<Report> {
 }
 
 /// As many samples as fit, each of them the whole forward pass and its stages one by one. Kernels are compiled by now.
-fn samples(engine: &dyn Engine, input: &[f32]) -> Result<usize> {
+fn effort(engine: &dyn Engine, input: &[f32]) -> Result<Effort> {
     let start = Instant::now();
     engine.forward(input)?;
-    Ok((MEASURE / (2.0 * milliseconds(start))).clamp(3.0, 15.0) as usize)
+    let affordable = (MEASURE / (2.0 * milliseconds(start))) as usize;
+    Ok(Effort { samples: affordable.clamp(FEWEST, SAMPLES), budget_ms: MEASURE })
 }
 
 /// The metadata's `text`, which has a byte for every row of the input.

@@ -2,15 +2,14 @@
 
 use std::time::Instant;
 
-use cubecl::{Runtime, client::ComputeClient, future::block_on};
-use indicatif::ProgressBar;
-use serde::Serialize;
+use cubecl::Runtime;
 use ultramem::reference::{self, Gradients};
 use ultramem::{ElementType, HostTensor, MemoryConfig, MemoryLayer, Weights};
 
-use crate::copy::copy_gb_s;
-use crate::failure::{Failure, Result};
-use crate::product::matrix_flop_ms;
+use crate::failure::Result;
+use crate::rates::Rates;
+use crate::report::counted;
+use crate::sampling::{Effort, Run, Times, interleaved, milliseconds};
 
 /// What one forward pass gives.
 #[derive(Debug, Clone)]
@@ -23,26 +22,13 @@ pub struct Outcome {
     pub scores: Vec<f32>,
 }
 
-/// Milliseconds of several samples.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Times {
-    /// The middle one.
-    pub median: f64,
-    /// The shortest.
-    pub min: f64,
-    /// The longest.
-    pub max: f64,
-}
-
 /// What a measurement finds.
 #[derive(Debug, Clone)]
 pub struct Measured {
     /// The whole forward pass.
     pub forward: Times,
-    /// Each stage alone, and the device's copy bandwidth in GB/s; only for a device.
-    pub device: Option<([Times; 4], f64)>,
-    /// Operations per millisecond of a large product on the device; 0 for the oracle.
-    pub matrix_flop_ms: f64,
+    /// Each stage alone, and what the device gives at best; only for a device.
+    pub device: Option<([Times; 4], Rates)>,
 }
 
 /// A layer that is ready to run.
@@ -53,9 +39,11 @@ pub trait Engine {
     /// The gradients of `Σ output · grad_output`, and the slots of the forward pass that they are for. Both `[tokens, hidden_size]`.
     fn backward(&self, input: &[f32], grad_output: &[f32]) -> Result<(Vec<u32>, Gradients)>;
 
-    /// Times `samples` forward passes, with the input and the results left where they are. Run one first: it compiles the
-    /// kernels.
-    fn measure(&self, input: &[f32], samples: usize) -> Result<Measured>;
+    /// What the device gives at best; None for the oracle.
+    fn rates(&self) -> Result<Option<Rates>>;
+
+    /// Times forward passes, and each stage where there are `rates` to hold it against. Input and results stay where they are.
+    fn measure(&self, input: &[f32], effort: Effort, rates: Option<Rates>) -> Result<Measured>;
 
     /// How the stages are computed for `tokens` tokens; None for the oracle.
     fn strategies(&self, tokens: usize) -> Option<String>;
@@ -78,78 +66,31 @@ impl<R: Runtime> Engine for MemoryLayer<R> {
         Ok((self.read_slots(&forward.chosen)?, self.read_gradients(&gradients)?))
     }
 
-    fn measure(&self, input: &[f32], samples: usize) -> Result<Measured> {
-        let strategies = MemoryLayer::strategies(self, input.len() / self.config().hidden_size);
+    fn rates(&self) -> Result<Option<Rates>> {
+        Ok(Some(Rates::measure(self.client(), self.dtype())?))
+    }
+
+    fn measure(&self, input: &[f32], effort: Effort, rates: Option<Rates>) -> Result<Measured> {
+        let tokens = input.len() / self.config().hidden_size;
+        let strategies = MemoryLayer::strategies(self, tokens);
         let input = self.upload(input)?;
         let query = self.query(&input, strategies.query)?;
         let kept = self.score(&query, strategies.score)?;
         let chosen = self.combine(&kept)?;
-        let runs: [&dyn Fn() -> Result<()>; 5] = [
-            &|| self.forward_with(&input, strategies).map(drop).map_err(Failure::from),
-            &|| self.query(&input, strategies.query).map(drop).map_err(Failure::from),
-            &|| self.score(&query, strategies.score).map(drop).map_err(Failure::from),
-            &|| self.combine(&kept).map(drop).map_err(Failure::from),
-            &|| self.expand(&input, &chosen, strategies).map(drop).map_err(Failure::from),
+        let runs: [Run<'_>; 5] = [
+            &|| Ok(self.forward_with(&input, strategies).map(drop)?),
+            &|| Ok(self.query(&input, strategies.query).map(drop)?),
+            &|| Ok(self.score(&query, strategies.score).map(drop)?),
+            &|| Ok(self.combine(&kept).map(drop)?),
+            &|| Ok(self.expand(&input, &chosen, strategies).map(drop)?),
         ];
-        let [forward, query, score, combine, expand] = interleaved(self.client(), &runs, samples)?;
-        let copy = copy_gb_s(self.client(), samples)?;
-        let matrix_flop_ms = matrix_flop_ms(self.client(), self.dtype())?;
-        Ok(Measured { forward, device: Some(([query, score, combine, expand], copy)), matrix_flop_ms })
+        let [forward, stages @ ..] = interleaved(self.client(), runs, effort, &counted(tokens, "token"))?;
+        Ok(Measured { forward, device: rates.map(|rates| (stages, rates)) })
     }
 
     fn strategies(&self, tokens: usize) -> Option<String> {
         Some(format!("{:?}", MemoryLayer::strategies(self, tokens)))
     }
-}
-
-/// Samples of each of `runs`, taken in turn so that a device that slows down slows all of them. A sample is as many
-/// launches back to back as last [`SHORTEST`], divided by their number.
-fn interleaved<R: Runtime>(
-    client: &ComputeClient<R>,
-    runs: &[&dyn Fn() -> Result<()>; 5],
-    samples: usize,
-) -> Result<[Times; 5]> {
-    let mut launches = [1; 5];
-    for (launches, run) in launches.iter_mut().zip(runs) {
-        let once = timed(client, run, 1)?;
-        *launches = (SHORTEST / once).ceil().clamp(1.0, MOST_LAUNCHES) as usize;
-    }
-    let mut found = [const { Vec::new() }; 5];
-    let bar = ProgressBar::new(samples as u64).with_message("measuring");
-    for _ in 0..samples {
-        for ((found, run), &launches) in found.iter_mut().zip(runs).zip(&launches) {
-            found.push(timed(client, run, launches)?);
-        }
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
-    Ok(found.map(times))
-}
-
-/// Milliseconds.
-const SHORTEST: f64 = 1.0;
-const MOST_LAUNCHES: f64 = 64.0;
-
-/// Milliseconds of one of `launches` launches, the wait for the device included.
-pub fn timed<R: Runtime>(client: &ComputeClient<R>, run: &dyn Fn() -> Result<()>, launches: usize) -> Result<f64> {
-    let start = Instant::now();
-    for _ in 0..launches {
-        run()?;
-    }
-    block_on(client.sync())?;
-    Ok(milliseconds(start) / launches as f64)
-}
-
-/// Milliseconds since `start`.
-pub fn milliseconds(start: Instant) -> f64 {
-    start.elapsed().as_secs_f64() * 1e3
-}
-
-/// The summary of at least one sample.
-pub fn times(mut samples: Vec<f64>) -> Times {
-    samples.sort_by(f64::total_cmp);
-    let at = |index: usize| samples.get(index).copied().unwrap_or(f64::NAN);
-    Times { median: at(samples.len() / 2), min: at(0), max: at(samples.len().saturating_sub(1)) }
 }
 
 /// The oracle as an engine. For f16 and bf16 it takes the same rounded weights and input as a device would, and rounds no
@@ -207,14 +148,18 @@ impl Engine for Oracle<'_> {
         Ok((slots, gradients))
     }
 
-    fn measure(&self, input: &[f32], samples: usize) -> Result<Measured> {
+    fn rates(&self) -> Result<Option<Rates>> {
+        Ok(None)
+    }
+
+    fn measure(&self, input: &[f32], effort: Effort, _rates: Option<Rates>) -> Result<Measured> {
         let mut found = Vec::new();
-        for _ in 0..samples {
+        for _ in 0..effort.samples {
             let start = Instant::now();
             self.run(input)?;
             found.push(milliseconds(start));
         }
-        Ok(Measured { forward: times(found), device: None, matrix_flop_ms: 0.0 })
+        Ok(Measured { forward: Times::of(found), device: None })
     }
 
     fn strategies(&self, _tokens: usize) -> Option<String> {

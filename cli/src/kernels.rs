@@ -11,7 +11,7 @@ use ultramem_offline::trace::{Traced, Tracer, tracing_device};
 use ultramem_offline::{Gpu, Kernel, Target, table};
 
 use crate::Common;
-use crate::bench::Shape;
+use crate::bench::layer::Shape;
 use crate::failure::{Failure, Result};
 use crate::report::{Report, Table, bytes, counted, dimensions_json};
 

@@ -8,7 +8,6 @@ mod backward;
 mod bench;
 mod check;
 mod compare;
-mod copy;
 mod demo;
 mod devices;
 mod engine;
@@ -17,8 +16,9 @@ mod forward;
 mod info;
 mod kernels;
 mod load;
-mod product;
+mod rates;
 mod report;
+mod sampling;
 mod themes;
 
 use std::{

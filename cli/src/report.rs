@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 use ultramem::{Cost, ElementType, MemoryConfig};
 
 use crate::backend::Adapter;
-use crate::engine::{Measured, Times};
+use crate::engine::Measured;
+use crate::sampling::Times;
 
 /// The result of a verb that ran to its end.
 pub struct Report {
@@ -24,7 +25,12 @@ pub struct Table(Vec<Vec<String>>);
 impl Table {
     /// Adds a line.
     pub fn line<const N: usize>(&mut self, cells: [&str; N]) {
-        self.0.push(cells.iter().map(|cell| cell.to_string()).collect());
+        self.row(cells.iter().map(|cell| cell.to_string()));
+    }
+
+    /// Adds a line of as many cells as there are.
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.0.push(cells.into_iter().collect());
     }
 
     /// The lines, indented by two.
@@ -47,7 +53,7 @@ impl Table {
 }
 
 /// How fast a stage ran, beside what it must cost.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct StageReport {
     /// Milliseconds.
     pub ms: Times,
@@ -67,13 +73,13 @@ pub struct StageReport {
 
 /// The stages of a measurement with their names; none for the oracle.
 pub fn stages(measured: &Measured, cost: &Cost) -> Vec<(&'static str, StageReport)> {
-    let Some((times, copy)) = &measured.device else { return Vec::new() };
-    let report = |(&ms, (name, cost)): (&Times, (&'static str, ultramem::StageCost))| {
+    let Some((times, rates)) = &measured.device else { return Vec::new() };
+    let report = |(ms, (name, cost)): (&Times, (&'static str, ultramem::StageCost))| {
         let bandwidth_gb_s = cost.bytes as f64 / ms.median / 1e6;
-        let (bytes, flops, share_of_copy) = (cost.bytes, cost.flops, bandwidth_gb_s / copy);
-        let floor_ms = (bytes as f64 / copy / 1e6).max(flops as f64 / measured.matrix_flop_ms);
+        let (bytes, flops, share_of_copy) = (cost.bytes, cost.flops, bandwidth_gb_s / rates.copy_gb_s);
+        let floor_ms = rates.floor_ms(bytes, flops);
         let over_floor = ms.median / floor_ms;
-        (name, StageReport { ms, bytes, flops, bandwidth_gb_s, share_of_copy, floor_ms, over_floor })
+        (name, StageReport { ms: ms.clone(), bytes, flops, bandwidth_gb_s, share_of_copy, floor_ms, over_floor })
     };
     times.iter().zip(cost.stages()).map(report).collect()
 }
@@ -98,13 +104,11 @@ pub fn stage_table(measured: &Measured, cost: &Cost) -> String {
             &format!("{:.1}", stage.over_floor),
         ]);
     }
-    let Times { median, min, max } = measured.forward;
-    table.line(["forward", &ms(median), &ms(min), &ms(max)]);
+    let Times { median, min, max, .. } = &measured.forward;
+    table.line(["forward", &ms(*median), &ms(*min), &ms(*max)]);
     let mut text = table.text();
-    if let Some((_, copy)) = &measured.device {
-        let product = flops((measured.matrix_flop_ms * 1e3) as u64);
-        text += &format!("  A plain copy on this device moves {}, a large product does {product}/s.\n", rate(*copy));
-        text += "  A stage's floor is the longer of its bytes at the one and its operations at the other.\n";
+    if let Some((_, rates)) = &measured.device {
+        text += &rates.text();
     }
     text
 }
@@ -112,11 +116,10 @@ pub fn stage_table(measured: &Measured, cost: &Cost) -> String {
 /// What `--json` says of a measurement.
 pub fn measured_json(measured: &Measured, cost: &Cost) -> Vec<(&'static str, Value)> {
     let mut entries = vec![("forward_ms", json!(measured.forward))];
-    if let Some((_, copy)) = &measured.device {
+    if let Some((_, rates)) = &measured.device {
         let stages = stages(measured, cost).into_iter().map(|(name, stage)| (name.to_string(), json!(stage)));
         entries.push(("stages", Value::Object(stages.collect())));
-        entries.push(("copy_gb_s", json!(copy)));
-        entries.push(("matrix_tflop_s", json!(measured.matrix_flop_ms / 1e9)));
+        entries.extend(rates.json());
     }
     entries
 }
@@ -181,11 +184,13 @@ pub fn bytes(bytes: u64) -> String {
     scaled(bytes, &["B", "kB", "MB", "GB", "TB", "PB", "EB"])
 }
 
-fn rate(gb_s: f64) -> String {
+/// Bytes in a second.
+pub fn rate(gb_s: f64) -> String {
     bytes((gb_s * 1e9) as u64) + "/s"
 }
 
-fn flops(flops: u64) -> String {
+/// Operations.
+pub fn flops(flops: u64) -> String {
     scaled(flops, &["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"])
 }
 

@@ -292,6 +292,131 @@ fn bench_refuses_what_can_not_run() {
     ultramem("bench layer --side-keys 65536 --value-dim 1048576").refused(&["host memory"]);
 }
 
+const DESIGNS: [&str; 5] = ["dense", "MoE", "PKM", "Memory+", "UltraMem"];
+/// What each is drawn in, as in `bench/chart.rs`.
+const COLOURS: [[u8; 3]; 5] = [[0; 3], [0xd5, 0x5e, 0], [0xe6, 0x9f, 0], [0, 0x9e, 0x73], [0, 0x72, 0xb2]];
+
+/// The texts of an SVG file.
+fn texts(path: &Path) -> Vec<String> {
+    let svg = std::fs::read_to_string(path).expect("the picture was written");
+    let document = resvg::usvg::roxmltree::Document::parse(&svg).expect("the picture is XML");
+    let texts = document.descendants().filter(|node| node.has_tag_name("text"));
+    texts.filter_map(|node| node.text()).map(|text| text.trim().to_string()).collect()
+}
+
+/// The pixels of a PNG file that are exactly of a colour.
+fn pixels(path: &Path, [red, green, blue]: [u8; 3]) -> usize {
+    let picture = resvg::tiny_skia::Pixmap::load_png(path).expect("the picture is a PNG");
+    let same = |it: &&resvg::tiny_skia::PremultipliedColorU8| (it.red(), it.green(), it.blue()) == (red, green, blue);
+    picture.pixels().iter().filter(same).count()
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or(f64::NAN)
+}
+
+/// The numbers of every design at one place.
+fn has_every_design(designs: &Value) {
+    for name in DESIGNS {
+        let design = &designs[name];
+        assert!(number(&design["ms"]["median"]) > 0.0 && number(&design["bytes"]) > 0.0, "{name}: {designs}");
+        let over_floor = number(&design["ms"]["median"]) / number(&design["floor_ms"]);
+        assert!((number(&design["over_floor"]) / over_floor - 1.0).abs() < 1e-9, "{name}: {designs}");
+    }
+}
+
+#[test]
+fn bench_versus_compares_designs_and_draws_them() {
+    let directory = directory();
+    let (svg, png) = (directory.path().join("out.svg"), directory.path().join("out.png"));
+    let verb = "bench versus --backend wgpu --batch 8,1,8 --samples 3";
+    let report = ultramem(&format!("{verb} --json --plot {}", svg.display())).json();
+    assert_eq!(report["batches"].as_array().map(Vec::len), Some(2), "{report}");
+    for row in report["batches"].as_array().expect("batches are a list") {
+        has_every_design(&row["designs"]);
+    }
+    let sparse = |at: usize| number(&report["budgets"][at]["sparse"]);
+    assert!(sparse(0) == 0.0 && (1..5).all(|at| (sparse(at) / sparse(1) - 1.0).abs() < 0.04), "{report}");
+    assert!(number(&report["copy_gb_s"]) > 0.0 && report["driver"].is_string(), "{report}");
+    let texts = texts(&svg);
+    for words in DESIGNS.iter().chain(&["latency of a step (ms)", "bytes moved per step (MB)", "batch (sequences)"]) {
+        assert!(texts.iter().any(|text| text == words), "{words} is not in {texts:?}");
+    }
+    let text = ultramem(&format!("{verb} --plot {}", png.display())).well();
+    for words in DESIGNS.iter().chain(&["Equal budgets", "In short", "over the design's own floor", "out.png"]) {
+        assert!(text.contains(words), "{words:?} is not in {text}");
+    }
+    assert!(text.lines().all(|line| line.chars().count() <= 100 || line.starts_with("Picture")), "{text}");
+    for (name, colour) in DESIGNS.iter().zip(COLOURS) {
+        assert!(pixels(&png, colour) > 100, "{name} is not drawn");
+    }
+}
+
+#[test]
+fn bench_growth_holds_sizes_against_the_first() {
+    let directory = directory();
+    let svg = directory.path().join("out.svg");
+    let verb = "bench growth --backend wgpu --factors 1,4 --cached 64 --samples 3";
+    let report = ultramem(&format!("{verb} --json --plot {}", svg.display())).json();
+    let sizes = report["sizes"].as_array().expect("sizes are a list");
+    assert_eq!(sizes.iter().map(|size| number(&size["factor"])).collect::<Vec<_>>(), [1.0, 4.0]);
+    for size in sizes {
+        has_every_design(&size["designs"]);
+        assert!(number(&size["ultramem_score_ms"]["median"]) > 0.0, "{report}");
+        let interval = &size["designs"]["UltraMem"]["over_first"]["interval"];
+        assert!(number(&interval[0]) <= number(&interval[1]), "{report}");
+    }
+    let grown = |name: &str| number(&sizes[1]["designs"][name]["bytes"]) / number(&sizes[0]["designs"][name]["bytes"]);
+    assert!(grown("MoE") > 1.2 && grown("UltraMem") < 1.1, "{report}");
+    let texts = texts(&svg);
+    for words in DESIGNS.iter().chain(&["UltraMem's score stage", "×4", "sparse parameters"]) {
+        assert!(texts.iter().any(|text| text == words), "{words} is not in {texts:?}");
+    }
+}
+
+#[test]
+fn bench_decode_scales_down_and_says_so() {
+    let text = ultramem("bench decode --backend wgpu --model small --batch 2,4096 --cached 512 --samples 3").well();
+    for words in ["attention included", "Left out: batch 4,096", "UltraMem: FFN of width"] {
+        assert!(text.contains(words), "{words:?} is not in {text}");
+    }
+}
+
+#[test]
+fn bench_stages_measures_each_over_tokens() {
+    let directory = directory();
+    let svg = directory.path().join("out.svg");
+    let report =
+        ultramem(&format!("bench stages --backend wgpu --tokens 1,5 --samples 3 --json --plot {}", svg.display()));
+    let report = report.json();
+    for (at, tokens) in [1.0, 5.0].into_iter().enumerate() {
+        let found = &report["tokens"][at];
+        assert_eq!(number(&found["tokens"]), tokens, "{report}");
+        for stage in ["query", "score", "combine", "expand"] {
+            assert!(number(&found["stages"][stage]["floor_ms"]) > 0.0, "{report}");
+        }
+    }
+    let texts = texts(&svg);
+    assert!(["forward", "combine", "tokens"].iter().all(|words| texts.iter().any(|text| text == words)), "{texts:?}");
+}
+
+#[test]
+fn bench_refuses_what_can_not_be_compared_or_drawn() {
+    for verb in ["stages", "versus", "growth", "decode"] {
+        let verb = format!("bench {verb}");
+        ultramem(&format!("{verb} --backend reference")).refused(&[&verb, "GPU"]);
+        ultramem(&format!("{verb} --plot out.jpg")).refused(&["out.jpg", ".svg or .png"]);
+        ultramem(&format!("{verb} --plot /nonexistent/out.png")).refused(&["/nonexistent/out.png"]);
+        ultramem(&format!("{verb} --samples 2")).refused(&["--samples"]);
+        without_adapter(&verb).refused(&["GPU", "apt-get install mesa-vulkan-drivers"]);
+    }
+    for verb in
+        ["versus --batch 0", "growth --batch 0", "decode --batch 1,0", "stages --tokens 0", "growth --factors 0"]
+    {
+        ultramem(&format!("bench {verb}")).refused(&["0", "expected a whole number"]);
+    }
+}
+
 #[cfg(not(feature = "vulkan"))]
 #[test]
 fn bf16_needs_a_device_that_has_it() {

@@ -44,6 +44,13 @@ pub fn client(device: &CudaDevice) -> ComputeClient<CudaRuntime> {
     CudaRuntime::client(device)
 }
 
+/// Bytes of the device's memory.
+pub fn memory(of: &CudaDevice) -> Option<u64> {
+    let found = device::get(i32::try_from(of.index).ok()?).ok()?;
+    // SAFETY: the device is one that the driver gave.
+    unsafe { device::total_mem(found) }.ok().map(|bytes| bytes as u64)
+}
+
 /// Kernels are compiled on the machine that runs them, which takes more than the driver.
 fn check_compiler() -> Result<()> {
     // SAFETY: as for the driver's library.

@@ -26,6 +26,11 @@ pub fn client(device: &WgpuDevice) -> ComputeClient<WgpuRuntime> {
     WgpuRuntime::client(device)
 }
 
+/// Whether the device's memory is the host's.
+pub fn shares_host(device: &WgpuDevice) -> bool {
+    matches!(device, WgpuDevice::Cpu | WgpuDevice::IntegratedGpu(_))
+}
+
 fn rank(kind: DeviceType) -> usize {
     match kind {
         DeviceType::DiscreteGpu => 0,

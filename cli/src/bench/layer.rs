@@ -2,26 +2,19 @@
 
 use std::time::Instant;
 
-use clap::{Args, Subcommand, value_parser};
+use clap::{Args, value_parser};
 use serde_json::json;
 use ultramem::kernels::Error as Limit;
 use ultramem::{Dimensions, MemoryConfig, Weights};
 
 use crate::Common;
-use crate::backend::Adapter;
-use crate::engine::milliseconds;
+use crate::backend::{Adapter, host_memory};
 use crate::failure::{Failure, Result};
 use crate::info::Preset;
 use crate::report::{
     Report, bytes, counted, device_json, device_line, dimensions_json, measured_json, ms, object, stage_table,
 };
-
-/// What can be measured.
-#[derive(Debug, Subcommand)]
-pub enum Bench {
-    /// The whole layer and each of its stages
-    Layer(LayerArgs),
-}
+use crate::sampling::{Effort, milliseconds};
 
 /// Arguments of `bench layer`.
 #[derive(Debug, Args)]
@@ -91,7 +84,7 @@ impl Shape {
 }
 
 /// Runs the verb.
-pub fn run(Bench::Layer(args): &Bench, common: &Common) -> Result<Report> {
+pub fn run(args: &LayerArgs, common: &Common) -> Result<Report> {
     let config = MemoryConfig::new(args.shape.dimensions())?;
     let tokens = usize::try_from(args.tokens)?;
     fits_host(&config, tokens)?;
@@ -105,7 +98,8 @@ pub fn run(Bench::Layer(args): &Bench, common: &Common) -> Result<Report> {
     let start = Instant::now();
     engine.forward(&input)?;
     let first_call_ms = milliseconds(start);
-    let measured = engine.measure(&input, args.samples as usize)?;
+    let effort = Effort { samples: args.samples as usize, budget_ms: f64::INFINITY };
+    let measured = engine.measure(&input, effort, engine.rates()?)?;
     let cost = config.cost(tokens, common.dtype);
     let mut entries = device_json(&adapter, common.dtype);
     entries.extend([
@@ -119,7 +113,7 @@ pub fn run(Bench::Layer(args): &Bench, common: &Common) -> Result<Report> {
     entries.extend(measured_json(&measured, &cost));
     let text = [
         device_line(&adapter, common.dtype),
-        shape_line(&config, tokens),
+        shape_line(&config, &counted(tokens, "token")),
         stage_table(&measured, &cost),
         format!("  Loading took {}, the first call after it {}", ms(load_ms), ms(first_call_ms)),
         if adapter.is_reference() { ".\n".into() } else { ", kernels compiled in both.\n".to_string() },
@@ -128,13 +122,14 @@ pub fn run(Bench::Layer(args): &Bench, common: &Common) -> Result<Report> {
     Ok(Report { text: text.concat(), json: object(entries), passed: true })
 }
 
-const SEED: u64 = 1;
+/// Of weights and inputs.
+pub const SEED: u64 = 1;
 
-fn shape_line(config: &MemoryConfig, tokens: usize) -> String {
+/// The dimensions in two lines, behind `what` runs through them.
+pub fn shape_line(config: &MemoryConfig, what: &str) -> String {
     format!(
-        "{}: hidden_size {}, side_keys {}, key_dim {}, value_dim {}, top_m {}, heads {}, cores {},\n  expansion {}, \
+        "{what}: hidden_size {}, side_keys {}, key_dim {}, value_dim {}, top_m {}, heads {}, cores {},\n  expansion {}, \
          tucker_rank {}\n",
-        counted(tokens, "token"),
         config.hidden_size,
         config.side_keys,
         config.key_dim,
@@ -148,7 +143,7 @@ fn shape_line(config: &MemoryConfig, tokens: usize) -> String {
 }
 
 /// Refuses a table that is too large for the device before it is filled with random numbers.
-fn fits_device(adapter: &Adapter, config: &MemoryConfig, common: &Common) -> Result<()> {
+pub fn fits_device(adapter: &Adapter, config: &MemoryConfig, common: &Common) -> Result<()> {
     let bytes = (config.rows() * config.value_dim * common.dtype.size()) as u64;
     match adapter.properties().map(|properties| properties.memory.max_page_size) {
         Some(limit) if bytes > limit => Err(Limit::Binding { tensor: "values", bytes, limit }.into()),
@@ -157,14 +152,14 @@ fn fits_device(adapter: &Adapter, config: &MemoryConfig, common: &Common) -> Res
 }
 
 /// Refuses dimensions whose weights and activations this machine could not hold. Loading copies weights up to twice.
-fn fits_host(config: &MemoryConfig, tokens: usize) -> Result<()> {
+pub fn fits_host(config: &MemoryConfig, tokens: usize) -> Result<()> {
     let wide = |size: usize| size as u128;
     let keys = wide(config.heads * 2 * config.side_keys) * wide(config.key_dim * config.tucker_rank);
     let dense = wide(config.hidden_size) * wide(config.query_heads() * 2 * config.key_dim + config.pooled_dim());
     let weights = wide(config.rows()) * wide(config.value_dim) + wide(config.slots()) + keys + dense;
     let per_token = 2 * wide(config.hidden_size) + wide(config.heads * config.top_m) * wide(1 + config.cores);
     let needed = 4 * (3 * weights + 2 * wide(tokens) * per_token);
-    match available_memory() {
+    match host_memory() {
         Some(available) if needed > u128::from(available) => Err(Failure::new(format!(
             "these dimensions need about {} of host memory, {} are available",
             bytes(u64::try_from(needed).unwrap_or(u64::MAX)),
@@ -174,15 +169,8 @@ fn fits_host(config: &MemoryConfig, tokens: usize) -> Result<()> {
     }
 }
 
-/// Bytes that this machine could give, where it says so.
-fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
 /// `count` numbers in [-1, 1), the same ones every time (splitmix64).
-fn numbers(count: usize) -> Vec<f32> {
+pub fn numbers(count: usize) -> Vec<f32> {
     let mut state = SEED;
     let mut next = || {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
