@@ -210,7 +210,7 @@ impl Chart {
         let (width, height) = area.dim_in_pixel();
         let width = width as i32 - Y_LABELS - 2 * MARGIN;
         let ticks = apart(&self.ticks, from_x, to_x, f64::from(width));
-        let y_ticks = decades(from_y, to_y, (height / 32) as usize);
+        let y_ticks = decades(from_y, to_y, f64::from(height));
         let mut axes: Axes<'_, '_> = ChartBuilder::on(area)
             .margin(MARGIN)
             .margin_left(4)
@@ -352,19 +352,30 @@ fn apart(ticks: &[(f64, String)], from: f64, to: f64, width: f64) -> Vec<(f64, S
     kept
 }
 
-/// Round numbers between `from` and `to`, at most `most`: 1, 2 and 5 of each power of ten, or 1 alone, or finer where that leaves
-/// fewer than two.
-fn decades(from: f64, to: f64, most: usize) -> Vec<f64> {
+/// Round numbers between `from` and `to` that leave room for their names on a logarithmic axis of `height` pixels: as many of each
+/// power of ten as there is room for, or fewer powers.
+fn decades(from: f64, to: f64, height: f64) -> Vec<f64> {
     let (first, last) = (from.log10().floor() as i32, to.log10().ceil() as i32);
     let choose = |digits: &[u32], step: usize| -> Vec<f64> {
         let powers = (first..=last).filter(|power| power.rem_euclid(step as i32) == 0);
         let numbers = powers.flat_map(|power| digits.iter().map(move |digit| round(*digit, power)));
         numbers.filter(|number| (from..=to).contains(number)).collect()
     };
-    let choices =
-        [(&[1, 2, 3, 4, 5, 6, 7, 8, 9][..], 1), (&[1, 2, 5][..], 1), (&[1][..], 1), (&[1][..], 2), (&[1][..], 3)];
-    choices.into_iter().map(|(digits, step)| choose(digits, step)).find(|ticks| ticks.len() <= most).unwrap_or_default()
+    let pixels = |pair: &[f64]| (pair[1] / pair[0]).ln() / (to / from).ln() * height;
+    let choices = [
+        (&[1, 2, 3, 4, 5, 6, 7, 8, 9][..], 1),
+        (&[1, 2, 3, 5, 7][..], 1),
+        (&[1, 2, 5][..], 1),
+        (&[1][..], 1),
+        (&[1][..], 2),
+        (&[1][..], 3),
+    ];
+    let ticks = choices.into_iter().map(|(digits, step)| choose(digits, step));
+    ticks.into_iter().find(|ticks| ticks.windows(2).all(|pair| pixels(pair) >= ROOM)).unwrap_or_default()
 }
+
+/// Pixels from one tick's name to the next.
+const ROOM: f64 = 20.0;
 
 /// `digit` times a power of ten, the nearest number to it.
 fn round(digit: u32, power: i32) -> f64 {
@@ -455,9 +466,10 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_few() {
-        assert_eq!(decades(1.0, 120.0, 9), [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]);
-        assert_eq!(decades(2.1, 7.9, 9), [3.0, 4.0, 5.0, 6.0, 7.0]);
-        assert_eq!(decades(0.04, 2000.0, 9), [0.1, 1.0, 10.0, 100.0, 1000.0]);
+        assert_eq!(decades(1.0, 120.0, 200.0), [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]);
+        assert_eq!(decades(2.1, 7.9, 200.0), [3.0, 4.0, 5.0, 6.0, 7.0]);
+        assert_eq!(decades(100.0, 1800.0, 290.0), [100.0, 200.0, 300.0, 500.0, 700.0, 1000.0]);
+        assert_eq!(decades(0.04, 2000.0, 200.0), [0.1, 1.0, 10.0, 100.0, 1000.0]);
         assert_eq!((number(0.05), number(2000.0)), ("0.05".into(), "2,000".into()));
         let ticks = [1.0, 1.1, 64.0].map(|x| (x, number(x)));
         assert_eq!(apart(&ticks, 1.0, 64.0, 300.0).len(), 2);

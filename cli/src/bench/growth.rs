@@ -31,8 +31,8 @@ pub struct GrowthArgs {
     /// How many times the sparse parameters of the first size, a list
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = factor, default_value = "1,2,4,8,16,32")]
     factors: Vec<usize>,
-    /// Positions in each sequence's cache
-    #[arg(long, default_value_t = 2048, value_parser = value_parser!(u32).range(1..=1 << 20))]
+    /// Positions in each sequence's cache: few, as the model is small
+    #[arg(long, default_value_t = 256, value_parser = value_parser!(u32).range(1..=1 << 20))]
     cached: u32,
     #[command(flatten)]
     series: Series,

@@ -192,7 +192,7 @@ mod tests {
     fn the_verdict_names_where_and_why() {
         let text = words(&verdict(&outcome()));
         for expected in [
-            "ahead of MoE at batch 16, most at batch 16: 3.00 times as fast, where MoE must move 5.0 times as many bytes",
+            "ahead of MoE at batch 16: 3.00 times as fast, where MoE must move 5.0 times as many bytes",
             "not ahead at batch 1: few sequences read few experts",
             "not ahead at batch 1,024: MoE reads all of its experts there anyway",
             "dense 0.90 times",

@@ -117,7 +117,7 @@ fn activate_kernel<E: Float, N: Size>(
 }
 
 /// `2 · √(2/π)`: `(1 + tanh(y)) / 2` is the sigmoid of `2y`, which no large y turns into NaN.
-const GELU: f32 = 1.595_769_1;
+const GELU: f32 = 1.595_769;
 
 #[cube]
 fn sigmoid(x: f32) -> f32 {
