@@ -55,10 +55,21 @@ impl Sharing {
     pub fn choose(device: &Device, product: &Product, tiles: usize) -> Self {
         let block = (product.columns / device.plane_size).clamp(1, device.block);
         let whole = Self { lanes: device.units(product.columns.div_ceil(block)), slices: 1, block };
-        if device.narrow || tiles * whole.cubes(product.columns) >= device.processors {
+        if device.narrow {
+            return if tiles >= MANY_TILES { whole.widened(device, product) } else { whole };
+        }
+        if tiles * whole.cubes(product.columns) >= device.processors {
             return whole;
         }
         Self::sliced(device, product, device.processors.div_ceil(tiles), device.shared_bytes)
+    }
+
+    /// As many columns a unit as a tile of few rows leaves sums for, shared out evenly: rows of the weight are read in longer runs, which
+    /// memory serves faster.
+    fn widened(self, device: &Device, product: &Product) -> Self {
+        let most = (device.block * device.tile / product.tile).min(WIDEST);
+        let groups = product.columns.div_ceil(self.lanes * most.max(self.block));
+        Self { block: product.columns.div_ceil(self.lanes * groups), ..self }
     }
 
     /// Units of a cube.
@@ -79,6 +90,10 @@ impl Sharing {
 
 /// Bytes of a sector, the least that a GPU moves.
 const SECTOR: usize = 32;
+/// Tiles that keep a narrow device's processors busy, whatever the columns of a cube.
+const MANY_TILES: usize = 4;
+/// The most column vectors of a unit.
+const WIDEST: usize = 16;
 
 /// The columns of a weight that a unit works on: `first`, `first + stride`, …, those past `last` standing for the last.
 #[derive(CubeType, Clone, Copy)]
