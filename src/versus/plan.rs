@@ -1,5 +1,5 @@
 //! Equal budgets: what each design makes of the same computation and the same sparse parameters, as arXiv 2411.12364 compares
-//! them (its Tables 1 and 2).
+//! them.
 //!
 //! *Activated* are the weights that a token is multiplied with in all blocks, half the operations of a step; *sparse* are the
 //! parameters beyond those. Embeddings count for neither: they are the same everywhere.
