@@ -4,7 +4,6 @@
 use ultramem::ElementType;
 use ultramem::versus::{Design, Plan, Scale};
 
-use super::growth::Size;
 use crate::backend::Adapter;
 use crate::failure::{Failure, Result};
 use crate::report::{bytes, counted, grouped};
@@ -148,6 +147,15 @@ pub fn batches(plans: &[Plan], wanted: &[usize], step: Step, limits: Limits) -> 
     let names: Vec<String> = rest.iter().map(|&batch| grouped(batch)).collect();
     let notes = why.map(|why| format!("Left out: batch {} ({why}).", super::listed(&names)));
     (fit, notes.into_iter().collect())
+}
+
+/// All designs with so many times the first size's sparse parameters.
+#[derive(Debug)]
+pub struct Size {
+    /// How many times.
+    pub factor: usize,
+    /// The dense one, then those that grow.
+    pub plans: Vec<Plan>,
 }
 
 /// The sizes that stand on the device together, and a note for the rest.

@@ -9,7 +9,7 @@ use ultramem::versus::{Cache, Decoder, Design, Plan, Scale};
 
 use super::chart::{Chart, Line, Panel, Point, Role, look};
 use super::contest::{Entry, Least, budget_json, budget_table, decoders, panels, ratio_cell, time_cell};
-use super::fit::{Limits, Step, growing};
+use super::fit::{Limits, Size, Step, growing};
 use super::picture::Picture;
 use super::{Model, Series, count, paragraph};
 use crate::Common;
@@ -89,15 +89,6 @@ pub fn run(args: &GrowthArgs, common: &Common) -> Result<Report> {
         ("notes", json!(notes)),
     ]);
     Ok(Report { text, json: object(json), passed: true })
-}
-
-/// All designs with so many times the first size's sparse parameters.
-#[derive(Debug)]
-pub struct Size {
-    /// How many times.
-    pub factor: usize,
-    /// The dense one, then those that grow.
-    pub plans: Vec<Plan>,
 }
 
 /// Experts of a block that a token does not use, at ×1.
