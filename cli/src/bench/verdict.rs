@@ -23,16 +23,18 @@ fn next_to_moe(outcome: &Outcome) -> String {
     let ahead: Vec<&Row> = outcome.rows.iter().filter(|row| ratio(row).is_some_and(|ratio| ratio > 1.0)).collect();
     let best = ahead.iter().max_by(|a, b| f64::total_cmp(&ratio(a).unwrap_or(0.0), &ratio(b).unwrap_or(0.0)));
     let mut text = match best {
-        Some(best) => paragraph(&format!(
-            "UltraMem is ahead of MoE at {}, most at batch {}: {:.2} times as fast, where {}.",
-            batches(&ahead),
-            grouped(best.batch),
-            ratio(best).unwrap_or(1.0),
-            match bytes_ratio(best) {
+        Some(best) => {
+            let most = match ahead.len() {
+                1 => String::new(),
+                _ => format!(", most at batch {}", grouped(best.batch)),
+            };
+            let why = match bytes_ratio(best) {
                 more if more >= FEW => format!("MoE must move {more:.1} times as many bytes"),
                 _ => "both must move about as many bytes, so that bytes are not the reason".to_string(),
-            },
-        )),
+            };
+            let (at, times) = (batches(&ahead), ratio(best).unwrap_or(1.0));
+            paragraph(&format!("UltraMem is ahead of MoE at {at}{most}: {times:.2} times as fast, where {why}."))
+        }
         None => paragraph("UltraMem is not ahead of MoE at any batch size measured here."),
     };
     let behind = outcome.rows.iter().filter(|row| ratio(row).is_none_or(|ratio| ratio <= 1.0));
