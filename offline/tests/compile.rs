@@ -24,7 +24,7 @@ const KNOWN: [(&str, usize, &str); 15] = [
     ("merge_kernel", 8, OCCUPANCY),
     ("expand_kernel", 48, OCCUPANCY),
     ("outer_kernel", 16, OCCUPANCY),
-    ("grouped_product_kernel", 16, OCCUPANCY),
+    ("grouped_product_kernel", 32, OCCUPANCY),
     ("matmul_entry_lhs_f32_lhs_size_4_rhs_f32", 272, UNITS),
     ("matmul_entry_lhs_f32_lhs_size_1_rhs_f32", 136, UNITS),
     ("matmul_entry_lhs_bf16_lhs_size_8_rhs_bf16", 700, CROWDED),
