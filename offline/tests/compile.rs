@@ -230,7 +230,6 @@ fn every_kernel_compiles_without_spills_and_loads_rows_whole() {
         "expand",
         "pool",
         "matmul",
-        "route",
         "group",
         "grouped_product",
         "weighted_sum",
