@@ -17,10 +17,10 @@
 use std::collections::BTreeMap;
 
 use cubecl::prelude::*;
-use ultramem_kernels::combine::{Chosen, combine_backward};
-use ultramem_kernels::expand::expand_backward;
-use ultramem_kernels::query::{Map, ProjectStrategy, query_backward};
-use ultramem_kernels::score::{Kept, Scored, score_backward};
+use ultramem_kernels::combine::{Chosen, CombineGradients, combine_backward};
+use ultramem_kernels::expand::{ExpandGradients, expand_backward};
+use ultramem_kernels::query::{Map, ProjectStrategy, QueryGradients, query_backward};
+use ultramem_kernels::score::{Kept, ScoreGradients, Scored, score_backward};
 use ultramem_kernels::{RowGradients, Tensor};
 
 use crate::{ElementType, Forward, MemoryLayer, Result, reference};
@@ -89,28 +89,11 @@ impl<R: Runtime> MemoryLayer<R> {
     /// # Errors
     /// Tensors of another shape or type.
     pub fn backward(&self, input: &Tensor<R>, saved: &Saved<R>, grad_output: &Tensor<R>) -> Result<Gradients<R>> {
-        let (client, config, weights) = (&self.client, &self.config, &self.weights);
         self.check_input(input)?;
-        let strategy = self.backward_product(input.shape()[0]);
-        let memory = self.memory(saved.gate.as_ref());
-        let expand = expand_backward(client, &saved.chosen, &memory, &weights.values_proj, grad_output, strategy)?;
-        let pair_score = self.pair_score();
-        let combine =
-            combine_backward(client, &saved.kept, config.side_keys, &pair_score, &saved.chosen, &expand.scores)?;
-        let scored = Scored {
-            query: &saved.query,
-            query_norm: &weights.query_norm,
-            norm: config.norm,
-            eps: config.norm_eps,
-            keys: &weights.keys,
-            keys_norm: config.normalises_keys().then_some(&weights.keys_norm),
-            prepared: &self.keys,
-            slots: &saved.chosen.slots,
-        };
-        let score = score_backward(client, &scored, &combine.sides)?;
-        let gate = weights.gate_proj.as_ref().zip(expand.gate.as_ref()).map(|(weight, grad)| Map { weight, grad });
-        let map = Map { weight: &weights.query_proj, grad: &score.query };
-        let query = query_backward(client, input, &map, gate.as_ref(), strategy)?;
+        let expand = self.expand_backward(saved, grad_output)?;
+        let combine = self.combine_backward(saved, &expand.scores)?;
+        let score = self.score_backward(saved, &combine.sides)?;
+        let query = self.query_backward(input, &score.query, expand.gate.as_ref())?;
         Ok(Gradients {
             input: query.input,
             query_proj: query.weight,
@@ -124,9 +107,65 @@ impl<R: Runtime> MemoryLayer<R> {
         })
     }
 
+    /// Stage 4, backwards: from `grad_output` `[tokens, hidden_size]` to the slots' scores, the chosen rows, W_o and the gate.
+    ///
+    /// # Errors
+    /// A gradient of another shape or type.
+    pub fn expand_backward(&self, saved: &Saved<R>, grad_output: &Tensor<R>) -> Result<ExpandGradients<R>> {
+        let strategy = self.backward_product(saved.query.shape()[0]);
+        let (memory, weight) = (self.memory(saved.gate.as_ref()), &self.weights.values_proj);
+        Ok(expand_backward(&self.client, &saved.chosen, &memory, weight, grad_output, strategy)?)
+    }
+
+    /// Stage 3, backwards: from the slots' scores f32 `[tokens, heads, top_m, cores]` to the score vectors of their keys, and the core.
+    ///
+    /// # Errors
+    /// A gradient of another shape or type.
+    pub fn combine_backward(&self, saved: &Saved<R>, grad_scores: &Tensor<R>) -> Result<CombineGradients<R>> {
+        let (side_keys, pair_score) = (self.config.side_keys, self.pair_score());
+        Ok(combine_backward(&self.client, &saved.kept, side_keys, &pair_score, &saved.chosen, grad_scores)?)
+    }
+
+    /// Stage 2, backwards: from the keys' score vectors f32 `[tokens, heads, top_m, 2, tucker_rank]` to the queries, the keys and the norms.
+    ///
+    /// # Errors
+    /// A gradient of another shape or type.
+    pub fn score_backward(&self, saved: &Saved<R>, grad_sides: &Tensor<R>) -> Result<ScoreGradients<R>> {
+        let (config, weights) = (&self.config, &self.weights);
+        let scored = Scored {
+            query: &saved.query,
+            query_norm: &weights.query_norm,
+            norm: config.norm,
+            eps: config.norm_eps,
+            keys: &weights.keys,
+            keys_norm: config.normalises_keys().then_some(&weights.keys_norm),
+            prepared: &self.keys,
+            slots: &saved.chosen.slots,
+        };
+        Ok(score_backward(&self.client, &scored, grad_sides)?)
+    }
+
+    /// Stage 1, backwards: from the queries f32 `[tokens, query_heads · 2 · key_dim]`, and the gate's gradient where there is a gate, to the
+    /// input and W_q, and W_g.
+    ///
+    /// # Errors
+    /// An input or a gradient of another shape or type.
+    pub fn query_backward(
+        &self,
+        input: &Tensor<R>,
+        grad_query: &Tensor<R>,
+        grad_gate: Option<&Tensor<R>>,
+    ) -> Result<QueryGradients<R>> {
+        self.check_input(input)?;
+        let (weights, strategy) = (&self.weights, self.backward_product(input.shape()[0]));
+        let gate = weights.gate_proj.as_ref().zip(grad_gate).map(|(weight, grad)| Map { weight, grad });
+        let map = Map { weight: &weights.query_proj, grad: grad_query };
+        Ok(query_backward(&self.client, input, &map, gate.as_ref(), strategy)?)
+    }
+
     /// How the backward pass computes its products: as the forward pass, but an f16 gradient is not given to matrix units, which would
     /// round its small numbers to zero.
-    fn backward_product(&self, tokens: usize) -> ProjectStrategy {
+    pub(crate) fn backward_product(&self, tokens: usize) -> ProjectStrategy {
         match self.dtype() {
             ElementType::F16 => ProjectStrategy::Tile,
             _ => self.strategies(tokens).query,

@@ -26,10 +26,13 @@ mod transpose;
 
 pub use element::ElementType;
 pub use error::Error;
+pub use group::{SortCost, sort_cost};
 pub use norm::Norm;
+pub use outer::weight_splits;
 pub use random::random;
 pub use retrieve::retrieve;
 pub use rows::RowGradients;
+pub use sums::column_sum_rows;
 pub use tensor::{Tensor, check, empty, fits_binding, from_f32, from_u32, supports, u32_storage};
 pub use transpose::transpose;
 

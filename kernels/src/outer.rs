@@ -57,18 +57,45 @@ fn pair<R: Runtime>(tensor: &Tensor<R>, name: &'static str) -> Result<[usize; 2]
     shape.as_slice().try_into().map_err(|_| Error::Shape { tensor: name, found: shape.clone(), expected: vec![0, 0] })
 }
 
+/// How a product `[m, n]` over tokens is cut.
+struct Tiling {
+    left_width: usize,
+    right_width: usize,
+    /// Vectors of a left row, and of a right one.
+    rows: usize,
+    columns: usize,
+    plan: OuterPlan,
+    tiles: usize,
+    /// Tokens of a split.
+    share: usize,
+    splits: usize,
+}
+
+impl Tiling {
+    fn of(device: &Device, tokens: usize, m: usize, n: usize) -> Self {
+        let (left_width, right_width) = (device.width(4, &[m]), device.width(4, &[n]));
+        let (rows, columns) = (m / left_width, n / right_width);
+        let block = (columns / device.plane_size).clamp(1, device.block);
+        let units = device.units(columns.div_ceil(block));
+        let plan = OuterPlan { tile: (device.tile / left_width).clamp(1, rows.next_power_of_two()), block, units };
+        let tiles = rows.div_ceil(plan.tile) * columns.div_ceil(units * block);
+        let splits = (device.busy_cubes / tiles).clamp(1, tokens.div_ceil(MIN_SHARE));
+        let share = tokens.div_ceil(splits);
+        Self { left_width, right_width, rows, columns, plan, tiles, share, splits: tokens.div_ceil(share) }
+    }
+}
+
+/// Splits of the tokens that the gradient of a weight `[m, n]` is summed in by [`ProjectStrategy::Tile`].
+pub fn weight_splits<R: Runtime>(client: &ComputeClient<R>, tokens: usize, m: usize, n: usize) -> usize {
+    Tiling::of(&Device::of(client), tokens, m, n).splits
+}
+
 fn launch_tile<R: Runtime>(client: &ComputeClient<R>, left: &Tensor<R>, right: &Tensor<R>) -> Result<Tensor<R>> {
     let device = Device::of(client);
     let (tokens, m, n) = (left.shape()[0], left.shape()[1], right.shape()[1]);
-    let (left_width, right_width) = (device.width(4, &[m]), device.width(4, &[n]));
-    let (rows, columns) = (m / left_width, n / right_width);
-    let block = (columns / device.plane_size).clamp(1, device.block);
-    let units = device.units(columns.div_ceil(block));
-    let plan = OuterPlan { tile: (device.tile / left_width).clamp(1, rows.next_power_of_two()), block, units };
-    let tiles = rows.div_ceil(plan.tile) * columns.div_ceil(units * block);
-    let splits = (device.busy_cubes / tiles).clamp(1, tokens.div_ceil(MIN_SHARE));
-    let share = tokens.div_ceil(splits);
-    let splits = tokens.div_ceil(share);
+    let Tiling { left_width, right_width, rows, columns, plan, tiles, share, splits } =
+        Tiling::of(&device, tokens, m, n);
+    let units = plan.units;
     let sums = empty(client, "outer product", &[splits, m * n], f32_storage())?;
     let cubes = tiles * splits;
     // SAFETY: shapes are checked; a unit reads below `tokens` and writes its own rows and columns.

@@ -18,7 +18,7 @@ use crate::{Execution, Gpu, LaunchReport, OfflineDevice, OfflineRuntime, Options
 /// A launch, and the stage that makes it.
 #[derive(Debug, Clone)]
 pub struct Traced {
-    /// `prepare`, `query`, `score`, `combine`, `expand`, `backward`, `update`, `draw` or `step`.
+    /// `prepare`, `query`, `score`, `combine`, `expand`, the same four with `-backward`, `update`, `draw` or `step`.
     pub stage: &'static str,
     /// The launch.
     pub launch: LaunchReport,
@@ -91,11 +91,17 @@ impl Tracer {
         let input = self.hidden_states("input", tokens)?;
         let (_, saved) = self.layer.forward_saving(&input)?;
         self.taken("forward")?;
-        let gradients = self.layer.backward(&input, &saved, &self.hidden_states("grad_output", tokens)?)?;
-        let mut traced = self.taken("backward")?;
+        let expand = self.layer.expand_backward(&saved, &self.hidden_states("grad_output", tokens)?)?;
+        let mut traced = self.taken("expand-backward")?;
+        let combine = self.layer.combine_backward(&saved, &expand.scores)?;
+        traced.extend(self.taken("combine-backward")?);
+        let score = self.layer.score_backward(&saved, &combine.sides)?;
+        traced.extend(self.taken("score-backward")?);
+        self.layer.query_backward(&input, &score.query, expand.gate.as_ref())?;
+        traced.extend(self.taken("query-backward")?);
         for &rule in rules {
             let mut optimiser = self.layer.value_optimiser(rule)?;
-            self.layer.update_values(&mut optimiser, &gradients.values, &Step::new(0.1))?;
+            self.layer.update_values(&mut optimiser, &expand.values, &Step::new(0.1))?;
             traced.extend(self.taken("update")?);
         }
         Ok(traced)

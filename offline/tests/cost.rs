@@ -1,11 +1,14 @@
-//! The model of cost against what launches were measured to move, stage by stage, and how many launches a layer makes. What a
+//! The model of cost against what launches were measured to move, stage by stage, forwards and backwards, and how many launches a layer
+//! makes. What a
 //! mixture of experts moves: the weights of the experts that it touches, once.
 
 use cubecl::Runtime;
+use cubecl::client::ComputeClient;
 use cubecl::future::block_on;
 use ultramem::kernels::baseline::{Activation, Experts, moe};
 use ultramem::kernels::from_f32;
-use ultramem::{Caches, Dimensions, ElementType, MemoryConfig, MemoryLayer, Strategies, Weights};
+use ultramem::kernels::optimiser::{Rule, Step};
+use ultramem::{Caches, Dimensions, ElementType, Kind, MemoryConfig, MemoryLayer, Strategies, Tensor, Weights};
 use ultramem_offline::trace::{Tracer, tracing_device};
 use ultramem_offline::{Gpu, OfflineDevice, OfflineRuntime, Target};
 
@@ -17,49 +20,140 @@ fn dimensions() -> Dimensions {
 /// The norms' weights and the cores, which the model leaves out: 64 bytes each.
 const LEFT_OUT: u64 = 128;
 
-/// What each stage of a forward pass moves, with a cache of `cache` bytes.
-fn measured(dtype: ElementType, tokens: usize, cache: u64) -> (Strategies, [u64; 4]) {
-    let device = OfflineDevice::of(Gpu::H100);
-    let client = OfflineRuntime::client(&device);
-    let config = MemoryConfig::new(dimensions()).unwrap();
-    let layer = MemoryLayer::new(&client, config.clone(), &Weights::random(&config, 3), dtype).unwrap();
-    let numbers: Vec<f32> =
-        (0..tokens * config.hidden_size).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0).collect();
-    let (input, strategies) = (layer.upload(&numbers).unwrap(), layer.strategies(tokens));
-    let moved = || {
-        block_on(client.sync()).unwrap();
-        device.take_reports().iter().map(|launch| launch.moved(cache)).sum::<u64>()
-    };
-    moved();
-    let query = layer.query(&input, strategies.query).unwrap();
-    let of_query = moved();
-    let kept = layer.score(&query, strategies.score).unwrap();
-    let of_score = moved();
-    let chosen = layer.combine(&kept).unwrap();
-    let of_combine = moved();
-    layer.expand(&input, &chosen, strategies).unwrap();
-    (strategies, [of_query, of_score, of_combine, moved()])
+/// The same for a stage of the backward pass, and the counts of one number, a sector each, that its dozens of launches pass on.
+const COUNTS: u64 = 64 * 32;
+
+/// A layer on a device that measures what its launches move.
+struct Scale {
+    device: OfflineDevice,
+    client: ComputeClient<OfflineRuntime>,
+    layer: MemoryLayer<OfflineRuntime>,
+    input: Tensor<OfflineRuntime>,
 }
+
+impl Scale {
+    fn new(dims: Dimensions, dtype: ElementType, tokens: usize) -> Self {
+        let device = OfflineDevice::of(Gpu::H100);
+        let client = OfflineRuntime::client(&device);
+        let config = MemoryConfig::new(dims).unwrap();
+        let layer = MemoryLayer::new(&client, config.clone(), &Weights::random(&config, 3), dtype).unwrap();
+        let numbers: Vec<f32> =
+            (0..tokens * config.hidden_size).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0).collect();
+        let input = layer.upload(&numbers).unwrap();
+        let scale = Self { device, client, layer, input };
+        scale.moved(0);
+        scale
+    }
+
+    /// Bytes moved since the last call, with a cache of `cache` bytes.
+    fn moved(&self, cache: u64) -> u64 {
+        block_on(self.client.sync()).unwrap();
+        self.device.take_reports().iter().map(|launch| launch.moved(cache)).sum()
+    }
+
+    /// What each stage of a forward pass moves.
+    fn forward(&self, strategies: Strategies, cache: u64) -> [u64; 4] {
+        let query = self.layer.query(&self.input, strategies.query).unwrap();
+        let of_query = self.moved(cache);
+        let kept = self.layer.score(&query, strategies.score).unwrap();
+        let of_score = self.moved(cache);
+        let chosen = self.layer.combine(&kept).unwrap();
+        let of_combine = self.moved(cache);
+        self.layer.expand(&self.input, &chosen, strategies).unwrap();
+        [of_query, of_score, of_combine, self.moved(cache)]
+    }
+
+    /// What each stage of a backward pass moves, in the order of their launches; how many value rows were used, and what an update of
+    /// them by each of `rules` moves.
+    fn backward(&self, cache: u64, rules: &[Rule]) -> ([u64; 4], usize, Vec<u64>) {
+        let (_, saved) = self.layer.forward_saving(&self.input).unwrap();
+        self.moved(cache);
+        let expand = self.layer.expand_backward(&saved, &self.input).unwrap();
+        let of_expand = self.moved(cache);
+        let combine = self.layer.combine_backward(&saved, &expand.scores).unwrap();
+        let of_combine = self.moved(cache);
+        let score = self.layer.score_backward(&saved, &combine.sides).unwrap();
+        let of_score = self.moved(cache);
+        self.layer.query_backward(&self.input, &score.query, expand.gate.as_ref()).unwrap();
+        let of_query = self.moved(cache);
+        let update = |rule: &Rule| {
+            let mut optimiser = self.layer.value_optimiser(*rule).unwrap();
+            self.moved(cache);
+            self.layer.update_values(&mut optimiser, &expand.values, &Step::new(0.1)).unwrap();
+            self.moved(cache)
+        };
+        let used = self.client.read_one(expand.values.count.handle.clone()).unwrap();
+        let used = u32::from_le_bytes(used[..4].try_into().unwrap()) as usize;
+        ([of_expand, of_combine, of_score, of_query], used, rules.iter().map(update).collect())
+    }
+}
+
+/// No stage moves more than the model says, nor less than a `part`th of it: rows and keys that several tokens choose are moved once
+/// where a cache holds them, and the model knows no input.
+fn hold(about: &str, model: [(&str, u64); 4], measured: [u64; 4], part: u64, left_out: u64) {
+    for ((stage, model), measured) in model.into_iter().zip(measured) {
+        let about = format!("{stage}, {about}: {measured} of {model} bytes");
+        assert!(measured <= model + left_out, "{about}");
+        assert!(part * measured >= model, "{about}");
+    }
+}
+
+const LARGE: u64 = 50 << 20;
+const SMALL: u64 = 256 << 10;
 
 #[test]
 fn no_stage_moves_more_than_the_model_says() {
-    let config = MemoryConfig::new(dimensions()).unwrap();
-    let (large, small) = (50 << 20, 256 << 10);
     for (dtype, tokens, cache) in [
-        (ElementType::F32, 40, large),
-        (ElementType::F32, 40, small),
-        (ElementType::F32, 1, large),
-        (ElementType::BF16, 96, large),
-        (ElementType::BF16, 96, small),
-        (ElementType::F16, 1, large),
+        (ElementType::F32, 40, LARGE),
+        (ElementType::F32, 40, SMALL),
+        (ElementType::F32, 1, LARGE),
+        (ElementType::BF16, 96, LARGE),
+        (ElementType::BF16, 96, SMALL),
+        (ElementType::F16, 1, LARGE),
     ] {
-        let (strategies, measured) = measured(dtype, tokens, cache);
-        let model = config.traffic(tokens, dtype, strategies, Caches { bytes: cache, tile: 8 });
-        for ((stage, model), measured) in model.into_iter().zip(measured) {
-            let about = format!("{stage}, {dtype}, {tokens} tokens, cache of {cache}: {measured} of {model} bytes");
-            assert!(measured <= model + LEFT_OUT, "{about}");
-            // Rows and keys that several tokens choose are moved once where a cache holds them; the model knows no input.
-            assert!(2 * measured >= model, "{about}");
+        let scale = Scale::new(dimensions(), dtype, tokens);
+        let strategies = scale.layer.strategies(tokens);
+        let model = scale.layer.config().traffic(tokens, dtype, strategies, Caches { bytes: cache, tile: 8 });
+        let about = format!("{dtype}, {tokens} tokens, cache of {cache}");
+        hold(&about, model, scale.forward(strategies, cache), 2, LEFT_OUT);
+    }
+}
+
+const RULES: [Rule; 4] = [
+    Rule::Sgd { momentum: 0.0 },
+    Rule::Sgd { momentum: 0.9 },
+    Rule::Adagrad { eps: 1e-8 },
+    Rule::Adam { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0, decoupled: true },
+];
+
+#[test]
+fn no_stage_moves_more_backwards_than_the_model_says() {
+    let product_keys = Dimensions { tucker_rank: 1, cores: 1, expansion: 1, ..dimensions() };
+    let memory_plus = Dimensions { kind: Kind::MemoryPlus, ..product_keys.clone() };
+    let plain = Dimensions { kind: Kind::ProductKey, ..product_keys };
+    for (dims, dtype, tokens, cache) in [
+        (dimensions(), ElementType::F32, 200, LARGE),
+        (dimensions(), ElementType::F32, 1, LARGE),
+        (dimensions(), ElementType::BF16, 96, LARGE),
+        (dimensions(), ElementType::F16, 40, SMALL),
+        (plain, ElementType::F32, 40, LARGE),
+        (memory_plus, ElementType::BF16, 40, LARGE),
+    ] {
+        let scale = Scale::new(dims, dtype, tokens);
+        let (measured, used, updates) = scale.backward(cache, &RULES);
+        let caches = Caches { bytes: cache, tile: 8 };
+        let model = scale.layer.backward_traffic(tokens, caches);
+        let config = scale.layer.config();
+        let about = format!("{:?}, {dtype}, {tokens} tokens, cache of {cache}", config.kind);
+        // Most rows and keys are chosen by several tokens: there are fewer gradients than slots.
+        hold(&about, model, measured, 3, COUNTS);
+        for (rule, measured) in RULES.into_iter().zip(updates) {
+            let least = config.update_cost(used, dtype, rule).bytes;
+            let most = config.update_traffic(used, dtype, rule, caches) + LEFT_OUT;
+            assert!(
+                (least..=most).contains(&measured),
+                "{rule:?}, {used} rows, {about}: {measured} of {least}..={most}"
+            );
         }
     }
 }

@@ -1,12 +1,12 @@
 //! The gate: the layer, forward and backward, on the offline H100: every strategy and element type against the oracle, golden files and
-//! awkward shapes, every launch watched. It fails on a wrong number, on anything that the sanitiser finds, and where a strategy that
-//! only such a GPU has did not run.
+//! awkward shapes, every launch watched. It fails on a wrong number, on anything that the sanitiser finds, on more bytes than
+//! the model of cost has, and where a strategy that only such a GPU has did not run.
 
-use cubecl::{Runtime, client::ComputeClient};
+use cubecl::{Runtime, client::ComputeClient, future::block_on};
 use ultramem::kernels::baseline::{Activation, Experts, attention, dense, moe, residual};
 use ultramem::kernels::{expand::ExpandStrategy, query::ProjectStrategy, score::ScoreStrategy};
 use ultramem::{
-    Checkpoint, Dimensions, ElementType, HostTensor, Kind, MemoryConfig, MemoryLayer, Norm, Strategies, Tensor,
+    Caches, Checkpoint, Dimensions, ElementType, HostTensor, Kind, MemoryConfig, MemoryLayer, Norm, Strategies, Tensor,
     Weights,
     reference::{self, baseline as oracle},
 };
@@ -91,6 +91,16 @@ fn assert_clean(what: &str, reports: &[LaunchReport]) -> u64 {
     reports.iter().map(|report| report.products).sum()
 }
 
+/// The caches of an H100.
+const CACHES: Caches = Caches { bytes: 50 << 20, tile: 8 };
+
+/// No more is moved than the model says, but for norms' weights and counts of one number, which take up to four sectors a launch.
+fn assert_within_model(what: &str, reports: &[LaunchReport], model: &[(&str, u64)]) {
+    let moved: u64 = reports.iter().map(|report| report.moved(CACHES.bytes)).sum();
+    let most = model.iter().map(|(_, bytes)| bytes).sum::<u64>() + 4 * 32 * reports.len() as u64;
+    assert!(moved <= most, "{what}: {moved} bytes are moved, the model has {most}");
+}
+
 /// A layer on an offline device of its own, with what the oracle needs.
 struct Case {
     device: OfflineDevice,
@@ -113,7 +123,9 @@ impl Case {
         let weights = rounded_weights(weights, dtype);
         let layer = MemoryLayer::new(&client, config.clone(), &weights, dtype).unwrap();
         let round = |numbers: &[f32]| HostTensor::from_f32([numbers.len()], numbers).unwrap().cast(dtype).to_f32();
-        Self { device, layer, weights, input: round(input), grad_output: round(grad_output) }
+        let case = Self { device, layer, weights, input: round(input), grad_output: round(grad_output) };
+        assert_clean("preparing the weights", &case.reports());
+        case
     }
 
     fn random(dims: Dimensions, tokens: usize, dtype: ElementType, seed: usize) -> Self {
@@ -143,7 +155,9 @@ impl Case {
             let found: Vec<f64> = same.iter().flat_map(|((output, _), _)| wide(output)).collect();
             let expected: Vec<f64> = same.iter().flat_map(|(_, (output, _))| output.to_vec()).collect();
             assert_close(&what, &found, &expected, tolerances(layer.dtype()).0);
-            products += assert_clean(&what, &self.device.take_reports());
+            let reports = self.reports();
+            products += assert_clean(&what, &reports);
+            assert_within_model(&what, &reports, &config.traffic(count, layer.dtype(), strategies, CACHES));
         }
         products
     }
@@ -153,7 +167,12 @@ impl Case {
         let (layer, config) = (&self.layer, self.layer.config());
         let (input, grad_output) = (layer.upload(&self.input).unwrap(), layer.upload(&self.grad_output).unwrap());
         let (forward, saved) = layer.forward_saving(&input).unwrap();
+        assert_clean(what, &self.reports());
         let gradients = layer.backward(&input, &saved, &grad_output).unwrap();
+        let reports = self.reports();
+        assert_clean(what, &reports);
+        let tokens = self.input.len() / config.hidden_size;
+        assert_within_model(what, &reports, &layer.backward_traffic(tokens, CACHES));
         let slots = layer.read_slots(&forward.chosen).unwrap();
         let found = layer.read_gradients(&gradients).unwrap();
         let expected = reference::backward(config, &self.weights, &self.input, &slots, &self.grad_output).unwrap();
@@ -163,7 +182,12 @@ impl Case {
             let what = format!("{what}, {}, {name}", layer.dtype());
             assert_close(&what, &wide(&found.to_f32()), &wide(&expected.to_f32()), tolerances(layer.dtype()).1);
         }
-        assert_clean(what, &self.device.take_reports());
+    }
+
+    /// What was launched since the last call.
+    fn reports(&self) -> Vec<LaunchReport> {
+        block_on(self.layer.client().sync()).unwrap();
+        self.device.take_reports()
     }
 }
 

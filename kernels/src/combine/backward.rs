@@ -73,8 +73,7 @@ pub fn combine_backward<R: Runtime>(
         return Ok(CombineGradients { sides, core: None });
     }
     let numbers = cores * heads * rank * rank;
-    let share = (tokens * numbers).div_ceil(PARTS);
-    let shares = tokens.div_ceil(share);
+    let CoreShares { share, shares } = core_shares(tokens, numbers);
     let parts = empty(client, "parts of the core's gradient", &[shares, numbers], f32_storage())?;
     // SAFETY: shapes are checked; places are those of the launch above.
     unsafe {
@@ -94,6 +93,21 @@ pub fn combine_backward<R: Runtime>(
     let sum = column_sum(client, &parts, None)?;
     let core = Tensor::new_contiguous(vec![cores, heads, rank, rank], sum.handle, sum.dtype);
     Ok(CombineGradients { sides, core: Some(core) })
+}
+
+/// How the tokens are shared out among parts of the core's gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CoreShares {
+    /// Tokens of a part.
+    pub share: usize,
+    /// Parts.
+    pub shares: usize,
+}
+
+/// The parts that the gradient of a core of `numbers` numbers is summed in.
+pub fn core_shares(tokens: usize, numbers: usize) -> CoreShares {
+    let share = (tokens * numbers).div_ceil(PARTS);
+    CoreShares { share, shares: tokens.div_ceil(share) }
 }
 
 /// Numbers that the parts of the core's gradient hold at most, or one part.

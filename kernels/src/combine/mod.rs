@@ -10,7 +10,7 @@ mod forward;
 
 use cubecl::prelude::*;
 
-pub use self::backward::{CombineGradients, combine_backward};
+pub use self::backward::{CombineGradients, CoreShares, combine_backward, core_shares};
 use self::forward::combine_kernel;
 pub(crate) use self::forward::{CombinePlan, Row, choose_pairs};
 use crate::device::Device;

@@ -23,6 +23,11 @@ impl SortPlan {
         let units = device.units(usize::MAX);
         if device.narrow { Self { bits: 6, units, chunk: 256 } } else { Self { bits: 4, units, chunk: 16 } }
     }
+
+    /// The digits of keys below `limit`.
+    pub fn passes(&self, limit: usize) -> u32 {
+        ((limit.max(2) - 1).ilog2() + 1).div_ceil(self.bits)
+    }
 }
 
 /// The entries of a unit: `first..last`.

@@ -54,6 +54,24 @@ pub(crate) fn group<R: Runtime>(client: &ComputeClient<R>, keys: &Tensor<R>, lim
     Ok(groups)
 }
 
+/// What sorting entries by keys takes on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SortCost {
+    /// Passes over all entries.
+    pub passes: usize,
+    /// Digit counts of a pass.
+    pub counts: usize,
+    /// Cubes of a pass.
+    pub cubes: usize,
+}
+
+/// What sorting `entries` entries by keys below `limit` takes.
+pub fn sort_cost<R: Runtime>(client: &ComputeClient<R>, entries: usize, limit: usize) -> SortCost {
+    let plan = SortPlan::of(&Device::of(client));
+    let cubes = entries.div_ceil(plan.units * plan.chunk);
+    SortCost { passes: plan.passes(limit) as usize, counts: cubes << plan.bits, cubes }
+}
+
 struct Sort<'a, R: Runtime> {
     client: &'a ComputeClient<R>,
     device: Device,
@@ -73,8 +91,7 @@ impl<R: Runtime> Sort<'_, R> {
 
     /// Sorts by one digit after the other, the lowest first. Returns the keys; the last pass leaves the order in `groups`.
     fn by_digits(&self, keys: &Tensor<R>, limit: usize, groups: &Groups<R>) -> Result<Tensor<R>> {
-        let bits = (limit.max(2) - 1).ilog2() + 1;
-        let passes = bits.div_ceil(self.plan.bits);
+        let passes = self.plan.passes(limit);
         let bins = 1 << self.plan.bits;
         let counts = self.empty("digit counts", bins * self.cubes)?;
         let (mut keys, mut order) = (keys.clone(), keys.clone());

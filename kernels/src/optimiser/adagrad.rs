@@ -5,15 +5,18 @@ use cubecl::prelude::*;
 use super::{Update, UpdatePlan, listed};
 use crate::Result;
 use crate::product::component_sum;
+use crate::select::lane_of;
 use crate::tensor::{Tensor, arg};
 
 pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, eps: f32, squares: &Tensor<R>) -> Result<()> {
     let gradients = update.gradients;
-    // SAFETY: `Update::check` and the optimiser have seen every shape; rows are listed once, and each unit changes its own.
+    let lanes = if update.device.narrow { 1 } else { update.plan.vectors.next_power_of_two().min(LANES) };
+    let tile = update.plan.units / lanes;
+    // SAFETY: `Update::check` and the optimiser have seen every shape; rows are listed once, and each is changed by one unit.
     unsafe {
         accumulate_kernel::launch_unchecked::<R>(
             update.client,
-            update.grid(1)?,
+            update.device.grid(gradients.rows.shape()[0].div_ceil(tile))?,
             update.cube_dim(),
             update.vector,
             arg(&gradients.rows, 1),
@@ -23,6 +26,7 @@ pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, eps: f32, squares: &Ten
             arg(squares, 1),
             update.step.scale,
             update.rows as u32,
+            tile,
             update.plan,
         );
         adagrad_kernel::launch_unchecked::<R>(
@@ -48,7 +52,10 @@ pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, eps: f32, squares: &Ten
     Ok(())
 }
 
-/// `squares[row] += mean(g²)`; a unit takes one row.
+/// Lanes that share a row's gradient: whole sectors side by side.
+const LANES: usize = 8;
+
+/// `squares[row] += mean(g²)`; a few lanes take one of a cube's `tile` rows.
 #[cube(launch_unchecked)]
 fn accumulate_kernel<N: Size>(
     rows: &Array<u32>,
@@ -58,18 +65,32 @@ fn accumulate_kernel<N: Size>(
     squares: &mut Array<f32>,
     scale: f32,
     table_rows: u32,
+    #[comptime] tile: usize,
     #[comptime] plan: UpdatePlan,
 ) {
     let width = N::value();
-    let place = CUBE_POS * plan.units + UNIT_POS as usize;
+    let at = lane_of(tile, plan.units);
+    let place = CUBE_POS * tile + at.row;
     let own = listed(rows, count, mask, place, table_rows, plan);
+    let mut partial = SharedMemory::<f32>::new(comptime!(if at.lanes > 1 { plan.units } else { 1 }));
+    let mut squared = Vector::<f32, N>::new(0.0);
     if own.changes {
-        let mut sum = Vector::<f32, N>::new(0.0);
-        for vector in 0..plan.vectors {
+        for vector in range_stepped(at.lane, plan.vectors, at.lanes) {
             let gradient = gradients[place * plan.vectors + vector] * Vector::new(scale);
-            sum += gradient * gradient;
+            squared += gradient * gradient;
         }
-        squares[own.row] += component_sum::<N>(sum) / comptime!((plan.vectors * width) as f32);
+    }
+    let mut sum = component_sum::<N>(squared);
+    if comptime!(at.lanes > 1) {
+        partial[UNIT_POS as usize] = sum;
+        sync_cube();
+        sum = 0.0;
+        for lane in 0..at.lanes {
+            sum += partial[at.row * at.lanes + lane];
+        }
+    }
+    if own.changes && at.lane == 0 {
+        squares[own.row] += sum / comptime!((plan.vectors * width) as f32);
     }
 }
 

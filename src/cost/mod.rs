@@ -1,15 +1,17 @@
-//! What a forward pass must cost: the bytes that each stage has to move and the operations it has to do, counted from the
-//! dimensions alone.
+//! What a forward pass, a backward pass and an update must cost: the bytes that each stage has to move and the operations it has to
+//! do, counted from the dimensions alone; and, beside that, what our launches do move.
 //!
 //! Bytes are counted once for everything that all tokens share (weights, keys), and once per token for what a token
 //! reads by itself: the value rows above all, of which no cache can be counted on to hold a large table. What stays in
 //! shared memory or registers counts nothing. Sizes too large for a `u64` saturate.
 
+mod backward;
+
 use ultramem_kernels::{expand::ExpandStrategy, score::candidates};
 
 use crate::{ElementType, Kind, MemoryConfig, Strategies};
 
-/// The cost of one forward pass, stage by stage.
+/// The cost of one forward pass, or of one backward pass, stage by stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cost {
     /// The query projection.
@@ -70,6 +72,24 @@ pub struct Caches {
     pub tile: usize,
 }
 
+impl Caches {
+    /// Whether a tensor of `bytes` stays in the cache for the length of a launch.
+    fn hold(&self, bytes: u128) -> bool {
+        2 * bytes <= u128::from(self.bytes)
+    }
+
+    /// What a weight of `bytes` moves that every tile of tokens reads whole.
+    fn weight(&self, bytes: u128, tokens: usize) -> u128 {
+        if self.hold(bytes) { bytes } else { bytes * wide(tokens.div_ceil(self.tile.max(1))) }
+    }
+
+    /// What a table of `table` bytes moves of which each of `reads` reads takes `width` bytes.
+    fn gather(&self, table: u128, reads: u128, width: u128) -> u128 {
+        let moved = reads * sectors(width);
+        if self.hold(table) { moved.min(table) } else { moved }
+    }
+}
+
 /// Bytes of a sector, the least that a GPU moves.
 const SECTOR: u128 = 32;
 
@@ -86,14 +106,8 @@ impl MemoryConfig {
         caches: Caches,
     ) -> [(&'static str, u64); 4] {
         let sizes = Sizes::new(self, tokens, dtype);
-        let cached = |bytes: u128| 2 * bytes <= u128::from(caches.bytes);
-        let tiles = wide(tokens.div_ceil(caches.tile.max(1)));
-        // A weight that every tile of tokens reads whole, and a table of which each read takes a part.
-        let weight = |bytes: u128| if cached(bytes) { bytes } else { bytes * tiles };
-        let gather = |table: u128, reads: u128, width: u128| {
-            let moved = reads * sectors(width);
-            if cached(table) { moved.min(table) } else { moved }
-        };
+        let weight = |bytes| caches.weight(bytes, tokens);
+        let gather = |table, reads, width| caches.gather(table, reads, width);
         let (heads, side_keys) = (wide(self.heads), wide(self.side_keys));
         let keys = heads * 2 * side_keys * sizes.key_dim * WORD;
         let candidates = wide(candidates(self.side_keys, self.top_m, strategies.score));

@@ -1,0 +1,308 @@
+//! What a backward pass and an update of the value table cost.
+//!
+//! A row, or a key, that several slots read has one gradient; how many there are hangs on the input. The figures of a backward pass
+//! are those of slots that all differ, as far as the table has so many.
+
+use cubecl::Runtime;
+use ultramem_kernels::combine::core_shares;
+use ultramem_kernels::optimiser::Rule;
+use ultramem_kernels::query::ProjectStrategy;
+use ultramem_kernels::{column_sum_rows, sort_cost, weight_splits};
+
+use super::{Caches, Cost, Sizes, StageCost, WORD, sum, wide};
+use crate::{ElementType, MemoryConfig, MemoryLayer};
+
+impl MemoryConfig {
+    /// What a backward pass over `tokens` tokens must cost with weights and activations of `dtype`.
+    pub fn backward_cost(&self, tokens: usize, dtype: ElementType) -> Cost {
+        let sizes = Sizes::new(self, tokens, dtype);
+        Cost {
+            query: sizes.query_backward(),
+            score: sizes.score_backward(),
+            combine: sizes.combine_backward(),
+            expand: sizes.expand_backward(),
+        }
+    }
+
+    /// What an update of `rows` rows of the value table by `rule` must cost: each row's gradient, the row and its state.
+    pub fn update_cost(&self, rows: usize, dtype: ElementType, rule: Rule) -> StageCost {
+        let (rows, element) = (wide(rows), wide(dtype.size()));
+        let numbers = rows * wide(self.value_dim);
+        // Operations of a number, counted in the formulas at the head of `kernels::optimiser`.
+        let (state, operations) = match rule {
+            Rule::Sgd { momentum: 0.0 } => (0, 2),
+            Rule::Sgd { .. } => (numbers, 4),
+            Rule::Adagrad { .. } => (rows, 5),
+            Rule::Adam { .. } => (2 * numbers, 13),
+        };
+        let bytes = [rows * WORD, numbers * WORD, 2 * numbers * element, 2 * state * WORD];
+        StageCost { bytes: sum(&bytes), flops: sum(&[operations * numbers]) }
+    }
+
+    /// Bytes that the launches of an update of `rows` rows move. Adagrad reads the gradients twice: for the rows' accumulators first.
+    pub fn update_traffic(&self, rows: usize, dtype: ElementType, rule: Rule, caches: Caches) -> u64 {
+        let (used, value_dim) = (wide(rows), wide(self.value_dim));
+        let gradients = used * (1 + value_dim) * WORD;
+        let access = |width: u128| caches.gather(wide(self.rows()) * width, used, width);
+        let state = match rule {
+            Rule::Sgd { momentum: 0.0 } => 0,
+            Rule::Sgd { .. } => 2 * access(value_dim * WORD),
+            Rule::Adagrad { .. } => gradients + 3 * access(WORD),
+            Rule::Adam { .. } => 4 * access(value_dim * WORD),
+        };
+        sum(&[gradients, 2 * access(value_dim * wide(dtype.size())), state])
+    }
+}
+
+impl Sizes<'_> {
+    fn cores(&self) -> u128 {
+        wide(self.config.cores)
+    }
+
+    fn pooled_dim(&self) -> u128 {
+        wide(self.config.pooled_dim())
+    }
+
+    /// Entries of all tokens.
+    fn slots(&self) -> u128 {
+        self.tokens * self.entries
+    }
+
+    /// Distinct value rows at most.
+    fn used_rows(&self) -> u128 {
+        self.slots().min(wide(self.config.rows()))
+    }
+
+    /// Distinct keys of chosen slots at most.
+    fn used_keys(&self) -> u128 {
+        (2 * self.slots()).min(self.all_keys())
+    }
+
+    fn all_keys(&self) -> u128 {
+        wide(self.config.heads) * 2 * wide(self.config.side_keys)
+    }
+
+    /// The gradient of the slots' scores, in bytes, as every tensor below.
+    fn grad_scores(&self) -> u128 {
+        self.slots() * self.cores() * WORD
+    }
+
+    /// The gradient of the slots' keys' score vectors.
+    fn grad_sides(&self) -> u128 {
+        self.slots() * 2 * self.rank * WORD
+    }
+
+    /// A normalised key of every rank.
+    fn key(&self) -> u128 {
+        self.rank * self.key_dim * WORD
+    }
+
+    fn output_weight(&self) -> u128 {
+        self.pooled_dim() * self.hidden
+    }
+
+    fn gate_weight(&self) -> u128 {
+        if self.config.gated() { self.value_dim * self.hidden } else { 0 }
+    }
+
+    /// The gate, f32 `[tokens, value_dim]`.
+    fn gate(&self) -> u128 {
+        if self.config.gated() { self.tokens * self.value_dim * WORD } else { 0 }
+    }
+
+    fn slot_numbers(&self) -> u128 {
+        self.slots() * WORD
+    }
+
+    /// The cores and their gradient's numbers.
+    fn core(&self) -> u128 {
+        if self.product_keys() { 0 } else { self.cores() * wide(self.config.heads) * self.rank * self.rank }
+    }
+
+    fn expand_backward(&self) -> StageCost {
+        let bytes = [
+            self.input(),
+            self.output_weight() * (self.element + WORD),
+            self.chosen(),
+            self.shuffle(),
+            self.rows(),
+            self.grad_scores(),
+            self.used_rows() * (WORD + self.value_dim * WORD),
+            2 * self.gate(),
+        ];
+        // The gradients of pooled values and of W_o; pooled values, scores and rows slot by slot.
+        let flops = 2 * self.tokens * (2 * self.output_weight() + 3 * self.entries * self.value_dim);
+        StageCost { bytes: sum(&bytes), flops: sum(&[flops]) }
+    }
+
+    fn combine_backward(&self) -> StageCost {
+        let scores = if self.product_keys() { self.chosen() } else { self.slot_numbers() };
+        let bytes = [self.kept(), scores, self.grad_scores(), self.grad_sides(), self.core() * WORD];
+        let flops = if self.product_keys() { 4 } else { self.cores() * 7 * self.rank * self.rank };
+        StageCost { bytes: sum(&bytes), flops: sum(&[self.slots() * flops]) }
+    }
+
+    fn score_backward(&self) -> StageCost {
+        let through_norm = if self.config.normalises_keys() { self.element } else { 0 };
+        let keys = self.used_keys() * (2 * self.key() + WORD + self.rank * self.key_dim * through_norm);
+        StageCost {
+            bytes: sum(&[2 * self.queries(), self.slot_numbers(), self.grad_sides(), keys]),
+            flops: sum(&[2 * self.slots() * 2 * 2 * self.rank * self.key_dim]),
+        }
+    }
+
+    fn query_backward(&self) -> StageCost {
+        let weights = self.hidden * self.query_width() + self.gate_weight();
+        StageCost {
+            bytes: sum(&[self.queries(), self.gate(), 2 * self.input(), weights * (self.element + WORD)]),
+            flops: sum(&[2 * 2 * self.tokens * weights]),
+        }
+    }
+}
+
+impl<R: Runtime> MemoryLayer<R> {
+    /// Bytes that the launches of [`backward`](Self::backward) move between device memory and chip, stage by stage, in the order of
+    /// their launches. What [`MemoryConfig::traffic`] says of caches holds here too.
+    pub fn backward_traffic(&self, tokens: usize, caches: Caches) -> [(&'static str, u64); 4] {
+        let moves = Moves { layer: self, sizes: Sizes::new(&self.config, tokens, self.dtype()), tokens, caches };
+        [
+            ("expand", sum(&[moves.expand()])),
+            ("combine", sum(&[moves.combine()])),
+            ("score", sum(&[moves.score()])),
+            ("query", sum(&[moves.query()])),
+        ]
+    }
+}
+
+/// What is moved, kernel by kernel.
+struct Moves<'a, R: Runtime> {
+    layer: &'a MemoryLayer<R>,
+    sizes: Sizes<'a>,
+    tokens: usize,
+    caches: Caches,
+}
+
+impl<R: Runtime> Moves<'_, R> {
+    /// The output's gradient through W_o, pooled values, scores, rows, W_o's gradient.
+    fn expand(&self) -> u128 {
+        let (sizes, config) = (&self.sizes, self.sizes.config);
+        let pooled = sizes.tokens * sizes.pooled_dim();
+        let through_weight =
+            sizes.input() + self.caches.weight(sizes.output_weight() * sizes.element, self.tokens) + pooled * WORD;
+        let rows = self.rows();
+        let pool = sizes.chosen() + self.shuffle() + rows + pooled * sizes.element;
+        let gate = sizes.gate() + pooled * sizes.element + sizes.gate() + 3 * sizes.gate();
+        let gate = if config.gated() { gate } else { 0 };
+        let locate = sizes.slot_numbers() + self.shuffle() + 2 * sizes.slot_numbers();
+        let of_pooled = self.caches.gather(pooled * WORD, sizes.slots(), sizes.value_dim * WORD);
+        let scores = 2 * sizes.slot_numbers() + rows + of_pooled + sizes.grad_scores();
+        let entries = self.tokens * config.heads * config.top_m;
+        let groups = self.group(entries, config.rows());
+        let sums = self.sum_rows(sizes.slots(), sizes.cores(), of_pooled)
+            + sizes.used_rows() * (WORD + sizes.value_dim * WORD);
+        let weight = self.outer(config.hidden_size, config.pooled_dim(), sizes.element, sizes.element);
+        through_weight + pool + gate + locate + scores + groups + sums + weight
+    }
+
+    /// The side scores' gradient, and the core's in parts.
+    fn combine(&self) -> u128 {
+        let (sizes, core) = (&self.sizes, self.sizes.core());
+        let sides = sizes.chosen() + sizes.grad_scores() + sizes.kept() + sizes.grad_sides() + sizes.slot_numbers();
+        if core == 0 {
+            return sides;
+        }
+        let parts = core_shares(self.tokens, core as usize).shares;
+        let of_core = sizes.slot_numbers() + sizes.grad_scores() + sizes.slots() * 2 * sizes.rank * WORD;
+        sides + of_core + wide(parts) * core * WORD + self.column_sum(parts, core)
+    }
+
+    /// The normalised queries, their gradient and its way through the norm; the keys' likewise.
+    fn score(&self) -> u128 {
+        let (sizes, config) = (&self.sizes, self.sizes.config);
+        let normalise = 2 * sizes.queries();
+        let table = sizes.all_keys() * sizes.key();
+        let of_keys = self.caches.gather(table, 2 * sizes.slots(), sizes.key());
+        let grad_queries = sizes.slot_numbers() + sizes.grad_sides() + of_keys + sizes.queries();
+        let through_norm = 4 * sizes.queries() + self.column_sum(self.tokens * config.query_heads() * 2, sizes.key_dim);
+        let list = sizes.slot_numbers() + 4 * sizes.slot_numbers();
+        let groups = self.group(2 * self.tokens * config.heads * config.top_m, sizes.all_keys() as usize);
+        let of_queries = self.caches.gather(sizes.queries(), 2 * sizes.slots(), sizes.key_dim * WORD);
+        let keys = sizes.used_keys();
+        let sums = self.sum_rows(2 * sizes.slots(), sizes.rank, of_queries) + keys * (WORD + sizes.key());
+        let keys_norm = if config.normalises_keys() {
+            let stored = sizes.rank * sizes.key_dim * sizes.element;
+            let read = self.caches.gather(sizes.all_keys() * stored, keys, stored);
+            keys * (WORD + 3 * sizes.key()) + read + self.column_sum(keys as usize * config.tucker_rank, sizes.key_dim)
+        } else {
+            0
+        };
+        normalise + grad_queries + through_norm + list + groups + sums + keys_norm
+    }
+
+    /// The queries' gradient through W_q, and W_q's own; the gate's likewise, and the sum of the two.
+    fn query(&self) -> u128 {
+        let (sizes, config) = (&self.sizes, self.sizes.config);
+        let through = |weight| self.caches.weight(weight * sizes.element, self.tokens);
+        let width = config.query_heads() * 2 * config.key_dim;
+        let query = sizes.queries()
+            + through(sizes.hidden * sizes.query_width())
+            + self.outer(width, config.hidden_size, WORD, sizes.element);
+        if !config.gated() {
+            return query + sizes.input();
+        }
+        let parts = 2 * sizes.tokens * sizes.hidden * WORD;
+        let gate = sizes.gate()
+            + through(sizes.gate_weight())
+            + self.outer(config.value_dim, config.hidden_size, WORD, sizes.element);
+        query + gate + 2 * parts + sizes.input()
+    }
+
+    fn rows(&self) -> u128 {
+        let (sizes, row) = (&self.sizes, self.sizes.value_dim * self.sizes.element);
+        self.caches.gather(wide(sizes.config.rows()) * row, sizes.slots(), row)
+    }
+
+    fn shuffle(&self) -> u128 {
+        if self.sizes.product_keys() {
+            return 0;
+        }
+        self.caches.gather(wide(self.sizes.config.slots()) * WORD, self.sizes.slots(), WORD)
+    }
+
+    /// Sorting entries by keys below `limit`, and finding where each key begins. A unit walks along its own entries, so a warp's
+    /// accesses lie apart.
+    fn group(&self, entries: usize, limit: usize) -> u128 {
+        let cost = sort_cost(&self.layer.client, entries, limit);
+        let (count, passes) = (wide(entries), wide(cost.passes));
+        let walked = self.caches.gather(count * WORD, count, WORD);
+        let counts = wide(cost.counts) * WORD;
+        let pass = walked + counts + 2 * counts + walked + counts + 2 * walked;
+        let (distinct, heads) = (count.min(wide(limit)), wide(cost.cubes) * WORD);
+        passes * pass + (passes - 1) * walked + 2 * walked + 4 * heads + (2 * distinct + 1) * WORD
+    }
+
+    /// What summing entries by their rows reads: order, sources and `factors` numbers of each, where each row starts, and
+    /// `of_sources` bytes of what is summed.
+    fn sum_rows(&self, entries: u128, factors: u128, of_sources: u128) -> u128 {
+        let each = |numbers: u128| self.caches.gather(entries * numbers * WORD, entries, numbers * WORD);
+        2 * each(1) + each(factors) + of_sources
+    }
+
+    /// The gradient of a weight `[m, n]`, of which the left factor's numbers have `left` bytes and the right one's `right`.
+    fn outer(&self, m: usize, n: usize, left: u128, right: u128) -> u128 {
+        let (tokens, area) = (self.sizes.tokens, wide(m) * wide(n) * WORD);
+        let read = tokens * (wide(m) * left + wide(n) * right);
+        let splits = match self.layer.backward_product(self.tokens) {
+            ProjectStrategy::Tile => weight_splits(&self.layer.client, self.tokens, m, n),
+            ProjectStrategy::Cubek => 1,
+        };
+        let added = if splits > 1 { self.column_sum(splits, wide(m) * wide(n)) } else { 0 };
+        read + wide(splits) * area + added
+    }
+
+    /// Adding up `rows` rows of `width` numbers.
+    fn column_sum(&self, rows: usize, width: u128) -> u128 {
+        let (read, written) = column_sum_rows(rows);
+        wide(read + written) * width * WORD
+    }
+}
