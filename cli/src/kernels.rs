@@ -32,7 +32,7 @@ pub struct KernelsArgs {
     /// The folder for the files; it is made if it is not there
     #[arg(short, long, required_unless_present = "table")]
     output: Option<PathBuf>,
-    /// Print the table of docs/kernels.md instead: registers, shared memory, occupancy and load widths on an H100
+    /// Print the tables of docs/kernels.md instead: registers, shared memory, occupancy, load widths and bytes moved on an H100
     #[arg(long, conflicts_with_all = ["output", "target", "device", "tokens"])]
     table: bool,
 }
@@ -78,8 +78,9 @@ impl Words {
 /// Runs the verb.
 pub fn run(args: &KernelsArgs, common: &Common) -> Result<Report> {
     let Some(folder) = &args.output else {
-        let text = table::table().map_err(|error| Failure::new(error.to_string()))?;
-        return Ok(Report { json: json!({ "table": text }), text, passed: true });
+        let [kernels, stages] = table::tables().map_err(|error| Failure::new(error.to_string()))?;
+        let text = format!("{kernels}\n{stages}");
+        return Ok(Report { json: json!({ "kernels": kernels, "stages": stages }), text, passed: true });
     };
     let config = MemoryConfig::new(args.shape.dimensions())?;
     let device = tracing_device(args.device, args.target.target());

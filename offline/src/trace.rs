@@ -18,7 +18,8 @@ use crate::{Execution, Gpu, LaunchReport, OfflineDevice, OfflineRuntime, Options
 /// A launch, and the stage that makes it.
 #[derive(Debug, Clone)]
 pub struct Traced {
-    /// `prepare`, `query`, `score`, `combine`, `expand`, the same four with `-backward`, `update`, `draw` or `step`.
+    /// `prepare`, `query`, `score`, `combine`, `expand`, the same four with `-backward`, `state`, `update`, `draw` or
+    /// `step`.
     pub stage: &'static str,
     /// The launch.
     pub launch: LaunchReport,
@@ -83,7 +84,7 @@ impl Tracer {
         Ok(traced)
     }
 
-    /// What a backward pass launches, and an update of the table by each of `rules`.
+    /// What a backward pass launches, and by each of `rules` the making of its state and an update of the table.
     ///
     /// # Errors
     /// Tensors too large for the GPU.
@@ -101,6 +102,7 @@ impl Tracer {
         traced.extend(self.taken("query-backward")?);
         for &rule in rules {
             let mut optimiser = self.layer.value_optimiser(rule)?;
+            traced.extend(self.taken("state")?);
             self.layer.update_values(&mut optimiser, &expand.values, &Step::new(0.1))?;
             traced.extend(self.taken("update")?);
         }
