@@ -38,6 +38,27 @@ struct Cell {
     loaded: [Stamp; 2],
 }
 
+/// Cells of a region, made where something is accessed: a table is larger than the memory that its cells would take.
+struct Cells(Vec<Option<Box<[Cell]>>>);
+
+/// Cells that are made at once.
+const CHUNK: usize = 1024;
+
+impl Cells {
+    /// Those of `length` bytes.
+    fn new(length: usize) -> Self {
+        Self(vec![None; length.div_ceil(GRAIN) / CHUNK + 1])
+    }
+
+    /// The cells of `size` bytes from `byte` on.
+    fn each(&mut self, byte: usize, size: usize, mut visit: impl FnMut(&mut Cell)) {
+        for at in byte / GRAIN..(byte + size).div_ceil(GRAIN) {
+            let chunk = self.0[at / CHUNK].get_or_insert_with(|| vec![Cell::default(); CHUNK].into());
+            visit(&mut chunk[at % CHUNK]);
+        }
+    }
+}
+
 /// A buffer or the shared memory as it is watched.
 struct Region {
     start: usize,
@@ -47,7 +68,7 @@ struct Region {
     writable: bool,
     /// Where its marks are: a page and an offset.
     marks: (usize, usize),
-    cells: Vec<Cell>,
+    cells: Cells,
     /// Of each byte, whether it was loaded or stored.
     touched: Vec<u8>,
     flows: [Flow; 2],
@@ -111,7 +132,7 @@ impl Watch {
     ) -> Self {
         let buffers = buffers.map(|(buffer, page, start, writable, size)| {
             let length = buffer.length();
-            let cells = if writable { vec![Cell::default(); length.div_ceil(GRAIN) + 1] } else { Vec::new() };
+            let cells = Cells::new(if writable { length } else { 0 });
             let (marks, touched) = ((page, buffer.offset()), vec![0; length]);
             Region { start, length, size: size.max(1), writable, marks, cells, touched, flows: Default::default() }
         });
@@ -121,7 +142,7 @@ impl Watch {
             size: 1,
             writable: true,
             marks: (0, 0),
-            cells: vec![Cell::default(); shared.1.div_ceil(GRAIN) + 1],
+            cells: Cells::new(shared.1),
             touched: Vec::new(),
             flows: Default::default(),
         };
@@ -171,14 +192,17 @@ impl Watch {
 
     fn access_shared(&mut self, access: &Access) -> Option<Finding> {
         let byte = access.address - self.shared.start;
-        let end = byte + access.size;
-        if end > self.shared.length {
+        if byte + access.size > self.shared.length {
             return Some(self.outside(access));
         }
         let space = Space::Shared { byte };
         let cells = &mut self.shared.cells;
-        let stale = |cell: &Cell| cell.stored.thread == 0 || cell.stored.epoch < self.started;
-        let unwritten = access.kind & LOAD != 0 && cells[byte / GRAIN..end.div_ceil(GRAIN)].iter().any(stale);
+        let mut unwritten = false;
+        if access.kind & LOAD != 0 {
+            cells.each(byte, access.size, |cell| {
+                unwritten |= cell.stored.thread == 0 || cell.stored.epoch < self.started;
+            });
+        }
         let race = race(cells, byte, access, self.threads, true);
         let race = race.map(|(other, stored)| Finding::Race { space, store: access.stores(), other, stored });
         if unwritten { Some(Finding::Unwritten { space }) } else { race }
@@ -295,7 +319,7 @@ impl Watch {
 }
 
 /// Notes an access in the cells of its bytes; the thread that it races with, and whether that one stored.
-fn race(cells: &mut [Cell], byte: usize, access: &Access, threads: usize, shared: bool) -> Option<(Place, bool)> {
+fn race(cells: &mut Cells, byte: usize, access: &Access, threads: usize, shared: bool) -> Option<(Place, bool)> {
     let stamp = Stamp { atomic: access.kind & ATOMIC != 0, ..access.stamp };
     let block = |it: Stamp| (it.thread as usize - 1) / threads;
     let warp = |it: Stamp| (it.thread as usize - 1) % threads / WARP;
@@ -306,7 +330,7 @@ fn race(cells: &mut [Cell], byte: usize, access: &Access, threads: usize, shared
         _ => it.epoch == stamp.epoch && (warp(it) != warp(stamp) || it.step == stamp.step),
     };
     let mut found = None;
-    for cell in &mut cells[byte / GRAIN..(byte + access.size).div_ceil(GRAIN)] {
+    cells.each(byte, access.size, |cell| {
         if together(cell.stored) {
             found = found.or(Some((cell.stored, true)));
         }
@@ -319,7 +343,7 @@ fn race(cells: &mut [Cell], byte: usize, access: &Access, threads: usize, shared
         } else {
             cell.loaded[1] = stamp;
         }
-    }
+    });
     let place = |it: Stamp| Place { block: block(it), thread: (it.thread as usize - 1) % threads };
     found.map(|(it, stored)| (place(it), stored))
 }

@@ -1,13 +1,15 @@
-//! A value table past 2³² bytes and past 2³² elements, read at the rows where an address of 31, 32 or 33 bits would end. The table's other
-//! rows are never written: where an address is cut short, what is read is not what is expected.
+//! A value table past 2³² bytes and past 2³² elements, read and updated at the rows where an address of 31, 32 or 33 bits would end. The
+//! table's other rows are never written: where an address is cut short, what is read is not what is expected.
 
 use std::collections::BTreeSet;
 
 use cubecl::prelude::*;
+use cubecl::server::Handle;
 use ultramem::kernels::combine::Chosen;
-use ultramem::kernels::expand::{ExpandStrategy, Memory, expand};
+use ultramem::kernels::expand::{ExpandStrategy, Memory, expand, expand_backward};
+use ultramem::kernels::optimiser::{Optimiser, Rule, Step};
 use ultramem::kernels::query::ProjectStrategy;
-use ultramem::kernels::{Error, empty, from_f32, from_u32};
+use ultramem::kernels::{Error, Tensor, empty, from_f32, from_u32};
 use ultramem::{ElementType, HostTensor};
 
 /// Numbers of a value row.
@@ -61,38 +63,115 @@ fn slots(rows: usize, bytes: usize) -> Vec<usize> {
     chosen
 }
 
-/// Reads and projects rows of a table of `rows` rows by every strategy and compares with sums in f64.
-pub fn hold<R: Runtime>(client: &ComputeClient<R>, rows: usize, dtype: ElementType) -> Result<(), Error> {
-    let slots = slots(rows, dtype.size());
-    let scores: Vec<f32> = (0..slots.len()).map(|i| (i * 37 % 23) as f32 / 23.0 - 0.5).collect();
-    let values = empty(client, "values", &[rows, WIDTH], dtype.storage())?;
-    let row_bytes = (WIDTH * dtype.size()) as u64;
-    for row in slots.iter().copied().collect::<BTreeSet<_>>() {
-        let (before, after) = (row as u64 * row_bytes, (rows - row - 1) as u64 * row_bytes);
-        let handle = values.handle.clone().offset_start(before).offset_end(after);
-        // SAFETY: what is left of the buffer is one row.
-        fill(client, unsafe { ArrayArg::from_raw_parts(handle, WIDTH) }, row, 1, dtype);
-    }
-    let weight = empty(client, "weight", &[WIDTH, HIDDEN], dtype.storage())?;
-    // SAFETY: the weight has as many numbers as HIDDEN rows.
-    fill(client, unsafe { ArrayArg::from_raw_parts(weight.handle.clone(), WIDTH * HIDDEN) }, 0, HIDDEN, dtype);
+/// A table of which the chosen rows alone are written, and what a forward and a backward pass read beside it.
+struct Large<'a, R: Runtime> {
+    client: &'a ComputeClient<R>,
+    dtype: ElementType,
+    slots: Vec<usize>,
+    scores: Vec<f32>,
+    chosen: Chosen<R>,
+    values: Tensor<R>,
+    /// `[WIDTH, HIDDEN]`, and the same numbers as `[HIDDEN, WIDTH]`.
+    weight: [Tensor<R>; 2],
+}
 
-    let indices: Vec<u32> = slots.iter().map(|&slot| slot as u32).collect();
-    let chosen = Chosen {
-        slots: from_u32(client, &[TOKENS, 1, TOP_M], &indices)?,
-        scores: from_f32(client, &[TOKENS, 1, TOP_M, 1], &scores)?,
-    };
-    let memory = Memory { values: &values, weight: &weight, shuffle: None, gate: None };
-    let expected = expected(&slots, &scores);
-    for strategy in [ExpandStrategy::Fused, ExpandStrategy::Pooled(ProjectStrategy::Tile)] {
-        let output = expand(client, &chosen, &memory, strategy)?;
-        let bytes = client.read_one(output.handle).unwrap().to_vec();
-        let found = HostTensor::new([TOKENS, HIDDEN], dtype, bytes).unwrap().to_f32();
-        let error: f64 = found.iter().zip(&expected).map(|(&f, e)| (f64::from(f) - e).powi(2)).sum();
-        let norm: f64 = expected.iter().map(|e| e * e).sum();
-        assert!(error <= 1e-4 * norm, "{rows} rows, {dtype}, {strategy:?}: {} of {}", error.sqrt(), norm.sqrt());
+/// Reads and projects rows of a table of `rows` rows by every strategy, takes their gradients and updates them, and compares with sums
+/// in f64.
+pub fn hold<R: Runtime>(client: &ComputeClient<R>, rows: usize, dtype: ElementType) -> Result<(), Error> {
+    let large = Large::new(client, rows, dtype)?;
+    large.hold_forward()?;
+    large.hold_update()
+}
+
+impl<'a, R: Runtime> Large<'a, R> {
+    fn new(client: &'a ComputeClient<R>, rows: usize, dtype: ElementType) -> Result<Self, Error> {
+        let slots = slots(rows, dtype.size());
+        let scores: Vec<f32> = (0..slots.len()).map(|i| (i * 37 % 23) as f32 / 23.0 - 0.5).collect();
+        let values = empty(client, "values", &[rows, WIDTH], dtype.storage())?;
+        let weight = empty(client, "weight", &[WIDTH, HIDDEN], dtype.storage())?;
+        // SAFETY: the weight has as many numbers as HIDDEN rows.
+        fill(client, unsafe { ArrayArg::from_raw_parts(weight.handle.clone(), WIDTH * HIDDEN) }, 0, HIDDEN, dtype);
+        let indices: Vec<u32> = slots.iter().map(|&slot| slot as u32).collect();
+        let chosen = Chosen {
+            slots: from_u32(client, &[TOKENS, 1, TOP_M], &indices)?,
+            scores: from_f32(client, &[TOKENS, 1, TOP_M, 1], &scores)?,
+        };
+        let transposed = Tensor::new_contiguous(vec![HIDDEN, WIDTH], weight.handle.clone(), weight.dtype);
+        let large = Self { client, dtype, slots, scores, chosen, values, weight: [weight, transposed] };
+        for row in large.used() {
+            // SAFETY: what is left of the buffer is one row.
+            fill(client, unsafe { ArrayArg::from_raw_parts(large.row(row), WIDTH) }, row, 1, dtype);
+        }
+        Ok(large)
     }
-    Ok(())
+
+    fn used(&self) -> BTreeSet<usize> {
+        self.slots.iter().copied().collect()
+    }
+
+    /// A row of the table.
+    fn row(&self, row: usize) -> Handle {
+        let (rows, row_bytes) = (self.values.shape()[0], (WIDTH * self.dtype.size()) as u64);
+        let (before, after) = (row as u64 * row_bytes, (rows - row - 1) as u64 * row_bytes);
+        self.values.handle.clone().offset_start(before).offset_end(after)
+    }
+
+    fn memory(&self) -> Memory<'_, R> {
+        Memory { values: &self.values, weight: &self.weight[0], shuffle: None, gate: None }
+    }
+
+    fn assert_close(&self, what: &str, found: &[f32], expected: &[f64]) {
+        assert_eq!(found.len(), expected.len(), "{what}");
+        let error: f64 = found.iter().zip(expected).map(|(&f, e)| (f64::from(f) - e).powi(2)).sum();
+        let norm: f64 = expected.iter().map(|e| e * e).sum();
+        let (rows, dtype) = (self.values.shape()[0], self.dtype);
+        assert!(error <= 1e-4 * norm, "{rows} rows, {dtype}, {what}: {} of {}", error.sqrt(), norm.sqrt());
+    }
+
+    fn read(&self, handle: Handle, dtype: ElementType) -> Vec<f32> {
+        let bytes = self.client.read_one(handle).unwrap().to_vec();
+        HostTensor::new([bytes.len() / dtype.size()], dtype, bytes).unwrap().to_f32()
+    }
+
+    fn hold_forward(&self) -> Result<(), Error> {
+        let expected = expected(&self.slots, &self.scores);
+        for strategy in [ExpandStrategy::Fused, ExpandStrategy::Pooled(ProjectStrategy::Tile)] {
+            let output = expand(self.client, &self.chosen, &self.memory(), strategy)?;
+            self.assert_close(&format!("{strategy:?}"), &self.read(output.handle, self.dtype), &expected);
+        }
+        Ok(())
+    }
+
+    fn hold_update(&self) -> Result<(), Error> {
+        let gradient = |token: usize, out: usize| ((token * 5 + out * 3) % 16) as f32 / 16.0 - 0.5;
+        let numbers: Vec<f32> = (0..TOKENS * HIDDEN).map(|at| gradient(at / HIDDEN, at % HIDDEN)).collect();
+        let rounded = HostTensor::from_f32([TOKENS, HIDDEN], &numbers).unwrap();
+        let handle = self.client.create_from_slice(rounded.cast(self.dtype).bytes());
+        let grad_output = Tensor::new_contiguous(vec![TOKENS, HIDDEN], handle, self.dtype.storage());
+        let (memory, tile) = (self.memory(), ProjectStrategy::Tile);
+        let found = expand_backward(self.client, &self.chosen, &memory, &self.weight[1], &grad_output, tile)?;
+
+        let of_pooled = |token, column| -> f64 {
+            (0..HIDDEN).map(|out| f64::from(gradient(token, out)) * number(out, column)).sum()
+        };
+        let entries = || self.slots.iter().enumerate().map(|(at, &row)| (at, at / TOP_M, row));
+        let score = |token: usize, row: usize| (0..WIDTH).map(|c| of_pooled(token, c) * number(row, c)).sum();
+        let scores: Vec<f64> = entries().map(|(_, token, row)| score(token, row)).collect();
+        self.assert_close("gradient of the scores", &self.read(found.scores.handle, ElementType::F32), &scores);
+        let row_gradient = |row: usize, column: usize| -> f64 {
+            let own = entries().filter(|(_, _, other)| *other == row);
+            own.map(|(at, token, _)| f64::from(self.scores[at]) * of_pooled(token, column)).sum()
+        };
+        let rate = 0.125;
+        let mut optimiser = Optimiser::new(self.client, Rule::Sgd { momentum: 0.0 }, self.values.shape()[0], WIDTH)?;
+        optimiser.step(self.client, &self.values, &found.values, &Step::new(rate))?;
+        for row in self.used() {
+            let expected = (0..WIDTH).map(|c| number(row, c) - f64::from(rate) * row_gradient(row, c));
+            let expected: Vec<f64> = expected.collect();
+            self.assert_close(&format!("updated row {row}"), &self.read(self.row(row), self.dtype), &expected);
+        }
+        Ok(())
+    }
 }
 
 fn expected(slots: &[usize], scores: &[f32]) -> Vec<f64> {

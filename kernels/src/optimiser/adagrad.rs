@@ -18,6 +18,7 @@ pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, eps: f32, squares: &Ten
             update.client,
             update.device.grid(gradients.rows.shape()[0].div_ceil(tile))?,
             update.cube_dim(),
+            gradients.gradients.required_address_type(),
             update.vector,
             arg(&gradients.rows, 1),
             arg(&gradients.count, 1),
@@ -56,7 +57,7 @@ pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, eps: f32, squares: &Ten
 const LANES: usize = 8;
 
 /// `squares[row] += mean(g²)`; a few lanes take one of a cube's `tile` rows.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn accumulate_kernel<N: Size>(
     rows: &Array<u32>,
     count: &Array<u32>,
