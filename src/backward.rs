@@ -201,9 +201,17 @@ impl<R: Runtime> MemoryLayer<R> {
         })
     }
 
+    /// How many rows `gradients` lists. Waits for the device.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) if the device failed in what was enqueued before.
+    pub fn used_rows(&self, gradients: &RowGradients<R>) -> Result<usize> {
+        Ok(self.read_integers(&gradients.count)?[0] as usize)
+    }
+
     /// Downloads the listed rows. Waits for the device.
     fn read_rows(&self, gradients: &RowGradients<R>) -> Result<BTreeMap<usize, Vec<f64>>> {
-        let count = self.read_integers(&gradients.count)?[0] as usize;
+        let count = self.used_rows(gradients)?;
         let width = gradients.gradients.shape()[1];
         let numbers = self.read(&gradients.gradients)?;
         let rows = self.read_integers(&gradients.rows)?;

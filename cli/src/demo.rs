@@ -11,7 +11,7 @@ use crate::compare::{F32_BOUND, HALF_BOUND, equal_slots, relative_l2};
 use crate::engine::{Engine, Oracle, Outcome};
 use crate::failure::{Failure, Result};
 use crate::report::{
-    Report, Table, counted, device_json, device_line, grouped, measured_json, object, percent, stage_table,
+    Report, Table, counted, device_json, device_line, forward_table, grouped, measured_json, object, percent,
 };
 use crate::sampling::{Effort, FEWEST, milliseconds};
 use crate::themes::{Firing, Text, Theme, clearest, firings, printable};
@@ -49,7 +49,7 @@ pub fn run(common: &Common) -> Result<Report> {
         format!("A memory layer with {rows} value rows behind {slots} slots, trained in a byte-level language\n");
     out += &format!("model, on {} hidden states of that model reading the King James Bible.\n", grouped(tokens));
     out += &format!("\nDevice: {}", device_line(&adapter, common.dtype));
-    out += &format!("\nTime for {}\n{}", counted(tokens, "token"), stage_table(&measured, &cost));
+    out += &format!("\nTime for {}\n{}", counted(tokens, "token"), forward_table(&measured, &cost));
     out += &format!("\nAgreement\n{}", agreement.text());
     out += &format!("\nUse: each token reads {entries} slots\n{}", usage.text());
     out += "\nWhat a slot is for: some busy slots, the text around the [byte] where each is read, its score\n";

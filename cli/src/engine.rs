@@ -1,8 +1,10 @@
 //! One way to run and to time a layer, whoever computes it: a device or the oracle.
 
+use std::cell::RefCell;
 use std::time::Instant;
 
 use cubecl::Runtime;
+use ultramem::kernels::optimiser::{Rule, Step};
 use ultramem::reference::{self, Gradients};
 use ultramem::{ElementType, HostTensor, MemoryConfig, MemoryLayer, Weights};
 
@@ -31,6 +33,21 @@ pub struct Measured {
     pub device: Option<([Times; 4], Rates)>,
 }
 
+/// What a measurement of training finds.
+#[derive(Debug, Clone)]
+pub struct Trained {
+    /// The forward pass that keeps what the backward pass needs.
+    pub forward: Times,
+    /// The whole backward pass.
+    pub backward: Times,
+    /// Its stages, in the forward pass's order.
+    pub stages: [Times; 4],
+    /// An update of the value table.
+    pub update: Times,
+    /// The value rows that it changes.
+    pub rows: usize,
+}
+
 /// A layer that is ready to run.
 pub trait Engine {
     /// One forward pass over `[tokens, hidden_size]`, results brought to the host.
@@ -44,6 +61,9 @@ pub trait Engine {
 
     /// Times forward passes, and each stage where there are `rates` to hold it against. Input and results stay where they are.
     fn measure(&self, input: &[f32], effort: Effort, rates: Option<Rates>) -> Result<Measured>;
+
+    /// Times backward passes, their stages and updates of the value table by `rule`; None for the oracle.
+    fn measure_training(&self, input: &[f32], rule: Rule, effort: Effort) -> Result<Option<Trained>>;
 
     /// How the stages are computed for `tokens` tokens; None for the oracle.
     fn strategies(&self, tokens: usize) -> Option<String>;
@@ -86,6 +106,32 @@ impl<R: Runtime> Engine for MemoryLayer<R> {
         ];
         let [forward, stages @ ..] = interleaved(self.client(), runs, effort, &counted(tokens, "token"))?;
         Ok(Measured { forward, device: rates.map(|rates| (stages, rates)) })
+    }
+
+    fn measure_training(&self, input: &[f32], rule: Rule, effort: Effort) -> Result<Option<Trained>> {
+        let tokens = input.len() / self.config().hidden_size;
+        let (input, grad_output) = (self.upload(input)?, self.upload(input)?);
+        let (_, saved) = self.forward_saving(&input)?;
+        let expand = self.expand_backward(&saved, &grad_output)?;
+        let combine = self.combine_backward(&saved, &expand.scores)?;
+        let score = self.score_backward(&saved, &combine.sides)?;
+        let gate = expand.gate.as_ref();
+        let optimiser = RefCell::new(self.value_optimiser(rule)?);
+        // A step of no length: every run finds the same table.
+        let step = Step::new(0.0);
+        let runs: [Run<'_>; 7] = [
+            &|| Ok(self.forward_saving(&input).map(drop)?),
+            &|| Ok(MemoryLayer::backward(self, &input, &saved, &grad_output).map(drop)?),
+            &|| Ok(self.update_values(&mut optimiser.borrow_mut(), &expand.values, &step)?),
+            &|| Ok(self.query_backward(&input, &score.query, gate).map(drop)?),
+            &|| Ok(self.score_backward(&saved, &combine.sides).map(drop)?),
+            &|| Ok(self.combine_backward(&saved, &expand.scores).map(drop)?),
+            &|| Ok(self.expand_backward(&saved, &grad_output).map(drop)?),
+        ];
+        let [forward, backward, update, stages @ ..] =
+            interleaved(self.client(), runs, effort, &counted(tokens, "token"))?;
+        let rows = self.used_rows(&expand.values)?;
+        Ok(Some(Trained { forward, backward, stages, update, rows }))
     }
 
     fn strategies(&self, tokens: usize) -> Option<String> {
@@ -160,6 +206,10 @@ impl Engine for Oracle<'_> {
             found.push(milliseconds(start));
         }
         Ok(Measured { forward: Times::of(found), device: None })
+    }
+
+    fn measure_training(&self, _input: &[f32], _rule: Rule, _effort: Effort) -> Result<Option<Trained>> {
+        Ok(None)
     }
 
     fn strategies(&self, _tokens: usize) -> Option<String> {

@@ -2,10 +2,11 @@
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use ultramem::{Cost, ElementType, MemoryConfig};
+use ultramem::{Cost, ElementType, MemoryConfig, StageCost};
 
 use crate::backend::Adapter;
 use crate::engine::Measured;
+use crate::rates::Rates;
 use crate::sampling::Times;
 
 /// The result of a verb that ran to its end.
@@ -71,28 +72,25 @@ pub struct StageReport {
     pub over_floor: f64,
 }
 
-/// The stages of a measurement with their names; none for the oracle.
-pub fn stages(measured: &Measured, cost: &Cost) -> Vec<(&'static str, StageReport)> {
-    let Some((times, rates)) = &measured.device else { return Vec::new() };
-    let report = |(ms, (name, cost)): (&Times, (&'static str, ultramem::StageCost))| {
-        let bandwidth_gb_s = cost.bytes as f64 / ms.median / 1e6;
-        let (bytes, flops, share_of_copy) = (cost.bytes, cost.flops, bandwidth_gb_s / rates.copy_gb_s);
-        let floor_ms = rates.floor_ms(bytes, flops);
+impl StageReport {
+    /// A stage's times against its cost.
+    pub fn new(ms: &Times, cost: StageCost, rates: &Rates) -> Self {
+        let StageCost { bytes, flops } = cost;
+        let bandwidth_gb_s = bytes as f64 / ms.median / 1e6;
+        let (share_of_copy, floor_ms) = (bandwidth_gb_s / rates.copy_gb_s, rates.floor_ms(bytes, flops));
         let over_floor = ms.median / floor_ms;
-        (name, StageReport { ms: ms.clone(), bytes, flops, bandwidth_gb_s, share_of_copy, floor_ms, over_floor })
-    };
-    times.iter().zip(cost.stages()).map(report).collect()
+        Self { ms: ms.clone(), bytes, flops, bandwidth_gb_s, share_of_copy, floor_ms, over_floor }
+    }
 }
 
-/// Times as a table: a line a stage and one for the whole.
-pub fn stage_table(measured: &Measured, cost: &Cost) -> String {
+/// A table of `stages` and, below, of times that have no floor.
+pub fn stage_table(stages: &[(&'static str, StageReport)], rates: Option<&Rates>, rest: &[(&str, &Times)]) -> String {
     let mut table = Table::default();
-    let stages = stages(measured, cost);
-    match &measured.device {
+    match rates {
         Some(_) => table.line(["stage", "median", "min", "max", "must move", "must do", "of a copy", "over floor"]),
         None => table.line(["", "median", "min", "max"]),
     }
-    for (name, stage) in &stages {
+    for (name, stage) in stages {
         table.line([
             name,
             &ms(stage.ms.median),
@@ -104,21 +102,35 @@ pub fn stage_table(measured: &Measured, cost: &Cost) -> String {
             &format!("{:.1}", stage.over_floor),
         ]);
     }
-    let Times { median, min, max, .. } = &measured.forward;
-    table.line(["forward", &ms(*median), &ms(*min), &ms(*max)]);
-    let mut text = table.text();
-    if let Some((_, rates)) = &measured.device {
-        text += &rates.text();
+    for (name, Times { median, min, max, .. }) in rest {
+        table.line([name, &ms(*median), &ms(*min), &ms(*max)]);
     }
-    text
+    table.text() + &rates.map_or_else(String::new, Rates::text)
+}
+
+/// What `--json` says of stages.
+pub fn stages_json(stages: Vec<(&'static str, StageReport)>) -> Value {
+    Value::Object(stages.into_iter().map(|(name, stage)| (name.to_string(), json!(stage))).collect())
+}
+
+/// The stages of a measurement with their names; none for the oracle.
+pub fn stages(measured: &Measured, cost: &Cost) -> Vec<(&'static str, StageReport)> {
+    let Some((times, rates)) = &measured.device else { return Vec::new() };
+    let report = |(ms, (name, cost)): (&Times, (&'static str, StageCost))| (name, StageReport::new(ms, cost, rates));
+    times.iter().zip(cost.stages()).map(report).collect()
+}
+
+/// Times of a forward pass as a table: a line a stage and one for the whole.
+pub fn forward_table(measured: &Measured, cost: &Cost) -> String {
+    let rates = measured.device.as_ref().map(|(_, rates)| rates);
+    stage_table(&stages(measured, cost), rates, &[("forward", &measured.forward)])
 }
 
 /// What `--json` says of a measurement.
 pub fn measured_json(measured: &Measured, cost: &Cost) -> Vec<(&'static str, Value)> {
     let mut entries = vec![("forward_ms", json!(measured.forward))];
     if let Some((_, rates)) = &measured.device {
-        let stages = stages(measured, cost).into_iter().map(|(name, stage)| (name.to_string(), json!(stage)));
-        entries.push(("stages", Value::Object(stages.collect())));
+        entries.push(("stages", stages_json(stages(measured, cost))));
         entries.extend(rates.json());
     }
     entries

@@ -275,6 +275,22 @@ fn bench_measures_every_stage() {
 }
 
 #[test]
+fn bench_measures_training() {
+    let training = SMALL.replace("layer", "training");
+    let report = ultramem(&format!("{training} --backend wgpu --json")).json();
+    for stage in ["query", "score", "combine", "expand", "backward", "update"] {
+        let stage = &report["stages"][stage];
+        assert!(stage["ms"]["median"].as_f64() > Some(0.0) && stage["bytes"].as_u64() > Some(0), "{report}");
+    }
+    let rows = report["rows"].as_u64().unwrap_or(0);
+    assert!((1..=36).contains(&rows), "{rows} of 18² / 9 rows were read");
+    assert!(report["over_forward"].as_f64() > Some(0.0), "{report}");
+    let text = ultramem(&format!("{training} --backend wgpu")).well();
+    assert!(text.contains("times the forward pass") && text.contains("of 36 rows"), "{text}");
+    ultramem(&format!("{training} --backend reference")).refused(&["bench training"]);
+}
+
+#[test]
 fn bench_times_the_reference_as_a_whole() {
     let report = ultramem(&format!("{SMALL} --backend reference --dtype bf16 --json")).json();
     assert!(report["forward_ms"]["median"].as_f64() > Some(0.0), "{report}");

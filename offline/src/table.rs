@@ -119,7 +119,8 @@ fn widths(loads: &BTreeMap<usize, BTreeSet<usize>>) -> String {
     loads.iter().map(|(buffer, found)| format!("{buffer}: {}", widths(found))).collect::<Vec<_>>().join(", ")
 }
 
-const STAGES: &str = "| type | tokens | stage | launches | moves | must move | over the minimum |\n|---|---|---|---|---|---|---|";
+const STAGES: &str =
+    "| type | tokens | stage | launches | moves | must move | over the minimum |\n|---|---|---|---|---|---|---|";
 
 fn caches() -> Caches {
     Caches { bytes: GPU.specification().cache, tile: 8 }
@@ -150,14 +151,7 @@ fn training_lines(tracer: &Tracer, launches: &[Traced]) -> Vec<String> {
     lines
 }
 
-fn stage_line(
-    dtype: ElementType,
-    tokens: usize,
-    stage: &str,
-    launches: &[Traced],
-    moved: u64,
-    least: u64,
-) -> String {
+fn stage_line(dtype: ElementType, tokens: usize, stage: &str, launches: &[Traced], moved: u64, least: u64) -> String {
     let count = launches.iter().filter(|traced| traced.stage == stage).count();
     let (over, megabytes) = (moved as f64 / least as f64, |bytes: u64| bytes as f64 / 1e6);
     let (moved, least) = (megabytes(moved), megabytes(least));

@@ -82,8 +82,7 @@ impl Scale {
             self.layer.update_values(&mut optimiser, &expand.values, &Step::new(0.1)).unwrap();
             self.moved(cache)
         };
-        let used = self.client.read_one(expand.values.count.handle.clone()).unwrap();
-        let used = u32::from_le_bytes(used[..4].try_into().unwrap()) as usize;
+        let used = self.layer.used_rows(&expand.values).unwrap();
         ([of_expand, of_combine, of_score, of_query], used, rules.iter().map(update).collect())
     }
 }

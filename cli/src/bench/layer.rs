@@ -12,7 +12,7 @@ use crate::backend::{Adapter, host_memory};
 use crate::failure::{Failure, Result};
 use crate::info::Preset;
 use crate::report::{
-    Report, bytes, counted, device_json, device_line, dimensions_json, measured_json, ms, object, stage_table,
+    Report, bytes, counted, device_json, device_line, dimensions_json, forward_table, measured_json, ms, object,
 };
 use crate::sampling::{Effort, milliseconds};
 
@@ -114,7 +114,7 @@ pub fn run(args: &LayerArgs, common: &Common) -> Result<Report> {
     let text = [
         device_line(&adapter, common.dtype),
         shape_line(&config, &counted(tokens, "token")),
-        stage_table(&measured, &cost),
+        forward_table(&measured, &cost),
         format!("  Loading took {}, the first call after it {}", ms(load_ms), ms(first_call_ms)),
         if adapter.is_reference() { ".\n".into() } else { ", kernels compiled in both.\n".to_string() },
         engine.strategies(tokens).map_or_else(String::new, |it| format!("  {it}\n")),

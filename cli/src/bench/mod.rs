@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `layer` | one layer and each of its stages, at one number of tokens |
 //! | `stages` | the same over many numbers of tokens, with a picture |
+//! | `training` | the backward pass, its stages and an update of the value table, next to the forward pass |
 //! | `versus` | dense, MoE, PKM, Memory+ and UltraMem at equal budgets, over batch sizes |
 //! | `growth` | the same while the sparse parameters grow, at one batch size |
 //! | `decode` | a decoding step of a whole model of the paper, attention included |
@@ -16,6 +17,7 @@ mod growth;
 pub mod layer;
 mod picture;
 mod stages;
+mod training;
 mod verdict;
 mod versus;
 
@@ -36,6 +38,8 @@ pub enum Bench {
     Layer(layer::LayerArgs),
     /// Each stage of a layer, from one token to many
     Stages(stages::StagesArgs),
+    /// A layer's backward pass, each of its stages, and an update of the value table
+    Training(training::TrainingArgs),
     /// UltraMem next to dense, MoE, PKM and Memory+ with equal budgets, from one sequence to many
     Versus(versus::VersusArgs),
     /// The same while the sparse parameters grow
@@ -49,6 +53,7 @@ pub fn run(bench: &Bench, common: &Common) -> Result<Report> {
     match bench {
         Bench::Layer(args) => layer::run(args, common),
         Bench::Stages(args) => stages::run(args, common),
+        Bench::Training(args) => training::run(args, common),
         Bench::Versus(args) => versus::run(args, common),
         Bench::Growth(args) => growth::run(args, common),
         Bench::Decode(args) => decode::run(args, common),

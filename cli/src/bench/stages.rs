@@ -12,7 +12,9 @@ use crate::Common;
 use crate::engine::Measured;
 use crate::failure::{Failure, Result};
 use crate::rates::Rates;
-use crate::report::{Report, Table, bytes, device_json, device_line, dimensions_json, grouped, ms, object, stages};
+use crate::report::{
+    Report, Table, bytes, device_json, device_line, dimensions_json, grouped, ms, object, stages, stages_json,
+};
 use crate::sampling::Effort;
 
 /// Arguments of `bench stages`.
@@ -59,12 +61,10 @@ pub fn run(args: &StagesArgs, common: &Common) -> Result<Report> {
         text += &picture.line();
     }
     let points = found.iter().map(|(tokens, measured)| {
-        let stages = stages(measured, &config.cost(*tokens, common.dtype)).into_iter();
-        let stages = stages.map(|(name, stage)| (name.to_string(), json!(stage)));
         json!({
             "tokens": tokens,
             "forward_ms": measured.forward,
-            "stages": stages.collect::<serde_json::Map<_, _>>(),
+            "stages": stages_json(stages(measured, &config.cost(*tokens, common.dtype))),
             "strategies": engine.strategies(*tokens),
         })
     });
