@@ -1,8 +1,9 @@
-//! `ultramem demo`: a trained layer on the hidden states of real text, held against the oracle and against PyTorch, timed, and
-//! shown at work: which slots fire for which text.
+//! `ultramem demo`: a trained layer on the hidden states of real text, held against the oracle and against the results stored with
+//! it, timed, and shown at work: which slots fire for which text.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{collections::BTreeSet, path::PathBuf, time::Instant};
 
+use clap::Args;
 use serde_json::{Value, json};
 use ultramem::{Checkpoint, ElementType, MemoryConfig, Weights};
 
@@ -10,6 +11,7 @@ use crate::Common;
 use crate::compare::{F32_BOUND, HALF_BOUND, equal_slots, relative_l2};
 use crate::engine::{Engine, Oracle, Outcome};
 use crate::failure::{Failure, Result};
+use crate::load;
 use crate::report::{
     Report, Table, counted, device_json, device_line, forward_table, grouped, measured_json, object, percent,
 };
@@ -19,6 +21,35 @@ use crate::themes::{Firing, Text, Theme, clearest, firings, printable};
 /// A layer of a byte-level language model with 1,024 of its hidden states and the text that they came from.
 static LAYER: &[u8] = include_bytes!("../data/kjv_layer.safetensors");
 
+/// Arguments of `demo`.
+#[derive(Debug, Default, Args)]
+pub struct DemoArgs {
+    /// Another layer than the bundled one, as `lm export` writes it: with its input, the results that it expects and, in the metadata,
+    /// the text that the input comes from
+    file: Option<PathBuf>,
+}
+
+impl DemoArgs {
+    fn checkpoint(&self) -> Result<Checkpoint> {
+        match &self.file {
+            Some(path) => load::checkpoint(path),
+            None => Ok(Checkpoint::from_bytes(LAYER.to_vec())?),
+        }
+    }
+
+    /// Who computed the results that are stored with the layer.
+    fn author(&self) -> &'static str {
+        if self.file.is_some() { "the file" } else { "PyTorch" }
+    }
+
+    fn source(&self) -> String {
+        match &self.file {
+            Some(path) => path.display().to_string(),
+            None => "a byte-level language model that reads the King James Bible".into(),
+        }
+    }
+}
+
 /// Milliseconds that the measurement may take, more or less.
 const MEASURE: f64 = 2000.0;
 const SAMPLES: usize = 15;
@@ -27,27 +58,32 @@ const THEMES: usize = 2;
 const CONTEXTS: usize = 4;
 
 /// Runs the verb.
-pub fn run(common: &Common) -> Result<Report> {
-    let checkpoint = Checkpoint::from_bytes(LAYER.to_vec())?;
-    let (config, weights) = (checkpoint.config(), checkpoint.weights()?);
-    let input = checkpoint.tensor("input")?.to_f32();
+pub fn run(args: &DemoArgs, common: &Common) -> Result<Report> {
+    let checkpoint = args.checkpoint()?;
+    let in_file = |failure: Failure| match &args.file {
+        Some(path) => failure.of_file(path),
+        None => failure,
+    };
+    let (config, weights) = (checkpoint.config(), checkpoint.weights().map_err(|error| in_file(error.into()))?);
+    let input = load::hidden_states(&checkpoint, "input", None).map_err(in_file)?;
     let tokens = input.len() / config.hidden_size;
+    let stored = Stored::new(&checkpoint, args.author(), tokens).map_err(in_file)?;
     let adapter = common.backend.find()?;
     let engine = adapter.engine(config, &weights, common.dtype)?;
     let outcome = engine.forward(&input)?;
     let measured = engine.measure(&input, effort(engine.as_ref(), &input)?, engine.rates()?)?;
-    let agreement = Agreement::new(&checkpoint, &weights, common.dtype, &input, &outcome)?;
+    let agreement = Agreement::new(&checkpoint, &weights, common.dtype, &input, &outcome, stored)?;
     let usage = Usage::new(config, &weights, &outcome);
     let entries = config.heads * config.top_m;
     let firings = firings(&outcome.slots, &totals(&outcome.scores, config.cores), entries);
-    let text = text(&checkpoint, tokens)?;
+    let text = text(&checkpoint, tokens).map_err(in_file)?;
     let themes = clearest(&firings, &text, THEMES);
     let cost = config.cost(tokens, common.dtype);
 
     let (rows, slots) = (grouped(config.rows()), grouped(config.slots()));
-    let mut out =
-        format!("A memory layer with {rows} value rows behind {slots} slots, trained in a byte-level language\n");
-    out += &format!("model, on {} hidden states of that model reading the King James Bible.\n", grouped(tokens));
+    let states = counted(tokens, "hidden state");
+    let mut out = format!("A trained memory layer with {rows} value rows behind {slots} slots, on {states}.\n");
+    out += &format!("It comes from {}.\n", args.source());
     out += &format!("\nDevice: {}", device_line(&adapter, common.dtype));
     out += &format!("\nTime for {}\n{}", counted(tokens, "token"), forward_table(&measured, &cost));
     out += &format!("\nAgreement\n{}", agreement.text());
@@ -78,7 +114,9 @@ fn text(checkpoint: &Checkpoint, tokens: usize) -> Result<Text<'_>> {
     let sequence = metadata.get("sequence_length").and_then(|length| length.parse().ok()).unwrap_or(tokens);
     match bytes {
         Some(bytes) if sequence > 0 => Ok(Text { bytes, sequence }),
-        _ => Err(Failure::new("the bundled layer's text does not fit its input")),
+        _ => Err(Failure::new(format!(
+            "the metadata's \"text\" must have a byte for each of the input's {tokens} rows, in sequences of \"sequence_length\""
+        ))),
     }
 }
 
@@ -87,13 +125,37 @@ fn totals(scores: &[f32], cores: usize) -> Vec<f32> {
     scores.chunks_exact(cores).map(|scores| scores.iter().sum()).collect()
 }
 
-/// How far the output is from the oracle's and from PyTorch's.
+/// Results that were stored with the layer.
+struct Stored {
+    author: &'static str,
+    output: Vec<f32>,
+    slots: Vec<i64>,
+}
+
+impl Stored {
+    fn new(checkpoint: &Checkpoint, author: &'static str, tokens: usize) -> Result<Self> {
+        let config = checkpoint.config();
+        let output = load::hidden_states(checkpoint, "expected.output", Some(tokens))?;
+        let slots = checkpoint.integers("expected.indices")?;
+        let expected = [tokens, config.heads * config.top_m];
+        if slots.shape != expected {
+            let found = slots.shape;
+            return Err(Failure::new(format!(
+                "tensor \"expected.indices\" has shape {found:?}, expected {expected:?}"
+            )));
+        }
+        Ok(Self { author, output, slots: slots.numbers })
+    }
+}
+
+/// How far the output is from the oracle's and from the stored one.
 struct Agreement {
+    author: &'static str,
     oracle: f64,
     oracle_bound: f64,
-    pytorch: f64,
-    /// None in f16 and bf16, where rounded weights may choose other slots than PyTorch did in f32.
-    pytorch_bound: Option<f64>,
+    stored: f64,
+    /// None in f16 and bf16, where rounded weights may choose other slots than were stored for f32.
+    stored_bound: Option<f64>,
     equal_slots: usize,
     all_slots: usize,
 }
@@ -105,22 +167,24 @@ impl Agreement {
         dtype: ElementType,
         input: &[f32],
         outcome: &Outcome,
+        stored: Stored,
     ) -> Result<Self> {
         let oracle = Oracle::new(checkpoint.config(), weights, dtype).forward(input)?;
         let full = dtype == ElementType::F32;
         Ok(Self {
+            author: stored.author,
             oracle: relative_l2(&outcome.output, &oracle.output),
             oracle_bound: if full { F32_BOUND } else { HALF_BOUND },
-            pytorch: relative_l2(&outcome.output, &checkpoint.tensor("expected.output")?.to_f32()),
-            pytorch_bound: full.then_some(F32_BOUND),
-            equal_slots: equal_slots(&outcome.slots, &checkpoint.integers("expected.indices")?.numbers),
+            stored: relative_l2(&outcome.output, &stored.output),
+            stored_bound: full.then_some(F32_BOUND),
+            equal_slots: equal_slots(&outcome.slots, &stored.slots),
             all_slots: outcome.slots.len(),
         })
     }
 
     fn passed(&self) -> bool {
-        let slots = self.pytorch_bound.is_none() || self.equal_slots == self.all_slots;
-        slots && self.oracle <= self.oracle_bound && self.pytorch_bound.is_none_or(|bound| self.pytorch <= bound)
+        let slots = self.stored_bound.is_none() || self.equal_slots == self.all_slots;
+        slots && self.oracle <= self.oracle_bound && self.stored_bound.is_none_or(|bound| self.stored <= bound)
     }
 
     fn text(&self) -> String {
@@ -130,16 +194,22 @@ impl Agreement {
         let (oracle, bound) = (number(self.oracle), format!("at most {:.0e}", self.oracle_bound));
         table.line(["with the oracle (CPU, f64 sums)", &oracle, &bound, word(self.oracle <= self.oracle_bound)]);
         let equal = format!("{} of {}", grouped(self.equal_slots), grouped(self.all_slots));
-        match self.pytorch_bound {
+        let slots = format!("slots that are {}'s", self.author);
+        match self.stored_bound {
             Some(bound) => {
-                let (passed, limit) = (self.pytorch <= bound, format!("at most {bound:.0e}"));
-                table.line(["with PyTorch's stored output", &number(self.pytorch), &limit, word(passed)]);
+                let (passed, limit) = (self.stored <= bound, format!("at most {bound:.0e}"));
+                table.line([
+                    &format!("with {}'s stored output", self.author),
+                    &number(self.stored),
+                    &limit,
+                    word(passed),
+                ]);
                 let passed = self.equal_slots == self.all_slots;
-                table.line(["slots that are PyTorch's", &equal, "all", word(passed)]);
+                table.line([&slots, &equal, "all", word(passed)]);
             }
             None => {
-                table.line(["with PyTorch's f32 output", &number(self.pytorch), "no bound", ""]);
-                table.line(["slots that are PyTorch's", &equal, "no bound", ""]);
+                table.line([&format!("with {}'s f32 output", self.author), &number(self.stored), "no bound", ""]);
+                table.line([&slots, &equal, "no bound", ""]);
             }
         }
         table.text()
@@ -150,8 +220,8 @@ impl Agreement {
             "passed": self.passed(),
             "oracle_relative_l2": self.oracle,
             "oracle_bound": self.oracle_bound,
-            "pytorch_relative_l2": self.pytorch,
-            "pytorch_bound": self.pytorch_bound,
+            "stored_relative_l2": self.stored,
+            "stored_bound": self.stored_bound,
             "equal_slots": self.equal_slots,
             "all_slots": self.all_slots,
         })

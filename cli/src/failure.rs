@@ -27,8 +27,13 @@ impl Failure {
     pub fn in_file(path: &Path, error: Error) -> Self {
         match error {
             Error::Io { .. } => error.into(),
-            other => Self::new(format!("{}: {other}", path.display())),
+            other => Self::from(other).of_file(path),
         }
+    }
+
+    /// The same failure, with the file that it is about.
+    pub fn of_file(self, path: &Path) -> Self {
+        Self(format!("{}: {self}", path.display()))
     }
 }
 

@@ -42,17 +42,18 @@ const PART: usize = 8 << 20;
 
 /// The tensor `input` `[tokens, hidden_size]`.
 pub fn input(path: &Path, checkpoint: &Checkpoint) -> Result<Vec<f32>> {
-    hidden_states(path, checkpoint, "input", None)
+    hidden_states(checkpoint, "input", None).map_err(|failure| failure.of_file(path))
 }
 
 /// The tensor `grad_output`, as many tokens as the input has.
 pub fn grad_output(path: &Path, checkpoint: &Checkpoint, tokens: usize) -> Result<Vec<f32>> {
-    hidden_states(path, checkpoint, "grad_output", Some(tokens))
+    hidden_states(checkpoint, "grad_output", Some(tokens)).map_err(|failure| failure.of_file(path))
 }
 
-fn hidden_states(path: &Path, checkpoint: &Checkpoint, name: &str, tokens: Option<usize>) -> Result<Vec<f32>> {
+/// The tensor `name` `[tokens, hidden_size]`.
+pub fn hidden_states(checkpoint: &Checkpoint, name: &str, tokens: Option<usize>) -> Result<Vec<f32>> {
     let hidden_size = checkpoint.config().hidden_size;
-    let tensor = checkpoint.tensor(name).map_err(|error| Failure::in_file(path, error))?;
+    let tensor = checkpoint.tensor(name)?;
     match *tensor.shape() {
         [found, width] if found > 0 && width == hidden_size && tokens.is_none_or(|tokens| found == tokens) => {
             Ok(tensor.to_f32())
@@ -62,7 +63,7 @@ fn hidden_states(path: &Path, checkpoint: &Checkpoint, name: &str, tokens: Optio
                 Some(tokens) => format!("[{tokens}, {hidden_size}]"),
                 None => format!("[tokens, {hidden_size}] with at least one token"),
             };
-            Err(Failure::new(format!("{}: tensor {name:?} has shape {shape:?}, expected {expected}", path.display())))
+            Err(Failure::new(format!("tensor {name:?} has shape {shape:?}, expected {expected}")))
         }
     }
 }

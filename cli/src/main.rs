@@ -62,7 +62,7 @@ struct Common {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Run a bundled trained layer on real text, check it, time it and show what its slots are for
-    Demo,
+    Demo(demo::DemoArgs),
     /// Run the layer of a file on its input and write the results
     Forward(forward::ForwardArgs),
     /// Run the layer of a file forward and backward and write the gradients
@@ -110,7 +110,8 @@ fn quieten_vulkan() {
 
 fn run(cli: &Cli) -> Result<Report> {
     match &cli.verb {
-        None | Some(Verb::Demo) => demo::run(&cli.common),
+        None => demo::run(&demo::DemoArgs::default(), &cli.common),
+        Some(Verb::Demo(args)) => demo::run(args, &cli.common),
         Some(Verb::Forward(args)) => forward::run(args, &cli.common),
         Some(Verb::Backward(args)) => backward::run(args, &cli.common),
         Some(Verb::Check(args)) => check::run(args, &cli.common),

@@ -41,6 +41,18 @@ fn demo_reports_as_json() {
 }
 
 #[test]
+fn demo_takes_a_file() {
+    let bundled = concat!(env!("CARGO_MANIFEST_DIR"), "/data/kjv_layer.safetensors");
+    let text = ultramem(&format!("demo {bundled} --backend wgpu")).well();
+    for words in [bundled, "with the file's stored output", "32,768 of 32,768", "end in \""] {
+        assert!(text.contains(words), "{words:?} is not in {text}");
+    }
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/ultramem_v1_tiny.safetensors");
+    ultramem(&format!("demo {golden}")).refused(&[golden, "\"text\""]);
+    ultramem("demo nowhere.safetensors").refused(&["nowhere.safetensors"]);
+}
+
+#[test]
 fn demo_runs_in_half_precision() {
     let report = ultramem("demo --backend wgpu --dtype f16 --json").json();
     assert_eq!((&report["dtype"], &report["agreement"]["oracle_bound"]), (&"f16".into(), &0.01.into()));

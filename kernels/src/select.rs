@@ -105,6 +105,23 @@ pub(crate) fn lane_of(#[comptime] rows: usize, #[comptime] units: usize) -> Lane
     Lane { row: UNIT_POS as usize / lanes, lane: UNIT_POS as usize % lanes, lanes }
 }
 
+/// The sum of what a row's lanes have each, the same for all of them. With several lanes all units of the cube come here together, with
+/// `partial` of a number for each.
+#[cube]
+pub(crate) fn lane_sum(own: f32, partial: &mut SharedMemory<f32>, at: Lane) -> f32 {
+    let mut sum = own;
+    if comptime!(at.lanes > 1) {
+        partial[UNIT_POS as usize] = own;
+        sync_cube();
+        sum = 0.0;
+        for lane in 0..at.lanes {
+            sum += partial[at.row * at.lanes + lane];
+        }
+        sync_cube();
+    }
+    sum
+}
+
 /// Shared memory of [`select`], for rows of several lanes.
 #[derive(CubeType)]
 pub(crate) struct Scratch {

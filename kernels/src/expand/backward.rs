@@ -19,7 +19,7 @@ use crate::outer::outer;
 use crate::product::component_sum;
 use crate::query::{ProjectStrategy, project};
 use crate::rows::{Entries, RowGradients, sum_rows};
-use crate::select::lane_of;
+use crate::select::{lane_of, lane_sum};
 use crate::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage};
 
 /// Gradients of the stage.
@@ -218,16 +218,7 @@ fn grad_scores_kernel<E: Float, N: Size>(
         for vector in range_stepped(k * plan.slice + at.lane, (k + 1) * plan.slice, at.lanes) {
             products += Vector::cast_from(values[row + vector]) * grad_pooled[pooled + vector];
         }
-        let mut sum = component_sum::<N>(products);
-        if comptime!(at.lanes > 1) {
-            partial[UNIT_POS as usize] = sum;
-            sync_cube();
-            sum = 0.0;
-            for lane in 0..at.lanes {
-                sum += partial[at.row * at.lanes + lane];
-            }
-            sync_cube();
-        }
+        let sum = lane_sum(component_sum::<N>(products), &mut partial, at);
         if at.lane == 0 && entry < entries as usize {
             grad_scores[entry * plan.cores + k] = sum;
         }

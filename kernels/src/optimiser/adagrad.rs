@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use super::{Update, UpdatePlan, listed};
 use crate::Result;
 use crate::product::component_sum;
-use crate::select::lane_of;
+use crate::select::{lane_of, lane_sum};
 use crate::tensor::{Tensor, arg};
 
 pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, eps: f32, squares: &Tensor<R>) -> Result<()> {
@@ -81,15 +81,7 @@ fn accumulate_kernel<N: Size>(
             squared += gradient * gradient;
         }
     }
-    let mut sum = component_sum::<N>(squared);
-    if comptime!(at.lanes > 1) {
-        partial[UNIT_POS as usize] = sum;
-        sync_cube();
-        sum = 0.0;
-        for lane in 0..at.lanes {
-            sum += partial[at.row * at.lanes + lane];
-        }
-    }
+    let sum = lane_sum(component_sum::<N>(squared), &mut partial, at);
     if own.changes && at.lane == 0 {
         squares[own.row] += sum / comptime!((plan.vectors * width) as f32);
     }
