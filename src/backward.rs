@@ -23,7 +23,7 @@ use ultramem_kernels::query::{Map, ProjectStrategy, QueryGradients, query_backwa
 use ultramem_kernels::score::{Kept, ScoreGradients, Scored, score_backward};
 use ultramem_kernels::{RowGradients, Tensor};
 
-use crate::{ElementType, Forward, MemoryLayer, Result, reference};
+use crate::{ElementType, Error, Forward, MemoryLayer, Result, reference};
 
 /// What the forward pass leaves for the backward pass.
 pub struct Saved<R: Runtime> {
@@ -149,7 +149,7 @@ impl<R: Runtime> MemoryLayer<R> {
     /// input and W_q, and W_g.
     ///
     /// # Errors
-    /// An input or a gradient of another shape or type.
+    /// An input or a gradient of another shape or type, or a gate's gradient that is missing or has no gate.
     pub fn query_backward(
         &self,
         input: &Tensor<R>,
@@ -157,6 +157,11 @@ impl<R: Runtime> MemoryLayer<R> {
         grad_gate: Option<&Tensor<R>>,
     ) -> Result<QueryGradients<R>> {
         self.check_input(input)?;
+        if self.config.gated() != grad_gate.is_some() {
+            let (what, value) =
+                ("gradient of a gate", if grad_gate.is_some() { "given" } else { "missing" }.to_string());
+            return Err(Error::Config { what, value, expected: "given for Memory+, for no other kind" });
+        }
         let (weights, strategy) = (&self.weights, self.backward_product(input.shape()[0]));
         let gate = weights.gate_proj.as_ref().zip(grad_gate).map(|(weight, grad)| Map { weight, grad });
         let map = Map { weight: &weights.query_proj, grad: grad_query };

@@ -24,7 +24,7 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// Keys on each side; a quarter of their square are rows.
 const SIDES: [usize; 5] = [128, 256, 512, 1024, 1456];
-const TOKENS: usize = 256;
+const TOKENS: usize = 64;
 /// Steps of each size in each round, and rounds over all sizes, so that a slow while slows every size.
 const STEPS: usize = 8;
 const ROUNDS: usize = 3;

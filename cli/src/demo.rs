@@ -68,6 +68,7 @@ pub fn run(args: &DemoArgs, common: &Common) -> Result<Report> {
     let input = load::hidden_states(&checkpoint, "input", None).map_err(in_file)?;
     let tokens = input.len() / config.hidden_size;
     let stored = Stored::new(&checkpoint, args.author(), tokens).map_err(in_file)?;
+    let text = text(&checkpoint, tokens).map_err(in_file)?;
     let adapter = common.backend.find()?;
     let engine = adapter.engine(config, &weights, common.dtype)?;
     let outcome = engine.forward(&input)?;
@@ -76,7 +77,6 @@ pub fn run(args: &DemoArgs, common: &Common) -> Result<Report> {
     let usage = Usage::new(config, &weights, &outcome);
     let entries = config.heads * config.top_m;
     let firings = firings(&outcome.slots, &totals(&outcome.scores, config.cores), entries);
-    let text = text(&checkpoint, tokens).map_err(in_file)?;
     let themes = clearest(&firings, &text, THEMES);
     let cost = config.cost(tokens, common.dtype);
 

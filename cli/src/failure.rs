@@ -33,7 +33,7 @@ impl Failure {
 
     /// The same failure, with the file that it is about.
     pub fn of_file(self, path: &Path) -> Self {
-        Self(format!("{}: {self}", path.display()))
+        Self::new(format!("{}: {self}", path.display()))
     }
 }
 

@@ -61,7 +61,7 @@ struct Common {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Run a bundled trained layer on real text, check it, time it and show what its slots are for
+    /// Run a trained layer, a bundled one or a file's, on real text, check it, time it and show what its slots are for
     Demo(demo::DemoArgs),
     /// Run the layer of a file on its input and write the results
     Forward(forward::ForwardArgs),

@@ -28,7 +28,7 @@ pub use element::ElementType;
 pub use error::Error;
 pub use group::{SortCost, sort_cost};
 pub use norm::Norm;
-pub use outer::weight_splits;
+pub use outer::{WeightTiles, weight_tiles};
 pub use random::random;
 pub use retrieve::retrieve;
 pub use rows::RowGradients;

@@ -39,6 +39,9 @@ pub(crate) fn outer<R: Runtime>(
     float_type(client, left, "left")?;
     float_type(client, right, "right")?;
     let ([tokens, m], [_, n]) = (pair(left, "left")?, pair(right, "right")?);
+    if tokens * m * n == 0 {
+        return Err(Error::Zero { what: "tokens or a width of an outer product" });
+    }
     check(left, "left", &[tokens, m], left.dtype)?;
     check(right, "right", &[tokens, n], right.dtype)?;
     match strategy {
@@ -85,9 +88,22 @@ impl Tiling {
     }
 }
 
-/// Splits of the tokens that the gradient of a weight `[m, n]` is summed in by [`ProjectStrategy::Tile`].
-pub fn weight_splits<R: Runtime>(client: &ComputeClient<R>, tokens: usize, m: usize, n: usize) -> usize {
-    Tiling::of(&Device::of(client), tokens, m, n).splits
+/// How [`ProjectStrategy::Tile`] cuts the gradient of a weight `[m, n]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WeightTiles {
+    /// Tiles of rows, each of which reads all of the right factor.
+    pub rows: usize,
+    /// Tiles of columns, each of which reads all of the left factor.
+    pub columns: usize,
+    /// Parts of the tokens that are summed apart.
+    pub splits: usize,
+}
+
+/// How the gradient of a weight `[m, n]` over so many tokens, none of them zero, is cut.
+pub fn weight_tiles<R: Runtime>(client: &ComputeClient<R>, tokens: usize, m: usize, n: usize) -> WeightTiles {
+    let tiling = Tiling::of(&Device::of(client), tokens, m, n);
+    let rows = tiling.rows.div_ceil(tiling.plan.tile);
+    WeightTiles { rows, columns: tiling.tiles / rows, splits: tiling.splits }
 }
 
 fn launch_tile<R: Runtime>(client: &ComputeClient<R>, left: &Tensor<R>, right: &Tensor<R>) -> Result<Tensor<R>> {

@@ -11,6 +11,8 @@
 
 use cubecl::prelude::{select as select_value, *};
 
+use crate::device::Device;
+
 /// Bits of a digit.
 const DIGIT: u32 = 4;
 const BINS: usize = 1 << DIGIT;
@@ -104,6 +106,13 @@ pub(crate) fn lane_of(#[comptime] rows: usize, #[comptime] units: usize) -> Lane
     let lanes = comptime!(units / rows);
     Lane { row: UNIT_POS as usize / lanes, lane: UNIT_POS as usize % lanes, lanes }
 }
+
+/// Lanes that share a row of `vectors` vectors: whole sectors in a few loads side by side.
+pub(crate) fn row_lanes(device: &Device, vectors: usize) -> usize {
+    if device.narrow { 1 } else { vectors.next_power_of_two().min(ROW_LANES) }
+}
+
+const ROW_LANES: usize = 8;
 
 /// The sum of what a row's lanes have each, the same for all of them. With several lanes all units of the cube come here together, with
 /// `partial` of a number for each.

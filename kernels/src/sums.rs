@@ -12,8 +12,8 @@ const CHUNK: usize = 64;
 /// Rows that a column sum over `rows` rows reads and that it writes, over all its launches.
 pub fn column_sum_rows(rows: usize) -> (usize, usize) {
     let chunks = rows.div_ceil(CHUNK);
-    let (read, written) = if chunks == 1 { (0, 0) } else { column_sum_rows(chunks) };
-    (rows + read, chunks + written)
+    let (read, written) = if chunks <= 1 { (0, 0) } else { column_sum_rows(chunks) };
+    (rows.saturating_add(read), chunks + written)
 }
 
 /// `sums[c] = Σ_r rows[r, c]` of f32 `[rows, width]`, in chunks of rows, chunk by chunk: the same bits in every run. With `used`,

@@ -142,6 +142,9 @@ fn no_stage_moves_more_backwards_than_the_model_says() {
         let (measured, used, updates) = scale.backward(cache, &RULES);
         let caches = Caches { bytes: cache, tile: 8 };
         let model = scale.layer.backward_traffic(tokens, caches);
+        assert!(scale.layer.backward_traffic(0, caches).iter().all(|(_, bytes)| *bytes == 0));
+        let many = scale.layer.backward_traffic(1 << 40, caches);
+        assert!(many.iter().zip(&model).all(|((_, many), (_, few))| many > few), "{many:?}");
         let config = scale.layer.config();
         let about = format!("{:?}, {dtype}, {tokens} tokens, cache of {cache}", config.kind);
         // Most rows and keys are chosen by several tokens: there are fewer gradients than slots.

@@ -94,7 +94,8 @@ fn assert_clean(what: &str, reports: &[LaunchReport]) -> u64 {
 /// The caches of an H100.
 const CACHES: Caches = Caches { bytes: 50 << 20, tile: 8 };
 
-/// No more is moved than the model says, but for norms' weights and counts of one number, which take up to four sectors a launch.
+/// No more is moved in a pass than the model says, but for norms' weights, cores and counts of one number, which take up to four
+/// sectors a launch.
 fn assert_within_model(what: &str, reports: &[LaunchReport], model: &[(&str, u64)]) {
     let moved: u64 = reports.iter().map(|report| report.moved(CACHES.bytes)).sum();
     let most = model.iter().map(|(_, bytes)| bytes).sum::<u64>() + 4 * 32 * reports.len() as u64;
@@ -169,6 +170,11 @@ impl Case {
         let (forward, saved) = layer.forward_saving(&input).unwrap();
         assert_clean(what, &self.reports());
         let gradients = layer.backward(&input, &saved, &grad_output).unwrap();
+        let other = if config.gated() { None } else { Some(&input) };
+        assert!(
+            layer.query_backward(&input, &gradients.input, other).is_err(),
+            "{what}: a gate's gradient too many or too few"
+        );
         let reports = self.reports();
         assert_clean(what, &reports);
         let tokens = self.input.len() / config.hidden_size;

@@ -41,7 +41,7 @@ fn optimisers_of_a_table_past_32_bits_count_in_64() {
         assert_eq!(updates.len(), 5, "Adagrad makes two");
         for update in updates {
             let kernel = &update.launch.kernel;
-            // The accumulators of Adagrad are one number a row.
+            // Adagrad's accumulators are one number a row, and the gradients that it sums are those of three tokens.
             let on_table = wide && !kernel.entry.starts_with("accumulate");
             assert_eq!(kernel.source.contains("uint64 blockIdxGlobal"), on_table, "{}, {side_keys} keys", kernel.entry);
         }

@@ -7,7 +7,7 @@ use cubecl::Runtime;
 use ultramem_kernels::combine::core_shares;
 use ultramem_kernels::optimiser::Rule;
 use ultramem_kernels::query::ProjectStrategy;
-use ultramem_kernels::{column_sum_rows, sort_cost, weight_splits};
+use ultramem_kernels::{column_sum_rows, sort_cost, weight_tiles};
 
 use super::{Caches, Cost, Sizes, StageCost, WORD, sum, wide};
 use crate::{ElementType, MemoryConfig, MemoryLayer};
@@ -33,7 +33,7 @@ impl MemoryConfig {
             Rule::Sgd { momentum: 0.0 } => (0, 2),
             Rule::Sgd { .. } => (numbers, 4),
             Rule::Adagrad { .. } => (rows, 5),
-            Rule::Adam { .. } => (2 * numbers, 13),
+            Rule::Adam { .. } => (2 * numbers, 14),
         };
         let bytes = [rows * WORD, numbers * WORD, 2 * numbers * element, 2 * state * WORD];
         StageCost { bytes: sum(&bytes), flops: sum(&[operations * numbers]) }
@@ -82,39 +82,42 @@ impl Sizes<'_> {
         wide(self.config.heads) * 2 * wide(self.config.side_keys)
     }
 
-    /// The gradient of the slots' scores, in bytes, as every tensor below.
+    /// The gradient of the slots' scores, in bytes.
     fn grad_scores(&self) -> u128 {
         self.slots() * self.cores() * WORD
     }
 
-    /// The gradient of the slots' keys' score vectors.
+    /// The gradient of the slots' keys' score vectors, in bytes.
     fn grad_sides(&self) -> u128 {
         self.slots() * 2 * self.rank * WORD
     }
 
-    /// A normalised key of every rank.
+    /// The bytes of a normalised key of every rank.
     fn key(&self) -> u128 {
         self.rank * self.key_dim * WORD
     }
 
+    /// Numbers of W_o.
     fn output_weight(&self) -> u128 {
         self.pooled_dim() * self.hidden
     }
 
+    /// Numbers of W_g.
     fn gate_weight(&self) -> u128 {
         if self.config.gated() { self.value_dim * self.hidden } else { 0 }
     }
 
-    /// The gate, f32 `[tokens, value_dim]`.
+    /// The gate, f32 `[tokens, value_dim]`, in bytes.
     fn gate(&self) -> u128 {
         if self.config.gated() { self.tokens * self.value_dim * WORD } else { 0 }
     }
 
+    /// A number for each slot, in bytes.
     fn slot_numbers(&self) -> u128 {
         self.slots() * WORD
     }
 
-    /// The cores and their gradient's numbers.
+    /// Numbers of the cores.
     fn core(&self) -> u128 {
         if self.product_keys() { 0 } else { self.cores() * wide(self.config.heads) * self.rank * self.rank }
     }
@@ -136,8 +139,9 @@ impl Sizes<'_> {
     }
 
     fn combine_backward(&self) -> StageCost {
-        let scores = if self.product_keys() { self.chosen() } else { self.slot_numbers() };
-        let bytes = [self.kept(), scores, self.grad_scores(), self.grad_sides(), self.core() * WORD];
+        // A softmax's gradient hangs on the scores alone.
+        let forward = if self.product_keys() { self.slot_numbers() } else { self.kept() + self.slot_numbers() };
+        let bytes = [forward, self.grad_scores(), self.grad_sides(), self.core() * WORD];
         let flops = if self.product_keys() { 4 } else { self.cores() * 7 * self.rank * self.rank };
         StageCost { bytes: sum(&bytes), flops: sum(&[self.slots() * flops]) }
     }
@@ -162,8 +166,11 @@ impl Sizes<'_> {
 
 impl<R: Runtime> MemoryLayer<R> {
     /// Bytes that the launches of [`backward`](Self::backward) move between device memory and chip, stage by stage, in the order of
-    /// their launches. What [`MemoryConfig::traffic`] says of caches holds here too.
+    /// their launches. What [`MemoryConfig::traffic`] says of caches holds here too. Zeros for no tokens.
     pub fn backward_traffic(&self, tokens: usize, caches: Caches) -> [(&'static str, u64); 4] {
+        if tokens == 0 {
+            return ["expand", "combine", "score", "query"].map(|stage| (stage, 0));
+        }
         let moves = Moves { layer: self, sizes: Sizes::new(&self.config, tokens, self.dtype()), tokens, caches };
         [
             ("expand", sum(&[moves.expand()])),
@@ -196,18 +203,22 @@ impl<R: Runtime> Moves<'_, R> {
         let locate = sizes.slot_numbers() + self.shuffle() + 2 * sizes.slot_numbers();
         let of_pooled = self.caches.gather(pooled * WORD, sizes.slots(), sizes.value_dim * WORD);
         let scores = 2 * sizes.slot_numbers() + rows + of_pooled + sizes.grad_scores();
-        let entries = self.tokens * config.heads * config.top_m;
-        let groups = self.group(entries, config.rows());
+        let groups = self.group(self.entries(), config.rows());
         let sums = self.sum_rows(sizes.slots(), sizes.cores(), of_pooled)
             + sizes.used_rows() * (WORD + sizes.value_dim * WORD);
-        let weight = self.outer(config.hidden_size, config.pooled_dim(), sizes.element, sizes.element);
+        let gated = if config.gated() { WORD } else { sizes.element };
+        let weight = self.outer(config.hidden_size, config.pooled_dim(), sizes.element, gated);
         through_weight + pool + gate + locate + scores + groups + sums + weight
     }
 
     /// The side scores' gradient, and the core's in parts.
     fn combine(&self) -> u128 {
         let (sizes, core) = (&self.sizes, self.sizes.core());
-        let sides = sizes.chosen() + sizes.grad_scores() + sizes.kept() + sizes.grad_sides() + sizes.slot_numbers();
+        let forward = match sizes.product_keys() {
+            true => sizes.chosen() + 2 * sizes.slot_numbers(),
+            false => sizes.slot_numbers() + sizes.kept(),
+        };
+        let sides = forward + sizes.grad_scores() + sizes.grad_sides() + sizes.slot_numbers();
         if core == 0 {
             return sides;
         }
@@ -223,9 +234,10 @@ impl<R: Runtime> Moves<'_, R> {
         let table = sizes.all_keys() * sizes.key();
         let of_keys = self.caches.gather(table, 2 * sizes.slots(), sizes.key());
         let grad_queries = sizes.slot_numbers() + sizes.grad_sides() + of_keys + sizes.queries();
-        let through_norm = 4 * sizes.queries() + self.column_sum(self.tokens * config.query_heads() * 2, sizes.key_dim);
+        let through_norm =
+            4 * sizes.queries() + self.column_sum(self.tokens.saturating_mul(config.query_heads() * 2), sizes.key_dim);
         let list = sizes.slot_numbers() + 4 * sizes.slot_numbers();
-        let groups = self.group(2 * self.tokens * config.heads * config.top_m, sizes.all_keys() as usize);
+        let groups = self.group(self.entries().saturating_mul(2), sizes.all_keys() as usize);
         let of_queries = self.caches.gather(sizes.queries(), 2 * sizes.slots(), sizes.key_dim * WORD);
         let keys = sizes.used_keys();
         let sums = self.sum_rows(2 * sizes.slots(), sizes.rank, of_queries) + keys * (WORD + sizes.key());
@@ -255,6 +267,11 @@ impl<R: Runtime> Moves<'_, R> {
             + through(sizes.gate_weight())
             + self.outer(config.value_dim, config.hidden_size, WORD, sizes.element);
         query + gate + 2 * parts + sizes.input()
+    }
+
+    /// Entries of all tokens.
+    fn entries(&self) -> usize {
+        self.tokens.saturating_mul(self.sizes.config.heads * self.sizes.config.top_m)
     }
 
     fn rows(&self) -> u128 {
@@ -291,9 +308,11 @@ impl<R: Runtime> Moves<'_, R> {
     /// The gradient of a weight `[m, n]`, of which the left factor's numbers have `left` bytes and the right one's `right`.
     fn outer(&self, m: usize, n: usize, left: u128, right: u128) -> u128 {
         let (tokens, area) = (self.sizes.tokens, wide(m) * wide(n) * WORD);
-        let read = tokens * (wide(m) * left + wide(n) * right);
+        let cut = weight_tiles(&self.layer.client, self.tokens, m, n);
+        let factor = |bytes: u128, times: usize| if self.caches.hold(bytes) { bytes } else { bytes * wide(times) };
+        let read = factor(tokens * wide(m) * left, cut.columns) + factor(tokens * wide(n) * right, cut.rows);
         let splits = match self.layer.backward_product(self.tokens) {
-            ProjectStrategy::Tile => weight_splits(&self.layer.client, self.tokens, m, n),
+            ProjectStrategy::Tile => cut.splits,
             ProjectStrategy::Cubek => 1,
         };
         let added = if splits > 1 { self.column_sum(splits, wide(m) * wide(n)) } else { 0 };
@@ -303,6 +322,6 @@ impl<R: Runtime> Moves<'_, R> {
     /// Adding up `rows` rows of `width` numbers.
     fn column_sum(&self, rows: usize, width: u128) -> u128 {
         let (read, written) = column_sum_rows(rows);
-        wide(read + written) * width * WORD
+        (wide(read) + wide(written)) * width * WORD
     }
 }

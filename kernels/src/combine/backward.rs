@@ -104,9 +104,9 @@ pub struct CoreShares {
     pub shares: usize,
 }
 
-/// The parts that the gradient of a core of `numbers` numbers is summed in.
+/// The parts that the gradient of a core of `numbers` numbers is summed in; none for no tokens or numbers.
 pub fn core_shares(tokens: usize, numbers: usize) -> CoreShares {
-    let share = (tokens * numbers).div_ceil(PARTS);
+    let share = tokens.saturating_mul(numbers).div_ceil(PARTS).max(1);
     CoreShares { share, shares: tokens.div_ceil(share) }
 }
 

@@ -19,7 +19,7 @@ use crate::outer::outer;
 use crate::product::component_sum;
 use crate::query::{ProjectStrategy, project};
 use crate::rows::{Entries, RowGradients, sum_rows};
-use crate::select::{lane_of, lane_sum};
+use crate::select::{lane_of, lane_sum, row_lanes};
 use crate::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage};
 
 /// Gradients of the stage.
@@ -144,7 +144,7 @@ impl<R: Runtime> Stage<'_, R> {
         let entries = self.tokens * self.plan.entries;
         let scores = empty(self.client, "gradient of the scores", self.chosen.scores.shape(), f32_storage())?;
         let slice = self.plan.value_dim / self.plan.cores / width;
-        let lanes = if self.device.narrow { 1 } else { slice.next_power_of_two().min(LANES) };
+        let lanes = row_lanes(&self.device, slice);
         let units = self.device.flat(entries * lanes);
         let plan = GradScoresPlan { cores: self.plan.cores, slice, tile: units / lanes, units };
         // SAFETY: rows and sources are those that `locate` has clamped; a unit writes scores of its own entry.
@@ -168,9 +168,6 @@ impl<R: Runtime> Stage<'_, R> {
         Ok(scores)
     }
 }
-
-/// Lanes that share a slot's row: a row of bf16 in a few loads side by side.
-const LANES: usize = 8;
 
 /// Slots to physical rows and to rows of the pooled values.
 #[cube(launch_unchecked)]

@@ -5,14 +5,14 @@ use cubecl::prelude::*;
 use super::{Update, UpdatePlan, listed};
 use crate::Result;
 use crate::product::component_sum;
-use crate::select::{lane_of, lane_sum};
+use crate::select::{lane_of, lane_sum, row_lanes};
 use crate::tensor::{Tensor, arg};
 
 pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, eps: f32, squares: &Tensor<R>) -> Result<()> {
     let gradients = update.gradients;
-    let lanes = if update.device.narrow { 1 } else { update.plan.vectors.next_power_of_two().min(LANES) };
-    let tile = update.plan.units / lanes;
-    // SAFETY: `Update::check` and the optimiser have seen every shape; rows are listed once, and each is changed by one unit.
+    let tile = update.plan.units / row_lanes(&update.device, update.plan.vectors);
+    // SAFETY: `Update::check` and the optimiser have seen every shape; rows are listed once, an accumulator is changed by one unit and
+    // each vector of a row by its own.
     unsafe {
         accumulate_kernel::launch_unchecked::<R>(
             update.client,
@@ -32,7 +32,7 @@ pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, eps: f32, squares: &Ten
         );
         adagrad_kernel::launch_unchecked::<R>(
             update.client,
-            update.grid(update.plan.vectors)?,
+            update.grid()?,
             update.cube_dim(),
             update.table.required_address_type(),
             update.vector,
@@ -52,9 +52,6 @@ pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, eps: f32, squares: &Ten
     }
     Ok(())
 }
-
-/// Lanes that share a row's gradient: whole sectors side by side.
-const LANES: usize = 8;
 
 /// `squares[row] += mean(g²)`; a few lanes take one of a cube's `tile` rows.
 #[cube(launch_unchecked, address_type = "dynamic")]

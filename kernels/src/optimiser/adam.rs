@@ -21,7 +21,7 @@ pub(super) fn launch<R: Runtime>(
     unsafe {
         adam_kernel::launch_unchecked::<R>(
             update.client,
-            update.grid(update.plan.vectors)?,
+            update.grid()?,
             update.cube_dim(),
             update.table.required_address_type(),
             update.vector,

@@ -12,7 +12,8 @@
 //! rows alone. State and arithmetic are f32; the row is rounded to the table's element type. Where a row is masked out, neither
 //! it nor its state changes.
 //!
-//! Moves, per used row, its gradient once, and the row and its state once in and once out.
+//! Moves, per used row, its gradient once, and the row and its state once in and once out; Adagrad reads the gradient and the
+//! accumulator once more.
 
 mod adagrad;
 mod adam;
@@ -247,9 +248,9 @@ impl<'a, R: Runtime> Update<'a, R> {
         Ok(Self { client, device, table, gradients, step, rows, width, vector, plan })
     }
 
-    /// One unit for each of `per_row` pieces of every row that can be listed.
-    fn grid(&self, per_row: usize) -> Result<CubeCount> {
-        self.device.grid((self.gradients.rows.shape()[0] * per_row).div_ceil(self.plan.units))
+    /// One unit for each vector of every row that can be listed.
+    fn grid(&self) -> Result<CubeCount> {
+        self.device.grid((self.gradients.rows.shape()[0] * self.plan.vectors).div_ceil(self.plan.units))
     }
 
     fn cube_dim(&self) -> CubeDim {

@@ -16,7 +16,7 @@ pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, momentum: f32, state: O
     unsafe {
         sgd_kernel::launch_unchecked::<R>(
             update.client,
-            update.grid(update.plan.vectors)?,
+            update.grid()?,
             update.cube_dim(),
             update.table.required_address_type(),
             update.vector,
