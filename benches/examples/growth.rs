@@ -1,9 +1,11 @@
-//! What a training step costs while the table grows: 4 Ki to 518 Ki rows of 32 numbers, at 256 tokens.
+//! What a training step costs while the table grows: 4 Ki to 518 Ki rows of 32 numbers, at 64 tokens, which read 2,048
+//! slots: fewer than the smallest table has rows, as in any model.
 //!
 //! `cargo run --release -p ultramem-benches --example growth [PICTURE.svg]`. A step is forward, backward and the table's update by lazy
 //! Adam. The score stage's forward, which grows with the root of the table by design, is measured apart. Each size runs in a
 //! process of its own whose allocator gives every buffer a page of its own, so that what it has reserved beyond weights and optimiser
-//! state is the most that a step had in use.
+//! state is the most that a step had in use. The gradients of the chosen keys are told apart: keys are as many as the root of the table,
+//! so the chosen ones become more until each slot has its own.
 
 use std::error::Error;
 use std::process::Command;
@@ -15,6 +17,7 @@ use cubecl::prelude::ComputeClient;
 use cubecl::wgpu::{
     AutoGraphicsApi, MemoryConfiguration, RuntimeOptions, WgpuDevice, WgpuRuntime, init_device, init_setup,
 };
+use plotters::coord::Shift;
 use plotters::prelude::*;
 use serde::{Deserialize, Serialize};
 use ultramem::kernels::optimiser::{Rule, Step};
@@ -38,6 +41,8 @@ struct Figures {
     scores: Vec<f64>,
     /// Bytes that were reserved beyond weights and optimiser state.
     beyond: u64,
+    /// Bytes of the chosen keys' gradients among them, before and after the norm.
+    keys: u64,
 }
 
 fn main() -> Outcome<()> {
@@ -90,12 +95,13 @@ fn measure(side_keys: usize) -> Outcome<Figures> {
     let query = layer.query(&input, strategies.query)?;
     sync(&client)?;
     let before = reserved(&client)?;
-    let mut figures = Figures { rows: config.rows(), steps: Vec::new(), scores: Vec::new(), beyond: 0 };
+    let mut figures = Figures { rows: config.rows(), steps: Vec::new(), scores: Vec::new(), beyond: 0, keys: 0 };
     for step in 0..=STEPS {
         let start = Instant::now();
         let (forward, saved) = layer.forward_saving(&input)?;
         let gradients = layer.backward(&input, &saved, &forward.output)?;
         layer.update_values(&mut optimiser, &gradients.values, &Step::new(1e-9))?;
+        figures.keys = 2 * gradients.keys.gradients.shape().iter().product::<usize>() as u64 * 4;
         sync(&client)?;
         let whole = start.elapsed().as_secs_f64() * 1e3;
         let start = Instant::now();
@@ -120,6 +126,10 @@ fn reserved(client: &ComputeClient<WgpuRuntime>) -> Outcome<u64> {
     Ok(client.memory_usage().map_err(|error| format!("{error:?}"))?.bytes_reserved)
 }
 
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
+
 /// The middle one.
 fn median(times: &[f64]) -> f64 {
     let mut times = times.to_vec();
@@ -129,13 +139,18 @@ fn median(times: &[f64]) -> f64 {
 
 fn report(all: &[Figures], picture: Option<&String>) -> Outcome<()> {
     println!(
-        "{:>8} {:>10} {:>14} {:>14} {:>16}",
-        "rows", "step, ms", "of it score", "without score", "beyond table, MB"
+        "{:>8} {:>10} {:>14} {:>14} {:>16} {:>11} {:>13}",
+        "rows", "step, ms", "of it score", "without score", "beyond table, MB", "of it keys", "without keys"
     );
     for figures in all {
         let (step, score) = (median(&figures.steps), median(&figures.scores));
-        let beyond = figures.beyond as f64 / 1e6;
-        println!("{:8} {step:10.2} {score:14.2} {:14.2} {beyond:16.2}", figures.rows, step - score);
+        let (beyond, keys) = (megabytes(figures.beyond), megabytes(figures.keys));
+        println!(
+            "{:8} {step:10.2} {score:14.2} {:14.2} {beyond:16.2} {keys:11.2} {:13.2}",
+            figures.rows,
+            step - score,
+            beyond - keys
+        );
     }
     let rest = |figures: &Figures| median(&figures.steps) - median(&figures.scores);
     if let [first, .., last] = all {
@@ -144,37 +159,61 @@ fn report(all: &[Figures], picture: Option<&String>) -> Outcome<()> {
     picture.map_or(Ok(()), |path| plot(all, path))
 }
 
-/// Step and score over the rows, both axes by powers.
+type Series<'a> = (&'a str, RGBColor, &'a dyn Fn(&Figures) -> f64);
+
+// Colours that differ for every kind of colour vision (Okabe and Ito).
+const BLUE: RGBColor = RGBColor(0, 114, 178);
+const RED: RGBColor = RGBColor(213, 94, 0);
+const GREEN: RGBColor = RGBColor(0, 158, 115);
+
+/// Times above, memory below, over the rows.
 fn plot(all: &[Figures], path: &str) -> Outcome<()> {
-    let root = SVGBackend::new(path, (720, 420)).into_drawing_area();
+    let root = SVGBackend::new(path, (720, 720)).into_drawing_area();
     root.fill(&WHITE)?;
-    let most = all.iter().map(|figures| median(&figures.steps)).fold(0.0, f64::max);
-    let rows = (all[0].rows as f64 * 0.8)..(all[all.len() - 1].rows as f64 * 1.25);
-    let mut chart = ChartBuilder::on(&root)
-        .caption(format!("A training step while the table grows, {TOKENS} tokens"), ("sans-serif", 20))
-        .margin(16)
-        .x_label_area_size(48)
-        .y_label_area_size(64)
-        .build_cartesian_2d(rows.log_scale(), 0.0..most * 1.2)?;
-    chart
-        .configure_mesh()
-        .x_desc("rows of the value table (32 numbers each)")
-        .y_desc("milliseconds")
-        .x_label_formatter(&|rows| format!("{:.0} Ki", rows / 1024.0))
-        .label_style(("sans-serif", 14))
-        .draw()?;
-    // Colours that differ for every kind of colour vision (Okabe and Ito).
+    let (times, memory) = root.split_vertically(400);
     let step = |figures: &Figures| median(&figures.steps);
     let score = |figures: &Figures| median(&figures.scores);
     let rest = |figures: &Figures| step(figures) - score(figures);
-    let points = |value: &dyn Fn(&Figures) -> f64| -> Vec<(f64, f64)> {
-        all.iter().map(|figures| (figures.rows as f64, value(figures))).collect()
-    };
-    for (name, colour, points) in [
-        ("step", RGBColor(0, 114, 178), points(&step)),
-        ("step without the score stage's forward", RGBColor(213, 94, 0), points(&rest)),
-        ("the score stage's forward", RGBColor(0, 158, 115), points(&score)),
-    ] {
+    let of_times: [Series<'_>; 3] = [
+        ("step", BLUE, &step),
+        ("step without the score stage's forward", RED, &rest),
+        ("the score stage's forward", GREEN, &score),
+    ];
+    draw(&times, all, &format!("A training step while the table grows, {TOKENS} tokens"), "milliseconds", &of_times)?;
+    let beyond = |figures: &Figures| megabytes(figures.beyond);
+    let others = |figures: &Figures| megabytes(figures.beyond - figures.keys);
+    let of_memory: [Series<'_>; 2] =
+        [("beyond weights and optimiser state", BLUE, &beyond), ("without the chosen keys' gradients", RED, &others)];
+    draw(&memory, all, "Memory of a step", "MB", &of_memory)?;
+    root.present()?;
+    Ok(())
+}
+
+/// Lines over the rows, the rows by powers.
+fn draw(
+    area: &DrawingArea<SVGBackend<'_>, Shift>,
+    all: &[Figures],
+    caption: &str,
+    unit: &str,
+    series: &[Series<'_>],
+) -> Outcome<()> {
+    let most = series.iter().flat_map(|(_, _, of)| all.iter().map(of)).fold(0.0, f64::max);
+    let rows = (all[0].rows as f64 * 0.8)..(all[all.len() - 1].rows as f64 * 1.25);
+    let mut chart = ChartBuilder::on(area)
+        .caption(caption, ("sans-serif", 20))
+        .margin(16)
+        .x_label_area_size(48)
+        .y_label_area_size(64)
+        .build_cartesian_2d(rows.log_scale(), 0.0..most * 1.5)?;
+    chart
+        .configure_mesh()
+        .x_desc("rows of the value table (32 numbers each)")
+        .y_desc(unit)
+        .x_label_formatter(&|rows| format!("{:.0} Ki", rows / 1024.0))
+        .label_style(("sans-serif", 14))
+        .draw()?;
+    for &(name, colour, of) in series {
+        let points: Vec<(f64, f64)> = all.iter().map(|figures| (figures.rows as f64, of(figures))).collect();
         chart.draw_series(points.iter().map(|&point| Circle::new(point, 4, colour.filled())))?;
         chart
             .draw_series(LineSeries::new(points, colour.stroke_width(2)))?
@@ -187,6 +226,5 @@ fn plot(all: &[Figures], path: &str) -> Outcome<()> {
         .background_style(WHITE.mix(0.8))
         .label_font(("sans-serif", 14))
         .draw()?;
-    root.present()?;
     Ok(())
 }

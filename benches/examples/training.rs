@@ -1,10 +1,12 @@
-//! A training step: our forward, our forward with backward and the table's update, and the forward and backward of the composition in
-//! stock Burn operations through autodiff, which updates nothing.
+//! A training step: our forward, our forward with backward and the table's update, and the forward, and the forward and backward, of
+//! the composition in stock Burn operations through autodiff, which updates nothing.
 //!
-//! `cargo run --release -p ultramem-benches --features composition --example training` runs the three in turn, each
-//! synchronised, for each case.
+//! `cargo run --release -p ultramem-benches --features composition --example training` runs the four in turn for each case, each in a
+//! process of its own, as each would run in a program of its own: in one process they would share an allocator and its pages. A backward
+//! pass takes what a step takes beyond its forward.
 
 use std::error::Error;
+use std::process::Command;
 use std::time::Instant;
 
 use burn::backend::wgpu::{WgpuDevice, WgpuRuntime};
@@ -19,54 +21,77 @@ use ultramem_benches::{Case, Composition};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
-/// Steps of each.
-const STEPS: usize = 30;
-
-/// Something to run and wait for, and the milliseconds that it took each time.
-struct Run {
-    name: &'static str,
-    run: Box<dyn FnMut() -> Outcome<()>>,
-    times: Vec<f64>,
-}
+/// What is run.
+const RUNS: [&str; 4] =
+    ["forward", "forward, backward and update", "composition, forward", "composition, forward and backward"];
+/// Steps of each in each round, after those that compile and fill the allocator's pages, and rounds over all four.
+const STEPS: usize = 10;
+const WARM: usize = 3;
+const ROUNDS: usize = 4;
 
 fn main() -> Outcome<()> {
-    for case in Case::all() {
-        let (forward, step, composition) = (forward(&case)?, step(&case)?, composition(&case)?);
-        let mut runs = [
-            Run { name: "forward", run: Box::new(forward), times: Vec::new() },
-            Run { name: "forward, backward and update", run: Box::new(step), times: Vec::new() },
-            Run { name: "composition, forward and backward", run: Box::new(composition), times: Vec::new() },
-        ];
-        for _ in 0..STEPS {
-            for Run { run, times, .. } in &mut runs {
-                let start = Instant::now();
-                run()?;
-                times.push(start.elapsed().as_secs_f64() * 1e3);
+    match std::env::args().skip(1).collect::<Vec<_>>().as_slice() {
+        [] => Case::all().iter().try_for_each(compare),
+        [case, run] => {
+            let case = Case::named(case).ok_or("no such case")?;
+            println!("{}", serde_json::to_string(&measure(&case, run)?)?);
+            Ok(())
+        }
+        _ => Err("usage: training".into()),
+    }
+}
+
+/// Milliseconds of each step.
+fn measure(case: &Case, run: &str) -> Outcome<Vec<f64>> {
+    let mut step: Box<dyn FnMut() -> Outcome<()>> = match run {
+        "forward" => Box::new(forward(case)?),
+        "forward, backward and update" => Box::new(step(case)?),
+        "composition, forward" => Box::new(composition(case, false)?),
+        "composition, forward and backward" => Box::new(composition(case, true)?),
+        _ => return Err("no such run".into()),
+    };
+    let mut times = Vec::new();
+    for at in 0..WARM + STEPS {
+        let start = Instant::now();
+        step()?;
+        if at >= WARM {
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    Ok(times)
+}
+
+fn compare(case: &Case) -> Outcome<()> {
+    let mut all = [const { Vec::new() }; RUNS.len()];
+    for _ in 0..ROUNDS {
+        for (run, times) in RUNS.into_iter().zip(&mut all) {
+            let output = Command::new(std::env::current_exe()?).args([case.name, run]).output()?;
+            if !output.status.success() {
+                return Err(format!("{} {run}: {}", case.name, String::from_utf8_lossy(&output.stderr)).into());
             }
+            times.extend(serde_json::from_slice::<Vec<f64>>(&output.stdout)?);
         }
-        let mut medians = Vec::new();
-        for Run { name, times, .. } in &mut runs {
-            times.sort_by(f64::total_cmp);
-            println!("{:6} {name:34} median {:7.2} ms (least {:7.2})", case.name, times[STEPS / 2], times[0]);
-            medians.push((times[STEPS / 2], times[0]));
-        }
-        let [(forward, least_forward), (step, least_step), (composition, least_composition)] = medians[..] else {
-            return Err("three were measured".into());
-        };
+    }
+    for (run, times) in RUNS.into_iter().zip(&mut all) {
+        times.sort_by(f64::total_cmp);
+        println!("{:6} {run:34} median {:7.2} ms (least {:7.2})", case.name, times[times.len() / 2], times[0]);
+    }
+    for (what, at) in [("medians", STEPS * ROUNDS / 2), ("least", 0)] {
+        let [forward, step, other_forward, other_step] = all.each_ref().map(|times| times[at]);
+        let (backward, other_backward) = (step - forward, other_step - other_forward);
         println!(
-            "{:6} backward and update take {:.2} times the forward ({:.2} by the least); the composition takes {:.2} times our step \
-             ({:.2})",
+            "{:6} by {what}: backward and update take {:.2} times the forward; the composition's backward takes {:.2} times our \
+             backward and update, its step {:.2} times our step",
             case.name,
-            (step - forward) / forward,
-            (least_step - least_forward) / least_forward,
-            composition / step,
-            least_composition / least_step
+            backward / forward,
+            other_backward / backward,
+            other_step / step
         );
     }
     Ok(())
 }
 
-/// Our layer's forward pass, warm, as something to run and wait for.
+/// Our layer's forward pass, as something to run and wait for.
 fn forward(case: &Case) -> Outcome<impl FnMut() -> Outcome<()> + use<>> {
     let (config, weights, input) = case.random()?;
     let client = WgpuRuntime::client(&WgpuDevice::default());
@@ -78,7 +103,6 @@ fn forward(case: &Case) -> Outcome<impl FnMut() -> Outcome<()> + use<>> {
         drop(output);
         Ok(())
     };
-    run()?;
     Ok(run)
 }
 
@@ -90,7 +114,7 @@ fn step(case: &Case) -> Outcome<impl FnMut() -> Outcome<()> + use<>> {
     let rule = Rule::Adam { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0, decoupled: true };
     let mut optimiser = layer.value_optimiser(rule)?;
     let input = layer.upload(&input)?;
-    let mut run = move || {
+    let run = move || {
         let (forward, saved) = layer.forward_saving(&input)?;
         // The output stands for its gradient: of its shape, and there already.
         let gradients = layer.backward(&input, &saved, &forward.output)?;
@@ -99,12 +123,11 @@ fn step(case: &Case) -> Outcome<impl FnMut() -> Outcome<()> + use<>> {
         drop(gradients);
         Ok(())
     };
-    run()?;
     Ok(run)
 }
 
-/// The composition's forward and backward pass.
-fn composition(case: &Case) -> Outcome<impl FnMut() -> Outcome<()> + use<>> {
+/// The composition's forward pass, and its backward pass if asked for.
+fn composition(case: &Case, backward: bool) -> Outcome<impl FnMut() -> Outcome<()> + use<>> {
     let (config, weights, input) = case.random()?;
     let device = WgpuDevice::default();
     let input = TensorData::new(input, [case.tokens, config.hidden_size]);
@@ -112,11 +135,10 @@ fn composition(case: &Case) -> Outcome<impl FnMut() -> Outcome<()> + use<>> {
     let input = Tensor::<Autodiff<Wgpu>, 2>::from_data(input, &device).require_grad();
     let run = move || {
         let output = layer.forward(input.clone());
-        let gradients = (output.clone() * output.detach()).sum().backward();
+        let gradients = backward.then(|| (output.clone() * output.clone().detach()).sum().backward());
         <Wgpu as Backend>::sync(&device)?;
-        drop(gradients);
+        drop((output, gradients));
         Ok(())
     };
-    run()?;
     Ok(run)
 }

@@ -80,6 +80,11 @@ impl Device {
         [8, 4, 2].into_iter().filter(loads).find(divides).unwrap_or(1)
     }
 
+    /// Vectors that a unit takes of `vectors` in a row: as many as its block has, that divide them.
+    pub fn run(&self, vectors: usize) -> usize {
+        [4, 2].into_iter().find(|run| *run <= self.block && vectors.is_multiple_of(*run)).unwrap_or(1)
+    }
+
     /// A grid of at least `cubes` cubes; kernels leave at once where `CUBE_POS` is `cubes` or more.
     pub fn grid(&self, cubes: usize) -> Result<CubeCount> {
         let (max_x, max_y, _) = self.max_cubes;

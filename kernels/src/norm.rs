@@ -67,17 +67,16 @@ pub(crate) struct NormPlan {
 /// Backward of a norm over the vectors of `numbers`, `[groups, size, step]`:
 ///
 /// with `û = (x - mean) · scale` and `g = grad · weight`, `grad_numbers = (g - û · mean(g · û) - mean(g)) · scale`, the last mean for LayerNorm
-/// only, `[groups, size, step]`; and each vector's part of the weight's gradient, `weight_parts = grad · û`, `[groups · step, size]` as
-/// `grad` is. A unit takes one vector.
+/// only, `[groups, size, step]`. `grad`, `[groups · step, size]`, becomes each vector's part of the weight's gradient, `grad · û`. A unit
+/// takes one vector.
 #[cube(launch_unchecked)]
 pub(crate) fn norm_backward_kernel<E: Float, N: Size>(
     numbers: &Array<E>,
     weight: &Array<Vector<f32, N>>,
     listed: &Array<u32>,
     used: &Array<u32>,
-    grad: &Array<Vector<f32, N>>,
+    grad: &mut Array<Vector<f32, N>>,
     grad_numbers: &mut Array<f32>,
-    weight_parts: &mut Array<Vector<f32, N>>,
     eps: f32,
     groups: u32,
     #[comptime] plan: NormPlan,
@@ -99,45 +98,57 @@ pub(crate) fn norm_backward_kernel<E: Float, N: Size>(
     }
     let area = comptime!(plan.size * plan.step);
     let first = source * area + vector % plan.step;
-    let of = moments::<E>(numbers, first, eps, plan.size, plan.step, plan.norm);
     let pieces = comptime!(plan.size / width);
+    // One pass for the moments and the means: about the first number where a mean is taken, which lies near it.
+    let mut centre = 0.0f32;
+    if comptime!(plan.norm == Norm::Layer) {
+        centre = f32::cast_from(numbers[first]);
+    }
+    let mut sums = Vector::<f32, N>::new(0.0);
+    let mut squares = Vector::<f32, N>::new(0.0);
     let mut along = Vector::<f32, N>::new(0.0);
     let mut across = Vector::<f32, N>::new(0.0);
     for d in 0..pieces {
         let weighted = grad[vector * pieces + d] * weight[d];
-        along += weighted * unit_piece::<E, N>(numbers, first + d * comptime!(width * plan.step), of, plan.step);
-        across += weighted;
+        let piece = centred::<E, N>(numbers, first + d * comptime!(width * plan.step), centre, plan.step);
+        squares += piece * piece;
+        along += weighted * piece;
+        if comptime!(plan.norm == Norm::Layer) {
+            sums += piece;
+            across += weighted;
+        }
     }
-    let along = component_sum::<N>(along) / comptime!(plan.size as f32);
-    let mut across = component_sum::<N>(across) / comptime!(plan.size as f32);
-    if comptime!(plan.norm == Norm::Rms) {
-        across = 0.0;
-    }
+    let count = comptime!(plan.size as f32);
+    let (sum, across) = (component_sum::<N>(sums), component_sum::<N>(across));
+    let mean = sum / count;
+    let scale = scale_of(max(component_sum::<N>(squares) - mean * sum, 0.0), eps, plan.size);
+    let along = (component_sum::<N>(along) - mean * across) * scale * scale / count;
+    let (centre, across) = (centre + mean, across / count);
     let out = group * area + vector % plan.step;
     for d in 0..pieces {
-        let unit = unit_piece::<E, N>(numbers, first + d * comptime!(width * plan.step), of, plan.step);
+        let piece = centred::<E, N>(numbers, first + d * comptime!(width * plan.step), centre, plan.step);
         let given = grad[vector * pieces + d];
-        let inner = given * weight[d] - unit * Vector::new(along) - Vector::new(across);
+        let inner = (given * weight[d] - piece * Vector::new(along) - Vector::new(across)) * Vector::new(scale);
         #[unroll]
         for n in 0..width {
-            grad_numbers[out + (d * width + n) * plan.step] = inner[n] * of.scale;
+            grad_numbers[out + (d * width + n) * plan.step] = inner[n];
         }
-        weight_parts[vector * pieces + d] = given * unit;
+        grad[vector * pieces + d] = given * piece * Vector::new(scale);
     }
 }
 
-/// A few numbers of a vector, less their mean and scaled: those at `first`, `first + step`, ….
+/// A few numbers of a vector less `centre`: those at `first`, `first + step`, ….
 #[cube]
-fn unit_piece<E: Float, N: Size>(
+fn centred<E: Float, N: Size>(
     numbers: &Array<E>,
     first: usize,
-    of: Moments,
+    centre: f32,
     #[comptime] step: usize,
 ) -> Vector<f32, N> {
     let mut piece = Vector::<f32, N>::new(0.0);
     #[unroll]
     for n in 0..N::value() {
-        piece[n] = (f32::cast_from(numbers[first + comptime!(n * step)]) - of.mean) * of.scale;
+        piece[n] = f32::cast_from(numbers[first + comptime!(n * step)]) - centre;
     }
     piece
 }

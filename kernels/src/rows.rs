@@ -65,7 +65,7 @@ pub(crate) fn sum_rows<R: Runtime>(
     let device = Device::of(client);
     let width = device.width(4, &[entries.slice]);
     let slice = entries.slice / width;
-    let block = [4, 2, 1].into_iter().find(|b| *b <= device.block && slice.is_multiple_of(*b)).unwrap_or(1);
+    let block = device.run(slice);
     let items = groups.capacity * entries.count * (slice / block);
     let units = device.flat(items);
     let plan = SumPlan { factors: entries.count, slice, shared: entries.shared, block, units };

@@ -29,18 +29,21 @@ pub(crate) fn column_sum<R: Runtime>(
         let (count, width) = (rows.shape()[0], rows.shape()[1]);
         let chunks = count.div_ceil(CHUNK);
         let sums = empty(client, "column sums", &[chunks, width], f32_storage())?;
-        let units = device.flat(chunks * width);
-        // SAFETY: a unit reads one column of rows below `count` and writes one sum.
+        let vector = device.width(4, &[width]);
+        let vectors = width / vector;
+        let units = device.flat(chunks * vectors);
+        // SAFETY: a unit reads one column of vectors in rows below `count` and writes one sum.
         unsafe {
             column_sum_kernel::launch_unchecked::<R>(
                 client,
-                device.grid((chunks * width).div_ceil(units))?,
+                device.grid((chunks * vectors).div_ceil(units))?,
                 CubeDim::new_1d(units as u32),
-                arg(&rows, 1),
+                vector,
+                arg(&rows, vector),
                 arg(used.map_or(&rows, |(used, _)| used), 1),
-                arg(&sums, 1),
+                arg(&sums, vector),
                 count as u32,
-                width as u32,
+                vectors as u32,
                 units,
                 used.map(|(_, number)| number as u32),
             );
@@ -53,28 +56,28 @@ pub(crate) fn column_sum<R: Runtime>(
 }
 
 #[cube(launch_unchecked)]
-fn column_sum_kernel(
-    rows: &Array<f32>,
+fn column_sum_kernel<N: Size>(
+    rows: &Array<Vector<f32, N>>,
     used: &Array<u32>,
-    sums: &mut Array<f32>,
+    sums: &mut Array<Vector<f32, N>>,
     count: u32,
-    width: u32,
+    vectors: u32,
     #[comptime] units: usize,
     #[comptime] per_used: Option<u32>,
 ) {
     let item = CUBE_POS * units + UNIT_POS as usize;
-    if item >= sums.len() {
+    let vectors = vectors as usize;
+    if item >= (count as usize).div_ceil(CHUNK) * vectors {
         terminate!();
     }
-    let width = width as usize;
     let mut last = count as usize;
     if comptime!(per_used.is_some()) {
         last = min(last, (used[0] * comptime!(per_used.unwrap_or(1))) as usize);
     }
-    let first = item / width * CHUNK;
-    let mut sum = 0.0f32;
+    let first = item / vectors * CHUNK;
+    let mut sum = Vector::<f32, N>::new(0.0);
     for row in first..min(first + CHUNK, last) {
-        sum += rows[row * width + item % width];
+        sum += rows[row * vectors + item % vectors];
     }
     sums[item] = sum;
 }

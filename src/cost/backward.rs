@@ -123,8 +123,10 @@ impl Sizes<'_> {
     }
 
     fn expand_backward(&self) -> StageCost {
+        let pooled = if self.config.gated() { 0 } else { self.tokens * self.pooled_dim() * self.element };
         let bytes = [
             self.input(),
+            pooled,
             self.output_weight() * (self.element + WORD),
             self.chosen(),
             self.shuffle(),
@@ -133,8 +135,9 @@ impl Sizes<'_> {
             self.used_rows() * (WORD + self.value_dim * WORD),
             2 * self.gate(),
         ];
-        // The gradients of pooled values and of W_o; pooled values, scores and rows slot by slot.
-        let flops = 2 * self.tokens * (2 * self.output_weight() + 3 * self.entries * self.value_dim);
+        // The gradients of pooled values and of W_o; scores and rows slot by slot, and the pooled values where a gate came between.
+        let by_slot = if self.config.gated() { 3 } else { 2 };
+        let flops = 2 * self.tokens * (2 * self.output_weight() + by_slot * self.entries * self.value_dim);
         StageCost { bytes: sum(&bytes), flops: sum(&[flops]) }
     }
 
@@ -190,7 +193,7 @@ struct Moves<'a, R: Runtime> {
 }
 
 impl<R: Runtime> Moves<'_, R> {
-    /// The output's gradient through W_o, pooled values, scores, rows, W_o's gradient.
+    /// The output's gradient through W_o, scores, rows, W_o's gradient; with a gate, the pooled values again and their way through it.
     fn expand(&self) -> u128 {
         let (sizes, config) = (&self.sizes, self.sizes.config);
         let pooled = sizes.tokens * sizes.pooled_dim();
@@ -199,7 +202,7 @@ impl<R: Runtime> Moves<'_, R> {
         let rows = self.rows();
         let pool = sizes.chosen() + self.shuffle() + rows + pooled * sizes.element;
         let gate = sizes.gate() + pooled * sizes.element + sizes.gate() + 3 * sizes.gate();
-        let gate = if config.gated() { gate } else { 0 };
+        let gate = if config.gated() { pool + gate } else { 0 };
         let locate = sizes.slot_numbers() + self.shuffle() + 2 * sizes.slot_numbers();
         let of_pooled = self.caches.gather(pooled * WORD, sizes.slots(), sizes.value_dim * WORD);
         let scores = 2 * sizes.slot_numbers() + rows + of_pooled + sizes.grad_scores();
@@ -208,7 +211,7 @@ impl<R: Runtime> Moves<'_, R> {
             + sizes.used_rows() * (WORD + sizes.value_dim * WORD);
         let gated = if config.gated() { WORD } else { sizes.element };
         let weight = self.outer(config.hidden_size, config.pooled_dim(), sizes.element, gated);
-        through_weight + pool + gate + locate + scores + groups + sums + weight
+        through_weight + gate + locate + scores + groups + sums + weight
     }
 
     /// The side scores' gradient, and the core's in parts.

@@ -149,7 +149,7 @@ impl<'a, R: Runtime> Large<'a, R> {
         let handle = self.client.create_from_slice(rounded.cast(self.dtype).bytes());
         let grad_output = Tensor::new_contiguous(vec![TOKENS, HIDDEN], handle, self.dtype.storage());
         let (memory, tile) = (self.memory(), ProjectStrategy::Tile);
-        let found = expand_backward(self.client, &self.chosen, &memory, &self.weight[1], &grad_output, tile)?;
+        let found = expand_backward(self.client, &self.chosen, &memory, &self.weight[1], None, &grad_output, tile)?;
 
         let of_pooled = |token, column| -> f64 {
             (0..HIDDEN).map(|out| f64::from(gradient(token, out)) * number(out, column)).sum()

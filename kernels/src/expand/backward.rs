@@ -4,13 +4,13 @@
 //! - `grad_scores[t, h, m, k] = Σ_c grad_pooled[t, e, c] · V[row, c]` over slice k: a few lanes take one slot and read its row once;
 //! - `grad_values[row] = Σ s_k · grad_pooled[t, e, slice k]` over the slots that read the row, grouped by row and summed in slot order
 //!   ([`RowGradients`]): no row is touched that no slot read;
-//! - `grad_W_o = grad_outputᵀ · pooled`, the pooled values made anew, which costs one more reading of the rows and saves keeping them.
+//! - `grad_W_o = grad_outputᵀ · pooled`, the pooled values as the forward pass left them; where a gate came between they are made anew.
 //!
-//! Moves the chosen rows twice, `grad_pooled` once per slot (from cache) and a gradient for each used row.
+//! Moves the chosen rows once (twice with a gate), `grad_pooled` once per slot (from cache) and a gradient for each used row.
 
 use cubecl::prelude::*;
 
-use super::{Memory, Stage};
+use super::{Memory, Stage, pool};
 use crate::Result;
 use crate::combine::Chosen;
 use crate::device::Device;
@@ -37,6 +37,7 @@ pub struct ExpandGradients<R: Runtime> {
 /// Launches the backward pass of [`expand`](super::expand), for what it was given.
 ///
 /// - `weight` `[hidden_size, expansion · value_dim]`: W_o as PyTorch has it, the transpose of the memory's
+/// - `pooled` `[tokens, expansion · value_dim]`, in the type of the values: what [`pool`](super::pool) gives without a gate; None: made anew
 /// - `grad_output` `[tokens, hidden_size]`, in the type of the values
 ///
 /// # Errors
@@ -46,6 +47,7 @@ pub fn expand_backward<R: Runtime>(
     chosen: &Chosen<R>,
     memory: &Memory<'_, R>,
     weight: &Tensor<R>,
+    pooled: Option<&Tensor<R>>,
     grad_output: &Tensor<R>,
     strategy: ProjectStrategy,
 ) -> Result<ExpandGradients<R>> {
@@ -54,9 +56,14 @@ pub fn expand_backward<R: Runtime>(
     let pooled_dim = stage.plan.expansion * stage.plan.value_dim;
     check(weight, "weight", &[hidden_size, pooled_dim], dtype)?;
     check(grad_output, "gradient of the output", &[tokens, hidden_size], dtype)?;
+    if let Some(pooled) = pooled {
+        check(pooled, "pooled", &[tokens, pooled_dim], dtype)?;
+    }
     let mut grad_pooled = project(client, grad_output, weight, f32_storage(), strategy)?;
-    let ungated = Memory { gate: None, ..*memory };
-    let mut pooled = Stage::check(client, chosen, &ungated)?.launch_pool()?;
+    let mut pooled = match pooled {
+        Some(pooled) => pooled.clone(),
+        None => pool(client, chosen, &Memory { gate: None, ..*memory })?,
+    };
     let mut grad_gate = None;
     if let Some(gate) = memory.gate {
         let gradients = gate_backward(client, gate, &pooled, &grad_pooled)?;

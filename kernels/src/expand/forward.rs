@@ -2,7 +2,7 @@
 //! kernel, `output[t] = W_o · pooled[t]`.
 //!
 //! One cube takes a tile of tokens. It turns slots into addresses, orders each token's entries by virtual block, and gives every
-//! `(token, block, vector of columns)` to one unit, which sums its rows in slot order in registers: each selected row is read
+//! `(token, block, run of vectors)` to one unit, which sums its rows in slot order in registers: each selected row is read
 //! once, in loads as wide as the row allows, and nothing is accumulated in memory. Reads `heads · top_m` rows of `value_dim` per
 //! token, and W_o once per tile.
 //!
@@ -11,7 +11,7 @@
 
 use cubecl::prelude::*;
 
-use crate::product::{Columns, Outputs, Rows, Sharing, multiply};
+use crate::product::{Columns, Outputs, Rows, Sharing, multiply, zero_sums};
 
 /// What is fixed when the kernels are compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,6 +24,8 @@ pub(crate) struct ExpandPlan {
     pub value_dim: usize,
     pub shuffled: bool,
     pub gated: bool,
+    /// Vectors of a row that a unit sums; divides a core's slice.
+    pub run: usize,
     /// Vectors of an output row; 0 where pooling is all.
     pub columns: usize,
     /// How the units of a cube project.
@@ -69,8 +71,12 @@ pub(crate) fn expand_kernel<E: Float, N: Size, O: Size>(
     let token = CUBE_POS / plan.splits * plan.tile;
     let mut pooled = SharedMemory::<Vector<f32, N>>::new(comptime!(plan.tile * depth));
     let entries = order_entries(slots, scores, shuffle, token, tokens as usize, plan);
-    for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * depth), plan.units) {
-        pooled[item] = pool::<E, N>(&entries, values, gate, token, tokens as usize, item, plan);
+    for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * depth / plan.run), plan.units) {
+        let sums = pool::<E, N>(&entries, values, gate, token, tokens as usize, item, plan);
+        #[unroll]
+        for r in 0..plan.run {
+            pooled[item * plan.run + r] = sums[r];
+        }
     }
     sync_cube();
     let rows = Rows::of_tile(depth, plan.tile).places();
@@ -118,10 +124,14 @@ pub(crate) fn pool_kernel<E: Float, N: Size>(
     let vectors = comptime!(plan.expansion * plan.value_dim / width);
     let token = CUBE_POS * plan.tile;
     let entries = order_entries(slots, scores, shuffle, token, tokens as usize, plan);
-    for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * vectors), plan.units) {
-        let sum = pool::<E, N>(&entries, values, gate, token, tokens as usize, item, plan);
-        if token + item / vectors < tokens as usize {
-            pooled[token * vectors + item] = Vector::cast_from(sum);
+    for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * vectors / plan.run), plan.units) {
+        let sums = pool::<E, N>(&entries, values, gate, token, tokens as usize, item, plan);
+        let first = item * plan.run;
+        if token + first / vectors < tokens as usize {
+            #[unroll]
+            for r in 0..plan.run {
+                pooled[token * vectors + first + r] = Vector::cast_from(sums[r]);
+            }
         }
     }
 }
@@ -186,7 +196,7 @@ fn order_entries(
     Entries { rows, scores: ordered, starts }
 }
 
-/// The pooled vector `item` of a tile, `[tile, expansion, value_dim / width]` flattened, gated where the layer has a gate.
+/// Run `item` of a tile's pooled vectors, `[tile, expansion, value_dim / width]` flattened, gated where the layer has a gate.
 #[cube]
 #[allow(clippy::collapsible_if, reason = "the outer one is decided when the kernel is compiled")]
 fn pool<E: Float, N: Size>(
@@ -197,28 +207,38 @@ fn pool<E: Float, N: Size>(
     tokens: usize,
     item: usize,
     #[comptime] plan: ExpandPlan,
-) -> Vector<f32, N> {
+) -> Array<Vector<f32, N>> {
     let width = N::value();
     let vectors = comptime!(plan.value_dim / width);
-    let block = item / vectors % plan.expansion;
-    let t = item / comptime!(vectors * plan.expansion);
-    let column = item % vectors;
+    let first = item * plan.run;
+    let block = first / vectors % plan.expansion;
+    let t = first / comptime!(vectors * plan.expansion);
+    let column = first % vectors;
     let core = column / comptime!(vectors / plan.cores);
     let starts = t * comptime!(plan.expansion + 1) + block;
-    let mut sum = Vector::<f32, N>::new(0.0);
+    let mut sums = zero_sums::<N>(plan.run);
     for place in entries.starts[starts]..entries.starts[starts + 1] {
         let entry = t * plan.entries + place as usize;
-        let row = Vector::<f32, N>::cast_from(values[entries.rows[entry] as usize * vectors + column]);
-        sum += row * Vector::new(entries.scores[entry * plan.cores + core]);
+        let score = Vector::new(entries.scores[entry * plan.cores + core]);
+        let row = entries.rows[entry] as usize * vectors + column;
+        #[unroll]
+        for r in 0..plan.run {
+            sums[r] += Vector::cast_from(values[row + r]) * score;
+        }
     }
     if comptime!(plan.gated) {
         if token + t < tokens {
             #[unroll]
-            for n in 0..width {
-                let g = gate[(token + t) * plan.value_dim + column * width + n];
-                sum[n] = sum[n] * g / (1.0 + f32::exp(-g));
+            for r in 0..plan.run {
+                let mut sum = sums[r];
+                #[unroll]
+                for n in 0..width {
+                    let g = gate[(token + t) * plan.value_dim + (column + r) * width + n];
+                    sum[n] = sum[n] * g / (1.0 + f32::exp(-g));
+                }
+                sums[r] = sum;
             }
         }
     }
-    sum
+    sums
 }

@@ -139,13 +139,16 @@ impl<'a, R: Runtime> Stage<'a, R> {
             value_dim,
             shuffled: memory.shuffle.is_some(),
             gated: memory.gate.is_some(),
+            run: 1,
             columns: 0,
             sharing: Sharing { lanes: 1, slices: 1, block: 1 },
             splits: 1,
             tile: 1,
             units: 1,
         };
-        Ok(Self { client, device: Device::of(client), chosen, memory, tokens, hidden_size, plan })
+        let mut stage = Self { client, device: Device::of(client), chosen, memory, tokens, hidden_size, plan };
+        stage.plan.run = stage.device.run(value_dim / cores / stage.width());
+        Ok(stage)
     }
 
     /// Elements of a load of a value row: as wide as the device loads, within one core's slice.
@@ -218,7 +221,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
         let pooled_dim = self.plan.expansion * self.plan.value_dim;
         let one_token = |tile| tile * entry_bytes(&self.plan);
         let tile = if self.tokens > 8 * self.device.busy_cubes { self.device.tile } else { 1 };
-        let plan = self.tiled(pooled_dim / self.width(), one_token)?;
+        let plan = self.tiled(pooled_dim / self.width() / self.plan.run, one_token)?;
         let plan = ExpandPlan { tile: plan.tile.min(tile), ..plan };
         let pooled = empty(self.client, "pooled", &[self.tokens, pooled_dim], dtype)?;
         let cubes = self.tokens.div_ceil(plan.tile);

@@ -21,7 +21,7 @@ impl SortPlan {
     /// Few units, as narrow planes have them, take long chunks and large digits: fewer passes.
     pub fn of(device: &Device) -> Self {
         let units = device.units(usize::MAX);
-        if device.narrow { Self { bits: 6, units, chunk: 256 } } else { Self { bits: 4, units, chunk: 16 } }
+        if device.narrow { Self { bits: 8, units, chunk: 256 } } else { Self { bits: 4, units, chunk: 16 } }
     }
 
     /// The digits of keys below `limit`.

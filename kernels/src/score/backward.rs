@@ -66,7 +66,7 @@ pub fn score_backward<R: Runtime>(
     let stage = Stage::check(client, scored, grad_sides)?;
     let queries = stage.normalise()?;
     let grad_queries = stage.grad_queries(grad_sides)?;
-    let (query, query_norm) = stage.through_query_norm(&grad_queries)?;
+    let (query, query_norm) = stage.through_query_norm(grad_queries)?;
     let keys = stage.grad_keys(&queries, grad_sides)?;
     let (keys, keys_norm) = match scored.keys_norm {
         Some(weight) => stage.through_keys_norm(keys, weight)?,
@@ -126,8 +126,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
         }
         check(scored.slots, "slots", &[tokens, heads, top_m], u32_storage())?;
         let device = Device::of(client);
-        let vectors = key_dim / device.width(4, &[key_dim]);
-        let block = [4, 2, 1].into_iter().find(|b| *b <= device.block && vectors.is_multiple_of(*b)).unwrap_or(1);
+        let block = device.run(key_dim / device.width(4, &[key_dim]));
         let plan = ScoreBackwardPlan {
             heads,
             query_heads,
@@ -199,10 +198,9 @@ impl<'a, R: Runtime> Stage<'a, R> {
         Ok(grad)
     }
 
-    /// From the normalised queries' gradient to the queries' and to the norm weight's.
-    fn through_query_norm(&self, grad: &Tensor<R>) -> Result<(Tensor<R>, Tensor<R>)> {
+    /// From the normalised queries' gradient, which is used up, to the queries' and to the norm weight's.
+    fn through_query_norm(&self, grad: Tensor<R>) -> Result<(Tensor<R>, Tensor<R>)> {
         let query = empty(self.client, "gradient of the query", self.scored.query.shape(), f32_storage())?;
-        let parts = empty(self.client, "norm weight", &[self.queries(), self.plan.key_dim], f32_storage())?;
         let (grid, cube_dim, ScoreBackwardPlan { norm, key_dim: size, units, .. }) = self.spread(self.queries())?;
         let width = self.device.width(4, &[size]);
         let plan = NormPlan { norm, size, step: 1, listed: false, units };
@@ -217,15 +215,15 @@ impl<'a, R: Runtime> Stage<'a, R> {
                 arg(self.scored.query_norm, width),
                 arg(self.scored.slots, 1),
                 arg(self.scored.slots, 1),
-                arg(grad, width),
+                arg(&grad, width),
                 arg(&query, 1),
-                arg(&parts, width),
                 self.scored.eps,
                 self.queries() as u32,
                 plan,
                 f32_storage(),
             );
         }
+        let parts = Tensor::new_contiguous(vec![self.queries(), size], grad.handle, grad.dtype);
         Ok((query, column_sum(self.client, &parts, None)?))
     }
 
@@ -254,7 +252,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
         sum_rows(self.client, groups, &entries)
     }
 
-    /// From the normalised keys' gradient to the keys' and to the norm weight's.
+    /// From the normalised keys' gradient, which is used up, to the keys' and to the norm weight's.
     fn through_keys_norm(
         &self,
         grad: RowGradients<R>,
@@ -263,7 +261,6 @@ impl<'a, R: Runtime> Stage<'a, R> {
         let (capacity, width) = grad.check()?;
         let rank = self.plan.rank;
         let gradients = empty(self.client, "gradient of the keys", &[capacity, width], f32_storage())?;
-        let parts = empty(self.client, "norm weight", &[capacity * rank, self.plan.key_dim], f32_storage())?;
         let (grid, cube_dim, ScoreBackwardPlan { norm, key_dim: size, units, .. }) = self.spread(capacity * rank)?;
         let vector = self.device.width(4, &[size]);
         let plan = NormPlan { norm, size, step: rank, listed: true, units };
@@ -280,13 +277,14 @@ impl<'a, R: Runtime> Stage<'a, R> {
                 arg(&grad.count, 1),
                 arg(&grad.gradients, vector),
                 arg(&gradients, 1),
-                arg(&parts, vector),
                 self.scored.eps,
                 capacity as u32,
                 plan,
                 self.scored.keys.dtype,
             );
         }
+        let parts =
+            Tensor::new_contiguous(vec![capacity * rank, size], grad.gradients.handle.clone(), grad.gradients.dtype);
         let weight = column_sum(self.client, &parts, Some((&grad.count, rank)))?;
         Ok((RowGradients { gradients, ..grad }, Some(weight)))
     }
