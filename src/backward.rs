@@ -7,7 +7,7 @@
 //! | queries before their norm | `4 · query_heads · 2 · key_dim` |
 //! | kept keys and their scores | `4 · heads · 2 · top_m · (1 + tucker_rank)` |
 //! | slots and their scores | `4 · heads · top_m · (1 + cores)` |
-//! | pooled values | `expansion · value_dim` numbers of the layer's type; none for Memory+ |
+//! | pooled values | `expansion · value_dim` numbers of the layer's type, f32 for a table of several pages; none for Memory+ |
 //! | gate | `4 · value_dim` for Memory+ |
 //!
 //! No gathered row is kept: the rows are read again, once. `ultramem_v1_1b` keeps 10.4 kB a token where its rows are 123 kB in bf16.
@@ -85,7 +85,7 @@ impl<R: Runtime> MemoryLayer<R> {
             None => {
                 let memory = self.memory(None);
                 let pooled = pool(&self.client, &chosen, &memory)?;
-                let output = project(&self.client, &pooled, memory.weight, pooled.dtype, strategies.query)?;
+                let output = project(&self.client, &pooled, memory.weight, memory.weight.dtype, strategies.query)?;
                 (output, Some(pooled))
             }
         };

@@ -115,7 +115,7 @@ impl<R: Runtime> LayerWeights<R> {
         check(&self.query_norm, "query_norm", &[key_dim], full)?;
         check(&self.keys, "keys", &[heads, 2, config.side_keys, key_dim, rank], stored)?;
         check(&self.keys_norm, "keys_norm", &[key_dim], full)?;
-        check(&self.values.pages()[0], "values", &[config.rows(), config.value_dim], stored)?;
+        self.values.check(config.rows(), config.value_dim)?;
         check(&self.values_proj, "values_proj", &[config.hidden_size, config.pooled_dim()], stored)?;
         present("core", self.core.is_some(), config.kind == Kind::UltraMem)?;
         present("gate_proj", self.gate_proj.is_some(), config.gated())?;

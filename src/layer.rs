@@ -209,7 +209,7 @@ impl<R: Runtime> MemoryLayer<R> {
     }
 
     pub(crate) fn memory<'a>(&'a self, gate: Option<&'a Tensor<R>>) -> Memory<'a, R> {
-        let values = &self.weights.values.pages()[0];
+        let values = self.weights.values.pages();
         Memory { values, weight: &self.output_weight, shuffle: self.weights.shuffle.as_ref(), gate }
     }
 

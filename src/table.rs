@@ -1,12 +1,12 @@
 //! The value table: where its rows live on the device.
 
 use cubecl::prelude::*;
-use ultramem_kernels::{ElementType, Tensor, fits_binding};
+use ultramem_kernels::{ElementType, Tensor, check, fits_binding};
 
-use crate::{HostTensor, Result};
+use crate::{Error, HostTensor, Result};
 
-/// `[rows, value_dim]` values on the device, in pages. A table has one page today, so it must fit one buffer binding;
-/// the kernels' addresses are wide enough for more.
+/// `[rows, value_dim]` values on the device. A table that is larger than one buffer binding lies in pages, each a buffer with some of the
+/// rows; stages that read or write rows are launched once a page.
 #[derive(Clone)]
 pub struct ValueTable<R: Runtime> {
     pages: Vec<Tensor<R>>,
@@ -14,12 +14,39 @@ pub struct ValueTable<R: Runtime> {
 }
 
 impl<R: Runtime> ValueTable<R> {
-    /// Uploads a table, rounding it to `dtype`.
+    /// Uploads a table, rounding it to `dtype`: in one page if a binding of the device holds it, else in pages whose f32 state
+    /// of an optimiser fits one, too.
     ///
     /// # Errors
-    /// [`Binding`](ultramem_kernels::Error::Binding) with both sizes if it is larger than one binding of the device.
+    /// [`Binding`](ultramem_kernels::Error::Binding) with both sizes if not even a row fits one.
     pub fn upload(client: &ComputeClient<R>, values: &HostTensor<'_>, dtype: ElementType) -> Result<Self> {
-        Ok(Self { pages: vec![upload(client, "values", values, dtype)?], dtype })
+        if fits_binding(client, "values", values.shape(), dtype.storage()).is_ok() {
+            return Ok(Self { pages: vec![upload(client, "values", values, dtype)?], dtype });
+        }
+        let row_bytes = values.shape()[1..].iter().product::<usize>() * ElementType::F32.size();
+        let limit = usize::try_from(client.properties().memory.max_page_size).unwrap_or(usize::MAX);
+        Self::upload_in_pages(client, values, dtype, (limit / row_bytes.max(1)).max(1))
+    }
+
+    /// Uploads a table in pages of `page_rows` rows, the last of what is left.
+    ///
+    /// # Errors
+    /// [`Binding`](ultramem_kernels::Error::Binding) if a page is larger than one binding of the device;
+    /// [`Zero`](ultramem_kernels::Error::Zero) for pages of no rows.
+    pub fn upload_in_pages(
+        client: &ComputeClient<R>,
+        values: &HostTensor<'_>,
+        dtype: ElementType,
+        page_rows: usize,
+    ) -> Result<Self> {
+        if page_rows == 0 {
+            return Err(ultramem_kernels::Error::Zero { what: "rows of a page" }.into());
+        }
+        let rows = values.shape()[0];
+        let lengths: Vec<usize> = (0..rows).step_by(page_rows).map(|first| page_rows.min(rows - first)).collect();
+        let pages = cut(values, &lengths)?;
+        let pages = pages.iter().map(|page| upload(client, "values", page, dtype)).collect::<Result<_>>()?;
+        Ok(Self { pages, dtype })
     }
 
     /// A table of one page that is on the device already, `[rows, value_dim]`.
@@ -40,10 +67,51 @@ impl<R: Runtime> ValueTable<R> {
         &self.pages
     }
 
+    /// Rows of each page.
+    pub fn page_rows(&self) -> Vec<usize> {
+        self.pages.iter().map(|page| page.shape().first().copied().unwrap_or(0)).collect()
+    }
+
     /// Element type of the rows.
     pub fn dtype(&self) -> ElementType {
         self.dtype
     }
+
+    /// Checks that the pages together are `[rows, value_dim]`.
+    pub(crate) fn check(&self, rows: usize, value_dim: usize) -> Result<()> {
+        let mut left = rows;
+        for (at, page) in self.pages.iter().enumerate() {
+            let last = at + 1 == self.pages.len();
+            let found = page.shape().first().copied().unwrap_or(0);
+            let expected = if last { left } else { found.min(left) };
+            check(page, "values", &[expected, value_dim], self.dtype.storage())?;
+            left -= expected;
+        }
+        Ok(())
+    }
+}
+
+/// A host tensor in pages of so many rows each.
+///
+/// # Errors
+/// [`Error::Tensor`] if the tensor has not as many rows as all of them.
+pub(crate) fn cut<'a>(tensor: &'a HostTensor<'_>, rows: &[usize]) -> Result<Vec<HostTensor<'a>>> {
+    let (all, found): (usize, usize) = (rows.iter().sum(), tensor.shape().first().copied().unwrap_or(0));
+    if all != found {
+        let problem = format!("has {found} rows, expected {all}");
+        return Err(Error::Tensor { name: "table".into(), problem });
+    }
+    let row_bytes = tensor.bytes().len() / all.max(1);
+    let mut bytes = tensor.bytes();
+    let mut pages = Vec::new();
+    for &rows in rows {
+        let (page, rest) = bytes.split_at(rows * row_bytes);
+        let mut shape = tensor.shape().to_vec();
+        shape[0] = rows;
+        pages.push(HostTensor::new(shape, tensor.dtype(), page)?);
+        bytes = rest;
+    }
+    Ok(pages)
 }
 
 /// Brings a host tensor to the device in its own shape, rounded to `dtype`. Checked before anything is converted.

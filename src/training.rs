@@ -17,8 +17,9 @@
 
 use cubecl::prelude::*;
 use ultramem_kernels::optimiser::{Optimiser, Rule, Step};
-use ultramem_kernels::{RowGradients, Tensor, from_f32};
+use ultramem_kernels::{ElementType, RowGradients, Tensor};
 
+use crate::table::{cut, upload};
 use crate::{Checkpoint, Error, HostTensor, MemoryLayer, Result, Weights};
 
 /// Where a file keeps the state of the table's optimiser: a tensor for each name of [`Optimiser::state`], and a metadata entry.
@@ -40,7 +41,7 @@ impl<R: Runtime> MemoryLayer<R> {
     /// # Errors
     /// A number of the rule that makes no sense, or a state larger than one binding of the device.
     pub fn value_optimiser(&self, rule: Rule) -> Result<Optimiser<R>> {
-        Ok(Optimiser::new(&self.client, rule, self.config.rows(), self.config.value_dim)?)
+        Ok(Optimiser::new(&self.client, rule, &self.weights.values.page_rows(), self.config.value_dim)?)
     }
 
     /// Updates the used rows of the value table in place; every clone of the table sees it. Enqueues and returns.
@@ -53,7 +54,7 @@ impl<R: Runtime> MemoryLayer<R> {
         gradients: &RowGradients<R>,
         step: &Step<'_, R>,
     ) -> Result<()> {
-        Ok(optimiser.step(&self.client, &self.weights.values.pages()[0], gradients, step)?)
+        Ok(optimiser.step(&self.client, self.weights.values.pages(), gradients, step)?)
     }
 
     /// Downloads the weights as they are now, for a checkpoint. Waits for the device.
@@ -77,18 +78,27 @@ impl<R: Runtime> MemoryLayer<R> {
             core_u: core(|core| &core.u)?,
             core_v: core(|core| &core.v)?,
             shuffle_index: weights.shuffle.as_ref().map(|shuffle| self.read_integers(shuffle)).transpose()?,
-            values: self.read_tensor(&weights.values.pages()[0])?,
+            values: self.read_pages(weights.values.pages())?,
             values_proj: self.read_tensor(&weights.values_proj)?,
             gate_proj: weights.gate_proj.as_ref().map(|gate| self.read_tensor(gate)).transpose()?,
         })
     }
 
-    /// The optimiser's state for a file: tensors by name, and the metadata entry that goes with them. Waits for the device.
+    /// Downloads pages `[rows of the page, …]` as one tensor.
+    fn read_pages<'a>(&self, pages: impl IntoIterator<Item = &'a Tensor<R>>) -> Result<HostTensor<'static>> {
+        let pages = pages.into_iter().map(|page| self.read_tensor(page)).collect::<Result<Vec<_>>>()?;
+        let mut shape = pages[0].shape().to_vec();
+        shape[0] = pages.iter().map(|page| page.shape()[0]).sum();
+        let bytes: Vec<&[u8]> = pages.iter().map(HostTensor::bytes).collect();
+        HostTensor::new(shape, pages[0].dtype(), bytes.concat())
+    }
+
+    /// The optimiser's state for a file, whole whatever pages it has: tensors by name, and the metadata entry that goes with them. Waits for the device.
     ///
     /// # Errors
     /// [`Error::Device`] if the device failed in what was enqueued before.
     pub fn read_state(&self, optimiser: &Optimiser<R>) -> Result<SavedState> {
-        let read = |(name, tensor)| Ok((format!("{STATE}{name}"), self.read_tensor(tensor)?));
+        let read = |(name, pages)| Ok((format!("{STATE}{name}"), self.read_pages(pages)?));
         let tensors = optimiser.state().into_iter().map(read).collect::<Result<_>>()?;
         Ok(SavedState { tensors, metadata: (STEPS.to_string(), optimiser.steps().to_string()) })
     }
@@ -105,7 +115,10 @@ impl<R: Runtime> MemoryLayer<R> {
         let names: Vec<_> = optimiser.state().iter().map(|(name, _)| format!("{STATE}{name}")).collect();
         let upload = |name: &String| {
             let tensor = file.tensor(name)?;
-            Ok(from_f32(&self.client, tensor.shape(), &tensor.to_f32())?)
+            cut(&tensor, &self.weights.values.page_rows())?
+                .iter()
+                .map(|page| upload(&self.client, "state", page, ElementType::F32))
+                .collect()
         };
         let state = names.iter().map(upload).collect::<Result<Vec<_>>>()?;
         optimiser.restore(steps, &state)?;

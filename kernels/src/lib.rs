@@ -13,6 +13,7 @@ mod group;
 mod norm;
 pub mod optimiser;
 mod outer;
+mod pages;
 mod product;
 pub mod query;
 mod random;

@@ -217,7 +217,7 @@ where
         let client = table.client.clone();
         if !self.tables.contains_key(&id) {
             let (rows, width) = (memory.config.rows(), memory.config.value_dim);
-            let mut optimiser = Optimiser::new(&client, self.rule, rows, width)?;
+            let mut optimiser = Optimiser::new(&client, self.rule, &[rows], width)?;
             if let Some(at) = self.restored.iter().position(|record| record.table == id.serialize()) {
                 restore(&mut optimiser, self.restored.swap_remove(at))?;
             }
@@ -225,7 +225,7 @@ where
         }
         let table = DeviceTensor::from(table);
         match self.tables.get_mut(&id) {
-            Some(optimiser) => Ok(optimiser.step(&client, &table, gradient, step)?),
+            Some(optimiser) => Ok(optimiser.step(&client, &[table], gradient, step)?),
             None => Ok(()),
         }
     }
@@ -386,16 +386,18 @@ fn table_record<B: MemoryBackend>(
         let copy = like(table, flat, burn::tensor::DType::F32).copy();
         Tensor::from_primitive(TensorPrimitive::Float(B::float_from_cube(copy)))
     };
-    let state = optimiser.state().into_iter().map(|(_, state)| tensor(state)).collect();
+    let state = optimiser.state().into_iter().flat_map(|(_, pages)| pages).map(tensor).collect();
     TableRecord { table: id.serialize(), steps: optimiser.steps() as usize, state }
 }
 
 fn restore<B: MemoryBackend>(optimiser: &mut Optimiser<B::Runtime>, record: TableRecord<B>) -> crate::Result<()> {
-    let own: Vec<_> = optimiser.state().iter().map(|(_, state)| state.shape().to_vec()).collect();
+    let own: Vec<_> =
+        optimiser.state().into_iter().flat_map(|(_, pages)| pages).map(|page| page.shape().to_vec()).collect();
     let shaped = |(tensor, shape): (Tensor<B, 1>, Vec<usize>)| {
         let tensor = B::float_cube(primitive(tensor)).copy();
         DeviceTensor::new_contiguous(shape, tensor.handle, tensor.dtype.into())
     };
-    let state: Vec<_> = record.state.into_iter().zip(own).map(shaped).collect();
+    // A Burn tensor is one buffer, so its table has one page.
+    let state: Vec<_> = record.state.into_iter().zip(own).map(|pair| vec![shaped(pair)]).collect();
     Ok(optimiser.restore(record.steps as u32, &state)?)
 }

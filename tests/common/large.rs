@@ -117,7 +117,7 @@ impl<'a, R: Runtime> Large<'a, R> {
     }
 
     fn memory(&self) -> Memory<'_, R> {
-        Memory { values: &self.values, weight: &self.weight[0], shuffle: None, gate: None }
+        Memory { values: std::slice::from_ref(&self.values), weight: &self.weight[0], shuffle: None, gate: None }
     }
 
     fn assert_close(&self, what: &str, found: &[f32], expected: &[f64]) {
@@ -163,8 +163,8 @@ impl<'a, R: Runtime> Large<'a, R> {
             own.map(|(at, token, _)| f64::from(self.scores[at]) * of_pooled(token, column)).sum()
         };
         let rate = 0.125;
-        let mut optimiser = Optimiser::new(self.client, Rule::Sgd { momentum: 0.0 }, self.values.shape()[0], WIDTH)?;
-        optimiser.step(self.client, &self.values, &found.values, &Step::new(rate))?;
+        let mut optimiser = Optimiser::new(self.client, Rule::Sgd { momentum: 0.0 }, &[self.values.shape()[0]], WIDTH)?;
+        optimiser.step(self.client, std::slice::from_ref(&self.values), &found.values, &Step::new(rate))?;
         for row in self.used() {
             let expected = (0..WIDTH).map(|c| number(row, c) - f64::from(rate) * row_gradient(row, c));
             let expected: Vec<f64> = expected.collect();

@@ -35,7 +35,7 @@ fn named(gradients: &reference::Gradients) -> Vec<(&'static str, Vec<f64>)> {
 }
 
 /// Holds every gradient against the oracle's for the slots that the device chose.
-fn hold(what: &str, case: &Case, tolerance: f64) {
+pub fn hold(what: &str, case: &Case, tolerance: f64) {
     let config = case.layer.config();
     let grad_output = random_input(config, case.tokens(), 77);
     let grad_output = ultramem::HostTensor::from_f32([grad_output.len()], &grad_output).unwrap();

@@ -76,7 +76,7 @@ fn expand_takes_any_number_of_tokens() {
     let slots: Vec<u32> = (0..ROWS).map(|row| (row % 3) as u32).collect();
     let chosen =
         Chosen { slots: from_u32(&client, &[ROWS, 1, 1], &slots).unwrap(), scores: numbers(&[ROWS, 1, 1, 1], 1) };
-    let (values, weight) = (numbers(&[3, 1], 1), from_f32(&client, &[1, 1], &[2.0]).unwrap());
+    let (values, weight) = ([numbers(&[3, 1], 1)], from_f32(&client, &[1, 1], &[2.0]).unwrap());
     let memory = Memory { values: &values, weight: &weight, shuffle: None, gate: None };
     for strategy in [ExpandStrategy::Fused, ExpandStrategy::Pooled(ProjectStrategy::Tile)] {
         poison(&client, 1 << 24);

@@ -13,8 +13,8 @@ use ultramem::{
     Dimensions, ElementType, HostTensor, Kind, MemoryConfig, MemoryLayer, Norm, Tensor, ValueTable, Weights, reference,
 };
 
-use crate::common::small;
-use crate::device::{Adapter, Client, client, host, judge_kept, normalised, poison};
+use crate::common::{random_input, small};
+use crate::device::{Adapter, Case, client, hold, host, judge_kept, normalised, poison};
 
 type Device = Tensor<Adapter>;
 
@@ -116,7 +116,7 @@ fn combine_refuses_what_does_not_fit() {
 fn expand_refuses_what_does_not_fit() {
     let client = client();
     let chosen = || Chosen { slots: indices(&[4, 3, 5]), scores: floats(&[4, 3, 5, 2]) };
-    let (values, weight) = (floats(&[16, 6]), floats(&[24, 11]));
+    let (values, weight) = ([floats(&[9, 6]), floats(&[7, 6])], floats(&[24, 11]));
     let memory = || Memory { values: &values, weight: &weight, shuffle: None, gate: None };
     let run = |chosen: Chosen<Adapter>, memory: Memory<'_, Adapter>| {
         let pooled = pool(&client, &chosen, &memory).map(|_| ()).unwrap_err();
@@ -124,13 +124,18 @@ fn expand_refuses_what_does_not_fit() {
         assert_eq!(fused, Err(pooled), "pool and expand refuse the same");
         fused
     };
+    let fused = expand(&client, &chosen(), &memory(), ExpandStrategy::Fused).map(|_| ());
+    assert_says(fused, &["pages of values for one kernel: 2, expected 1"]);
+    assert_says(run(chosen(), Memory { values: &[], ..memory() }), &["pages of the values"]);
+    let wider = [floats(&[9, 6]), floats(&[7, 8])];
+    assert_says(run(chosen(), Memory { values: &wider, ..memory() }), &["values", "[7, 8]", "[7, 6]"]);
     assert_says(run(Chosen { slots: indices(&[4, 3, 4]), ..chosen() }, memory()), &["slots", "[4, 3, 4]", "[4, 3, 5]"]);
     assert_says(run(Chosen { slots: floats(&[4, 3, 5]), ..chosen() }, memory()), &["slots", "f32", "u32"]);
     assert_says(run(Chosen { scores: floats(&[4, 15, 2]), ..chosen() }, memory()), &["scores", "[4, 15, 2]"]);
     assert_says(run(Chosen { scores: floats(&[4, 3, 5, 4]), ..chosen() }, memory()), &["value_dim 6", "cores 4"]);
     let none = Chosen { slots: indices(&[0, 3, 5]), scores: floats(&[0, 3, 5, 2]) };
     assert_says(run(none, memory()), &["tokens", "0"]);
-    let (odd, table) = (floats(&[23, 11]), indices(&[16, 6]));
+    let (odd, table) = (floats(&[23, 11]), [indices(&[16, 6])]);
     assert_says(run(chosen(), Memory { weight: &odd, ..memory() }), &["23", "value_dim 6"]);
     assert_says(run(chosen(), Memory { values: &table, ..memory() }), &["values", "u32"]);
     let (shuffle, gate) = (indices(&[63]), floats(&[4, 6]));
@@ -158,8 +163,10 @@ fn a_layer_refuses_what_does_not_fit() {
     assert_says(MemoryConfig::new(Dimensions { top_m: 9, ..(*config).clone() }), &["top_m 9 exceeds side_keys 8"]);
 }
 
-/// A table of zeros that no binding of the device holds. Nobody touches it, so it takes no memory.
-fn too_large(client: &Client) -> (MemoryConfig, HostTensor<'static>) {
+/// A table that no binding of the device holds lies in pages, and reads as one.
+#[test]
+fn a_table_larger_than_a_binding_lies_in_pages() {
+    let client = client();
     let value_dim = 1 << 14;
     let limit = client.properties().memory.max_page_size as usize;
     let side_keys = (limit / (4 * value_dim)).isqrt() + 1;
@@ -172,25 +179,22 @@ fn too_large(client: &Client) -> (MemoryConfig, HostTensor<'static>) {
         ..(*small(Kind::ProductKey)).clone()
     };
     let config = MemoryConfig::new(dims).unwrap();
-    let table = vec![0; config.rows() * value_dim * 4];
-    (config.clone(), HostTensor::new([config.rows(), value_dim], ElementType::F32, table).unwrap())
+    let weights = Weights::random(&config, 4);
+    let words = ["values", &(config.rows() * value_dim * 4).to_string(), &limit.to_string()];
+    assert_says(fits_binding(&client, "values", weights.values.shape(), ElementType::F32.storage()), &words);
+    let case = Case::new(&config, &weights, &random_input(&config, 5, 6), ElementType::F32);
+    assert_eq!(case.layer.table().page_rows(), [limit / (4 * value_dim), config.rows() - limit / (4 * value_dim)]);
+    hold(&case, case.layer.strategies(5), 1e-5).assert_rare();
 }
 
 #[test]
-fn a_table_larger_than_a_binding_is_refused_with_both_sizes() {
+fn a_row_larger_than_a_binding_is_refused_with_both_sizes() {
     let client = client();
-    let limit = client.properties().memory.max_page_size;
-    let (config, values) = too_large(&client);
-    let (bytes, limit) = (values.bytes().len().to_string(), limit.to_string());
-    let words = ["values", bytes.as_str(), limit.as_str()];
-    assert_says(ValueTable::upload(&client, &values, ElementType::F32).map(|_| ()), &words);
-    assert_says(fits_binding(&client, "values", values.shape(), ElementType::F32.storage()), &words);
-    let start = Weights::random(&small(Kind::ProductKey), 0);
-    let zeros = |shape: &[usize]| HostTensor::from_f32(shape, &vec![0.0; shape.iter().product()]).unwrap();
-    let keys = zeros(&[config.heads, 2, config.side_keys, config.key_dim]);
-    let values_proj = zeros(&[config.hidden_size, config.value_dim]);
-    let weights = Weights { values, keys, values_proj, ..start };
-    assert_says(MemoryLayer::new(&client, config, &weights, ElementType::F32).map(|_| ()), &words);
+    let limit = client.properties().memory.max_page_size as usize;
+    // Nobody touches it, so it takes no memory.
+    let row = HostTensor::new([1, limit / 2 + 1], ElementType::F16, vec![0; limit + 2]).unwrap();
+    let found = ValueTable::upload(&client, &row, ElementType::F16).map(|_| ());
+    assert_says(found, &["values", &(limit + 2).to_string(), &limit.to_string()]);
 }
 
 /// More keys than shared memory holds scores: they must be split.

@@ -21,5 +21,6 @@ mod limits;
 mod memory;
 mod optimiser;
 mod order;
+mod pages;
 mod shapes;
 mod versus;

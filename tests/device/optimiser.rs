@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::index};
 use ultramem::kernels::optimiser::{Optimiser, Rule, Step};
 use ultramem::kernels::{from_f32, from_u32};
-use ultramem::{Checkpoint, ElementType, HostTensor, RowGradients, Tensor, reference};
+use ultramem::{Checkpoint, ElementType, HostTensor, RowGradients, Tensor, ValueTable, reference};
 
 use crate::common::random_input;
-use crate::device::{Client, Layer, client, read_f32};
+use crate::device::{Case, Client, Layer, client};
+use crate::pages::{in_pages, paged};
 use crate::shapes::{plain, random_case};
 
 type Runtime = crate::device::Adapter;
@@ -40,40 +41,36 @@ fn some_rows(client: &Client, rows: usize, width: usize, rng: &mut StdRng) -> (R
     (on_device, gradients)
 }
 
-fn upload(client: &Client, table: &HostTensor<'_>) -> Tensor<Runtime> {
-    let handle = client.create_from_slice(table.bytes());
-    Tensor::new_contiguous(table.shape().to_vec(), handle, table.dtype().storage())
-}
-
 fn download(client: &Client, table: &Tensor<Runtime>, dtype: ElementType) -> Vec<f32> {
     let bytes = client.read_one(table.handle.clone()).unwrap().to_vec();
     HostTensor::new(table.shape().to_vec(), dtype, bytes).unwrap().to_f32()
 }
 
-/// Five steps of a rule over other rows each time, against the oracle's; rows that no step may change keep their bits.
-fn hold(rule: Rule, dtype: ElementType, rows: usize, width: usize, masked: bool) {
+/// Five steps of a rule over other rows each time, against the oracle's; rows that no step may change keep their bits. The table lies in
+/// pages of `page_rows` rows.
+fn hold(rule: Rule, dtype: ElementType, [rows, width]: [usize; 2], masked: bool, page_rows: usize) {
     let (client, rng) = (client(), &mut StdRng::seed_from_u64(rows as u64));
     let numbers: Vec<f32> = (0..rows * width).map(|_| rng.random_range(-1.0..1.0)).collect();
     let before = HostTensor::from_f32([rows, width], &numbers).unwrap();
     let before = before.cast(dtype);
-    let table = upload(&client, &before);
+    let table = ValueTable::upload_in_pages(&client, &before, dtype, page_rows).unwrap();
     let mut expected: Rows =
         before.to_f32().chunks(width).map(|row| row.iter().map(|&x| x.into()).collect()).enumerate().collect();
     let words: Vec<u32> = (0..rows.div_ceil(32)).map(|_| if masked { rng.random() } else { u32::MAX }).collect();
     let mask = from_u32(&client, &[words.len()], &words).unwrap();
     let may_change = |row: usize| words[row / 32] >> (row % 32) & 1 == 1;
     let (mut optimiser, mut oracle) =
-        (Optimiser::new(&client, rule, rows, width).unwrap(), reference::Optimiser::new(rule));
+        (Optimiser::new(&client, rule, &table.page_rows(), width).unwrap(), reference::Optimiser::new(rule));
     let mut changed = vec![false; rows];
     for step in 0..5 {
         let (gradients, on_host) = some_rows(&client, rows, width, rng);
         let (learning_rate, scale) = (0.1 / (step + 1) as f32, 0.5);
         let how = Step { learning_rate, scale, mask: masked.then_some(&mask) };
-        optimiser.step(&client, &table, &gradients, &how).unwrap();
+        optimiser.step(&client, table.pages(), &gradients, &how).unwrap();
         oracle.step(&mut expected, &on_host, learning_rate.into(), scale.into(), may_change);
         on_host.keys().filter(|&&row| may_change(row)).for_each(|&row| changed[row] = true);
     }
-    let found = download(&client, &table, dtype);
+    let found: Vec<f32> = table.pages().iter().flat_map(|page| download(&client, page, dtype)).collect();
     let tolerance = if dtype == ElementType::F32 { 1e-5 } else { 2e-3 };
     for (row, (found, before)) in found.chunks(width).zip(before.to_f32().chunks(width)).enumerate() {
         if changed[row] {
@@ -87,9 +84,11 @@ fn hold(rule: Rule, dtype: ElementType, rows: usize, width: usize, masked: bool)
 #[test]
 fn every_rule_agrees_with_the_oracle() {
     for rule in RULES {
-        hold(rule, ElementType::F32, 77, 12, false);
-        hold(rule, ElementType::F32, 40, 5, true);
-        hold(rule, ElementType::F16, 33, 8, true);
+        hold(rule, ElementType::F32, [77, 12], false, 77);
+        hold(rule, ElementType::F32, [40, 5], true, 40);
+        hold(rule, ElementType::F16, [33, 8], true, 33);
+        hold(rule, ElementType::F32, [77, 12], true, 32);
+        hold(rule, ElementType::F16, [40, 8], false, 13);
     }
 }
 
@@ -97,11 +96,11 @@ fn every_rule_agrees_with_the_oracle() {
 fn what_does_not_fit_is_refused() {
     let (client, rng) = (client(), &mut StdRng::seed_from_u64(1));
     let (gradients, _) = some_rows(&client, 8, 4, rng);
-    let table = from_f32(&client, &[8, 4], &[0.0; 32]).unwrap();
-    let narrow = from_f32(&client, &[8, 2], &[0.0; 16]).unwrap();
+    let table = [from_f32(&client, &[8, 4], &[0.0; 32]).unwrap()];
+    let narrow = [from_f32(&client, &[8, 2], &[0.0; 16]).unwrap()];
     let words = from_u32(&client, &[2], &[0; 2]).unwrap();
-    let mut optimiser = Optimiser::new(&client, ADAM, 8, 4).unwrap();
-    let mut other = Optimiser::new(&client, ADAM, 9, 4).unwrap();
+    let mut optimiser = Optimiser::new(&client, ADAM, &[8], 4).unwrap();
+    let mut other = Optimiser::new(&client, ADAM, &[9], 4).unwrap();
     let rate = |learning_rate| Step::new(learning_rate);
     let masked = Step { mask: Some(&words), ..rate(0.1) };
     let refused = |result: Result<(), ultramem::kernels::Error>| result.unwrap_err().to_string();
@@ -120,15 +119,31 @@ fn what_does_not_fit_is_refused() {
     assert_eq!(refused(optimiser.step(&client, &table, &gradients, &masked)), "mask has shape [2], expected [1]");
     assert_eq!(optimiser.steps(), 0, "a refused step is not counted");
     let wrong = Rule::Sgd { momentum: 1.5 };
-    let message = Optimiser::<Runtime>::new(&client, wrong, 8, 4).err().unwrap().to_string();
+    let message = Optimiser::<Runtime>::new(&client, wrong, &[8], 4).err().unwrap().to_string();
     assert_eq!(message, "momentum is 1.5, expected 0 or more and less than 1");
+    let halves = [from_f32(&client, &[4, 4], &[0.0; 16]).unwrap(), from_f32(&client, &[4, 4], &[0.0; 16]).unwrap()];
+    let paged = refused(optimiser.step(&client, &halves, &gradients, &rate(0.1)));
+    assert_eq!(paged, "pages of the table: 2, expected 1");
+    let none = Optimiser::<Runtime>::new(&client, ADAM, &[], 4).err().unwrap().to_string();
+    assert!(none.contains("pages of a table"), "{none}");
+    let state = [halves.to_vec(), halves.to_vec()];
+    assert_eq!(refused(optimiser.restore(3, &state)), "pages of the optimiser's state: 2, expected 1");
     assert_eq!(refused(optimiser.restore(3, &[])), "tensors of the optimiser's state: 0, expected 2");
 }
 
-/// Two steps, a file, two more steps: the same bits as four steps.
+/// Two steps, a file, two more steps: the same bits as four steps, whatever pages the table lies in.
 #[test]
 fn training_goes_on_from_a_file() {
-    let case = random_case(&plain(), 20, ElementType::F32, 8);
+    goes_on(random_case(&plain(), 20, ElementType::F32, 8));
+}
+
+#[test]
+fn training_in_pages_goes_on_from_a_file() {
+    goes_on(in_pages(random_case(&plain(), 20, ElementType::F32, 8), 50));
+}
+
+fn goes_on(case: Case) {
+    let page_rows = case.layer.table().page_rows();
     let input = case.layer.upload(&case.input).unwrap();
     let grad_output = case.layer.upload(&random_input(case.layer.config(), 20, 9)).unwrap();
     let train = |layer: &Layer, optimiser: &mut Optimiser<Runtime>, steps: usize| {
@@ -137,7 +152,7 @@ fn training_goes_on_from_a_file() {
             let gradients = layer.backward(&input, &saved, &grad_output).unwrap();
             layer.update_values(optimiser, &gradients.values, &Step::new(0.05)).unwrap();
         }
-        read_f32(layer.client(), &layer.table().pages()[0])
+        layer.read_weights().unwrap().values.to_f32()
     };
     let mut optimiser = case.layer.value_optimiser(ADAM_W).unwrap();
     let halfway = train(&case.layer, &mut optimiser, 2);
@@ -158,7 +173,8 @@ fn training_goes_on_from_a_file() {
 
     let file = Checkpoint::open(&path).unwrap();
     let layer = Layer::new(&client(), file.config().clone(), &file.weights().unwrap(), ElementType::F32).unwrap();
-    assert_eq!(read_f32(layer.client(), &layer.table().pages()[0]), halfway);
+    let layer = paged(layer, page_rows[0]);
+    assert_eq!(layer.read_weights().unwrap().values.to_f32(), halfway);
     let mut optimiser = layer.restore_state(&file, ADAM_W).unwrap();
     assert_eq!(optimiser.steps(), 2);
     assert_eq!(train(&layer, &mut optimiser, 2), expected);

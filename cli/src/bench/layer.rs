@@ -89,7 +89,6 @@ pub fn run(args: &LayerArgs, common: &Common) -> Result<Report> {
     let tokens = usize::try_from(args.tokens)?;
     fits_host(&config, tokens)?;
     let adapter = common.backend.find()?;
-    fits_device(&adapter, &config, common)?;
     let weights = Weights::random(&config, SEED);
     let input = numbers(tokens * config.hidden_size);
     let start = Instant::now();
@@ -140,15 +139,6 @@ pub fn shape_line(config: &MemoryConfig, what: &str) -> String {
         config.expansion,
         config.tucker_rank,
     )
-}
-
-/// Refuses a table that is too large for the device before it is filled with random numbers.
-pub fn fits_device(adapter: &Adapter, config: &MemoryConfig, common: &Common) -> Result<()> {
-    let bytes = (config.rows() * config.value_dim * common.dtype.size()) as u64;
-    match adapter.properties().map(|properties| properties.memory.max_page_size) {
-        Some(limit) if bytes > limit => Err(Limit::Binding { tensor: "values", bytes, limit }.into()),
-        _ => Ok(()),
-    }
 }
 
 /// Refuses dimensions whose weights and activations this machine could not hold. Loading copies weights up to twice.

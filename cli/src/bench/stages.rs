@@ -5,7 +5,7 @@ use serde_json::json;
 use ultramem::{MemoryConfig, StageCost, Weights};
 
 use super::chart::{Chart, Line, Panel, Point, Role, look};
-use super::layer::{SEED, Shape, fits_device, fits_host, numbers, shape_line};
+use super::layer::{SEED, Shape, fits_host, numbers, shape_line};
 use super::picture::Picture;
 use super::{Series, count, ordered};
 use crate::Common;
@@ -42,7 +42,6 @@ pub fn run(args: &StagesArgs, common: &Common) -> Result<Report> {
     let tokens = ordered(&args.tokens);
     fits_host(&config, tokens.last().copied().unwrap_or(0))?;
     let adapter = common.backend.find_device("bench stages")?;
-    fits_device(&adapter, &config, common)?;
     let weights = Weights::random(&config, SEED);
     let engine = adapter.engine(&config, &weights, common.dtype)?;
     let rates = engine.rates()?.ok_or_else(|| Failure::new("bench stages needs a device"))?;

@@ -3,13 +3,11 @@
 
 use clap::{Args, value_parser};
 use serde_json::json;
-use ultramem::kernels::Error as Limit;
 use ultramem::kernels::optimiser::Rule;
 use ultramem::{MemoryConfig, Weights};
 
-use super::layer::{SEED, Shape, fits_device, fits_host, numbers, shape_line};
+use super::layer::{SEED, Shape, fits_host, numbers, shape_line};
 use crate::Common;
-use crate::backend::Adapter;
 use crate::failure::{Failure, Result};
 use crate::report::{
     Report, StageReport, counted, device_json, device_line, dimensions_json, grouped, object, stage_table, stages_json,
@@ -29,15 +27,6 @@ pub struct TrainingArgs {
     samples: u32,
 }
 
-/// Refuses a table whose moments are larger than a binding of the device before it is filled with random numbers.
-fn moments_fit(adapter: &Adapter, config: &MemoryConfig) -> Result<()> {
-    let bytes = (config.rows() * config.value_dim * size_of::<f32>()) as u64;
-    match adapter.properties().map(|properties| properties.memory.max_page_size) {
-        Some(limit) if bytes > limit => Err(Limit::Binding { tensor: "first_moment", bytes, limit }.into()),
-        _ => Ok(()),
-    }
-}
-
 const RULE: Rule = Rule::Adam { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0, decoupled: true };
 
 /// Runs the verb.
@@ -46,8 +35,6 @@ pub fn run(args: &TrainingArgs, common: &Common) -> Result<Report> {
     let tokens = usize::try_from(args.tokens)?;
     fits_host(&config, tokens)?;
     let adapter = common.backend.find_device("bench training")?;
-    fits_device(&adapter, &config, common)?;
-    moments_fit(&adapter, &config)?;
     let weights = Weights::random(&config, SEED);
     let engine = adapter.engine(&config, &weights, common.dtype)?;
     let rates = engine.rates()?;

@@ -10,12 +10,14 @@
 
 use cubecl::prelude::*;
 
+use super::forward::Page;
 use super::{Memory, Stage, pool};
 use crate::Result;
 use crate::combine::Chosen;
 use crate::device::Device;
 use crate::group::group;
 use crate::outer::outer;
+use crate::pages::{Window, windows};
 use crate::product::component_sum;
 use crate::query::{ProjectStrategy, project};
 use crate::rows::{Entries, RowGradients, sum_rows};
@@ -37,7 +39,7 @@ pub struct ExpandGradients<R: Runtime> {
 /// Launches the backward pass of [`expand`](super::expand), for what it was given.
 ///
 /// - `weight` `[hidden_size, expansion · value_dim]`: W_o as PyTorch has it, the transpose of the memory's
-/// - `pooled` `[tokens, expansion · value_dim]`, in the type of the values: what [`pool`](super::pool) gives without a gate; None: made anew
+/// - `pooled` `[tokens, expansion · value_dim]`: what [`pool`](super::pool) gives without a gate; None: made anew
 /// - `grad_output` `[tokens, hidden_size]`, in the type of the values
 ///
 /// # Errors
@@ -52,12 +54,13 @@ pub fn expand_backward<R: Runtime>(
     strategy: ProjectStrategy,
 ) -> Result<ExpandGradients<R>> {
     let stage = Stage::check(client, chosen, memory)?;
-    let (tokens, hidden_size, dtype) = (stage.tokens, stage.hidden_size, memory.values.dtype);
+    let (tokens, hidden_size, dtype) = (stage.tokens, stage.hidden_size, stage.dtype);
     let pooled_dim = stage.plan.expansion * stage.plan.value_dim;
     check(weight, "weight", &[hidden_size, pooled_dim], dtype)?;
     check(grad_output, "gradient of the output", &[tokens, hidden_size], dtype)?;
     if let Some(pooled) = pooled {
-        check(pooled, "pooled", &[tokens, pooled_dim], dtype)?;
+        let sums = if stage.plan.paged { f32_storage() } else { dtype };
+        check(pooled, "pooled", &[tokens, pooled_dim], sums)?;
     }
     let mut grad_pooled = project(client, grad_output, weight, f32_storage(), strategy)?;
     let mut pooled = match pooled {
@@ -110,6 +113,8 @@ struct GradScoresPlan {
     cores: usize,
     /// Vectors of a core's slice.
     slice: usize,
+    /// Whether the table has several pages.
+    paged: bool,
     /// Entries of a cube.
     tile: usize,
     units: usize,
@@ -147,13 +152,29 @@ impl<R: Runtime> Stage<'_, R> {
     }
 
     fn grad_scores(&self, places: &Places<R>, grad_pooled: &Tensor<R>) -> Result<Tensor<R>> {
-        let (values, width) = (self.memory.values, self.width());
-        let entries = self.tokens * self.plan.entries;
         let scores = empty(self.client, "gradient of the scores", self.chosen.scores.shape(), f32_storage())?;
+        for (page, window) in self.memory.values.iter().zip(windows(self.memory.values)) {
+            self.grad_scores_of(page, window, places, grad_pooled, &scores)?;
+        }
+        Ok(scores)
+    }
+
+    /// Those of slots that read a row of one page.
+    fn grad_scores_of(
+        &self,
+        values: &Tensor<R>,
+        window: Window,
+        places: &Places<R>,
+        grad_pooled: &Tensor<R>,
+        scores: &Tensor<R>,
+    ) -> Result<()> {
+        let width = self.width();
+        let entries = self.tokens * self.plan.entries;
         let slice = self.plan.value_dim / self.plan.cores / width;
         let lanes = row_lanes(&self.device, slice);
         let units = self.device.flat(entries * lanes);
-        let plan = GradScoresPlan { cores: self.plan.cores, slice, tile: units / lanes, units };
+        let paged = self.plan.paged;
+        let plan = GradScoresPlan { cores: self.plan.cores, slice, paged, tile: units / lanes, units };
         // SAFETY: rows and sources are those that `locate` has clamped; a unit writes scores of its own entry.
         unsafe {
             grad_scores_kernel::launch_unchecked::<R>(
@@ -166,13 +187,15 @@ impl<R: Runtime> Stage<'_, R> {
                 arg(&places.source, 1),
                 arg(values, width),
                 arg(grad_pooled, width),
-                arg(&scores, 1),
+                arg(scores, 1),
+                window.first_row as u32,
+                window.rows as u32,
                 entries as u32,
                 plan,
                 values.dtype,
             );
         }
-        Ok(scores)
+        Ok(())
     }
 }
 
@@ -207,6 +230,8 @@ fn grad_scores_kernel<E: Float, N: Size>(
     values: &Array<Vector<E, N>>,
     grad_pooled: &Array<Vector<f32, N>>,
     grad_scores: &mut Array<f32>,
+    first_row: u32,
+    page_rows: u32,
     entries: u32,
     #[comptime] plan: GradScoresPlan,
     #[define(E)] _dtype: StorageType,
@@ -215,7 +240,14 @@ fn grad_scores_kernel<E: Float, N: Size>(
     let entry = CUBE_POS * plan.tile + at.row;
     let read = min(entry, entries as usize - 1);
     let pitch = comptime!(plan.cores * plan.slice);
-    let (row, pooled) = (rows[read] as usize * pitch, source[read] as usize * pitch);
+    let page = Page { first_row, rows: page_rows };
+    let mut place = page.place(rows[read]);
+    let mut held = entry < entries as usize;
+    if comptime!(plan.paged) {
+        held = held && place < page.rows;
+        place = min(place, page.rows - 1);
+    }
+    let (row, pooled) = (place as usize * pitch, source[read] as usize * pitch);
     let mut partial = SharedMemory::<f32>::new(comptime!(if at.lanes > 1 { plan.units } else { 1 }));
     for k in 0..plan.cores {
         let mut products = Vector::<f32, N>::new(0.0);
@@ -223,7 +255,7 @@ fn grad_scores_kernel<E: Float, N: Size>(
             products += Vector::cast_from(values[row + vector]) * grad_pooled[pooled + vector];
         }
         let sum = lane_sum(component_sum::<N>(products), &mut partial, at);
-        if at.lane == 0 && entry < entries as usize {
+        if at.lane == 0 && held {
             grad_scores[entry * plan.cores + k] = sum;
         }
     }

@@ -24,6 +24,8 @@ pub(crate) struct ExpandPlan {
     pub value_dim: usize,
     pub shuffled: bool,
     pub gated: bool,
+    /// Whether the table has several pages.
+    pub paged: bool,
     /// Vectors of a row that a unit sums; divides a core's slice.
     pub run: usize,
     /// Vectors of an output row; 0 where pooling is all.
@@ -46,6 +48,21 @@ struct Entries {
     scores: SharedMemory<f32>,
     /// `[tile, expansion + 1]`: where a block's entries start.
     starts: SharedMemory<u32>,
+}
+
+/// The rows of a table that a page has.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Page {
+    pub first_row: u32,
+    pub rows: u32,
+}
+
+#[cube]
+impl Page {
+    /// A row of the table as a row of the page. One that the page lacks gets a number past its last: an earlier one wraps around.
+    pub fn place(&self, row: u32) -> u32 {
+        row - self.first_row
+    }
 }
 
 /// The pooled values, projected: `output` `[tokens, columns]`. `CUBE_POS` runs over the splits of a tile of tokens first.
@@ -71,8 +88,9 @@ pub(crate) fn expand_kernel<E: Float, N: Size, O: Size>(
     let token = CUBE_POS / plan.splits * plan.tile;
     let mut pooled = SharedMemory::<Vector<f32, N>>::new(comptime!(plan.tile * depth));
     let entries = order_entries(slots, scores, shuffle, token, tokens as usize, plan);
+    let page = Page { first_row: 0u32, rows: comptime!(plan.rows as u32).runtime() };
     for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * depth / plan.run), plan.units) {
-        let sums = pool::<E, N>(&entries, values, gate, token, tokens as usize, item, plan);
+        let sums = pool::<E, N>(&entries, values, page, gate, token, tokens as usize, item, plan);
         #[unroll]
         for r in 0..plan.run {
             pooled[item * plan.run + r] = sums[r];
@@ -103,19 +121,23 @@ pub(crate) fn expand_kernel<E: Float, N: Size, O: Size>(
     }
 }
 
-/// The pooled values alone: `pooled` `[tokens, expansion · value_dim]`.
+/// The pooled values alone, of the rows of one page: `pooled` `[tokens, expansion · value_dim]`, added to where `adds`.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(crate) fn pool_kernel<E: Float, N: Size>(
+pub(crate) fn pool_kernel<E: Float, P: Float, N: Size>(
     slots: &Array<u32>,
     scores: &Array<f32>,
     shuffle: &Array<u32>,
     values: &Array<Vector<E, N>>,
     gate: &Array<f32>,
-    pooled: &mut Array<Vector<E, N>>,
+    pooled: &mut Array<Vector<P, N>>,
+    first_row: u32,
+    page_rows: u32,
     tokens: u32,
     cubes: u32,
+    #[comptime] adds: bool,
     #[comptime] plan: ExpandPlan,
     #[define(E)] _dtype: StorageType,
+    #[define(P)] _sums: StorageType,
 ) {
     if CUBE_POS >= cubes as usize {
         terminate!();
@@ -123,14 +145,20 @@ pub(crate) fn pool_kernel<E: Float, N: Size>(
     let width = N::value();
     let vectors = comptime!(plan.expansion * plan.value_dim / width);
     let token = CUBE_POS * plan.tile;
+    let page = Page { first_row, rows: page_rows };
     let entries = order_entries(slots, scores, shuffle, token, tokens as usize, plan);
     for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * vectors / plan.run), plan.units) {
-        let sums = pool::<E, N>(&entries, values, gate, token, tokens as usize, item, plan);
+        let sums = pool::<E, N>(&entries, values, page, gate, token, tokens as usize, item, plan);
         let first = item * plan.run;
         if token + first / vectors < tokens as usize {
             #[unroll]
             for r in 0..plan.run {
-                pooled[token * vectors + first + r] = Vector::cast_from(sums[r]);
+                let at = token * vectors + first + r;
+                let mut sum = sums[r];
+                if adds {
+                    sum += Vector::cast_from(pooled[at]);
+                }
+                pooled[at] = Vector::cast_from(sum);
             }
         }
     }
@@ -196,12 +224,17 @@ fn order_entries(
     Entries { rows, scores: ordered, starts }
 }
 
-/// Run `item` of a tile's pooled vectors, `[tile, expansion, value_dim / width]` flattened, gated where the layer has a gate.
+/// Run `item` of a tile's pooled vectors, summed over the rows of a page, `[tile, expansion, value_dim / width]` flattened, gated where the layer has a gate.
 #[cube]
-#[allow(clippy::collapsible_if, reason = "the outer one is decided when the kernel is compiled")]
+#[allow(
+    clippy::collapsible_if,
+    clippy::if_same_then_else,
+    reason = "the outer one is decided when the kernel is compiled"
+)]
 fn pool<E: Float, N: Size>(
     entries: &Entries,
     values: &Array<Vector<E, N>>,
+    page: Page,
     gate: &Array<f32>,
     token: usize,
     tokens: usize,
@@ -219,11 +252,12 @@ fn pool<E: Float, N: Size>(
     let mut sums = zero_sums::<N>(plan.run);
     for place in entries.starts[starts]..entries.starts[starts + 1] {
         let entry = t * plan.entries + place as usize;
-        let score = Vector::new(entries.scores[entry * plan.cores + core]);
-        let row = entries.rows[entry] as usize * vectors + column;
-        #[unroll]
-        for r in 0..plan.run {
-            sums[r] += Vector::cast_from(values[row + r]) * score;
+        let score = entries.scores[entry * plan.cores + core];
+        let row = page.place(entries.rows[entry]);
+        if comptime!(!plan.paged) {
+            add_run::<E, N>(&mut sums, values, row as usize * vectors + column, score, plan.run);
+        } else if row < page.rows {
+            add_run::<E, N>(&mut sums, values, row as usize * vectors + column, score, plan.run);
         }
     }
     if comptime!(plan.gated) {
@@ -241,4 +275,18 @@ fn pool<E: Float, N: Size>(
         }
     }
     sums
+}
+
+#[cube]
+fn add_run<E: Float, N: Size>(
+    sums: &mut Array<Vector<f32, N>>,
+    values: &Array<Vector<E, N>>,
+    first: usize,
+    score: f32,
+    #[comptime] run: usize,
+) {
+    #[unroll]
+    for r in 0..run {
+        sums[r] += Vector::cast_from(values[first + r]) * Vector::new(score);
+    }
 }

@@ -10,12 +10,14 @@
 mod backward;
 mod forward;
 
+use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 pub use self::backward::{ExpandGradients, expand_backward};
 use self::forward::{ExpandPlan, expand_kernel, pool_kernel};
 use crate::combine::Chosen;
 use crate::device::Device;
+use crate::pages::{Window, windows};
 use crate::product::{Product, Sharing};
 use crate::query::{ProjectStrategy, project};
 use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, u32_storage};
@@ -23,8 +25,8 @@ use crate::{Error, Result};
 
 /// What the stage reads besides the chosen slots.
 pub struct Memory<'a, R: Runtime> {
-    /// `[rows, value_dim]`, f32, f16 or bf16.
-    pub values: &'a Tensor<R>,
+    /// `[rows, value_dim]`, f32, f16 or bf16, in pages of some rows each; one where it fits a binding.
+    pub values: &'a [Tensor<R>],
     /// `W_oᵀ` `[expansion · value_dim, hidden_size]`, the same type.
     pub weight: &'a Tensor<R>,
     /// u32 `[expansion · rows]`: a slot's virtual address, `block · rows + row`. None: a slot is its own address.
@@ -36,14 +38,14 @@ pub struct Memory<'a, R: Runtime> {
 /// How the stage is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ExpandStrategy {
-    /// Pool and project in one kernel; the pooled values of a tile stay in shared memory.
+    /// Pool and project in one kernel; the pooled values of a tile stay in shared memory. For a table of one page.
     Fused,
     /// A pooling kernel that writes `[tokens, expansion · value_dim]`, then a matrix product.
     Pooled(ProjectStrategy),
 }
 
 impl ExpandStrategy {
-    /// Two kernels where matrix units take the product; one where its cubes reach the whole device, or where so few tokens gather that
+    /// Two kernels where matrix units take the product, or the table has pages; one where its cubes reach the whole device, or where so few tokens gather that
     /// cubes can share out the weight and each gather again. A narrow device's cubes don't share: one kernel for any tile.
     pub fn choose<R: Runtime>(client: &ComputeClient<R>, tokens: usize, memory: &Memory<'_, R>) -> Self {
         let device = Device::of(client);
@@ -54,7 +56,8 @@ impl ExpandStrategy {
             true => tokens > 1,
             false => tokens.div_ceil(device.tile) >= device.processors || tokens <= FEW_TOKENS,
         };
-        if product == ProjectStrategy::Tile && worth && fits { Self::Fused } else { Self::Pooled(product) }
+        let whole = memory.values.len() <= 1;
+        if product == ProjectStrategy::Tile && worth && fits && whole { Self::Fused } else { Self::Pooled(product) }
     }
 }
 
@@ -78,12 +81,13 @@ pub fn expand<R: Runtime>(
         ExpandStrategy::Fused => stage.launch_fused(),
         ExpandStrategy::Pooled(product) => {
             let pooled = stage.launch_pool()?;
-            project(client, &pooled, memory.weight, memory.values.dtype, product)
+            project(client, &pooled, memory.weight, memory.weight.dtype, product)
         }
     }
 }
 
-/// The first half of the two-kernel strategy: pooled values `[tokens, expansion · value_dim]`, in the type of the values.
+/// The first half of the two-kernel strategy: pooled values `[tokens, expansion · value_dim]`, in the type of the values; in f32 where the
+/// table has several pages, whose sums are added up page by page.
 ///
 /// # Errors
 /// Shapes, types or sizes that don't fit; nothing is launched then.
@@ -99,18 +103,23 @@ struct Stage<'a, R: Runtime> {
     memory: &'a Memory<'a, R>,
     tokens: usize,
     hidden_size: usize,
+    /// Element type of the values and of the weight.
+    dtype: StorageType,
     plan: ExpandPlan,
 }
 
 impl<'a, R: Runtime> Stage<'a, R> {
     fn check(client: &'a ComputeClient<R>, chosen: &'a Chosen<R>, memory: &'a Memory<'a, R>) -> Result<Self> {
-        let dtype = float_type(client, memory.values, "values")?.storage();
+        let first_page = memory.values.first().ok_or(Error::Zero { what: "pages of the values" })?;
+        let dtype = float_type(client, first_page, "values")?.storage();
         let [tokens, heads, top_m, cores] = *chosen.scores.shape().as_slice() else {
             let (found, expected) = (chosen.scores.shape().to_vec(), vec![0, 0, 0, 0]);
             return Err(Error::Shape { tensor: "scores", found, expected });
         };
-        let ([rows, value_dim], [pooled_dim, hidden_size]) =
-            (matrix(memory.values, "values")?, matrix(memory.weight, "weight")?);
+        let ([_, value_dim], [pooled_dim, hidden_size]) =
+            (matrix(first_page, "values")?, matrix(memory.weight, "weight")?);
+        let windows = windows(memory.values);
+        let rows = windows[0].all_rows;
         if tokens * heads * top_m * cores * rows * value_dim * hidden_size == 0 {
             return Err(Error::Zero { what: "tokens, heads, top_m, cores, rows, value_dim or hidden_size" });
         }
@@ -119,7 +128,9 @@ impl<'a, R: Runtime> Stage<'a, R> {
         let expansion = pooled_dim / value_dim;
         check(&chosen.scores, "scores", &[tokens, heads, top_m, cores], f32_storage())?;
         check(&chosen.slots, "slots", &[tokens, heads, top_m], u32_storage())?;
-        check(memory.values, "values", &[rows, value_dim], dtype)?;
+        for (page, window) in memory.values.iter().zip(&windows) {
+            check(page, "values", &[window.rows, value_dim], dtype)?;
+        }
         check(memory.weight, "weight", &[pooled_dim, hidden_size], dtype)?;
         if let Some(shuffle) = memory.shuffle {
             check(shuffle, "shuffle", &[expansion * rows], u32_storage())?;
@@ -139,6 +150,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
             value_dim,
             shuffled: memory.shuffle.is_some(),
             gated: memory.gate.is_some(),
+            paged: memory.values.len() > 1,
             run: 1,
             columns: 0,
             sharing: Sharing { lanes: 1, slices: 1, block: 1 },
@@ -146,14 +158,14 @@ impl<'a, R: Runtime> Stage<'a, R> {
             tile: 1,
             units: 1,
         };
-        let mut stage = Self { client, device: Device::of(client), chosen, memory, tokens, hidden_size, plan };
+        let mut stage = Self { client, device: Device::of(client), chosen, memory, tokens, hidden_size, dtype, plan };
         stage.plan.run = stage.device.run(value_dim / cores / stage.width());
         Ok(stage)
     }
 
     /// Elements of a load of a value row: as wide as the device loads, within one core's slice.
     fn width(&self) -> usize {
-        self.device.width(self.memory.values.dtype.size(), &[self.plan.value_dim / self.plan.cores])
+        self.device.width(self.dtype.size(), &[self.plan.value_dim / self.plan.cores])
     }
 
     /// The plan with the largest tile that fits, `shared` being the bytes of a tile.
@@ -168,7 +180,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
     /// The plan of the fused kernel: a cube a tile where they reach the whole device, else as many as share out the weight with at most
     /// twice its bytes gathered again.
     fn fused_plan(&self, columns_width: usize) -> Result<ExpandPlan> {
-        let (device, bytes) = (&self.device, self.memory.values.dtype.size());
+        let (device, bytes) = (&self.device, self.dtype.size());
         let pooled_dim = self.plan.expansion * self.plan.value_dim;
         let (columns, depth) = (self.hidden_size / columns_width, pooled_dim / self.width());
         let shared = |tile| tile * (entry_bytes(&self.plan) + 4 * pooled_dim);
@@ -186,7 +198,11 @@ impl<'a, R: Runtime> Stage<'a, R> {
     }
 
     fn launch_fused(&self) -> Result<Tensor<R>> {
-        let (memory, dtype) = (self.memory, self.memory.values.dtype);
+        let [values] = self.memory.values else {
+            let value = self.memory.values.len() as u64;
+            return Err(Error::Number { what: "pages of values for one kernel", value, expected: 1 });
+        };
+        let (memory, dtype) = (self.memory, self.dtype);
         let columns_width = self.device.width(dtype.size(), &[self.hidden_size]);
         let plan = self.fused_plan(columns_width)?;
         let output = empty(self.client, "output", &[self.tokens, self.hidden_size], dtype)?;
@@ -197,13 +213,13 @@ impl<'a, R: Runtime> Stage<'a, R> {
                 self.client,
                 self.device.grid(cubes)?,
                 CubeDim::new_1d(plan.units as u32),
-                memory.values.required_address_type(),
+                values.required_address_type(),
                 self.width(),
                 columns_width,
                 arg(&self.chosen.slots, 1),
                 arg(&self.chosen.scores, 1),
                 arg(memory.shuffle.unwrap_or(&self.chosen.slots), 1),
-                arg(memory.values, self.width()),
+                arg(values, self.width()),
                 arg(memory.gate.unwrap_or(&self.chosen.scores), 1),
                 arg(memory.weight, columns_width),
                 arg(&output, columns_width),
@@ -217,35 +233,48 @@ impl<'a, R: Runtime> Stage<'a, R> {
     }
 
     fn launch_pool(&self) -> Result<Tensor<R>> {
-        let (memory, dtype) = (self.memory, self.memory.values.dtype);
         let pooled_dim = self.plan.expansion * self.plan.value_dim;
         let one_token = |tile| tile * entry_bytes(&self.plan);
         let tile = if self.tokens > 8 * self.device.busy_cubes { self.device.tile } else { 1 };
         let plan = self.tiled(pooled_dim / self.width() / self.plan.run, one_token)?;
         let plan = ExpandPlan { tile: plan.tile.min(tile), ..plan };
-        let pooled = empty(self.client, "pooled", &[self.tokens, pooled_dim], dtype)?;
+        let sums = if self.plan.paged { f32_storage() } else { self.dtype };
+        let pooled = empty(self.client, "pooled", &[self.tokens, pooled_dim], sums)?;
+        for (page, window) in self.memory.values.iter().zip(windows(self.memory.values)) {
+            self.launch_page(page, window, &pooled, plan)?;
+        }
+        Ok(pooled)
+    }
+
+    /// Adds the rows of a page to `pooled`; the first page's sums take the place of what was there.
+    fn launch_page(&self, page: &Tensor<R>, window: Window, pooled: &Tensor<R>, plan: ExpandPlan) -> Result<()> {
+        let (memory, width) = (self.memory, self.width());
         let cubes = self.tokens.div_ceil(plan.tile);
-        // SAFETY: `check` has seen every shape; the kernel clamps slots and addresses to the table.
+        // SAFETY: `check` has seen every shape; the kernel clamps slots and addresses to the table and reads rows of the page alone.
         unsafe {
             pool_kernel::launch_unchecked::<R>(
                 self.client,
                 self.device.grid(cubes)?,
                 CubeDim::new_1d(plan.units as u32),
-                memory.values.required_address_type(),
-                self.width(),
+                page.required_address_type(),
+                width,
                 arg(&self.chosen.slots, 1),
                 arg(&self.chosen.scores, 1),
                 arg(memory.shuffle.unwrap_or(&self.chosen.slots), 1),
-                arg(memory.values, self.width()),
+                arg(page, width),
                 arg(memory.gate.unwrap_or(&self.chosen.scores), 1),
-                arg(&pooled, self.width()),
+                arg(pooled, width),
+                window.first_row as u32,
+                window.rows as u32,
                 self.tokens as u32,
                 cubes as u32,
+                window.first_row > 0,
                 plan,
-                dtype,
+                self.dtype,
+                pooled.dtype,
             );
         }
-        Ok(pooled)
+        Ok(())
     }
 }
 

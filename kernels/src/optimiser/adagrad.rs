@@ -26,6 +26,7 @@ pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, eps: f32, squares: &Ten
             update.mask(),
             arg(squares, 1),
             update.step.scale,
+            update.first_row as u32,
             update.rows as u32,
             tile,
             update.plan,
@@ -45,6 +46,7 @@ pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, eps: f32, squares: &Ten
             update.step.learning_rate,
             update.step.scale,
             eps,
+            update.first_row as u32,
             update.rows as u32,
             update.plan,
             update.table.dtype,
@@ -62,14 +64,15 @@ fn accumulate_kernel<N: Size>(
     mask: &Array<u32>,
     squares: &mut Array<f32>,
     scale: f32,
-    table_rows: u32,
+    first_row: u32,
+    page_rows: u32,
     #[comptime] tile: usize,
     #[comptime] plan: UpdatePlan,
 ) {
     let width = N::value();
     let at = lane_of(tile, plan.units);
     let place = CUBE_POS * tile + at.row;
-    let own = listed(rows, count, mask, place, table_rows, plan);
+    let own = listed(rows, count, mask, place, first_row, page_rows, plan);
     let mut partial = SharedMemory::<f32>::new(comptime!(if at.lanes > 1 { plan.units } else { 1 }));
     let mut squared = Vector::<f32, N>::new(0.0);
     if own.changes {
@@ -96,12 +99,13 @@ fn adagrad_kernel<E: Float, N: Size>(
     learning_rate: f32,
     scale: f32,
     eps: f32,
-    table_rows: u32,
+    first_row: u32,
+    page_rows: u32,
     #[comptime] plan: UpdatePlan,
     #[define(E)] _dtype: StorageType,
 ) {
     let item = CUBE_POS * plan.units + UNIT_POS as usize;
-    let own = listed(rows, count, mask, item / plan.vectors, table_rows, plan);
+    let own = listed(rows, count, mask, item / plan.vectors, first_row, page_rows, plan);
     if own.changes {
         let at = own.row * plan.vectors + item % plan.vectors;
         let rate = learning_rate * scale / (f32::sqrt(squares[own.row]) + eps);

@@ -40,6 +40,7 @@ pub(super) fn launch<R: Runtime>(
             correction(beta2),
             eps,
             weight_decay,
+            update.first_row as u32,
             update.rows as u32,
             decoupled,
             update.plan,
@@ -66,13 +67,14 @@ fn adam_kernel<E: Float, N: Size>(
     correction2: f32,
     eps: f32,
     weight_decay: f32,
-    table_rows: u32,
+    first_row: u32,
+    page_rows: u32,
     #[comptime] decoupled: bool,
     #[comptime] plan: UpdatePlan,
     #[define(E)] _dtype: StorageType,
 ) {
     let item = CUBE_POS * plan.units + UNIT_POS as usize;
-    let own = listed(rows, count, mask, item / plan.vectors, table_rows, plan);
+    let own = listed(rows, count, mask, item / plan.vectors, first_row, page_rows, plan);
     if own.changes {
         let at = own.row * plan.vectors + item % plan.vectors;
         let mut weight = Vector::<f32, N>::cast_from(table[at]);

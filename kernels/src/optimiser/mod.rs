@@ -22,6 +22,7 @@ mod sgd;
 use cubecl::prelude::*;
 
 use crate::device::Device;
+use crate::pages::{Window, windows};
 use crate::rows::RowGradients;
 use crate::tensor::{Tensor, arg, check, f32_storage, float_type, u32_storage, zeros};
 use crate::{Error, Result};
@@ -76,14 +77,14 @@ fn in_range(what: &'static str, value: f32, holds: bool, expected: &'static str)
     if holds { Ok(()) } else { Err(Error::Range { what, value: value.to_string(), expected }) }
 }
 
-/// A rule with its state, which lives beside the table.
+/// A rule with its state, which lives beside the table, in pages as the table has them.
 pub struct Optimiser<R: Runtime> {
     rule: Rule,
-    state: State<R>,
+    pages: Vec<State<R>>,
     steps: u32,
 }
 
-/// What a rule keeps between steps, f32.
+/// What a rule keeps of a page between steps, f32.
 enum State<R: Runtime> {
     Nothing,
     /// `[rows, width]`.
@@ -92,6 +93,37 @@ enum State<R: Runtime> {
     Squares(Tensor<R>),
     /// Twice `[rows, width]`.
     Moments(Tensor<R>, Tensor<R>),
+}
+
+impl<R: Runtime> State<R> {
+    fn zeros(client: &ComputeClient<R>, rule: Rule, rows: usize, width: usize) -> Result<Self> {
+        let matrix = |name| zeros(client, name, &[rows, width]);
+        Ok(match rule {
+            Rule::Sgd { momentum: 0.0 } => Self::Nothing,
+            Rule::Sgd { .. } => Self::Momentum(matrix("momentum")?),
+            Rule::Adagrad { .. } => Self::Squares(zeros(client, "squares", &[rows])?),
+            Rule::Adam { .. } => Self::Moments(matrix("first moment")?, matrix("second moment")?),
+        })
+    }
+
+    fn tensors(&self) -> Vec<(&'static str, &Tensor<R>)> {
+        match self {
+            Self::Nothing => vec![],
+            Self::Momentum(momentum) => vec![("momentum", momentum)],
+            Self::Squares(squares) => vec![("squares", squares)],
+            Self::Moments(first, second) => vec![("first_moment", first), ("second_moment", second)],
+        }
+    }
+
+    /// The same kind of state, of tensors in the order of [`tensors`](Self::tensors).
+    fn of(&self, tensors: &[&Tensor<R>]) -> Self {
+        match (self, tensors) {
+            (Self::Momentum(_), [momentum]) => Self::Momentum((*momentum).clone()),
+            (Self::Squares(_), [squares]) => Self::Squares((*squares).clone()),
+            (Self::Moments(..), [first, second]) => Self::Moments((*first).clone(), (*second).clone()),
+            _ => Self::Nothing,
+        }
+    }
 }
 
 /// What differs from step to step.
@@ -113,20 +145,17 @@ impl<R: Runtime> Step<'_, R> {
 }
 
 impl<R: Runtime> Optimiser<R> {
-    /// A rule and its state of zeros for a table of `rows` rows of `width`.
+    /// A rule and its state of zeros for a table of pages of `rows` rows, each of `width`.
     ///
     /// # Errors
-    /// A number that makes no sense, or a state larger than one binding of the device.
-    pub fn new(client: &ComputeClient<R>, rule: Rule, rows: usize, width: usize) -> Result<Self> {
+    /// A number that makes no sense, no pages, or a state of a page larger than one binding of the device.
+    pub fn new(client: &ComputeClient<R>, rule: Rule, rows: &[usize], width: usize) -> Result<Self> {
         rule.check()?;
-        let matrix = |name| zeros(client, name, &[rows, width]);
-        let state = match rule {
-            Rule::Sgd { momentum: 0.0 } => State::Nothing,
-            Rule::Sgd { .. } => State::Momentum(matrix("momentum")?),
-            Rule::Adagrad { .. } => State::Squares(zeros(client, "squares", &[rows])?),
-            Rule::Adam { .. } => State::Moments(matrix("first moment")?, matrix("second moment")?),
-        };
-        Ok(Self { rule, state, steps: 0 })
+        if rows.is_empty() {
+            return Err(Error::Zero { what: "pages of a table" });
+        }
+        let pages = rows.iter().map(|&rows| State::zeros(client, rule, rows, width)).collect::<Result<_>>()?;
+        Ok(Self { rule, pages, steps: 0 })
     }
 
     /// The rule.
@@ -139,76 +168,94 @@ impl<R: Runtime> Optimiser<R> {
         self.steps
     }
 
-    /// The state by name, for saving.
-    pub fn state(&self) -> Vec<(&'static str, &Tensor<R>)> {
-        match &self.state {
-            State::Nothing => vec![],
-            State::Momentum(momentum) => vec![("momentum", momentum)],
-            State::Squares(squares) => vec![("squares", squares)],
-            State::Moments(first, second) => vec![("first_moment", first), ("second_moment", second)],
+    /// The state by name, a tensor a page, for saving.
+    pub fn state(&self) -> Vec<(&'static str, Vec<&Tensor<R>>)> {
+        let mut named: Vec<(&'static str, Vec<&Tensor<R>>)> = Vec::new();
+        for page in &self.pages {
+            for (at, (name, tensor)) in page.tensors().into_iter().enumerate() {
+                match named.get_mut(at) {
+                    Some((_, pages)) => pages.push(tensor),
+                    None => named.push((name, vec![tensor])),
+                }
+            }
         }
+        named
     }
 
     /// Takes up a state that was saved after `steps` steps, in the order of [`state`](Self::state).
     ///
     /// # Errors
     /// Tensors that are not this rule's for this table; nothing is changed then.
-    pub fn restore(&mut self, steps: u32, state: &[Tensor<R>]) -> Result<()> {
+    pub fn restore(&mut self, steps: u32, state: &[Vec<Tensor<R>>]) -> Result<()> {
         let own = self.state();
-        if own.len() != state.len() {
-            let (value, expected) = (state.len() as u64, own.len() as u64);
-            return Err(Error::Number { what: "tensors of the optimiser's state", value, expected });
+        count("tensors of the optimiser's state", state.len(), own.len())?;
+        for ((name, own), pages) in own.iter().zip(state) {
+            count("pages of the optimiser's state", pages.len(), own.len())?;
+            for (own, page) in own.iter().zip(pages) {
+                check(page, name, own.shape(), f32_storage())?;
+            }
         }
-        for ((name, own), tensor) in own.into_iter().zip(state) {
-            check(tensor, name, own.shape(), f32_storage())?;
+        for (at, page) in self.pages.iter_mut().enumerate() {
+            let tensors: Vec<_> = state.iter().map(|pages| &pages[at]).collect();
+            *page = page.of(&tensors);
         }
-        self.state = match (&self.state, state) {
-            (State::Momentum(_), [momentum]) => State::Momentum(momentum.clone()),
-            (State::Squares(_), [squares]) => State::Squares(squares.clone()),
-            (State::Moments(..), [first, second]) => State::Moments(first.clone(), second.clone()),
-            _ => State::Nothing,
-        };
         self.steps = steps;
         Ok(())
     }
 
-    /// Updates the used rows of `table` `[rows, width]`, f32, f16 or bf16, in place. Enqueues and returns.
+    /// Updates the used rows of a table in place. Enqueues and returns.
+    ///
+    /// - `table`: its pages in their order, `[rows of the page, width]` each, f32, f16 or bf16
     ///
     /// # Errors
     /// Shapes, types or sizes that don't fit, or a number that is not finite; nothing is launched and no step is counted then.
     pub fn step(
         &mut self,
         client: &ComputeClient<R>,
-        table: &Tensor<R>,
+        table: &[Tensor<R>],
         gradients: &RowGradients<R>,
         step: &Step<'_, R>,
     ) -> Result<()> {
-        let update = Update::check(client, table, gradients, step)?;
-        for (name, state) in self.state() {
-            let shape = if name == "squares" { vec![update.rows] } else { vec![update.rows, update.width] };
-            check(state, name, &shape, f32_storage())?;
+        count("pages of the table", table.len(), self.pages.len())?;
+        let mut updates = Vec::new();
+        for window in windows(table) {
+            let update = Update::check(client, &table[updates.len()], window, gradients, step)?;
+            for (name, state) in self.pages[updates.len()].tensors() {
+                let shape = if name == "squares" { vec![update.rows] } else { vec![update.rows, update.width] };
+                check(state, name, &shape, f32_storage())?;
+            }
+            updates.push(update);
         }
         let steps = self.steps.saturating_add(1);
-        match (self.rule, &self.state) {
-            (Rule::Adagrad { eps }, State::Squares(squares)) => adagrad::launch(&update, eps, squares)?,
-            (Rule::Adam { .. }, State::Moments(first, second)) => {
-                adam::launch(&update, &self.rule, steps, first, second)?;
+        for (update, state) in updates.iter().zip(&self.pages) {
+            match (self.rule, state) {
+                (Rule::Adagrad { eps }, State::Squares(squares)) => adagrad::launch(update, eps, squares)?,
+                (Rule::Adam { .. }, State::Moments(first, second)) => {
+                    adam::launch(update, &self.rule, steps, first, second)?;
+                }
+                (Rule::Sgd { momentum }, State::Momentum(state)) => sgd::launch(update, momentum, Some(state))?,
+                _ => sgd::launch(update, 0.0, None)?,
             }
-            (Rule::Sgd { momentum }, State::Momentum(state)) => sgd::launch(&update, momentum, Some(state))?,
-            _ => sgd::launch(&update, 0.0, None)?,
         }
         self.steps = steps;
         Ok(())
     }
 }
 
-/// The checked arguments of a step.
+fn count(what: &'static str, found: usize, expected: usize) -> Result<()> {
+    let (value, expected) = (found as u64, expected as u64);
+    if value == expected { Ok(()) } else { Err(Error::Number { what, value, expected }) }
+}
+
+/// The checked arguments of a page's step.
 struct Update<'a, R: Runtime> {
     client: &'a ComputeClient<R>,
     device: Device,
     table: &'a Tensor<R>,
     gradients: &'a RowGradients<R>,
     step: &'a Step<'a, R>,
+    /// The page's first row in the table, and its rows.
+    first_row: usize,
     rows: usize,
     width: usize,
     /// Numbers of a vector.
@@ -229,23 +276,24 @@ impl<'a, R: Runtime> Update<'a, R> {
     fn check(
         client: &'a ComputeClient<R>,
         table: &'a Tensor<R>,
+        window: Window,
         gradients: &'a RowGradients<R>,
         step: &'a Step<'a, R>,
     ) -> Result<Self> {
         let (_, width) = gradients.check()?;
-        let rows = table.shape().first().copied().unwrap_or(0);
+        let Window { first_row, rows, all_rows } = window;
         float_type(client, table, "table")?;
         check(table, "table", &[rows, width], table.dtype)?;
         in_range("learning_rate", step.learning_rate, step.learning_rate.is_finite(), "a finite number")?;
         in_range("scale", step.scale, step.scale.is_finite(), "a finite number")?;
         if let Some(mask) = step.mask {
-            check(mask, "mask", &[rows.div_ceil(32)], u32_storage())?;
+            check(mask, "mask", &[all_rows.div_ceil(32)], u32_storage())?;
         }
         let device = Device::of(client);
         let vector = device.width(4, &[width]);
         let units = device.flat(gradients.rows.shape()[0] * (width / vector));
         let plan = UpdatePlan { vectors: width / vector, masked: step.mask.is_some(), units };
-        Ok(Self { client, device, table, gradients, step, rows, width, vector, plan })
+        Ok(Self { client, device, table, gradients, step, first_row, rows, width, vector, plan })
     }
 
     /// One unit for each vector of every row that can be listed.
@@ -262,31 +310,34 @@ impl<'a, R: Runtime> Update<'a, R> {
     }
 }
 
-/// A listed row, and whether it may change.
+/// A listed row of a page, and whether it may change.
 #[derive(CubeType, Clone, Copy)]
 struct Listed {
     row: usize,
     changes: bool,
 }
 
-/// Row `place` of the list: none past `count`, past the table's last or masked out.
+/// Row `place` of the list, as a row of the page: none past `count`, in another page or masked out.
 #[cube]
 fn listed(
     rows: &Array<u32>,
     count: &Array<u32>,
     mask: &Array<u32>,
     place: usize,
-    table_rows: u32,
+    first_row: u32,
+    page_rows: u32,
     #[comptime] plan: UpdatePlan,
 ) -> Listed {
     let mut row = 0u32;
     let mut changes = false;
     if place < min(count[0] as usize, rows.len()) {
-        row = rows[place];
-        changes = row < table_rows;
+        let listed = rows[place];
+        // A row of an earlier page wraps around, to a number that no page has.
+        row = listed - first_row;
+        changes = row < page_rows;
         if plan.masked {
-            let word = min(row, table_rows - 1) / 32;
-            changes = changes && (mask[word as usize] >> (row % 32)) % 2 == 1;
+            let word = min(listed as usize / 32, mask.len() - 1);
+            changes = changes && (mask[word] >> (listed % 32)) % 2 == 1;
         }
     }
     Listed { row: row as usize, changes }

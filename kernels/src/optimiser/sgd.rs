@@ -29,6 +29,7 @@ pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, momentum: f32, state: O
             update.step.learning_rate,
             update.step.scale,
             momentum,
+            update.first_row as u32,
             update.rows as u32,
             keeps,
             update.plan,
@@ -49,13 +50,14 @@ fn sgd_kernel<E: Float, N: Size>(
     learning_rate: f32,
     scale: f32,
     momentum: f32,
-    table_rows: u32,
+    first_row: u32,
+    page_rows: u32,
     #[comptime] keeps: bool,
     #[comptime] plan: UpdatePlan,
     #[define(E)] _dtype: StorageType,
 ) {
     let item = CUBE_POS * plan.units + UNIT_POS as usize;
-    let own = listed(rows, count, mask, item / plan.vectors, table_rows, plan);
+    let own = listed(rows, count, mask, item / plan.vectors, first_row, page_rows, plan);
     if own.changes {
         let at = own.row * plan.vectors + item % plan.vectors;
         let mut direction = gradients[item] * Vector::new(scale);

@@ -1,0 +1,70 @@
+//! Tables in pages: the numbers of a table in one, forward and backward.
+
+use ultramem::kernels::expand::ExpandStrategy;
+use ultramem::{Dimensions, ElementType, HostTensor, Kind, LayerWeights, ValueTable};
+
+use crate::backward;
+use crate::device::{Case, Layer, client, every_strategy, hold};
+use crate::shapes::{plain, product_keys, random_case};
+
+/// The layer with its table in pages of `page_rows` rows.
+pub fn paged(layer: Layer, page_rows: usize) -> Layer {
+    let (weights, config, dtype) = (layer.read_weights().unwrap(), layer.config().clone(), layer.dtype());
+    let values = ValueTable::upload_in_pages(&client(), &weights.values, dtype, page_rows).unwrap();
+    let on_device = LayerWeights { values, ..LayerWeights::upload(&client(), &config, &weights, dtype).unwrap() };
+    Layer::from_device(&client(), config, on_device).unwrap()
+}
+
+pub fn in_pages(case: Case, page_rows: usize) -> Case {
+    Case { layer: paged(case.layer, page_rows), ..case }
+}
+
+/// Several heads, blocks and cores, a gate, both element types; pages that divide the rows and such that don't, more pages than rows chosen.
+fn cases() -> [(Case, f64); 5] {
+    let case = |dims: &Dimensions, dtype, page_rows| in_pages(random_case(dims, 9, dtype, 3), page_rows);
+    let gated = product_keys(Kind::MemoryPlus);
+    [
+        (case(&plain(), ElementType::F32, 50), 1e-5),
+        (case(&plain(), ElementType::F32, 7), 1e-5),
+        (case(&plain(), ElementType::F16, 33), 1e-2),
+        (case(&product_keys(Kind::ProductKey), ElementType::F32, 100), 1e-5),
+        (case(&gated, ElementType::F32, 100), 1e-5),
+    ]
+}
+
+#[test]
+fn every_strategy_agrees_with_the_oracle() {
+    for (case, tolerance) in cases() {
+        assert!(case.layer.table().pages().len() > 1);
+        assert!(matches!(case.layer.strategies(9).expand, ExpandStrategy::Pooled(_)), "one kernel takes one page");
+        let pooled = every_strategy().into_iter().filter(|way| way.expand != ExpandStrategy::Fused);
+        pooled.for_each(|strategies| hold(&case, strategies, tolerance).assert_rare());
+    }
+}
+
+#[test]
+fn gradients_agree_with_the_oracle() {
+    for (case, tolerance) in cases() {
+        backward::hold("pages", &case, 10.0 * tolerance);
+    }
+}
+
+/// A NaN in rows that no slot reads, the first and the last of each page among them, reaches nothing.
+#[test]
+fn a_nan_in_a_row_that_is_not_read_stays_there() {
+    let case = in_pages(random_case(&plain(), 3, ElementType::F32, 5), 20);
+    let strategies = case.layer.strategies(3);
+    let before = case.run(&case.input, strategies);
+    let config = case.layer.config();
+    let shuffle = case.weights.shuffle_index.as_ref().unwrap();
+    let mut values = case.weights.values.to_f32();
+    let read: Vec<usize> = before.slots.iter().map(|&slot| shuffle[slot as usize] as usize % config.rows()).collect();
+    for row in (0..config.rows()).filter(|row| !read.contains(row)) {
+        values[row * config.value_dim..][..config.value_dim].fill(f32::NAN);
+    }
+    let values = HostTensor::from_f32([config.rows(), config.value_dim], &values).unwrap();
+    let weights = ultramem::Weights { values, ..case.weights.clone() };
+    let hostile = in_pages(Case::new(config, &weights, &case.input, ElementType::F32), 20);
+    assert_eq!(hostile.run(&case.input, strategies).output, before.output);
+    backward::hold("pages with NaN", &hostile, 1e-4);
+}
