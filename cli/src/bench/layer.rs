@@ -4,11 +4,10 @@ use std::time::Instant;
 
 use clap::{Args, value_parser};
 use serde_json::json;
-use ultramem::kernels::Error as Limit;
 use ultramem::{Dimensions, MemoryConfig, Weights};
 
 use crate::Common;
-use crate::backend::{Adapter, host_memory};
+use crate::backend::host_memory;
 use crate::failure::{Failure, Result};
 use crate::info::Preset;
 use crate::report::{
