@@ -10,7 +10,7 @@
 //! | pooled values | `expansion · value_dim` numbers of the layer's type, f32 for a table of several pages; none for Memory+ |
 //! | gate | `4 · value_dim` for Memory+ |
 //!
-//! No gathered row is kept: the rows are read again, once. `ultramem_v1_1b` keeps 10.4 kB a token where its rows are 123 kB in bf16.
+//! No gathered row is kept: the rows are read again, once (twice for Memory+). `ultramem_v1_1b` keeps 10.4 kB a token where its rows are 123 kB in bf16.
 //!
 //! A NaN or an infinity in one token's input or gradient reaches that token's `input` gradient and the rows of keys and values that
 //! its slots name; of the weights that every token shares (W_q, W_o, W_g, the norms, the core) it spoils all.
@@ -71,7 +71,8 @@ pub struct Gradients<R: Runtime> {
 }
 
 impl<R: Runtime> MemoryLayer<R> {
-    /// [`forward`](Self::forward), and what [`backward`](Self::backward) needs of it.
+    /// [`forward`](Self::forward), and what [`backward`](Self::backward) needs of it. The same slots; the output may be rounded otherwise where
+    /// `forward` pools and projects in one kernel.
     ///
     /// # Errors
     /// An input of another shape or type.

@@ -64,8 +64,8 @@ impl<R: Runtime> LayerWeights<R> {
     /// Uploads `weights`, matrices, keys and values rounded to `dtype`.
     ///
     /// # Errors
-    /// Weights that do not fit `config`, an element type that the device lacks, or a tensor that is larger than one buffer
-    /// binding of the device.
+    /// Weights that do not fit `config`, an element type that the device lacks, or a tensor other than the values, or a row of
+    /// them, that is larger than one buffer binding of the device.
     pub fn upload(
         client: &ComputeClient<R>,
         config: &MemoryConfig,

@@ -51,8 +51,8 @@ impl<R: Runtime> MemoryLayer<R> {
     /// Uploads `weights`, rounded to `dtype`, and prepares them.
     ///
     /// # Errors
-    /// Weights that do not fit `config`, an element type that the device lacks, or a tensor that is larger than one buffer
-    /// binding of the device.
+    /// Weights that do not fit `config`, an element type that the device lacks, or a tensor other than the values, or a row of
+    /// them, that is larger than one buffer binding of the device.
     pub fn new(
         client: &ComputeClient<R>,
         config: MemoryConfig,

@@ -14,37 +14,38 @@ pub struct ValueTable<R: Runtime> {
 }
 
 impl<R: Runtime> ValueTable<R> {
-    /// Uploads a table, rounding it to `dtype`: in one page if a binding of the device holds it, else in pages whose f32 state
-    /// of an optimiser fits one, too.
+    /// Uploads a table, rounding it to `dtype`: in one page if a binding of the device holds it, else in pages of which one holds the f32
+    /// state of an optimiser, too. A table of half precision between half a binding and a whole one is read fastest in its one page but
+    /// has no room for such a state: [`upload_in_pages`](Self::upload_in_pages) makes it.
     ///
     /// # Errors
     /// [`Binding`](ultramem_kernels::Error::Binding) with both sizes if not even a row fits one.
     pub fn upload(client: &ComputeClient<R>, values: &HostTensor<'_>, dtype: ElementType) -> Result<Self> {
-        if fits_binding(client, "values", values.shape(), dtype.storage()).is_ok() {
-            return Ok(Self { pages: vec![upload(client, "values", values, dtype)?], dtype });
-        }
-        let row_bytes = values.shape()[1..].iter().product::<usize>() * ElementType::F32.size();
+        let rows = values.shape().first().copied().unwrap_or(0);
+        let whole = fits_binding(client, "values", values.shape(), dtype.storage()).is_ok();
+        let row_bytes = values.shape().iter().skip(1).product::<usize>().saturating_mul(ElementType::F32.size());
         let limit = usize::try_from(client.properties().memory.max_page_size).unwrap_or(usize::MAX);
-        Self::upload_in_pages(client, values, dtype, (limit / row_bytes.max(1)).max(1))
+        let page_rows = if whole { rows } else { (limit / row_bytes.max(1)).max(1) };
+        Self::upload_in_pages(client, values, dtype, page_rows)
     }
 
     /// Uploads a table in pages of `page_rows` rows, the last of what is left.
     ///
     /// # Errors
     /// [`Binding`](ultramem_kernels::Error::Binding) if a page is larger than one binding of the device;
-    /// [`Zero`](ultramem_kernels::Error::Zero) for pages of no rows.
+    /// [`Zero`](ultramem_kernels::Error::Zero) for a table or pages of no rows.
     pub fn upload_in_pages(
         client: &ComputeClient<R>,
         values: &HostTensor<'_>,
         dtype: ElementType,
         page_rows: usize,
     ) -> Result<Self> {
-        if page_rows == 0 {
-            return Err(ultramem_kernels::Error::Zero { what: "rows of a page" }.into());
+        let rows = values.shape().first().copied().unwrap_or(0);
+        if rows == 0 || page_rows == 0 {
+            return Err(ultramem_kernels::Error::Zero { what: "rows of a table or of its pages" }.into());
         }
-        let rows = values.shape()[0];
         let lengths: Vec<usize> = (0..rows).step_by(page_rows).map(|first| page_rows.min(rows - first)).collect();
-        let pages = cut(values, &lengths)?;
+        let pages = cut("values", values, &lengths)?;
         let pages = pages.iter().map(|page| upload(client, "values", page, dtype)).collect::<Result<_>>()?;
         Ok(Self { pages, dtype })
     }
@@ -77,15 +78,14 @@ impl<R: Runtime> ValueTable<R> {
         self.dtype
     }
 
-    /// Checks that the pages together are `[rows, value_dim]`.
+    /// Checks that the pages, of which there is one at least, are `[rows, value_dim]` together.
     pub(crate) fn check(&self, rows: usize, value_dim: usize) -> Result<()> {
-        let mut left = rows;
-        for (at, page) in self.pages.iter().enumerate() {
+        let found = self.page_rows();
+        let all: usize = found.iter().sum();
+        for (at, (page, &found)) in self.pages.iter().zip(&found).enumerate() {
             let last = at + 1 == self.pages.len();
-            let found = page.shape().first().copied().unwrap_or(0);
-            let expected = if last { left } else { found.min(left) };
+            let expected = if last { rows.saturating_sub(all - found) } else { found };
             check(page, "values", &[expected, value_dim], self.dtype.storage())?;
-            left -= expected;
         }
         Ok(())
     }
@@ -95,11 +95,11 @@ impl<R: Runtime> ValueTable<R> {
 ///
 /// # Errors
 /// [`Error::Tensor`] if the tensor has not as many rows as all of them.
-pub(crate) fn cut<'a>(tensor: &'a HostTensor<'_>, rows: &[usize]) -> Result<Vec<HostTensor<'a>>> {
+pub(crate) fn cut<'a>(name: &str, tensor: &'a HostTensor<'_>, rows: &[usize]) -> Result<Vec<HostTensor<'a>>> {
     let (all, found): (usize, usize) = (rows.iter().sum(), tensor.shape().first().copied().unwrap_or(0));
     if all != found {
         let problem = format!("has {found} rows, expected {all}");
-        return Err(Error::Tensor { name: "table".into(), problem });
+        return Err(Error::Tensor { name: name.into(), problem });
     }
     let row_bytes = tensor.bytes().len() / all.max(1);
     let mut bytes = tensor.bytes();

@@ -39,7 +39,8 @@ impl<R: Runtime> MemoryLayer<R> {
     /// An optimiser for the value table, its state zeros.
     ///
     /// # Errors
-    /// A number of the rule that makes no sense, or a state larger than one binding of the device.
+    /// A number of the rule that makes no sense, or a page's state, in f32, larger than one binding of the device:
+    /// [`ValueTable::upload_in_pages`](crate::ValueTable::upload_in_pages) makes smaller pages.
     pub fn value_optimiser(&self, rule: Rule) -> Result<Optimiser<R>> {
         Ok(Optimiser::new(&self.client, rule, &self.weights.values.page_rows(), self.config.value_dim)?)
     }
@@ -87,13 +88,18 @@ impl<R: Runtime> MemoryLayer<R> {
     /// Downloads pages `[rows of the page, …]` as one tensor.
     fn read_pages<'a>(&self, pages: impl IntoIterator<Item = &'a Tensor<R>>) -> Result<HostTensor<'static>> {
         let pages = pages.into_iter().map(|page| self.read_tensor(page)).collect::<Result<Vec<_>>>()?;
-        let mut shape = pages[0].shape().to_vec();
+        let [first, others @ ..] = pages.as_slice() else { return Err(Error::Device("a table without pages".into())) };
+        if others.is_empty() {
+            return Ok(first.clone());
+        }
+        let mut shape = first.shape().to_vec();
         shape[0] = pages.iter().map(|page| page.shape()[0]).sum();
         let bytes: Vec<&[u8]> = pages.iter().map(HostTensor::bytes).collect();
-        HostTensor::new(shape, pages[0].dtype(), bytes.concat())
+        HostTensor::new(shape, first.dtype(), bytes.concat())
     }
 
-    /// The optimiser's state for a file, whole whatever pages it has: tensors by name, and the metadata entry that goes with them. Waits for the device.
+    /// The optimiser's state for a file, whole whatever pages it has: tensors by name, and the metadata entry that goes with them. Waits
+    /// for the device.
     ///
     /// # Errors
     /// [`Error::Device`] if the device failed in what was enqueued before.
@@ -115,7 +121,7 @@ impl<R: Runtime> MemoryLayer<R> {
         let names: Vec<_> = optimiser.state().iter().map(|(name, _)| format!("{STATE}{name}")).collect();
         let upload = |name: &String| {
             let tensor = file.tensor(name)?;
-            cut(&tensor, &self.weights.values.page_rows())?
+            cut(name, &tensor, &self.weights.values.page_rows())?
                 .iter()
                 .map(|page| upload(&self.client, "state", page, ElementType::F32))
                 .collect()

@@ -19,7 +19,7 @@ impl<R: Runtime> MemoryLayer<R> {
     /// | kept keys and scores | `4 · heads · 2 · top_m · (1 + tucker_rank)` | |
     /// | slots and scores | `4 · heads · top_m · (1 + cores)` | |
     /// | gate | `4 · value_dim` | Memory+ |
-    /// | pooled values | element size · `expansion · value_dim` | values are pooled |
+    /// | pooled values | element size · `expansion · value_dim`; in f32 for a table of several pages | values are pooled |
     ///
     /// Slots and scores live as long as the [`Forward`](crate::Forward) that holds them, the others as long as the call. The
     /// allocator rounds each of these at most eight buffers up to its alignment, 256 bytes on most devices, and keeps what it
@@ -34,6 +34,7 @@ impl<R: Runtime> MemoryLayer<R> {
         let gate = if config.gated() { WORD * config.value_dim } else { 0 };
         let pooled = match strategies.expand {
             ExpandStrategy::Fused => 0,
+            ExpandStrategy::Pooled(_) if self.table().pages().len() > 1 => WORD * config.pooled_dim(),
             ExpandStrategy::Pooled(_) => self.dtype().size() * config.pooled_dim(),
         };
         tokens.saturating_mul(queries + candidates + kept + chosen + gate + pooled)

@@ -3,7 +3,7 @@
 //!
 //! `cargo run --release -p ultramem-benches --features composition --example training` runs the four in turn for each case, each in a
 //! process of its own, as each would run in a program of its own: in one process they would share an allocator and its pages. A backward
-//! pass takes what a step takes beyond its forward.
+//! pass takes what a step takes beyond the forward alone.
 
 use std::error::Error;
 use std::process::Command;

@@ -20,7 +20,7 @@ pub(crate) struct Moments {
     pub scale: f32,
 }
 
-/// The mean and scale of a vector of `size` numbers from their sum and from the sum of squares about `mean`.
+/// The scale of a vector of `size` numbers from their squares about the mean.
 #[cube]
 pub(crate) fn scale_of(squares: f32, eps: f32, #[comptime] size: usize) -> f32 {
     1.0 / f32::sqrt(squares / comptime!(size as f32) + eps)
@@ -121,7 +121,12 @@ pub(crate) fn norm_backward_kernel<E: Float, N: Size>(
     let count = comptime!(plan.size as f32);
     let (sum, across) = (component_sum::<N>(sums), component_sum::<N>(across));
     let mean = sum / count;
-    let scale = scale_of(max(component_sum::<N>(squares) - mean * sum, 0.0), eps, plan.size);
+    let mut about_mean = component_sum::<N>(squares);
+    if comptime!(plan.norm == Norm::Layer) {
+        // No less than zero by rounding; a NaN, which this would swallow, is in the mean.
+        about_mean = max(about_mean - mean * sum, 0.0);
+    }
+    let scale = scale_of(about_mean, eps, plan.size);
     let along = (component_sum::<N>(along) - mean * across) * scale * scale / count;
     let (centre, across) = (centre + mean, across / count);
     let out = group * area + vector % plan.step;

@@ -39,7 +39,7 @@ pub(crate) fn outer<R: Runtime>(
     float_type(client, left, "left")?;
     float_type(client, right, "right")?;
     let ([tokens, m], [_, n]) = (pair(left, "left")?, pair(right, "right")?);
-    if tokens * m * n == 0 {
+    if [tokens, m, n].contains(&0) {
         return Err(Error::Zero { what: "tokens or a width of an outer product" });
     }
     check(left, "left", &[tokens, m], left.dtype)?;

@@ -14,6 +14,21 @@ pub(crate) struct Window {
     pub all_rows: usize,
 }
 
+/// A window in a kernel.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Page {
+    pub first_row: u32,
+    pub rows: u32,
+}
+
+#[cube]
+impl Page {
+    /// A row of the table as a row of the page. One that the page lacks gets a number past its last: an earlier one wraps around.
+    pub fn place(&self, row: u32) -> u32 {
+        row - self.first_row
+    }
+}
+
 /// The windows of `pages`, each `[rows of the page, …]`, in their order.
 pub(crate) fn windows<R: Runtime>(pages: &[Tensor<R>]) -> Vec<Window> {
     let rows = |page: &Tensor<R>| page.shape().first().copied().unwrap_or(0);

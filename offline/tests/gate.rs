@@ -177,6 +177,11 @@ impl Case {
         self.hold_launches(what, &layer.backward_traffic(tokens, CACHES));
         let slots = layer.read_slots(&forward.chosen).unwrap();
         let found = layer.read_gradients(&gradients).unwrap();
+        let scores = wide(&layer.read(&forward.chosen.scores).unwrap());
+        let chosen = reference::Chosen { slots: slots.clone(), scores, totals: Vec::new() };
+        let output = reference::expand(config, &self.weights, &self.input, &chosen).unwrap();
+        let found_output = wide(&layer.read(&forward.output).unwrap());
+        assert_close(&format!("{what}, output"), &found_output, &output, tolerances(layer.dtype()).0);
         let expected = reference::backward(config, &self.weights, &self.input, &slots, &self.grad_output).unwrap();
         assert!(found.values.keys().eq(expected.values.keys()), "{what}: used rows");
         let (found, expected) = (found.named(config).unwrap(), expected.named(config).unwrap());

@@ -169,7 +169,8 @@ impl Sizes<'_> {
 
 impl<R: Runtime> MemoryLayer<R> {
     /// Bytes that the launches of [`backward`](Self::backward) move between device memory and chip, stage by stage, in the order of
-    /// their launches. What [`MemoryConfig::traffic`] says of caches holds here too. Zeros for no tokens.
+    /// their launches. What [`MemoryConfig::traffic`] says of caches holds here too. For a table of
+    /// one page: each further one is a launch more that reads places and pooled gradients. Zeros for no tokens.
     pub fn backward_traffic(&self, tokens: usize, caches: Caches) -> [(&'static str, u64); 4] {
         if tokens == 0 {
             return ["expand", "combine", "score", "query"].map(|stage| (stage, 0));

@@ -4,17 +4,21 @@ use proptest::test_runner::TestError;
 use ultramem::{Dimensions, ElementType, Kind, Norm, reference};
 
 use crate::common::{golden_files, random_input};
-use crate::device::{Case, assert_close, poison};
+use crate::device::{Case, Found, assert_close, poison};
 use crate::shapes::{any_dimensions, plain, product_keys, random_case, runner};
 
-/// One forward and one backward pass into poisoned memory: the slots and the gradients.
-fn gradients(case: &Case, input: &[f32], grad_output: &[f32]) -> (Vec<u32>, reference::Gradients) {
+/// One forward and one backward pass into poisoned memory.
+fn gradients(case: &Case, input: &[f32], grad_output: &[f32]) -> (Found, reference::Gradients) {
     let layer = &case.layer;
     let (input, grad_output) = (layer.upload(input).unwrap(), layer.upload(grad_output).unwrap());
+    poison(layer.client(), 1 << 20);
     let (forward, saved) = layer.forward_saving(&input).unwrap();
     poison(layer.client(), 1 << 20);
     let found = layer.backward(&input, &saved, &grad_output).unwrap();
-    (layer.read_slots(&forward.chosen).unwrap(), layer.read_gradients(&found).unwrap())
+    let read = |tensor| layer.read(tensor).unwrap();
+    let slots = layer.read_slots(&forward.chosen).unwrap();
+    let forward = Found { output: read(&forward.output), slots, scores: read(&forward.chosen.scores) };
+    (forward, layer.read_gradients(&found).unwrap())
 }
 
 /// Every gradient by the name of its weight, dense but for the values, whose rows are listed.
@@ -34,13 +38,21 @@ fn named(gradients: &reference::Gradients) -> Vec<(&'static str, Vec<f64>)> {
     ]
 }
 
-/// Holds every gradient against the oracle's for the slots that the device chose.
+/// Holds the output and every gradient against the oracle's for the slots that the device chose.
 pub fn hold(what: &str, case: &Case, tolerance: f64) {
     let config = case.layer.config();
     let grad_output = random_input(config, case.tokens(), 77);
     let grad_output = ultramem::HostTensor::from_f32([grad_output.len()], &grad_output).unwrap();
     let grad_output = grad_output.cast(case.layer.dtype()).to_f32();
-    let (slots, found) = gradients(case, &case.input, &grad_output);
+    let (forward, found) = gradients(case, &case.input, &grad_output);
+    let Found { output, slots, scores } = forward;
+    let chosen = reference::Chosen {
+        slots: slots.clone(),
+        scores: scores.iter().map(|&score| score.into()).collect(),
+        totals: Vec::new(),
+    };
+    let expected = reference::expand(config, &case.weights, &case.input, &chosen).unwrap();
+    assert_close(&format!("{what}: output"), &output, &expected, crate::shapes::tolerance(case.layer.dtype()));
     let expected = reference::backward(config, &case.weights, &case.input, &slots, &grad_output).unwrap();
     for ((name, found), (_, expected)) in named(&found).into_iter().zip(named(&expected)) {
         let found: Vec<f32> = found.iter().map(|&x| x as f32).collect();
@@ -131,10 +143,10 @@ fn a_nan_spoils_no_other_token_and_no_other_row() {
         let config = case.layer.config();
         let grad_output = random_input(config, 9, 4);
         let hidden = config.hidden_size;
-        let (clean_slots, clean) = gradients(&case, &case.input, &grad_output);
+        let (Found { slots: clean_slots, .. }, clean) = gradients(&case, &case.input, &grad_output);
         let mut input = case.input.clone();
         input[bad * hidden + 1] = f32::NAN;
-        let (slots, spoilt) = gradients(&case, &input, &grad_output);
+        let (Found { slots, .. }, spoilt) = gradients(&case, &input, &grad_output);
         for token in (0..9).filter(|&token| token != bad) {
             let row = token * hidden..(token + 1) * hidden;
             assert_eq!(spoilt.input[row.clone()], clean.input[row], "{dims:?}: token {token}");

@@ -8,13 +8,13 @@ use ultramem::kernels::combine::{Chosen, PairScore, combine};
 use ultramem::kernels::expand::{ExpandStrategy, Memory, expand, pool};
 use ultramem::kernels::query::{ProjectStrategy, query};
 use ultramem::kernels::score::{Kept, KeyFactors, PreparedKeys, ScoreStrategy, prepare_keys, score};
-use ultramem::kernels::{fits_binding, from_f32, from_u32};
+use ultramem::kernels::{from_f32, from_u32};
 use ultramem::{
     Dimensions, ElementType, HostTensor, Kind, MemoryConfig, MemoryLayer, Norm, Tensor, ValueTable, Weights, reference,
 };
 
-use crate::common::{random_input, small};
-use crate::device::{Adapter, Case, client, hold, host, judge_kept, normalised, poison};
+use crate::common::small;
+use crate::device::{Adapter, client, host, judge_kept, normalised, poison};
 
 type Device = Tensor<Adapter>;
 
@@ -163,30 +163,7 @@ fn a_layer_refuses_what_does_not_fit() {
     assert_says(MemoryConfig::new(Dimensions { top_m: 9, ..(*config).clone() }), &["top_m 9 exceeds side_keys 8"]);
 }
 
-/// A table that no binding of the device holds lies in pages, and reads as one.
-#[test]
-fn a_table_larger_than_a_binding_lies_in_pages() {
-    let client = client();
-    let value_dim = 1 << 14;
-    let limit = client.properties().memory.max_page_size as usize;
-    let side_keys = (limit / (4 * value_dim)).isqrt() + 1;
-    let dims = Dimensions {
-        side_keys,
-        value_dim,
-        tucker_rank: 1,
-        cores: 1,
-        expansion: 1,
-        ..(*small(Kind::ProductKey)).clone()
-    };
-    let config = MemoryConfig::new(dims).unwrap();
-    let weights = Weights::random(&config, 4);
-    let words = ["values", &(config.rows() * value_dim * 4).to_string(), &limit.to_string()];
-    assert_says(fits_binding(&client, "values", weights.values.shape(), ElementType::F32.storage()), &words);
-    let case = Case::new(&config, &weights, &random_input(&config, 5, 6), ElementType::F32);
-    assert_eq!(case.layer.table().page_rows(), [limit / (4 * value_dim), config.rows() - limit / (4 * value_dim)]);
-    hold(&case, case.layer.strategies(5), 1e-5).assert_rare();
-}
-
+/// And a table without rows.
 #[test]
 fn a_row_larger_than_a_binding_is_refused_with_both_sizes() {
     let client = client();
@@ -195,6 +172,10 @@ fn a_row_larger_than_a_binding_is_refused_with_both_sizes() {
     let row = HostTensor::new([1, limit / 2 + 1], ElementType::F16, vec![0; limit + 2]).unwrap();
     let found = ValueTable::upload(&client, &row, ElementType::F16).map(|_| ());
     assert_says(found, &["values", &(limit + 2).to_string(), &limit.to_string()]);
+    for shape in [vec![0, 4], vec![0]] {
+        let none = HostTensor::new(shape, ElementType::F16, vec![]).unwrap();
+        assert_says(ValueTable::upload(&client, &none, ElementType::F16).map(|_| ()), &["rows of a table"]);
+    }
 }
 
 /// More keys than shared memory holds scores: they must be split.

@@ -26,7 +26,7 @@ pub fn random_case(dims: &Dimensions, tokens: usize, dtype: ElementType, seed: u
 }
 
 /// What is stored in half precision may be off by this much.
-fn tolerance(dtype: ElementType) -> f64 {
+pub fn tolerance(dtype: ElementType) -> f64 {
     if dtype == ElementType::F32 { 1e-5 } else { 1e-2 }
 }
 

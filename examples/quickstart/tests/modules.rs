@@ -12,11 +12,11 @@ use burn::{
     backend::Autodiff,
     module::{Module, ModuleVisitor, Param},
     record::{BinBytesRecorder, FullPrecisionSettings, Recorder},
-    tensor::{Tensor, TensorData, backend::AutodiffBackend},
+    tensor::{Tensor, TensorData, backend::AutodiffBackend, f16},
 };
 use burn_wgpu::{CubeBackend, WgpuRuntime};
 use ultramem::{
-    Kind, MemoryConfig, Weights,
+    HostTensor, Kind, MemoryConfig, Weights,
     burn::{Memories, Memory, MemoryBackend, MemoryModel, Trainer, TrainerConfig, UltraMemConfig},
     reference,
 };
@@ -25,6 +25,7 @@ use common::{random_input, relative_l2, small};
 
 type Plain = CubeBackend<WgpuRuntime, f32, i32, u32>;
 type Fused = burn_wgpu::Wgpu;
+type Half = CubeBackend<WgpuRuntime, f16, i32, u32>;
 
 /// Runs a generic test on each backend.
 macro_rules! on_each_backend {
@@ -32,7 +33,7 @@ macro_rules! on_each_backend {
         mod plain {
             $(#[test] fn $name() { super::$name::<super::Plain>(); })*
         }
-                mod fused {
+        mod fused {
             $(#[test] fn $name() { super::$name::<super::Fused>(); })*
         }
     };
@@ -56,7 +57,7 @@ fn tensor<B: MemoryBackend>(numbers: &[f32], width: usize) -> Tensor<B, 2> {
 }
 
 fn numbers<B: MemoryBackend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
-    tensor.into_data().to_vec().unwrap()
+    tensor.into_data().convert::<f32>().to_vec().unwrap()
 }
 
 fn memory<B: MemoryBackend>(config: &MemoryConfig, seed: u64, sparse: bool) -> (Memory<B>, Weights<'static>) {
@@ -92,21 +93,51 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Named<'_, B> {
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         if let Some(gradient) = param.val().grad(self.gradients) {
-            let numbers = gradient.into_data().to_vec().unwrap();
+            let numbers = gradient.into_data().convert::<f32>().to_vec().unwrap();
             self.found.insert(self.path.last().unwrap().clone(), numbers);
         }
     }
 }
 
 fn gradients_are_the_oracle<B: MemoryBackend>() {
+    hold_gradients::<B>(<[f32]>::to_vec, 1e-4);
+}
+
+/// The module in half precision, against the oracle with the numbers that parameters and inputs round to.
+#[test]
+fn half_precision_is_near_the_oracle() {
+    hold_gradients::<Half>(|numbers| numbers.iter().map(|&x| f16::from_f32(x).to_f32()).collect(), 1e-2);
+}
+
+fn rounded(weights: &Weights<'_>, round: fn(&[f32]) -> Vec<f32>) -> Weights<'static> {
+    let tensor = |tensor: &HostTensor<'_>| HostTensor::from_f32(tensor.shape(), &round(&tensor.to_f32())).unwrap();
+    Weights {
+        query_proj: tensor(&weights.query_proj),
+        query_norm: tensor(&weights.query_norm),
+        keys: tensor(&weights.keys),
+        keys_norm: tensor(&weights.keys_norm),
+        cores: round(&weights.cores),
+        core_u: round(&weights.core_u),
+        core_v: round(&weights.core_v),
+        shuffle_index: weights.shuffle_index.clone(),
+        values: tensor(&weights.values),
+        values_proj: tensor(&weights.values_proj),
+        gate_proj: weights.gate_proj.as_ref().map(tensor),
+    }
+}
+
+/// Output and gradients of weights and inputs that are rounded by `round` first.
+fn hold_gradients<B: MemoryBackend>(round: fn(&[f32]) -> Vec<f32>, tolerance: f64) {
     for config in KINDS.map(small) {
-        let (memory, weights) = memory::<Autodiff<B>>(&config, 3, false);
-        let (input, grad_output) = (random_input(&config, 7, 4), random_input(&config, 7, 5));
+        let weights = rounded(&Weights::random(&config, 3), round);
+        let memory = Memory::<Autodiff<B>>::from_weights(config.clone(), &weights, false, &Default::default()).unwrap();
+        let (input, grad_output) = (round(&random_input(&config, 7, 4)), round(&random_input(&config, 7, 5)));
         let x = tensor::<Autodiff<B>>(&input, config.hidden_size).require_grad();
-        let output = memory.forward(x.clone()) * tensor(&grad_output, config.hidden_size);
-        let gradients = output.sum().backward();
-        let slots = reference::forward(&config, &weights, &input).unwrap().slots;
-        let expected = reference::backward(&config, &weights, &input, &slots, &grad_output).unwrap();
+        let output = memory.forward(x.clone());
+        let forward = reference::forward(&config, &weights, &input).unwrap();
+        assert!(relative_l2(&numbers(output.clone()), &forward.output) < tolerance, "{:?}", config.kind);
+        let gradients = (output * tensor(&grad_output, config.hidden_size)).sum().backward();
+        let expected = reference::backward(&config, &weights, &input, &forward.slots, &grad_output).unwrap();
         let mut values = vec![0.0; config.rows() * config.value_dim];
         for (row, gradient) in &expected.values {
             values[row * config.value_dim..][..config.value_dim].copy_from_slice(gradient);
@@ -130,7 +161,7 @@ fn gradients_are_the_oracle<B: MemoryBackend>() {
         assert_eq!(found.len(), all.len(), "{:?}", found.keys());
         for (name, expected) in all {
             let off = relative_l2(&found[name], &expected);
-            assert!(off < 1e-4, "{:?} {name}: {off}", config.kind);
+            assert!(off < tolerance, "{:?} {name}: {off}", config.kind);
         }
     }
 }

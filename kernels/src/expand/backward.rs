@@ -10,14 +10,13 @@
 
 use cubecl::prelude::*;
 
-use super::forward::Page;
 use super::{Memory, Stage, pool};
 use crate::Result;
 use crate::combine::Chosen;
 use crate::device::Device;
 use crate::group::group;
 use crate::outer::outer;
-use crate::pages::{Window, windows};
+use crate::pages::{Page, Window, windows};
 use crate::product::component_sum;
 use crate::query::{ProjectStrategy, project};
 use crate::rows::{Entries, RowGradients, sum_rows};
@@ -241,18 +240,19 @@ fn grad_scores_kernel<E: Float, N: Size>(
     let read = min(entry, entries as usize - 1);
     let pitch = comptime!(plan.cores * plan.slice);
     let page = Page { first_row, rows: page_rows };
-    let mut place = page.place(rows[read]);
+    let place = page.place(rows[read]);
     let mut held = entry < entries as usize;
     if comptime!(plan.paged) {
         held = held && place < page.rows;
-        place = min(place, page.rows - 1);
     }
     let (row, pooled) = (place as usize * pitch, source[read] as usize * pitch);
     let mut partial = SharedMemory::<f32>::new(comptime!(if at.lanes > 1 { plan.units } else { 1 }));
     for k in 0..plan.cores {
         let mut products = Vector::<f32, N>::new(0.0);
-        for vector in range_stepped(k * plan.slice + at.lane, (k + 1) * plan.slice, at.lanes) {
-            products += Vector::cast_from(values[row + vector]) * grad_pooled[pooled + vector];
+        if held {
+            for vector in range_stepped(k * plan.slice + at.lane, (k + 1) * plan.slice, at.lanes) {
+                products += Vector::cast_from(values[row + vector]) * grad_pooled[pooled + vector];
+            }
         }
         let sum = lane_sum(component_sum::<N>(products), &mut partial, at);
         if at.lane == 0 && held {

@@ -11,6 +11,7 @@
 
 use cubecl::prelude::*;
 
+use crate::pages::Page;
 use crate::product::{Columns, Outputs, Rows, Sharing, multiply, zero_sums};
 
 /// What is fixed when the kernels are compiled.
@@ -48,21 +49,6 @@ struct Entries {
     scores: SharedMemory<f32>,
     /// `[tile, expansion + 1]`: where a block's entries start.
     starts: SharedMemory<u32>,
-}
-
-/// The rows of a table that a page has.
-#[derive(CubeType, Clone, Copy)]
-pub(crate) struct Page {
-    pub first_row: u32,
-    pub rows: u32,
-}
-
-#[cube]
-impl Page {
-    /// A row of the table as a row of the page. One that the page lacks gets a number past its last: an earlier one wraps around.
-    pub fn place(&self, row: u32) -> u32 {
-        row - self.first_row
-    }
 }
 
 /// The pooled values, projected: `output` `[tokens, columns]`. `CUBE_POS` runs over the splits of a tile of tokens first.

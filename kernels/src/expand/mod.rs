@@ -120,7 +120,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
             (matrix(first_page, "values")?, matrix(memory.weight, "weight")?);
         let windows = windows(memory.values);
         let rows = windows[0].all_rows;
-        if tokens * heads * top_m * cores * rows * value_dim * hidden_size == 0 {
+        if [tokens, heads, top_m, cores, rows, value_dim, hidden_size].contains(&0) {
             return Err(Error::Zero { what: "tokens, heads, top_m, cores, rows, value_dim or hidden_size" });
         }
         multiple("value_dim", value_dim, "cores", cores)?;
@@ -130,6 +130,9 @@ impl<'a, R: Runtime> Stage<'a, R> {
         check(&chosen.slots, "slots", &[tokens, heads, top_m], u32_storage())?;
         for (page, window) in memory.values.iter().zip(&windows) {
             check(page, "values", &[window.rows, value_dim], dtype)?;
+            if window.rows == 0 {
+                return Err(Error::Zero { what: "rows of a page" });
+            }
         }
         check(memory.weight, "weight", &[pooled_dim, hidden_size], dtype)?;
         if let Some(shuffle) = memory.shuffle {

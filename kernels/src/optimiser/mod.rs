@@ -22,7 +22,7 @@ mod sgd;
 use cubecl::prelude::*;
 
 use crate::device::Device;
-use crate::pages::{Window, windows};
+use crate::pages::{Page, Window, windows};
 use crate::rows::RowGradients;
 use crate::tensor::{Tensor, arg, check, f32_storage, float_type, u32_storage, zeros};
 use crate::{Error, Result};
@@ -332,9 +332,9 @@ fn listed(
     let mut changes = false;
     if place < min(count[0] as usize, rows.len()) {
         let listed = rows[place];
-        // A row of an earlier page wraps around, to a number that no page has.
-        row = listed - first_row;
-        changes = row < page_rows;
+        let page = Page { first_row, rows: page_rows };
+        row = page.place(listed);
+        changes = row < page.rows;
         if plan.masked {
             let word = min(listed as usize / 32, mask.len() - 1);
             changes = changes && (mask[word] >> (listed % 32)) % 2 == 1;

@@ -110,7 +110,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
             let (found, expected) = (scored.keys.shape().to_vec(), vec![heads, 2, 0, 0, rank]);
             return Err(Error::Shape { tensor: "keys", found, expected });
         };
-        if tokens * heads * top_m * rank * side_keys * key_dim == 0 {
+        if [tokens, heads, top_m, rank, side_keys, key_dim].contains(&0) {
             return Err(Error::Zero { what: "tokens, heads, top_m, rank, side_keys or key_dim" });
         }
         let per_token = scored.query.shape().iter().skip(1).product::<usize>();
