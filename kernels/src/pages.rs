@@ -1,5 +1,6 @@
 //! Tables in pages: one that is larger than a buffer binding lies in several buffers, each with some of its rows. Rows are numbered through
-//! the table; a kernel that reads or writes rows is launched once a page and passes over the rows of the others.
+//! the table; a kernel that reads or writes rows is launched once a page, reads the whole
+//! list of rows (4 bytes each) and touches those of its page alone.
 
 use cubecl::prelude::*;
 

@@ -163,7 +163,7 @@ fn a_layer_refuses_what_does_not_fit() {
     assert_says(MemoryConfig::new(Dimensions { top_m: 9, ..(*config).clone() }), &["top_m 9 exceeds side_keys 8"]);
 }
 
-/// And a table without rows.
+/// So is a table without rows.
 #[test]
 fn a_row_larger_than_a_binding_is_refused_with_both_sizes() {
     let client = client();

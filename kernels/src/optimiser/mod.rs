@@ -13,7 +13,7 @@
 //! it nor its state changes.
 //!
 //! Moves, per used row, its gradient once, and the row and its state once in and once out; Adagrad reads the gradient and the
-//! accumulator once more.
+//! accumulator once more. A table of several pages is updated by one launch a page, each of which reads the list of used rows.
 
 mod adagrad;
 mod adam;
