@@ -135,7 +135,7 @@ fn launch_tile<R: Runtime>(client: &ComputeClient<R>, left: &Tensor<R>, right: &
             right.dtype,
         );
     }
-    let outer = if splits == 1 { sums } else { column_sum(client, &sums, None)? };
+    let outer = if splits == 1 { sums } else { column_sum(client, &sums)? };
     Ok(Tensor::new_contiguous(vec![m, n], outer.handle, outer.dtype))
 }
 

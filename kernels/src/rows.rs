@@ -1,13 +1,14 @@
 //! Gradients of a table of which only some rows were used: those rows, and a gradient for each.
 //!
-//! `gradients[u, k, c] = Σ factors[e, k] · sources[source[e], k, c]` over the entries e of row u, in their own order: one unit sums a
-//! few vectors of one row from first to last entry, so that every run gives the same bits. Reads each entry's source once, writes
-//! each used row once, and never touches the table.
+//! `gradients[u, k, c] = Σ factors[e, k] · sources[source[e], k, c]` over the entries e of row u, in their own order, or, where all factors
+//! share a source, `gradients[u, c, k] = Σ factors[e, k] · sources[source[e], c]`: one unit sums a few vectors of one row from first to
+//! last entry, so that every run gives the same bits. Reads each entry's source once, writes each used row once, and never touches the table.
 
 use cubecl::prelude::*;
 
 use crate::device::Device;
 use crate::group::Groups;
+use crate::interleave::{interleaved, load};
 use crate::product::zero_sums;
 use crate::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage, zeros};
 use crate::{Error, Result};
@@ -40,7 +41,7 @@ pub(crate) struct Entries<'a, R: Runtime> {
     pub count: usize,
     /// Numbers that one factor goes with.
     pub slice: usize,
-    /// Whether every factor goes with the same numbers.
+    /// Whether every factor goes with the same numbers; a row has the factors' sums interleaved then.
     pub shared: bool,
 }
 
@@ -50,8 +51,9 @@ struct SumPlan {
     factors: usize,
     /// Vectors that one factor goes with.
     slice: usize,
-    shared: bool,
-    /// Vectors of a unit; divides `slice`.
+    /// Factors of a unit: one, or, where they share a source, all.
+    strands: usize,
+    /// Vectors of a source that a unit reads; divides `slice`.
     block: usize,
     units: usize,
 }
@@ -66,9 +68,10 @@ pub(crate) fn sum_rows<R: Runtime>(
     let width = device.width(4, &[entries.slice]);
     let slice = entries.slice / width;
     let block = device.run(slice);
-    let items = groups.capacity * entries.count * (slice / block);
+    let strands = if entries.shared { entries.count } else { 1 };
+    let items = groups.capacity * (entries.count / strands) * (slice / block);
     let units = device.flat(items);
-    let plan = SumPlan { factors: entries.count, slice, shared: entries.shared, block, units };
+    let plan = SumPlan { factors: entries.count, slice, strands, block, units };
     let shape = [groups.capacity, entries.count * entries.slice];
     let gradients = empty(client, "row gradients", &shape, f32_storage())?;
     let cubes = items.div_ceil(units);
@@ -104,7 +107,8 @@ fn sum_rows_kernel<N: Size>(
     gradients: &mut Array<Vector<f32, N>>,
     #[comptime] plan: SumPlan,
 ) {
-    let pieces = comptime!(plan.factors * plan.slice / plan.block);
+    let pitch = comptime!(plan.factors / plan.strands * plan.slice);
+    let pieces = comptime!(pitch / plan.block);
     let item = CUBE_POS * plan.units + UNIT_POS as usize;
     let row = item / pieces;
     if row >= count[0] as usize {
@@ -112,20 +116,26 @@ fn sum_rows_kernel<N: Size>(
     }
     let first = item % pieces * plan.block;
     let factor = first / plan.slice;
-    let pitch = comptime!(if plan.shared { plan.slice } else { plan.factors * plan.slice });
-    let mut sums = zero_sums::<N>(plan.block);
+    let mut sums = zero_sums::<N>(comptime!(plan.block * plan.strands));
     for place in starts[row]..starts[row + 1] {
         let entry = order[place as usize] as usize;
-        let scale = Vector::new(factors[entry * plan.factors + factor]);
-        let base = source[entry] as usize * pitch + first % pitch;
+        let lines = load::<f32, N>(sources, source[entry] as usize * pitch + first, plan.block);
         #[unroll]
-        for b in 0..plan.block {
-            sums[b] += scale * sources[base + b];
+        for k in 0..plan.strands {
+            let scale = Vector::new(factors[entry * plan.factors + factor + k]);
+            #[unroll]
+            for b in 0..plan.block {
+                sums[b * plan.strands + k] += scale * lines[b];
+            }
         }
     }
     #[unroll]
     for b in 0..plan.block {
-        gradients[row * comptime!(plan.factors * plan.slice) + first + b] = sums[b];
+        #[unroll]
+        for v in 0..plan.strands {
+            gradients[(row * pitch + first + b) * plan.strands + v] =
+                interleaved::<N>(&sums, comptime!(b * plan.strands), v, plan.strands);
+        }
     }
 }
 

@@ -90,7 +90,7 @@ pub fn combine_backward<R: Runtime>(
             plan,
         );
     }
-    let sum = column_sum(client, &parts, None)?;
+    let sum = column_sum(client, &parts)?;
     let core = Tensor::new_contiguous(vec![cores, heads, rank, rank], sum.handle, sum.dtype);
     Ok(CombineGradients { sides, core: Some(core) })
 }

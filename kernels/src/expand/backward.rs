@@ -112,6 +112,8 @@ struct GradScoresPlan {
     cores: usize,
     /// Vectors of a core's slice.
     slice: usize,
+    /// Vectors that a lane takes at a time; divides `slice` where a row has one lane.
+    run: usize,
     /// Whether the table has several pages.
     paged: bool,
     /// Entries of a cube.
@@ -172,8 +174,9 @@ impl<R: Runtime> Stage<'_, R> {
         let slice = self.plan.value_dim / self.plan.cores / width;
         let lanes = row_lanes(&self.device, slice);
         let units = self.device.flat(entries * lanes);
-        let paged = self.plan.paged;
-        let plan = GradScoresPlan { cores: self.plan.cores, slice, paged, tile: units / lanes, units };
+        let run = if lanes == 1 { self.device.run(slice) } else { 1 };
+        let (cores, paged) = (self.plan.cores, self.plan.paged);
+        let plan = GradScoresPlan { cores, slice, run, paged, tile: units / lanes, units };
         // SAFETY: rows and sources are those that `locate` has clamped; a unit writes scores of its own entry.
         unsafe {
             grad_scores_kernel::launch_unchecked::<R>(
@@ -250,8 +253,12 @@ fn grad_scores_kernel<E: Float, N: Size>(
     for k in 0..plan.cores {
         let mut products = Vector::<f32, N>::new(0.0);
         if held {
-            for vector in range_stepped(k * plan.slice + at.lane, (k + 1) * plan.slice, at.lanes) {
-                products += Vector::cast_from(values[row + vector]) * grad_pooled[pooled + vector];
+            let step = comptime!(at.lanes * plan.run);
+            for first in range_stepped(k * plan.slice + at.lane, (k + 1) * plan.slice, step) {
+                #[unroll]
+                for r in 0..plan.run {
+                    products += Vector::cast_from(values[row + first + r]) * grad_pooled[pooled + first + r];
+                }
             }
         }
         let sum = lane_sum(component_sum::<N>(products), &mut partial, at);

@@ -88,7 +88,7 @@ fn adam_kernel<E: Float, N: Size>(
         let square = second[at] * Vector::new(beta2) + gradient * gradient * Vector::new(1.0 - beta2);
         first[at] = mean;
         second[at] = square;
-        let root = Vector::sqrt(square / Vector::new(correction2)) + Vector::new(eps);
+        let root = Vector::sqrt(square * Vector::new(1.0 / correction2)) + Vector::new(eps);
         table[at] = Vector::cast_from(weight - mean / root * Vector::new(learning_rate / correction1));
     }
 }

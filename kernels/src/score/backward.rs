@@ -3,7 +3,7 @@
 //! - `grad_q̂[t, side] = Σ_{h, m, ρ} grad_sides[t, h, m, side, ρ] · K̂[h, side, key, ρ]`, through the query's norm to the query;
 //! - `grad_K̂[h, side, i, ρ] = Σ grad_sides[t, h, m, side, ρ] · q̂[t, side]` over the slots with that key, grouped by key and summed in the
 //!   order of the slots ([`RowGradients`]), through the keys' norm to the keys;
-//! - each norm's weight from the parts that every query, or key, has in it.
+//! - each norm's backward in place of the gradient that comes to it, and its weight's from the parts that every query, or key, has in it.
 //!
 //! Which keys are kept is a constant, so no score but those of chosen slots is looked at: no `[tokens, side_keys]` anywhere. Reads
 //! `2 · heads · top_m · rank` normalised keys per token and as many queries, mostly from cache, and writes a gradient for each used key.
@@ -13,10 +13,9 @@ use cubecl::prelude::*;
 use super::PreparedKeys;
 use crate::device::Device;
 use crate::group::group;
-use crate::norm::{Norm, NormPlan, moments, norm_backward_kernel};
+use crate::norm::{Norm, Normed, moments, norm_backward};
 use crate::product::zero_sums;
 use crate::rows::{Entries, RowGradients, sum_rows};
-use crate::sums::column_sum;
 use crate::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage};
 use crate::{Error, Result};
 
@@ -66,13 +65,11 @@ pub fn score_backward<R: Runtime>(
     let stage = Stage::check(client, scored, grad_sides)?;
     let queries = stage.normalise()?;
     let grad_queries = stage.grad_queries(grad_sides)?;
-    let (query, query_norm) = stage.through_query_norm(grad_queries)?;
+    let query_norm = stage.through_query_norm(&grad_queries)?;
     let keys = stage.grad_keys(&queries, grad_sides)?;
-    let (keys, keys_norm) = match scored.keys_norm {
-        Some(weight) => stage.through_keys_norm(keys, weight)?,
-        None => (keys, None),
-    };
-    Ok(ScoreGradients { query, query_norm, keys, keys_norm })
+    drop(queries);
+    let keys_norm = scored.keys_norm.map(|weight| stage.through_keys_norm(&keys, weight)).transpose()?;
+    Ok(ScoreGradients { query: grad_queries, query_norm, keys, keys_norm })
 }
 
 /// What is fixed when the kernels are compiled.
@@ -198,36 +195,13 @@ impl<'a, R: Runtime> Stage<'a, R> {
         Ok(grad)
     }
 
-    /// From the normalised queries' gradient, which is used up, to the queries' and to the norm weight's.
-    fn through_query_norm(&self, grad: Tensor<R>) -> Result<(Tensor<R>, Tensor<R>)> {
-        let query = empty(self.client, "gradient of the query", self.scored.query.shape(), f32_storage())?;
-        let (grid, cube_dim, ScoreBackwardPlan { norm, key_dim: size, units, .. }) = self.spread(self.queries())?;
-        let width = self.device.width(4, &[size]);
-        let plan = NormPlan { norm, size, step: 1, listed: false, units };
-        // SAFETY: shapes are checked; a unit reads and writes its own query.
-        unsafe {
-            norm_backward_kernel::launch_unchecked::<R>(
-                self.client,
-                grid,
-                cube_dim,
-                width,
-                arg(self.scored.query, 1),
-                arg(self.scored.query_norm, width),
-                arg(self.scored.slots, 1),
-                arg(self.scored.slots, 1),
-                arg(&grad, width),
-                arg(&query, 1),
-                self.scored.eps,
-                self.queries() as u32,
-                plan,
-                f32_storage(),
-            );
-        }
-        let parts = Tensor::new_contiguous(vec![self.queries(), size], grad.handle, grad.dtype);
-        Ok((query, column_sum(self.client, &parts, None)?))
+    /// Turns the normalised queries' gradient into the queries'; returns the norm weight's.
+    fn through_query_norm(&self, grad: &Tensor<R>) -> Result<Tensor<R>> {
+        let Scored { query: numbers, query_norm: weight, norm, eps, .. } = *self.scored;
+        norm_backward(self.client, &Normed { numbers, weight, norm, eps, step: 1, listed: None }, grad, self.queries())
     }
 
-    /// The gradient of the normalised keys, `[heads · 2 · side_keys, rank · key_dim]`.
+    /// The gradient of the normalised keys, `[heads · 2 · side_keys, key_dim · rank]`.
     fn grad_keys(&self, queries: &Tensor<R>, grad_sides: &Tensor<R>) -> Result<RowGradients<R>> {
         let entries = self.tokens * self.plan.heads * self.plan.top_m * 2;
         let keys = empty(self.client, "keys of the slots", &[entries], u32_storage())?;
@@ -252,41 +226,14 @@ impl<'a, R: Runtime> Stage<'a, R> {
         sum_rows(self.client, groups, &entries)
     }
 
-    /// From the normalised keys' gradient, which is used up, to the keys' and to the norm weight's.
-    fn through_keys_norm(
-        &self,
-        grad: RowGradients<R>,
-        weight: &Tensor<R>,
-    ) -> Result<(RowGradients<R>, Option<Tensor<R>>)> {
-        let (capacity, width) = grad.check()?;
-        let rank = self.plan.rank;
-        let gradients = empty(self.client, "gradient of the keys", &[capacity, width], f32_storage())?;
-        let (grid, cube_dim, ScoreBackwardPlan { norm, key_dim: size, units, .. }) = self.spread(capacity * rank)?;
-        let vector = self.device.width(4, &[size]);
-        let plan = NormPlan { norm, size, step: rank, listed: true, units };
-        // SAFETY: shapes are checked; listed keys are below `heads · 2 · side_keys`, as `list_keys_kernel` has clamped them.
-        unsafe {
-            norm_backward_kernel::launch_unchecked::<R>(
-                self.client,
-                grid,
-                cube_dim,
-                vector,
-                arg(self.scored.keys, 1),
-                arg(weight, vector),
-                arg(&grad.rows, 1),
-                arg(&grad.count, 1),
-                arg(&grad.gradients, vector),
-                arg(&gradients, 1),
-                self.scored.eps,
-                capacity as u32,
-                plan,
-                self.scored.keys.dtype,
-            );
-        }
-        let parts =
-            Tensor::new_contiguous(vec![capacity * rank, size], grad.gradients.handle.clone(), grad.gradients.dtype);
-        let weight = column_sum(self.client, &parts, Some((&grad.count, rank)))?;
-        Ok((RowGradients { gradients, ..grad }, Some(weight)))
+    /// Turns the normalised keys' gradient into the keys'; returns the norm weight's. Listed keys are below `heads · 2 · side_keys`, as
+    /// `list_keys_kernel` has clamped them.
+    fn through_keys_norm(&self, grad: &RowGradients<R>, weight: &Tensor<R>) -> Result<Tensor<R>> {
+        let (groups, _) = grad.check()?;
+        let Scored { keys: numbers, norm, eps, .. } = *self.scored;
+        let listed = Some((&grad.rows, &grad.count));
+        let normed = Normed { numbers, weight, norm, eps, step: self.plan.rank, listed };
+        norm_backward(self.client, &normed, &grad.gradients, groups)
     }
 }
 
