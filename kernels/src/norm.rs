@@ -2,8 +2,8 @@
 //!
 //! Backward, with `û = (x - mean) · scale` and `g = grad · weight`: `grad_x = (g - û · mean(g · û) - mean(g)) · scale`, the last mean for
 //! LayerNorm only, and `grad_weight = Σ grad · û` over all vectors. A cube takes a tile of vectors: its lanes sum what each vector's
-//! moments and means take, then units add up the tile's part of the weight's gradient, then `grad` becomes `grad_x` in place. Moves
-//! the vectors and their gradients in once (and twice more from cache) and out once.
+//! moments and means take, then `grad` becomes `grad_x` in place, piece by piece, and each piece's part of the weight's gradient is
+//! added up over the tile. Moves the vectors and their gradients in once (and once more from cache) and the gradients out once.
 
 use cubecl::prelude::*;
 
@@ -11,7 +11,7 @@ use crate::Result;
 use crate::device::Device;
 use crate::interleave::{interleaved, load, strand};
 use crate::product::{component_sum, zero_sums};
-use crate::select::{lane_of, lane_sum, row_lanes};
+use crate::select::{lane_of, row_lanes};
 use crate::sums::column_sum;
 use crate::tensor::{Tensor, arg, empty, f32_storage};
 
@@ -87,13 +87,35 @@ struct NormPlan {
     /// Groups of a cube.
     tile: usize,
     units: usize,
+    /// Units side by side on the pieces of a group, a power of two.
+    lanes: usize,
 }
 
-/// Groups that one cube goes back through, of vectors of `size` numbers.
-pub fn norm_tile<R: Runtime>(client: &ComputeClient<R>, size: usize) -> usize {
-    let device = Device::of(client);
-    device.units(usize::MAX) / row_lanes(&device, size / device.width(4, &[size]))
+impl NormPlan {
+    /// Shares of a tile's groups that units go through at once.
+    fn slices(&self) -> usize {
+        self.units / self.lanes
+    }
 }
+
+/// Groups that one cube goes back through, of `step` vectors of `size` numbers each.
+pub fn norm_tile<R: Runtime>(client: &ComputeClient<R>, size: usize, step: usize) -> usize {
+    let device = Device::of(client);
+    units(&device, step) / lanes(&device, size)
+}
+
+/// Units of a cube, each of which keeps sums of `step` vectors in shared memory.
+fn units(device: &Device, step: usize) -> usize {
+    device.units((MAX_SUMS / step).max(1))
+}
+
+/// Lanes that sum one group of vectors of `size` numbers.
+fn lanes(device: &Device, size: usize) -> usize {
+    row_lanes(device, size / device.width(4, &[size]))
+}
+
+/// Vectors that the units of a cube sum at a time.
+const MAX_SUMS: usize = 512;
 
 /// Turns `grad`, f32 `[groups, size, step]`, from the gradient of the normalised vectors into that of the vectors, and returns the
 /// weight's, f32 `[size]`.
@@ -106,7 +128,8 @@ pub(crate) fn norm_backward<R: Runtime>(
     let device = Device::of(client);
     let size = normed.weight.shape()[0];
     let width = device.width(4, &[size]);
-    let (tile, units) = (norm_tile(client, size), device.units(usize::MAX));
+    let units = units(&device, normed.step);
+    let tile = (units / lanes(&device, size)).max(1);
     let plan = NormPlan {
         norm: normed.norm,
         pieces: size / width,
@@ -114,7 +137,10 @@ pub(crate) fn norm_backward<R: Runtime>(
         listed: normed.listed.is_some(),
         tile,
         units,
+        lanes: (size / width).next_power_of_two().min(units),
     };
+    let numbers = units * normed.step * SUMS + tile * normed.step * MEANS + units * width;
+    device.fits_shared("norm backward", 4 * numbers)?;
     let cubes = groups.div_ceil(tile);
     let parts = empty(client, "parts of the norm's gradient", &[cubes, size], f32_storage())?;
     // A buffer that is written must not be bound twice.
@@ -161,46 +187,76 @@ fn norm_backward_kernel<E: Float, N: Size>(
     if plan.listed {
         last = min(last, used[0] as usize);
     }
+    let width = N::value();
+    let size = comptime!(plan.pieces * width);
     let first = CUBE_POS * plan.tile;
     let last = min(first + plan.tile, last);
-    let means = means::<E, N>(numbers, weight, listed, grad, first, last, eps, plan);
+    let sums = sums::<E, N>(numbers, weight, listed, grad, first, last, plan);
     sync_cube();
-    for piece in range_stepped(UNIT_POS as usize, plan.pieces, plan.units) {
-        let mut sum = Vector::<f32, N>::new(0.0);
-        for group in first..last {
-            let x = load::<E, N>(numbers, (source(listed, group, plan) * plan.pieces + piece) * plan.step, plan.step);
-            let given = load::<f32, N>(grad, (group * plan.pieces + piece) * plan.step, plan.step);
-            #[unroll]
-            for k in 0..plan.step {
-                let of = read_means(&means, (group - first) * plan.step + k, plan.norm);
-                let centred = strand::<N>(&x, k, plan.step) - Vector::new(of.mean);
-                sum += strand::<N>(&given, k, plan.step) * centred * Vector::new(of.scale);
-            }
-        }
-        parts[CUBE_POS * plan.pieces + piece] = sum;
+    let mut means = SharedMemory::<f32>::new(comptime!(plan.tile * plan.step * MEANS));
+    for vector in range_stepped(UNIT_POS as usize, comptime!(plan.tile * plan.step), plan.units) {
+        write_means(&mut means, &sums, vector, eps, size, plan);
     }
-    // Every unit has read the gradients of the tile before any is written.
+    // Every unit has read the tile's gradients, and written what it made of them, before any gradient is replaced.
     sync_storage();
-    for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * plan.pieces), plan.units) {
-        let (group, piece) = (first + item / plan.pieces, item % plan.pieces);
-        if group < last {
-            let x = load::<E, N>(numbers, (source(listed, group, plan) * plan.pieces + piece) * plan.step, plan.step);
-            let at = (group * plan.pieces + piece) * plan.step;
-            let given = load::<f32, N>(grad, at, plan.step);
-            let mut inner = zero_sums::<N>(plan.step);
-            #[unroll]
-            for k in 0..plan.step {
-                let of = read_means(&means, (group - first) * plan.step + k, plan.norm);
-                let centred = strand::<N>(&x, k, plan.step) - Vector::new(of.mean);
-                let weighted = strand::<N>(&given, k, plan.step) * weight[piece];
-                inner[k] = (weighted - centred * Vector::new(of.along) - Vector::new(of.across)) * Vector::new(of.scale);
-            }
-            #[unroll]
-            for v in 0..plan.step {
-                grad[at + v] = interleaved::<N>(&inner, 0usize, v, plan.step);
+    sync_cube();
+    let lane = UNIT_POS as usize % plan.lanes;
+    let slice = UNIT_POS as usize / plan.lanes;
+    let mut shares = SharedMemory::<Vector<f32, N>>::new(comptime!(if plan.slices() > 1 { plan.units } else { 1 }));
+    for start in range_stepped(0usize, plan.pieces, plan.lanes) {
+        let piece = start + lane;
+        let mut sum = Vector::<f32, N>::new(0.0);
+        if piece < plan.pieces {
+            for group in range_stepped(first + slice, last, comptime!(plan.slices())) {
+                sum += through::<E, N>(numbers, weight, listed, grad, &means, first, group, piece, plan);
             }
         }
+        if comptime!(plan.slices() > 1) {
+            shares[UNIT_POS as usize] = sum;
+            sync_cube();
+            for other in 1..comptime!(plan.slices()) {
+                sum += shares[other * plan.lanes + lane];
+            }
+            sync_cube();
+        }
+        if slice == 0 && piece < plan.pieces {
+            parts[CUBE_POS * plan.pieces + piece] = sum;
+        }
     }
+}
+
+/// Brings one piece of a group's gradients through the norm, in place, and returns its part of the weight's gradient.
+#[cube]
+fn through<E: Float, N: Size>(
+    numbers: &Array<Vector<E, N>>,
+    weight: &Array<Vector<f32, N>>,
+    listed: &Array<u32>,
+    grad: &mut Array<Vector<f32, N>>,
+    means: &SharedMemory<f32>,
+    first: usize,
+    group: usize,
+    piece: usize,
+    #[comptime] plan: NormPlan,
+) -> Vector<f32, N> {
+    let x = load::<E, N>(numbers, (source(listed, group, plan) * plan.pieces + piece) * plan.step, plan.step);
+    let at = (group * plan.pieces + piece) * plan.step;
+    let given = load::<f32, N>(grad, at, plan.step);
+    let mut part = Vector::<f32, N>::new(0.0);
+    let mut inner = zero_sums::<N>(plan.step);
+    #[unroll]
+    for k in 0..plan.step {
+        let of = read_means(means, (group - first) * plan.step + k, plan.norm);
+        let centred = strand::<N>(&x, k, plan.step) - Vector::new(of.mean);
+        let grad = strand::<N>(&given, k, plan.step);
+        let scale = Vector::new(of.scale);
+        inner[k] = (grad * weight[piece] - centred * Vector::new(of.along) - Vector::new(of.across)) * scale;
+        part += grad * centred * scale;
+    }
+    #[unroll]
+    for v in 0..plan.step {
+        grad[at + v] = interleaved::<N>(&inner, 0usize, v, plan.step);
+    }
+    part
 }
 
 /// Which of all groups a listed one is.
@@ -239,74 +295,95 @@ fn read_means(means: &SharedMemory<f32>, vector: usize, #[comptime] norm: Norm) 
     of
 }
 
-/// The means of the groups `first..last`, [`MEANS`] numbers a vector, each group summed by its lanes.
+/// Numbers that a lane sums of a vector: `Σ (x - centre)²` and `Σ g · (x - centre)`, and for LayerNorm `Σ (x - centre)`, `Σ g` and the centre, the
+/// first number of the vector, which lies near its mean.
+const SUMS: usize = 5;
+
+/// What each lane sums of its group's vectors, `[units, step, SUMS]`.
 #[cube]
-fn means<E: Float, N: Size>(
+fn sums<E: Float, N: Size>(
     numbers: &Array<Vector<E, N>>,
     weight: &Array<Vector<f32, N>>,
     listed: &Array<u32>,
     grad: &Array<Vector<f32, N>>,
     first: usize,
     last: usize,
-    eps: f32,
     #[comptime] plan: NormPlan,
 ) -> SharedMemory<f32> {
-    let mut means = SharedMemory::<f32>::new(comptime!(plan.tile * plan.step * MEANS));
-    let width = N::value();
-    let size = comptime!(plan.pieces * width);
-    let count = comptime!(size as f32);
+    let mut shared = SharedMemory::<f32>::new(comptime!(plan.units * plan.step * SUMS));
     let at = lane_of(plan.tile, plan.units);
-    let mut partial = SharedMemory::<f32>::new(comptime!(if at.lanes > 1 { plan.units } else { 1 }));
     let group = first + at.row;
-    let mut centres = zero_sums::<N>(plan.step);
-    let mut sums = zero_sums::<N>(plan.step);
-    let mut squares = zero_sums::<N>(plan.step);
-    let mut along = zero_sums::<N>(plan.step);
-    let mut across = zero_sums::<N>(plan.step);
+    let mut sums = Array::<f32>::new(comptime!(plan.step * SUMS));
+    #[unroll]
+    for i in 0..comptime!(plan.step * SUMS) {
+        sums[i] = 0.0;
+    }
     if group < last {
-        let numbers_of = source(listed, group, plan) * plan.pieces;
+        let pieces = source(listed, group, plan) * plan.pieces;
         if comptime!(plan.norm == Norm::Layer) {
-            // About the first number, which lies near the mean.
-            let x = load::<E, N>(numbers, numbers_of * plan.step, plan.step);
+            let x = load::<E, N>(numbers, pieces * plan.step, plan.step);
             #[unroll]
             for k in 0..plan.step {
-                centres[k] = Vector::new(strand::<N>(&x, k, plan.step)[0]);
+                sums[k * SUMS + 4] = strand::<N>(&x, k, plan.step)[0];
             }
         }
         for piece in range_stepped(at.lane, plan.pieces, at.lanes) {
-            let x = load::<E, N>(numbers, (numbers_of + piece) * plan.step, plan.step);
+            let x = load::<E, N>(numbers, (pieces + piece) * plan.step, plan.step);
             let given = load::<f32, N>(grad, (group * plan.pieces + piece) * plan.step, plan.step);
             #[unroll]
             for k in 0..plan.step {
                 let weighted = strand::<N>(&given, k, plan.step) * weight[piece];
-                let centred = strand::<N>(&x, k, plan.step) - centres[k];
-                squares[k] += centred * centred;
-                along[k] += weighted * centred;
+                let centred = strand::<N>(&x, k, plan.step) - Vector::new(sums[k * SUMS + 4]);
+                sums[k * SUMS] += component_sum::<N>(centred * centred);
+                sums[k * SUMS + 1] += component_sum::<N>(weighted * centred);
                 if comptime!(plan.norm == Norm::Layer) {
-                    sums[k] += centred;
-                    across[k] += weighted;
+                    sums[k * SUMS + 2] += component_sum::<N>(centred);
+                    sums[k * SUMS + 3] += component_sum::<N>(weighted);
                 }
             }
         }
     }
     #[unroll]
-    for k in 0..plan.step {
-        let mut squares = lane_sum(component_sum::<N>(squares[k]), &mut partial, at);
-        let mut along = lane_sum(component_sum::<N>(along[k]), &mut partial, at);
-        let place = (at.row * plan.step + k) * MEANS;
-        if comptime!(plan.norm == Norm::Layer) {
-            let sum = lane_sum(component_sum::<N>(sums[k]), &mut partial, at);
-            let across = lane_sum(component_sum::<N>(across[k]), &mut partial, at);
-            let mean = sum / count;
-            // No less than zero by rounding; a NaN, which this would swallow, is in the mean.
-            squares = max(squares - mean * sum, 0.0);
-            along -= mean * across;
-            means[place + 2] = centres[k][0] + mean;
-            means[place + 3] = across / count;
-        }
-        let scale = scale_of(squares, eps, size);
-        means[place] = scale;
-        means[place + 1] = along * scale * scale / count;
+    for i in 0..comptime!(plan.step * SUMS) {
+        shared[UNIT_POS as usize * comptime!(plan.step * SUMS) + i] = sums[i];
     }
-    means
+    shared
+}
+
+/// The means of one of a tile's vectors from what its lanes have summed.
+#[cube]
+fn write_means(
+    means: &mut SharedMemory<f32>,
+    sums: &SharedMemory<f32>,
+    vector: usize,
+    eps: f32,
+    #[comptime] size: usize,
+    #[comptime] plan: NormPlan,
+) {
+    let share = comptime!(1.0 / size as f32);
+    let lanes = comptime!(plan.units / plan.tile);
+    let (group, k) = (vector / plan.step, vector % plan.step);
+    let mut squares = 0.0f32;
+    let mut along = 0.0f32;
+    let mut centred = 0.0f32;
+    let mut across = 0.0f32;
+    for lane in 0..lanes {
+        let of = ((group * lanes + lane) * plan.step + k) * SUMS;
+        squares += sums[of];
+        along += sums[of + 1];
+        if comptime!(plan.norm == Norm::Layer) {
+            centred += sums[of + 2];
+            across += sums[of + 3];
+        }
+    }
+    if comptime!(plan.norm == Norm::Layer) {
+        // No less than zero by rounding; a NaN, which this would swallow, is in the mean.
+        squares = max(squares - centred * centred * share, 0.0);
+        along -= centred * across * share;
+        means[vector * MEANS + 2] = sums[(group * lanes * plan.step + k) * SUMS + 4] + centred * share;
+        means[vector * MEANS + 3] = across * share;
+    }
+    let scale = scale_of(squares, eps, size);
+    means[vector * MEANS] = scale;
+    means[vector * MEANS + 1] = along * scale * scale * share;
 }

@@ -7,7 +7,7 @@ use cubecl::Runtime;
 use ultramem_kernels::combine::core_shares;
 use ultramem_kernels::optimiser::Rule;
 use ultramem_kernels::query::ProjectStrategy;
-use ultramem_kernels::{column_sum_rows, sort_cost, weight_tiles};
+use ultramem_kernels::{column_sum_rows, norm_tile, sort_cost, weight_tiles};
 
 use super::{Caches, Cost, Sizes, StageCost, WORD, sum, wide};
 use crate::{ElementType, MemoryConfig, MemoryLayer};
@@ -239,7 +239,7 @@ impl<R: Runtime> Moves<'_, R> {
         let of_keys = self.caches.gather(table, 2 * sizes.slots(), sizes.key());
         let grad_queries = sizes.slot_numbers() + sizes.grad_sides() + of_keys + sizes.queries();
         let through_norm =
-            4 * sizes.queries() + self.column_sum(self.tokens.saturating_mul(config.query_heads() * 2), sizes.key_dim);
+            3 * sizes.queries() + self.norm_parts(self.tokens.saturating_mul(config.query_heads() * 2), 1);
         let list = sizes.slot_numbers() + 4 * sizes.slot_numbers();
         let groups = self.group(self.entries().saturating_mul(2), sizes.all_keys() as usize);
         let of_queries = self.caches.gather(sizes.queries(), 2 * sizes.slots(), sizes.key_dim * WORD);
@@ -248,7 +248,7 @@ impl<R: Runtime> Moves<'_, R> {
         let keys_norm = if config.normalises_keys() {
             let stored = sizes.rank * sizes.key_dim * sizes.element;
             let read = self.caches.gather(sizes.all_keys() * stored, keys, stored);
-            keys * (WORD + 3 * sizes.key()) + read + self.column_sum(keys as usize * config.tucker_rank, sizes.key_dim)
+            keys * (WORD + 2 * sizes.key()) + read + self.norm_parts(keys as usize, config.tucker_rank)
         } else {
             0
         };
@@ -321,6 +321,13 @@ impl<R: Runtime> Moves<'_, R> {
         };
         let added = if splits > 1 { self.column_sum(splits, wide(m) * wide(n)) } else { 0 };
         read + wide(splits) * area + added
+    }
+
+    /// The parts that the tiles of `groups` groups of `step` vectors have in the gradient of a norm's weight, and their sum.
+    fn norm_parts(&self, groups: usize, step: usize) -> u128 {
+        let key_dim = self.sizes.config.key_dim;
+        let tiles = groups.div_ceil(norm_tile(&self.layer.client, key_dim, step));
+        wide(tiles) * wide(key_dim) * WORD + self.column_sum(tiles, wide(key_dim))
     }
 
     /// Adding up `rows` rows of `width` numbers.

@@ -18,17 +18,27 @@ pub(crate) struct SortPlan {
 }
 
 impl SortPlan {
-    /// Few units, as narrow planes have them, take long chunks and large digits: fewer passes.
-    pub fn of(device: &Device) -> Self {
-        let units = device.units(usize::MAX);
-        if device.narrow { Self { bits: 8, units, chunk: 256 } } else { Self { bits: 4, units, chunk: 16 } }
+    /// How keys below `limit` are sorted. Few units, as narrow planes have them, take long chunks and large digits: fewer passes. All
+    /// digits are of one size, and no larger than that many of them need.
+    pub fn of(device: &Device, limit: usize) -> Self {
+        let (most, chunk) = if device.narrow { (8, 256) } else { (4, 16) };
+        let bits = key_bits(limit).div_ceil(key_bits(limit).div_ceil(most));
+        Self { bits, units: device.units(usize::MAX), chunk }
     }
 
     /// The digits of keys below `limit`.
     pub fn passes(&self, limit: usize) -> u32 {
-        ((limit.max(2) - 1).ilog2() + 1).div_ceil(self.bits)
+        key_bits(limit).div_ceil(self.bits)
     }
 }
+
+/// Bits of the largest key below `limit`.
+fn key_bits(limit: usize) -> u32 {
+    (limit.max(2) - 1).ilog2() + 1
+}
+
+/// Units of a cube whose tallies of a digit are added up in one go.
+const FEW: usize = 8;
 
 /// The entries of a unit: `first..last`.
 #[derive(CubeType, Clone, Copy)]
@@ -81,6 +91,7 @@ pub(crate) fn count_kernel(
     let tallies = tally(keys, own_chunk(entries, plan), shift, plan);
     for bin in range_stepped(UNIT_POS as usize, comptime!(1usize << plan.bits), plan.units) {
         let mut sum = 0u32;
+        #[unroll(plan.units <= FEW)]
         for unit in 0..plan.units {
             sum += tallies[bin * plan.units + unit];
         }
@@ -143,6 +154,7 @@ pub(crate) fn scatter_kernel(
     let mut places = tally(keys, own, shift, plan);
     for bin in range_stepped(UNIT_POS as usize, comptime!(1usize << plan.bits), plan.units) {
         let mut place = counts[bin * cubes as usize + CUBE_POS];
+        #[unroll(plan.units <= FEW)]
         for unit in 0..plan.units {
             let count = places[bin * plan.units + unit];
             places[bin * plan.units + unit] = place;

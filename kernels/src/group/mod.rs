@@ -38,7 +38,7 @@ pub(crate) fn group<R: Runtime>(client: &ComputeClient<R>, keys: &Tensor<R>, lim
         return Err(Error::Exceeds { what: "entries", value, limit_name: "the largest index", limit });
     }
     let device = Device::of(client);
-    let plan = SortPlan::of(&device);
+    let plan = SortPlan::of(&device, limit);
     let cubes = entries.div_ceil(plan.units * plan.chunk);
     let sort = Sort { client, device, plan, entries, cubes };
     let capacity = entries.min(limit);
@@ -67,7 +67,7 @@ pub struct SortCost {
 
 /// What sorting `entries` entries by keys below `limit` takes.
 pub fn sort_cost<R: Runtime>(client: &ComputeClient<R>, entries: usize, limit: usize) -> SortCost {
-    let plan = SortPlan::of(&Device::of(client));
+    let plan = SortPlan::of(&Device::of(client), limit);
     let cubes = entries.div_ceil(plan.units * plan.chunk);
     SortCost { passes: plan.passes(limit) as usize, counts: cubes << plan.bits, cubes }
 }

@@ -237,6 +237,9 @@ impl<'a, R: Runtime> Stage<'a, R> {
     }
 }
 
+/// Ranks whose products are added in one go.
+const FEW_RANKS: usize = 4;
+
 /// The key of a slot on one side, below `side_keys` whatever the slot is.
 #[cube]
 fn key_of(slot: u32, side: usize, #[comptime] plan: ScoreBackwardPlan) -> usize {
@@ -304,6 +307,7 @@ fn grad_queries_kernel<D: Size>(
         for m in 0..plan.top_m {
             let entry = row * plan.top_m + m;
             let key = (head * 2 + side) * plan.side_keys + key_of(slots[entry], side, plan);
+            #[unroll(plan.rank <= FEW_RANKS)]
             for rho in 0..plan.rank {
                 let factor = Vector::new(grad_sides[(entry * 2 + side) * plan.rank + rho]);
                 let base = (key * plan.rank + rho) * depth + first;
