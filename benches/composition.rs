@@ -101,6 +101,16 @@ impl<B: Backend> Composition<B> {
         self
     }
 
+    /// The value table.
+    pub fn values(&self) -> Tensor<B, 2> {
+        self.values.clone()
+    }
+
+    /// The same layer with another value table.
+    pub fn with_values(self, values: Tensor<B, 2>) -> Self {
+        Self { values, ..self }
+    }
+
     /// The layer's output `[tokens, hidden_size]` for `input` `[tokens, hidden_size]`.
     pub fn forward(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
         let query = self.query(input);

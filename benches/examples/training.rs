@@ -1,7 +1,7 @@
-//! A training step: our forward, our forward with backward and the table's update, and the forward, and the forward and backward, of
-//! the composition in stock Burn operations through autodiff, which updates nothing.
+//! A training step: our forward, our forward with backward and the table's update by lazy Adam, and the forward of the composition in
+//! stock Burn operations, its forward and backward through autodiff, and these with the table's update by Burn's Adam.
 //!
-//! `cargo run --release -p ultramem-benches --features composition --example training` runs the four in turn for each case, each in a
+//! `cargo run --release -p ultramem-benches --features composition --example training` runs the five in turn for each case, each in a
 //! process of its own, as each would run in a program of its own: in one process they would share an allocator and its pages. A backward
 //! pass takes what a step takes beyond the forward alone.
 
@@ -11,6 +11,8 @@ use std::time::Instant;
 
 use burn::backend::wgpu::{WgpuDevice, WgpuRuntime};
 use burn::backend::{Autodiff, Wgpu};
+use burn::module::{Module, Param};
+use burn::optim::{AdamConfig, GradientsParams, Optimizer};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use cubecl::Runtime;
@@ -22,9 +24,14 @@ use ultramem_benches::{Case, Composition};
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// What is run.
-const RUNS: [&str; 4] =
-    ["forward", "forward, backward and update", "composition, forward", "composition, forward and backward"];
-/// Steps of each in each round, after those that compile and fill the allocator's pages, and rounds over all four.
+const RUNS: [&str; 5] = [
+    "forward",
+    "forward, backward and update",
+    "composition, forward",
+    "composition, forward and backward",
+    "composition, forward, backward and update",
+];
+/// Steps of each in each round, after those that compile and fill the allocator's pages, and rounds over all five.
 const STEPS: usize = 10;
 const WARM: usize = 3;
 const ROUNDS: usize = 4;
@@ -48,6 +55,7 @@ fn measure(case: &Case, run: &str) -> Outcome<Vec<f64>> {
         "forward, backward and update" => Box::new(step(case)?),
         "composition, forward" => Box::new(composition(case, false)?),
         "composition, forward and backward" => Box::new(composition(case, true)?),
+        "composition, forward, backward and update" => Box::new(composition_step(case)?),
         _ => return Err("no such run".into()),
     };
     let mut times = Vec::new();
@@ -74,17 +82,19 @@ fn compare(case: &Case) -> Outcome<()> {
     }
     for (run, times) in RUNS.into_iter().zip(&mut all) {
         times.sort_by(f64::total_cmp);
-        println!("{:6} {run:34} median {:7.2} ms (least {:7.2})", case.name, times[times.len() / 2], times[0]);
+        println!("{:6} {run:41} median {:7.2} ms (least {:7.2})", case.name, times[times.len() / 2], times[0]);
     }
     for (what, at) in [("medians", STEPS * ROUNDS / 2), ("least", 0)] {
-        let [forward, step, other_forward, other_step] = all.each_ref().map(|times| times[at]);
-        let (backward, other_backward) = (step - forward, other_step - other_forward);
+        let [forward, step, other_forward, other_backward, other_step] = all.each_ref().map(|times| times[at]);
+        let (backward, other) = (step - forward, other_backward - other_forward);
         println!(
             "{:6} by {what}: backward and update take {:.2} times the forward; the composition's backward takes {:.2} times our \
-             backward and update, its step {:.2} times our step",
+             backward and update, with its update {:.2} times; its forward and backward take {:.2} times our step, its step {:.2} times",
             case.name,
             backward / forward,
-            other_backward / backward,
+            other / backward,
+            (other_step - other_forward) / backward,
+            other_backward / step,
             other_step / step
         );
     }
@@ -138,6 +148,36 @@ fn composition(case: &Case, backward: bool) -> Outcome<impl FnMut() -> Outcome<(
         let gradients = backward.then(|| (output.clone() * output.clone().detach()).sum().backward());
         <Wgpu as Backend>::sync(&device)?;
         drop((output, gradients));
+        Ok(())
+    };
+    Ok(run)
+}
+
+/// The composition's table, as Burn's optimisers take it.
+#[derive(Module, Debug)]
+struct Table<B: Backend> {
+    values: Param<Tensor<B, 2>>,
+}
+
+/// The composition's forward and backward pass and a step of Burn's Adam over its table.
+fn composition_step(case: &Case) -> Outcome<impl FnMut() -> Outcome<()> + use<>> {
+    let (config, weights, input) = case.random()?;
+    let device = WgpuDevice::default();
+    let input = TensorData::new(input, [case.tokens, config.hidden_size]);
+    let layer = Composition::<Autodiff<Wgpu>>::new(config, &weights, &device).require_grad();
+    let input = Tensor::<Autodiff<Wgpu>, 2>::from_data(input, &device).require_grad();
+    let mut optimiser = AdamConfig::new().with_beta_1(0.9).with_beta_2(0.95).with_epsilon(1e-8).init();
+    let table = Table { values: Param::from_tensor(layer.values().detach()) };
+    let mut state = Some((layer, table));
+    let run = move || {
+        let (layer, table) = state.take().ok_or("the last step failed")?;
+        let layer = layer.with_values(table.values.val());
+        let output = layer.forward(input.clone());
+        let gradients = (output.clone() * output.clone().detach()).sum().backward();
+        let gradients = GradientsParams::from_grads(gradients, &table);
+        let table = optimiser.step(1e-9, table, gradients);
+        <Wgpu as Backend>::sync(&device)?;
+        state = Some((layer, table));
         Ok(())
     };
     Ok(run)

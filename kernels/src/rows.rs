@@ -7,7 +7,7 @@
 use cubecl::prelude::*;
 
 use crate::device::Device;
-use crate::group::Groups;
+use crate::group::{Groups, group};
 use crate::interleave::{interleaved, load};
 use crate::product::zero_sums;
 use crate::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage, zeros};
@@ -170,6 +170,35 @@ impl<R: Runtime> RowGradients<R> {
         Ok(dense)
     }
 
+    /// The sum of several gradients of one table of `rows` rows, as several backward passes give them: of each row those of `parts` in
+    /// their order. Moves every part once in and out, and once more in; waits for nothing.
+    ///
+    /// # Errors
+    /// No part, parts of different widths, tensors that don't fit each other, or more rows than a u32 counts.
+    pub fn sum(client: &ComputeClient<R>, parts: &[Self], rows: usize) -> Result<Self> {
+        let [first, others @ ..] = parts else { return Err(Error::Zero { what: "gradients to add up" }) };
+        let (mut total, width) = first.check()?;
+        for part in others {
+            let (capacity, _) = part.check()?;
+            check(&part.gradients, "row gradients", &[capacity, width], f32_storage())?;
+            total += capacity;
+        }
+        if others.is_empty() {
+            return Ok(first.clone());
+        }
+        let joined = Joined::empty(client, total, width)?;
+        let mut base = 0;
+        for part in parts {
+            joined.put(client, part, base)?;
+            base += part.rows.shape()[0];
+        }
+        let Joined { keys, source, factors, sources } = joined;
+        let groups = group(client, &keys, rows)?;
+        let entries =
+            Entries { source: &source, factors: &factors, sources: &sources, count: 1, slice: width, shared: false };
+        sum_rows(client, groups, &entries)
+    }
+
     /// Checks the three tensors against each other and returns `(capacity, width)`.
     pub(crate) fn check(&self) -> Result<(usize, usize)> {
         let [capacity, width] = *self.gradients.shape().as_slice() else {
@@ -180,6 +209,100 @@ impl<R: Runtime> RowGradients<R> {
         check(&self.rows, "rows", &[capacity], u32_storage())?;
         check(&self.count, "count", &[1], u32_storage())?;
         Ok((capacity, width))
+    }
+}
+
+/// The rows of several gradients one after the other, as entries to be summed by their rows. What a part has not set is zero, and
+/// belongs to the part's first row.
+struct Joined<R: Runtime> {
+    /// u32 `[total]`: the row of each entry.
+    keys: Tensor<R>,
+    /// u32 `[total]`: each entry itself.
+    source: Tensor<R>,
+    /// f32 `[total]`: ones.
+    factors: Tensor<R>,
+    /// f32 `[total, width]`.
+    sources: Tensor<R>,
+}
+
+impl<R: Runtime> Joined<R> {
+    fn empty(client: &ComputeClient<R>, total: usize, width: usize) -> Result<Self> {
+        Ok(Self {
+            keys: empty(client, "rows", &[total], u32_storage())?,
+            source: empty(client, "sources", &[total], u32_storage())?,
+            factors: empty(client, "factors", &[total], f32_storage())?,
+            sources: empty(client, "joined row gradients", &[total, width], f32_storage())?,
+        })
+    }
+
+    /// Writes the entries from `base` on.
+    fn put(&self, client: &ComputeClient<R>, part: &RowGradients<R>, base: usize) -> Result<()> {
+        let device = Device::of(client);
+        let (capacity, width) = part.check()?;
+        let vector = device.width(4, &[width]);
+        let vectors = width / vector;
+        let units = device.flat(capacity * vectors);
+        // SAFETY: shapes are checked, and the joined tensors have room for all parts; a unit writes its own vector and entry.
+        unsafe {
+            join_rows_kernel::launch_unchecked::<R>(
+                client,
+                device.grid((capacity * vectors).div_ceil(units))?,
+                CubeDim::new_1d(units as u32),
+                self.sources.required_address_type(),
+                vector,
+                arg(&part.rows, 1),
+                arg(&part.count, 1),
+                arg(&part.gradients, vector),
+                arg(&self.keys, 1),
+                arg(&self.source, 1),
+                arg(&self.factors, 1),
+                arg(&self.sources, vector),
+                base as u32,
+                JoinPlan { vectors, units },
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What is fixed when the kernel is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct JoinPlan {
+    vectors: usize,
+    units: usize,
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn join_rows_kernel<N: Size>(
+    rows: &Array<u32>,
+    count: &Array<u32>,
+    gradients: &Array<Vector<f32, N>>,
+    keys: &mut Array<u32>,
+    source: &mut Array<u32>,
+    factors: &mut Array<f32>,
+    sources: &mut Array<Vector<f32, N>>,
+    base: u32,
+    #[comptime] plan: JoinPlan,
+) {
+    let item = CUBE_POS * plan.units + UNIT_POS as usize;
+    let entry = item / plan.vectors;
+    if entry < rows.len() {
+        let listed = min(count[0] as usize, rows.len());
+        let mut gradient = Vector::<f32, N>::new(0.0);
+        let mut row = 0u32;
+        if entry < listed {
+            gradient = gradients[item];
+            row = rows[entry];
+        } else if listed > 0 {
+            row = rows[0];
+        }
+        sources[base as usize * plan.vectors + item] = gradient;
+        if item % plan.vectors == 0 {
+            let at = base as usize + entry;
+            keys[at] = row;
+            source[at] = at as u32;
+            factors[at] = 1.0;
+        }
     }
 }
 

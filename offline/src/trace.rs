@@ -9,8 +9,8 @@ use ultramem::kernels::optimiser::{Rule, Step};
 use ultramem::kernels::{empty, u32_storage};
 use ultramem::versus::{Cache, Decoder, Plan};
 use ultramem::{
-    ElementType, Error, Kind, LayerWeights, MemoryConfig, MemoryLayer, Result, Strategies, Tensor, TuckerCore,
-    ValueTable,
+    ElementType, Error, Kind, LayerWeights, MemoryConfig, MemoryLayer, Result, RowGradients, Strategies, Tensor,
+    TuckerCore, ValueTable,
 };
 
 use crate::{Execution, Gpu, LaunchReport, OfflineDevice, OfflineRuntime, Options, Target};
@@ -18,8 +18,8 @@ use crate::{Execution, Gpu, LaunchReport, OfflineDevice, OfflineRuntime, Options
 /// A launch, and the stage that makes it.
 #[derive(Debug, Clone)]
 pub struct Traced {
-    /// `prepare`, `query`, `score`, `combine`, `expand`, the same four with `-backward`, `state`, `update`, `draw` or
-    /// `step`.
+    /// `prepare`, `query`, `score`, `combine`, `expand`, the same four with `-backward`, `state`, `update`, `sum`,
+    /// `draw` or `step`.
     pub stage: &'static str,
     /// The launch.
     pub launch: LaunchReport,
@@ -107,6 +107,23 @@ impl Tracer {
             traced.extend(self.taken("update")?);
         }
         Ok(traced)
+    }
+
+    /// What adding up two gradients of the table launches, of `capacity` rows each.
+    ///
+    /// # Errors
+    /// Tensors too large for the GPU.
+    pub fn sum(&self, capacity: usize) -> Result<Vec<Traced>> {
+        let config = self.layer.config();
+        let of_u32 = |name, count| empty(&self.client, name, &[count], u32_storage());
+        let shape = [capacity, config.value_dim];
+        let part = RowGradients {
+            rows: of_u32("rows", capacity)?,
+            count: of_u32("count", 1)?,
+            gradients: empty(&self.client, "row gradients", &shape, ElementType::F32.storage())?,
+        };
+        RowGradients::sum(&self.client, &[part.clone(), part], config.rows())?;
+        self.taken("sum")
     }
 
     fn hidden_states(&self, name: &'static str, tokens: usize) -> Result<Tensor<OfflineRuntime>> {

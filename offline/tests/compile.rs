@@ -167,6 +167,7 @@ fn launches(device: &OfflineDevice, config: &MemoryConfig, dtype: ElementType) -
     }
     launches.extend(tracer.forward(4096, None).unwrap());
     launches.extend(tracer.training(TOKENS, &RULES).unwrap());
+    launches.extend(tracer.sum(TOKENS).unwrap());
     launches
 }
 
@@ -231,6 +232,9 @@ fn every_kernel_compiles_without_spills_and_loads_rows_whole() {
         "expand",
         "pool",
         "matmul",
+        "norm_backward",
+        "sum_rows",
+        "join_rows",
         "group",
         "grouped_product",
         "weighted_sum",

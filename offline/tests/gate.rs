@@ -4,10 +4,10 @@
 
 use cubecl::{Runtime, client::ComputeClient, future::block_on};
 use ultramem::kernels::baseline::{Activation, Experts, attention, dense, moe, residual};
-use ultramem::kernels::{expand::ExpandStrategy, query::ProjectStrategy, score::ScoreStrategy};
+use ultramem::kernels::{expand::ExpandStrategy, from_f32, from_u32, query::ProjectStrategy, score::ScoreStrategy};
 use ultramem::{
     Caches, Checkpoint, Dimensions, ElementType, HostTensor, Kind, LayerWeights, MemoryConfig, MemoryLayer, Norm,
-    Strategies, Tensor, ValueTable, Weights,
+    RowGradients, Strategies, Tensor, ValueTable, Weights,
     reference::{self, baseline as oracle},
 };
 use ultramem_offline::{Gpu, LaunchReport, OfflineDevice, OfflineRuntime};
@@ -294,6 +294,27 @@ fn tables_in_pages_agree_with_the_oracle() {
         .hold_backward("pages, Memory+");
 }
 
+/// What two backward passes give, of which the first lists two rows of three and the second three of three.
+#[test]
+fn gradients_of_several_passes_add_up() {
+    let bench = Bench::new(ElementType::F32);
+    let part = |rows: [u32; 3], count: u32, first: f32| {
+        let gradients: Vec<f32> = (0..12).map(|i| first + i as f32).collect();
+        RowGradients {
+            rows: from_u32(&bench.client, &[3], &rows).unwrap(),
+            count: from_u32(&bench.client, &[1], &[count]).unwrap(),
+            gradients: from_f32(&bench.client, &[3, 4], &gradients).unwrap(),
+        }
+    };
+    let parts = [part([2, 7, u32::MAX], 2, 10.0), part([0, 7, 8], 3, 100.0)];
+    let dense = RowGradients::sum(&bench.client, &parts, 9).unwrap().dense(&bench.client, 9).unwrap();
+    let mut expected = vec![0.0; 36];
+    for (row, first) in [(2, 10.0), (7, 14.0), (0, 100.0), (7, 104.0), (8, 108.0)] {
+        (0..4).for_each(|c| expected[row * 4 + c] += first + c as f64);
+    }
+    bench.hold("sum", &dense, &expected);
+}
+
 #[test]
 fn golden_files_agree() {
     for name in ["ultramem_v1_tiny", "ultramem_v1_two_heads", "ultramem_v1_layernorm_single_core", "memory_plus_tiny"] {
@@ -337,8 +358,10 @@ impl Bench {
         self.numbers(shape, seed, self.dtype)
     }
 
+    /// A tensor's bytes, without what pads its buffer.
     fn bytes(&self, tensor: &Tensor<OfflineRuntime>) -> Vec<u8> {
-        self.client.read_one(tensor.handle.clone()).unwrap().to_vec()
+        let count: usize = tensor.shape().iter().product();
+        self.client.read_one(tensor.handle.clone()).unwrap()[..count * tensor.dtype.size()].to_vec()
     }
 
     fn hold(&self, what: &str, found: &Tensor<OfflineRuntime>, expected: &[f64]) {

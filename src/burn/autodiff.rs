@@ -15,10 +15,10 @@ use burn::tensor::{
     backend::AutodiffBackend,
     ops::{FloatTensor, IntTensor},
 };
-use burn_cubecl::{CubeRuntime, kernel::cast, tensor::CubeTensor};
+use burn_cubecl::{kernel::cast, tensor::CubeTensor};
 use ultramem_kernels::{RowGradients, Tensor};
 
-use super::backend::{Call, MemoryBackend, Trace, like};
+use super::backend::{Call, MemoryBackend, Pending, Trace, like};
 use crate::Result;
 
 /// Input, W_q, its norm, keys, their norm, cores, values, W_o.
@@ -26,6 +26,14 @@ const PARENTS: usize = 8;
 
 #[derive(Debug)]
 struct MemoryNode;
+
+/// What a call keeps for its backward pass.
+#[derive(Debug)]
+struct Kept<B: MemoryBackend> {
+    trace: Trace<B::Runtime>,
+    /// Where a sparse table's gradient goes, and the leaf that stands for the table in this call.
+    sparse: Option<(Pending, FloatTensor<Autodiff<B>>)>,
+}
 
 impl<B: MemoryBackend, C: CheckpointStrategy> MemoryBackend for Autodiff<B, C> {
     type Runtime = B::Runtime;
@@ -46,6 +54,9 @@ impl<B: MemoryBackend, C: CheckpointStrategy> MemoryBackend for Autodiff<B, C> {
         // Product keys have no cores; a tensor that nobody tracks stands in their place.
         let untracked = Self::from_inner(call.input.primitive.clone());
         let cores = call.core.as_ref().map_or(&untracked, |core| &core[0]);
+        // A sparse table is no parameter of Burn's optimisers, but its gradient is wanted: a leaf for this call alone, which the node waits for.
+        let leaf = || Self::from_inner(call.values.primitive.clone()).require_grad();
+        let sparse = call.pending.clone().map(|pending| (pending, leaf()));
         let parents: [&FloatTensor<Self>; PARENTS] = [
             &call.input,
             &call.query_proj,
@@ -53,7 +64,7 @@ impl<B: MemoryBackend, C: CheckpointStrategy> MemoryBackend for Autodiff<B, C> {
             &call.keys,
             &call.keys_norm,
             cores,
-            &call.values,
+            sparse.as_ref().map_or(&call.values, |(_, leaf)| leaf),
             &call.values_proj,
         ];
         let nodes = parents.map(|tensor| tensor.node.clone());
@@ -61,7 +72,7 @@ impl<B: MemoryBackend, C: CheckpointStrategy> MemoryBackend for Autodiff<B, C> {
         match Backward::<B, PARENTS>::prepare::<C>(MemoryNode, nodes).compute_bound().stateful() {
             OpsKind::Tracked(node) => {
                 let (output, trace) = saving(inner)?;
-                Ok(node.finish(Arc::new(trace), output))
+                Ok(node.finish(Arc::new(Kept::<B> { trace, sparse }), output))
             }
             OpsKind::UnTracked(node) => Ok(node.finish(B::memory(inner)?)),
         }
@@ -69,13 +80,14 @@ impl<B: MemoryBackend, C: CheckpointStrategy> MemoryBackend for Autodiff<B, C> {
 }
 
 impl<B: MemoryBackend> Backward<B, PARENTS> for MemoryNode {
-    type State = Arc<Trace<B::Runtime>>;
+    type State = Arc<Kept<B>>;
 
     /// # Panics
     /// If the device refuses a launch: Burn's backward pass has no error to give.
     fn backward(self, ops: Ops<Self::State, PARENTS>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad_output = B::float_cube(grads.consume::<B>(&ops.node));
-        let found = backward(&ops.state, grad_output).unwrap_or_else(|error| panic!("memory layer, backward: {error}"));
+        let found =
+            backward(&*ops.state, grad_output).unwrap_or_else(|error| panic!("memory layer, backward: {error}"));
         for (parent, gradient) in ops.parents.into_iter().zip(found) {
             if let (Some(parent), Some(gradient)) = (parent, gradient) {
                 grads.register::<B>(parent.id, B::float_from_cube(gradient));
@@ -97,45 +109,51 @@ fn inner<B: MemoryBackend, C: CheckpointStrategy>(call: Call<Autodiff<B, C>>) ->
         values: call.values.primitive,
         values_proj: call.values_proj.primitive,
         input: call.input.primitive,
-        pending: call.pending,
+        pending: None,
     }
 }
 
 /// The output and what the backward pass needs.
 fn saving<B: MemoryBackend>(call: Call<B>) -> Result<(FloatTensor<B>, Trace<B::Runtime>)> {
-    let pending = call.pending.clone();
     let (layer, input) = call.layer()?;
     let (forward, saved) = layer.forward_saving(&Tensor::from(input.clone()))?;
     let output = like(&input, forward.output, input.dtype);
-    Ok((B::float_from_cube(output), Trace { layer, input, saved, pending }))
+    Ok((B::float_from_cube(output), Trace { layer, input, saved }))
 }
 
-/// A gradient for each parent, in the type of the layer; None where it went elsewhere or there is no such parent.
-fn backward<R: CubeRuntime>(trace: &Trace<R>, grad_output: CubeTensor<R>) -> Result<[Option<CubeTensor<R>>; PARENTS]> {
-    let Trace { layer, input, saved, pending } = trace;
+/// The gradients of a call, one for each parent.
+type Found<R> = [Option<CubeTensor<R>>; PARENTS];
+
+/// A gradient for each parent, in the type of the layer; None where there is no such parent.
+fn backward<B: MemoryBackend>(kept: &Kept<B>, grad_output: CubeTensor<B::Runtime>) -> Result<Found<B::Runtime>> {
+    let Trace { layer, input, saved } = &kept.trace;
     let (client, config) = (layer.client(), layer.config());
     let grad_output = Tensor::from(burn_cubecl::kernel::into_contiguous(grad_output));
     let found = layer.backward(&Tensor::from(input.clone()), saved, &grad_output)?;
     let own = |tensor| cast(like(input, tensor, DType::F32), input.dtype);
-    let dense = |rows: &RowGradients<R>, count| -> Result<CubeTensor<R>> { Ok(own(rows.dense(client, count)?)) };
+    let dense = |rows: &RowGradients<B::Runtime>, count| -> Result<CubeTensor<B::Runtime>> {
+        Ok(own(rows.dense(client, count)?))
+    };
     let mut keys = dense(&found.keys, config.heads * 2 * config.side_keys)?;
     let key_shape = [config.heads, 2, config.side_keys, config.key_dim, config.tucker_rank];
     keys = CubeTensor::new_contiguous(keys.client, keys.device, key_shape.into(), keys.handle, keys.dtype);
-    let values = match pending {
-        Some(pending) => {
-            pending.put(found.values);
-            None
+    let query_norm = own(found.query_norm);
+    let values = match &kept.sparse {
+        Some((pending, leaf)) => {
+            pending.put::<Autodiff<B>>(leaf.clone(), found.values);
+            // Any gradient: the leaf only tells through which backward pass the call has gone.
+            query_norm.clone()
         }
-        None => Some(dense(&found.values, config.rows())?),
+        None => dense(&found.values, config.rows())?,
     };
     Ok([
         Some(like(input, found.input, input.dtype)),
         Some(own(found.query_proj)),
-        Some(own(found.query_norm)),
+        Some(query_norm),
         Some(keys),
         found.keys_norm.map(own),
         found.cores.map(own),
-        values,
+        Some(values),
         Some(own(found.values_proj)),
     ])
 }

@@ -4,7 +4,7 @@ use std::{any::Any, fmt, sync::Arc, sync::Mutex};
 
 use burn::tensor::{
     DType,
-    backend::Backend,
+    backend::{AutodiffBackend, Backend},
     ops::{FloatTensor, IntTensor},
 };
 use burn_cubecl::{
@@ -15,7 +15,7 @@ use burn_cubecl::{
 
 use ultramem_kernels::{RowGradients, Tensor, u32_storage};
 
-use crate::{Error, LayerWeights, MemoryConfig, MemoryLayer, Result, Saved, TuckerCore, ValueTable};
+use crate::{LayerWeights, MemoryConfig, MemoryLayer, Result, Saved, TuckerCore, ValueTable};
 
 /// A backend that memory layers run on: every CubeCL backend of Burn, with and without fusion, with and without autodiff.
 pub trait MemoryBackend: Backend {
@@ -116,28 +116,26 @@ pub(super) fn like<R: CubeRuntime>(other: &CubeTensor<R>, tensor: Tensor<R>, dty
     CubeTensor::new_contiguous(other.client.clone(), other.device.clone(), shape, tensor.handle, dtype)
 }
 
-/// The sparse gradients of a value table between the backward pass and the optimiser's step. Every clone of a module shares them.
+/// The sparse gradients of a value table between the backward pass and the optimiser's step, one a call, each with the leaf
+/// of the graph that stood for the table in that call. Every clone of a module shares them.
 #[derive(Clone, Default)]
 pub struct Pending(Arc<Mutex<Vec<Box<dyn Any + Send>>>>);
 
 impl Pending {
-    pub(super) fn put<R: CubeRuntime>(&self, gradients: RowGradients<R>) {
-        self.lock().push(Box::new(gradients));
+    pub(super) fn put<B: MemoryBackend>(&self, leaf: FloatTensor<B>, gradients: RowGradients<B::Runtime>) {
+        self.lock().push(Box::new((leaf, gradients)));
     }
 
-    /// The gradient of the one backward pass since the last step; None if there was none.
-    pub(super) fn take<R: CubeRuntime>(&self) -> Result<Option<RowGradients<R>>> {
-        let mut all = std::mem::take(&mut *self.lock());
-        let passes = all.len();
-        let last = all.pop().and_then(|gradients| gradients.downcast::<RowGradients<R>>().ok());
-        if passes > 1 {
-            return Err(Error::Config {
-                what: "backward passes through a sparse table in one step",
-                value: passes.to_string(),
-                expected: "1; a dense table can add gradients up",
-            });
-        }
-        Ok(last.map(|gradients| *gradients))
+    /// The gradients of the calls that `gradients` has come through, in their order. Those of other passes are let go, as Burn lets go of
+    /// gradients that nobody takes.
+    pub(super) fn take<B: MemoryBackend + AutodiffBackend>(
+        &self,
+        gradients: &B::Gradients,
+    ) -> Vec<RowGradients<B::Runtime>> {
+        let all = std::mem::take(&mut *self.lock());
+        let calls =
+            all.into_iter().filter_map(|call| call.downcast::<(FloatTensor<B>, RowGradients<B::Runtime>)>().ok());
+        calls.filter(|call| B::grad(&call.0, gradients).is_some()).map(|call| call.1).collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Box<dyn Any + Send>>> {
@@ -156,7 +154,6 @@ pub(super) struct Trace<R: CubeRuntime> {
     pub(super) layer: MemoryLayer<R>,
     pub(super) input: CubeTensor<R>,
     pub(super) saved: Saved<R>,
-    pub(super) pending: Option<Pending>,
 }
 
 impl<R: CubeRuntime> fmt::Debug for Trace<R> {

@@ -35,7 +35,7 @@ pub struct Memory<B: Backend> {
     keys_norm: Param<Tensor<B, 1>>,
     pub(super) core: Option<Core<B>>,
     pub(super) values: Param<Tensor<B, 2>>,
-    values_proj: Param<Tensor<B, 2>>,
+    pub(super) values_proj: Param<Tensor<B, 2>>,
     #[module(skip)]
     pub(super) config: MemoryConfig,
     /// Where the table learns sparsely: its gradients that no step has used yet.
@@ -144,9 +144,6 @@ impl<B: MemoryBackend> Memory<B> {
     }
 
     fn call(&self, input: Tensor<B, 2>) -> Call<B> {
-        // A sparse table is no parameter of Burn's optimisers, but its gradient is wanted: the node must be recorded.
-        let values = self.values.val();
-        let values = if self.is_sparse() { values.require_grad() } else { values };
         Call {
             config: self.config.clone(),
             query_proj: primitive(self.query_proj.val()),
@@ -158,7 +155,7 @@ impl<B: MemoryBackend> Memory<B> {
                 .as_ref()
                 .map(|core| [primitive(core.cores.val()), primitive(core.u.val()), primitive(core.v.val())]),
             shuffle: self.core.as_ref().map(|core| core.shuffle.val().into_primitive()),
-            values: primitive(values),
+            values: primitive(self.values.val()),
             values_proj: primitive(self.values_proj.val()),
             input: primitive(input),
             pending: self.pending.clone(),

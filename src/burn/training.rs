@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use burn::{
     config::Config,
     module::{AutodiffModule, ModuleVisitor, Param, ParamId},
-    optim::{AdamW, AdamWConfig, GradientsParams, Optimizer, adaptor::OptimizerAdaptor},
+    optim::{AdamW, AdamWConfig, GradientsAccumulator, GradientsParams, Optimizer, adaptor::OptimizerAdaptor},
     record::Record,
     tensor::{
         ElementConversion, Int, Tensor, TensorData, TensorPrimitive,
@@ -67,6 +67,9 @@ pub struct Trainer<B: MemoryBackend + AutodiffBackend, M: AutodiffModule<B>> {
     weights: OptimizerAdaptor<AdamW, M, B>,
     values: OptimizerAdaptor<AdamW, M, B>,
     tables: HashMap<ParamId, Optimiser<B::Runtime>>,
+    /// What [`accumulate`](Self::accumulate) has taken for the next step, the sparse tables' call by call.
+    gradients: GradientsAccumulator<M>,
+    sparse: HashMap<ParamId, Vec<RowGradients<B::Runtime>>>,
     /// State from a record whose table has not been met yet.
     restored: Vec<TableRecord<B>>,
     steps: usize,
@@ -112,6 +115,8 @@ where
             values: adam.with_weight_decay(0.0).init(),
             rule: Rule::Adam { beta1, beta2, eps, weight_decay: 0.0, decoupled: true },
             tables: HashMap::new(),
+            gradients: GradientsAccumulator::new(),
+            sparse: HashMap::new(),
             restored: Vec::new(),
             steps: 0,
             config,
@@ -134,17 +139,13 @@ where
         1.0 + (self.config.value_rate - 1.0) * left.max(0.0)
     }
 
-    /// One step with the gradients of a loss. Waits for the device, to read the gradient's norm and the cores.
+    /// Takes the gradients of a loss for the next step, which adds up all that it was given: several backward passes, one step. A loss that
+    /// is to be the mean of `n` is divided by `n` before its backward pass. Waits for nothing; no record holds what waits here.
     ///
     /// # Errors
-    /// A memory layer that [`MemoryModel::memories`] leaves out, a sparse table through which two backward passes went, or a rule
-    /// whose state the device can't hold.
-    pub fn step(
-        &mut self,
-        learning_rate: f64,
-        mut model: M,
-        mut gradients: B::Gradients,
-    ) -> crate::Result<(M, StepReport)> {
+    /// A memory layer that [`MemoryModel::memories`] leaves out, or gradients whose sparse part is gone: a step, or this, was called with
+    /// those of another pass after their own.
+    pub fn accumulate(&mut self, model: &mut M, mut gradients: B::Gradients) -> crate::Result<()> {
         let mut found = Found::default();
         model.visit(&mut found);
         let listed = model.memories().len();
@@ -155,9 +156,41 @@ where
                 expected: "all of the model's",
             });
         }
-        let mut gradients = GradientsParams::from_module(&mut gradients, &model);
+        let mut sparse = Vec::new();
+        for memory in model.memories() {
+            let Some(pending) = &memory.pending else { continue };
+            let calls = pending.take::<B>(&gradients);
+            if calls.is_empty() && memory.values_proj.val().grad(&gradients).is_some() {
+                return Err(Error::Config {
+                    what: "the sparse part of these gradients",
+                    value: "gone with the gradients of another pass that the trainer was given first".to_string(),
+                    expected: "there: give each pass's gradients to `accumulate` or `step` before the next backward pass",
+                });
+            }
+            sparse.push((memory.values.id, calls));
+        }
+        for (table, calls) in sparse {
+            self.sparse.entry(table).or_default().extend(calls);
+        }
+        self.gradients.accumulate(model, GradientsParams::from_module(&mut gradients, model));
+        Ok(())
+    }
+
+    /// One step with the gradients of a loss, and those that [`accumulate`](Self::accumulate) has taken before. Waits for the device, to read
+    /// the gradient's norm and the cores.
+    ///
+    /// # Errors
+    /// Those of [`accumulate`](Self::accumulate), or a rule whose state the device can't hold.
+    pub fn step(
+        &mut self,
+        learning_rate: f64,
+        mut model: M,
+        gradients: B::Gradients,
+    ) -> crate::Result<(M, StepReport)> {
+        self.accumulate(&mut model, gradients)?;
+        let mut gradients = self.gradients.grads();
+        let sparse = self.sum_sparse(&mut model)?;
         let auxiliary_loss = self.add_auxiliary(&mut model, &mut gradients)?;
-        let sparse = pending(&mut model)?;
         let gradient_norm = norm(&model, &gradients, &sparse);
         if !gradient_norm.is_finite() {
             return Ok((model, StepReport { gradient_norm, auxiliary_loss, done: false }));
@@ -203,6 +236,20 @@ where
             }
         }
         Ok(sum as f32)
+    }
+
+    /// The gradients of the sparse tables, by table, each the sum over its calls.
+    fn sum_sparse(&mut self, model: &mut M) -> crate::Result<HashMap<ParamId, RowGradients<B::Runtime>>> {
+        let mut all = HashMap::new();
+        let mut calls = std::mem::take(&mut self.sparse);
+        for memory in model.memories() {
+            let id = memory.values.id;
+            if let Some(calls) = calls.remove(&id).filter(|calls| !calls.is_empty()) {
+                let client = B::float_cube(primitive(memory.values.val())).client;
+                all.insert(id, RowGradients::sum(&client, &calls, memory.config.rows())?);
+            }
+        }
+        Ok(all)
     }
 
     /// A sparse table's step, in place.
@@ -279,19 +326,6 @@ impl<B: MemoryBackend> Memory<B> {
 fn numbers<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> crate::Result<Vec<f32>> {
     let data = tensor.try_into_data().map_err(|error| Error::Device(error.to_string()))?;
     Ok(data.iter::<f32>().collect())
-}
-
-/// The gradients of the sparse tables, by table.
-fn pending<B: MemoryBackend + AutodiffBackend, M: MemoryModel<B>>(
-    model: &mut M,
-) -> crate::Result<HashMap<ParamId, RowGradients<B::Runtime>>> {
-    let mut all = HashMap::new();
-    for memory in model.memories() {
-        if let Some(gradient) = memory.pending.as_ref().map_or(Ok(None), |pending| pending.take())? {
-            all.insert(memory.values.id, gradient);
-        }
-    }
-    Ok(all)
 }
 
 /// The norm of everything. Waits for the device.

@@ -92,6 +92,45 @@ fn every_rule_agrees_with_the_oracle() {
     }
 }
 
+/// Three backward passes: what they list in common is added up, a NaN stays in its row, and two runs give the same bits.
+#[test]
+fn gradients_of_several_passes_add_up() {
+    let (client, rng) = (client(), &mut StdRng::seed_from_u64(5));
+    for (rows, width) in [(77, 12), (40, 5), (1, 1)] {
+        let (mut parts, mut expected) = (Vec::new(), vec![0.0; rows * width]);
+        for _ in 0..3 {
+            let (on_device, on_host) = some_rows(&client, rows, width, rng);
+            for (row, gradient) in on_host {
+                gradient.iter().enumerate().for_each(|(c, g)| expected[row * width + c] += g);
+            }
+            parts.push(on_device);
+        }
+        let sum = || {
+            let sum = RowGradients::sum(&client, &parts, rows).unwrap();
+            download(&client, &sum.dense(&client, rows).unwrap(), ElementType::F32)
+        };
+        let found = sum();
+        crate::device::assert_close("sum", &found, &expected, 1e-6);
+        assert_eq!(found, sum());
+    }
+    let (part, on_host) = some_rows(&client, 9, 4, rng);
+    let (&first, _) = on_host.first_key_value().unwrap();
+    let nan = RowGradients {
+        rows: from_u32(&client, &[1], &[first as u32]).unwrap(),
+        count: from_u32(&client, &[1], &[1]).unwrap(),
+        gradients: from_f32(&client, &[1, 4], &[f32::NAN; 4]).unwrap(),
+    };
+    let sum = RowGradients::sum(&client, &[part, nan], 9).unwrap().dense(&client, 9).unwrap();
+    for (row, found) in download(&client, &sum, ElementType::F32).chunks(4).enumerate() {
+        assert_eq!(found.iter().all(|x| x.is_nan()), row == first, "row {row}: {found:?}");
+    }
+    let (wide, _) = some_rows(&client, 9, 5, rng);
+    let (part, _) = some_rows(&client, 9, 4, rng);
+    let refused = RowGradients::sum(&client, &[part, wide], 9).err().unwrap().to_string();
+    assert_eq!(refused, "row gradients has shape [9, 5], expected [9, 4]");
+    assert!(RowGradients::<Runtime>::sum(&client, &[], 9).is_err());
+}
+
 #[test]
 fn what_does_not_fit_is_refused() {
     let (client, rng) = (client(), &mut StdRng::seed_from_u64(1));
