@@ -173,7 +173,9 @@ fn composition_step(case: &Case) -> Outcome<impl FnMut() -> Outcome<()> + use<>>
         let (layer, table) = state.take().ok_or("the last step failed")?;
         let layer = layer.with_values(table.values.val());
         let output = layer.forward(input.clone());
-        let gradients = (output.clone() * output.clone().detach()).sum().backward();
+        // The table is the module's alone again, so that the step can take its buffer.
+        let layer = layer.with_values(Tensor::zeros([1, 1], &device));
+        let gradients = (output.clone() * output.detach()).sum().backward();
         let gradients = GradientsParams::from_grads(gradients, &table);
         let table = optimiser.step(1e-9, table, gradients);
         <Wgpu as Backend>::sync(&device)?;

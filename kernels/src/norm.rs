@@ -24,6 +24,19 @@ pub enum Norm {
     Layer,
 }
 
+impl Norm {
+    /// Numbers of a vector that its way back sums: `Σ (x - centre)²` and `Σ g · (x - centre)`, and for LayerNorm `Σ (x - centre)`, `Σ g` and
+    /// the centre, the first number of the vector, which lies near its mean.
+    fn sums(self) -> usize {
+        if self == Self::Rms { 2 } else { 5 }
+    }
+
+    /// Numbers of [`Means`] that are not zero.
+    fn means(self) -> usize {
+        if self == Self::Rms { 2 } else { 4 }
+    }
+}
+
 /// What a vector's normalisation takes from the vector itself: `(x - mean) · scale · weight`.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Moments {
@@ -92,30 +105,36 @@ struct NormPlan {
 }
 
 impl NormPlan {
+    /// As many units as have room for their sums, each group with a few lanes.
+    fn of(device: &Device, norm: Norm, size: usize, step: usize, listed: bool) -> Self {
+        let pieces = size / device.width(4, &[size]);
+        let with = |units: usize| {
+            let tile = units / row_lanes(device, pieces).min(units);
+            Self { norm, pieces, step, listed, tile, units, lanes: pieces.next_power_of_two().min(units) }
+        };
+        let mut plan = with(device.units(usize::MAX));
+        while plan.units > 1 && plan.shared_bytes() > device.shared_bytes {
+            plan = with(plan.units / 2);
+        }
+        plan
+    }
+
     /// Shares of a tile's groups that units go through at once.
     fn slices(&self) -> usize {
         self.units / self.lanes
     }
+
+    /// What units sum, means, and the parts that slices add up, of vectors of four at most.
+    fn shared_bytes(&self) -> usize {
+        let parts = if self.slices() > 1 { 4 * self.units } else { 0 };
+        4 * (self.step * (self.units * self.norm.sums() + self.tile * self.norm.means()) + parts)
+    }
 }
 
 /// Groups that one cube goes back through, of `step` vectors of `size` numbers each.
-pub fn norm_tile<R: Runtime>(client: &ComputeClient<R>, size: usize, step: usize) -> usize {
-    let device = Device::of(client);
-    units(&device, step) / lanes(&device, size)
+pub fn norm_tile<R: Runtime>(client: &ComputeClient<R>, norm: Norm, size: usize, step: usize) -> usize {
+    NormPlan::of(&Device::of(client), norm, size, step, false).tile
 }
-
-/// Units of a cube, each of which keeps sums of `step` vectors in shared memory.
-fn units(device: &Device, step: usize) -> usize {
-    device.units((MAX_SUMS / step).max(1))
-}
-
-/// Lanes that sum one group of vectors of `size` numbers.
-fn lanes(device: &Device, size: usize) -> usize {
-    row_lanes(device, size / device.width(4, &[size]))
-}
-
-/// Vectors that the units of a cube sum at a time.
-const MAX_SUMS: usize = 512;
 
 /// Turns `grad`, f32 `[groups, size, step]`, from the gradient of the normalised vectors into that of the vectors, and returns the
 /// weight's, f32 `[size]`.
@@ -128,20 +147,9 @@ pub(crate) fn norm_backward<R: Runtime>(
     let device = Device::of(client);
     let size = normed.weight.shape()[0];
     let width = device.width(4, &[size]);
-    let units = units(&device, normed.step);
-    let tile = (units / lanes(&device, size)).max(1);
-    let plan = NormPlan {
-        norm: normed.norm,
-        pieces: size / width,
-        step: normed.step,
-        listed: normed.listed.is_some(),
-        tile,
-        units,
-        lanes: (size / width).next_power_of_two().min(units),
-    };
-    let numbers = units * normed.step * SUMS + tile * normed.step * MEANS + units * width;
-    device.fits_shared("norm backward", 4 * numbers)?;
-    let cubes = groups.div_ceil(tile);
+    let plan = NormPlan::of(&device, normed.norm, size, normed.step, normed.listed.is_some());
+    device.fits_shared("norm backward", plan.shared_bytes())?;
+    let cubes = groups.div_ceil(plan.tile);
     let parts = empty(client, "parts of the norm's gradient", &[cubes, size], f32_storage())?;
     // A buffer that is written must not be bound twice.
     let (listed, used) = normed.listed.unwrap_or((normed.numbers, normed.numbers));
@@ -150,7 +158,7 @@ pub(crate) fn norm_backward<R: Runtime>(
         norm_backward_kernel::launch_unchecked::<R>(
             client,
             device.grid(cubes)?,
-            CubeDim::new_1d(units as u32),
+            CubeDim::new_1d(plan.units as u32),
             width,
             arg(normed.numbers, width),
             arg(normed.weight, width),
@@ -193,7 +201,7 @@ fn norm_backward_kernel<E: Float, N: Size>(
     let last = min(first + plan.tile, last);
     let sums = sums::<E, N>(numbers, weight, listed, grad, first, last, plan);
     sync_cube();
-    let mut means = SharedMemory::<f32>::new(comptime!(plan.tile * plan.step * MEANS));
+    let mut means = SharedMemory::<f32>::new(comptime!(plan.tile * plan.step * plan.norm.means()));
     for vector in range_stepped(UNIT_POS as usize, comptime!(plan.tile * plan.step), plan.units) {
         write_means(&mut means, &sums, vector, eps, size, plan);
     }
@@ -281,12 +289,9 @@ struct Means {
     across: f32,
 }
 
-/// Numbers of [`Means`].
-const MEANS: usize = 4;
-
 #[cube]
 fn read_means(means: &SharedMemory<f32>, vector: usize, #[comptime] norm: Norm) -> Means {
-    let first = vector * MEANS;
+    let first = vector * comptime!(norm.means());
     let mut of = Means { mean: 0.0f32, scale: means[first], along: means[first + 1], across: 0.0f32 };
     if comptime!(norm == Norm::Layer) {
         of.mean = means[first + 2];
@@ -295,11 +300,7 @@ fn read_means(means: &SharedMemory<f32>, vector: usize, #[comptime] norm: Norm) 
     of
 }
 
-/// Numbers that a lane sums of a vector: `Σ (x - centre)²` and `Σ g · (x - centre)`, and for LayerNorm `Σ (x - centre)`, `Σ g` and the centre, the
-/// first number of the vector, which lies near its mean.
-const SUMS: usize = 5;
-
-/// What each lane sums of its group's vectors, `[units, step, SUMS]`.
+/// What each lane sums of its group's vectors, `[units, step, sums]`.
 #[cube]
 fn sums<E: Float, N: Size>(
     numbers: &Array<Vector<E, N>>,
@@ -310,12 +311,13 @@ fn sums<E: Float, N: Size>(
     last: usize,
     #[comptime] plan: NormPlan,
 ) -> SharedMemory<f32> {
-    let mut shared = SharedMemory::<f32>::new(comptime!(plan.units * plan.step * SUMS));
+    let count = comptime!(plan.norm.sums());
+    let mut shared = SharedMemory::<f32>::new(comptime!(plan.units * plan.step * count));
     let at = lane_of(plan.tile, plan.units);
     let group = first + at.row;
-    let mut sums = Array::<f32>::new(comptime!(plan.step * SUMS));
+    let mut sums = Array::<f32>::new(comptime!(plan.step * count));
     #[unroll]
-    for i in 0..comptime!(plan.step * SUMS) {
+    for i in 0..comptime!(plan.step * count) {
         sums[i] = 0.0;
     }
     if group < last {
@@ -324,7 +326,7 @@ fn sums<E: Float, N: Size>(
             let x = load::<E, N>(numbers, pieces * plan.step, plan.step);
             #[unroll]
             for k in 0..plan.step {
-                sums[k * SUMS + 4] = strand::<N>(&x, k, plan.step)[0];
+                sums[k * count + 4] = strand::<N>(&x, k, plan.step)[0];
             }
         }
         for piece in range_stepped(at.lane, plan.pieces, at.lanes) {
@@ -333,19 +335,20 @@ fn sums<E: Float, N: Size>(
             #[unroll]
             for k in 0..plan.step {
                 let weighted = strand::<N>(&given, k, plan.step) * weight[piece];
-                let centred = strand::<N>(&x, k, plan.step) - Vector::new(sums[k * SUMS + 4]);
-                sums[k * SUMS] += component_sum::<N>(centred * centred);
-                sums[k * SUMS + 1] += component_sum::<N>(weighted * centred);
+                let mut centred = strand::<N>(&x, k, plan.step);
                 if comptime!(plan.norm == Norm::Layer) {
-                    sums[k * SUMS + 2] += component_sum::<N>(centred);
-                    sums[k * SUMS + 3] += component_sum::<N>(weighted);
+                    centred -= Vector::new(sums[k * count + 4]);
+                    sums[k * count + 2] += component_sum::<N>(centred);
+                    sums[k * count + 3] += component_sum::<N>(weighted);
                 }
+                sums[k * count] += component_sum::<N>(centred * centred);
+                sums[k * count + 1] += component_sum::<N>(weighted * centred);
             }
         }
     }
     #[unroll]
-    for i in 0..comptime!(plan.step * SUMS) {
-        shared[UNIT_POS as usize * comptime!(plan.step * SUMS) + i] = sums[i];
+    for i in 0..comptime!(plan.step * count) {
+        shared[UNIT_POS as usize * comptime!(plan.step * count) + i] = sums[i];
     }
     shared
 }
@@ -363,12 +366,13 @@ fn write_means(
     let share = comptime!(1.0 / size as f32);
     let lanes = comptime!(plan.units / plan.tile);
     let (group, k) = (vector / plan.step, vector % plan.step);
+    let place = vector * comptime!(plan.norm.means());
     let mut squares = 0.0f32;
     let mut along = 0.0f32;
     let mut centred = 0.0f32;
     let mut across = 0.0f32;
     for lane in 0..lanes {
-        let of = ((group * lanes + lane) * plan.step + k) * SUMS;
+        let of = ((group * lanes + lane) * plan.step + k) * comptime!(plan.norm.sums());
         squares += sums[of];
         along += sums[of + 1];
         if comptime!(plan.norm == Norm::Layer) {
@@ -380,10 +384,11 @@ fn write_means(
         // No less than zero by rounding; a NaN, which this would swallow, is in the mean.
         squares = max(squares - centred * centred * share, 0.0);
         along -= centred * across * share;
-        means[vector * MEANS + 2] = sums[(group * lanes * plan.step + k) * SUMS + 4] + centred * share;
-        means[vector * MEANS + 3] = across * share;
+        let centre = sums[(group * lanes * plan.step + k) * comptime!(plan.norm.sums()) + 4];
+        means[place + 2] = centre + centred * share;
+        means[place + 3] = across * share;
     }
     let scale = scale_of(squares, eps, size);
-    means[vector * MEANS] = scale;
-    means[vector * MEANS + 1] = along * scale * scale * share;
+    means[place] = scale;
+    means[place + 1] = along * scale * scale * share;
 }

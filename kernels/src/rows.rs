@@ -58,6 +58,9 @@ struct SumPlan {
     units: usize,
 }
 
+/// Factors that share a source, of which a unit still takes several vectors.
+const FEW_STRANDS: usize = 4;
+
 /// Sums the entries of each group into the gradient of its row, `[capacity, factors · slice]`.
 pub(crate) fn sum_rows<R: Runtime>(
     client: &ComputeClient<R>,
@@ -67,8 +70,8 @@ pub(crate) fn sum_rows<R: Runtime>(
     let device = Device::of(client);
     let width = device.width(4, &[entries.slice]);
     let slice = entries.slice / width;
-    let block = device.run(slice);
     let strands = if entries.shared { entries.count } else { 1 };
+    let block = if strands > FEW_STRANDS { 1 } else { device.run(slice) };
     let items = groups.capacity * (entries.count / strands) * (slice / block);
     let units = device.flat(items);
     let plan = SumPlan { factors: entries.count, slice, strands, block, units };
@@ -174,10 +177,14 @@ impl<R: Runtime> RowGradients<R> {
     /// their order. Moves every part once in and out, and once more in; waits for nothing.
     ///
     /// # Errors
-    /// No part, parts of different widths, tensors that don't fit each other, or more rows than a u32 counts.
+    /// No part, no rows, parts of different widths, tensors that don't fit each other, or more entries than a u32 counts or than one binding
+    /// holds.
     pub fn sum(client: &ComputeClient<R>, parts: &[Self], rows: usize) -> Result<Self> {
         let [first, others @ ..] = parts else { return Err(Error::Zero { what: "gradients to add up" }) };
         let (mut total, width) = first.check()?;
+        if rows == 0 || parts.iter().any(|part| part.rows.shape()[0] == 0) {
+            return Err(Error::Zero { what: "rows of a table or of its gradients" });
+        }
         for part in others {
             let (capacity, _) = part.check()?;
             check(&part.gradients, "row gradients", &[capacity, width], f32_storage())?;
@@ -189,7 +196,7 @@ impl<R: Runtime> RowGradients<R> {
         let joined = Joined::empty(client, total, width)?;
         let mut base = 0;
         for part in parts {
-            joined.put(client, part, base)?;
+            joined.put(client, part, base, rows)?;
             base += part.rows.shape()[0];
         }
         let Joined { keys, source, factors, sources } = joined;
@@ -212,8 +219,8 @@ impl<R: Runtime> RowGradients<R> {
     }
 }
 
-/// The rows of several gradients one after the other, as entries to be summed by their rows. What a part has not set is zero, and
-/// belongs to the part's first row.
+/// The rows of several gradients one after the other, as entries to be summed by their rows. What a part has not set is zero, shared out
+/// among the rows that it lists; so is what it lists beyond the table.
 struct Joined<R: Runtime> {
     /// u32 `[total]`: the row of each entry.
     keys: Tensor<R>,
@@ -236,7 +243,7 @@ impl<R: Runtime> Joined<R> {
     }
 
     /// Writes the entries from `base` on.
-    fn put(&self, client: &ComputeClient<R>, part: &RowGradients<R>, base: usize) -> Result<()> {
+    fn put(&self, client: &ComputeClient<R>, part: &RowGradients<R>, base: usize, rows: usize) -> Result<()> {
         let device = Device::of(client);
         let (capacity, width) = part.check()?;
         let vector = device.width(4, &[width]);
@@ -258,6 +265,7 @@ impl<R: Runtime> Joined<R> {
                 arg(&self.factors, 1),
                 arg(&self.sources, vector),
                 base as u32,
+                rows.min(u32::MAX as usize) as u32,
                 JoinPlan { vectors, units },
             );
         }
@@ -282,24 +290,22 @@ fn join_rows_kernel<N: Size>(
     factors: &mut Array<f32>,
     sources: &mut Array<Vector<f32, N>>,
     base: u32,
+    table_rows: u32,
     #[comptime] plan: JoinPlan,
 ) {
     let item = CUBE_POS * plan.units + UNIT_POS as usize;
-    let entry = item / plan.vectors;
+    let (entry, vector) = (item / plan.vectors, item % plan.vectors);
     if entry < rows.len() {
         let listed = min(count[0] as usize, rows.len());
         let mut gradient = Vector::<f32, N>::new(0.0);
-        let mut row = 0u32;
-        if entry < listed {
+        let row = rows[entry % max(listed, 1)];
+        if entry < listed && row < table_rows {
             gradient = gradients[item];
-            row = rows[entry];
-        } else if listed > 0 {
-            row = rows[0];
         }
         sources[base as usize * plan.vectors + item] = gradient;
-        if item % plan.vectors == 0 {
+        if vector == 0 {
             let at = base as usize + entry;
-            keys[at] = row;
+            keys[at] = min(row, table_rows - 1);
             source[at] = at as u32;
             factors[at] = 1.0;
         }

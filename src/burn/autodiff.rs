@@ -31,7 +31,8 @@ struct MemoryNode;
 #[derive(Debug)]
 struct Kept<B: MemoryBackend> {
     trace: Trace<B::Runtime>,
-    /// Where a sparse table's gradient goes, and the leaf that stands for the table in this call.
+    is_sparse: bool,
+    /// Where a sparse table's gradient goes where the layer learns, and the leaf that stands for the table in this call.
     sparse: Option<(Pending, FloatTensor<Autodiff<B>>)>,
 }
 
@@ -54,25 +55,31 @@ impl<B: MemoryBackend, C: CheckpointStrategy> MemoryBackend for Autodiff<B, C> {
         // Product keys have no cores; a tensor that nobody tracks stands in their place.
         let untracked = Self::from_inner(call.input.primitive.clone());
         let cores = call.core.as_ref().map_or(&untracked, |core| &core[0]);
-        // A sparse table is no parameter of Burn's optimisers, but its gradient is wanted: a leaf for this call alone, which the node waits for.
-        let leaf = || Self::from_inner(call.values.primitive.clone()).require_grad();
-        let sparse = call.pending.clone().map(|pending| (pending, leaf()));
-        let parents: [&FloatTensor<Self>; PARENTS] = [
+        let mut parents: [&FloatTensor<Self>; PARENTS] = [
             &call.input,
             &call.query_proj,
             &call.query_norm,
             &call.keys,
             &call.keys_norm,
             cores,
-            sparse.as_ref().map_or(&call.values, |(_, leaf)| leaf),
+            &call.values,
             &call.values_proj,
         ];
+        // A sparse table is no parameter of Burn's optimisers. Where the layer learns, a leaf stands for the table in this call alone.
+        let learns = parents[1..].iter().any(|tensor| tensor.is_tracked());
+        let leaf = Self::from_inner(call.query_norm.primitive.clone());
+        let leaf = call.pending.clone().filter(|_| learns).map(|pending| (pending, leaf.require_grad()));
+        if let Some((_, leaf)) = &leaf {
+            parents[6] = leaf;
+        }
         let nodes = parents.map(|tensor| tensor.node.clone());
+        let sparse = leaf.as_ref().map(|(pending, leaf)| (pending.clone(), known_by(leaf)));
+        let is_sparse = call.pending.is_some();
         let inner = inner(call);
         match Backward::<B, PARENTS>::prepare::<C>(MemoryNode, nodes).compute_bound().stateful() {
             OpsKind::Tracked(node) => {
                 let (output, trace) = saving(inner)?;
-                Ok(node.finish(Arc::new(Kept::<B> { trace, sparse }), output))
+                Ok(node.finish(Arc::new(Kept::<B> { trace, is_sparse, sparse }), output))
             }
             OpsKind::UnTracked(node) => Ok(node.finish(B::memory(inner)?)),
         }
@@ -94,6 +101,13 @@ impl<B: MemoryBackend> Backward<B, PARENTS> for MemoryNode {
             }
         }
     }
+}
+
+/// A leaf to ask gradients by, which does not keep the leaf's graph alive as the leaf itself would.
+fn known_by<B: MemoryBackend>(leaf: &FloatTensor<Autodiff<B>>) -> FloatTensor<Autodiff<B>> {
+    let mut known = leaf.clone();
+    known.rc = Arc::new(*known.rc);
+    known
 }
 
 /// The call one level below autodiff.
@@ -142,9 +156,10 @@ fn backward<B: MemoryBackend>(kept: &Kept<B>, grad_output: CubeTensor<B::Runtime
         Some((pending, leaf)) => {
             pending.put::<Autodiff<B>>(leaf.clone(), found.values);
             // Any gradient: the leaf only tells through which backward pass the call has gone.
-            query_norm.clone()
+            Some(query_norm.clone())
         }
-        None => dense(&found.values, config.rows())?,
+        None if kept.is_sparse => None,
+        None => Some(dense(&found.values, config.rows())?),
     };
     Ok([
         Some(like(input, found.input, input.dtype)),
@@ -153,7 +168,7 @@ fn backward<B: MemoryBackend>(kept: &Kept<B>, grad_output: CubeTensor<B::Runtime
         Some(keys),
         found.keys_norm.map(own),
         found.cores.map(own),
-        Some(values),
+        values,
         Some(own(found.values_proj)),
     ])
 }

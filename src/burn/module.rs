@@ -35,7 +35,7 @@ pub struct Memory<B: Backend> {
     keys_norm: Param<Tensor<B, 1>>,
     pub(super) core: Option<Core<B>>,
     pub(super) values: Param<Tensor<B, 2>>,
-    pub(super) values_proj: Param<Tensor<B, 2>>,
+    values_proj: Param<Tensor<B, 2>>,
     #[module(skip)]
     pub(super) config: MemoryConfig,
     /// Where the table learns sparsely: its gradients that no step has used yet.
@@ -102,6 +102,14 @@ impl<B: MemoryBackend> Memory<B> {
     /// The checked dimensions.
     pub fn config(&self) -> &MemoryConfig {
         &self.config
+    }
+
+    /// Whether these gradients have come through the layer.
+    pub(super) fn took_part(&self, gradients: &B::Gradients) -> bool
+    where
+        B: AutodiffBackend,
+    {
+        self.query_proj.val().grad(gradients).is_some() || self.values_proj.val().grad(gradients).is_some()
     }
 
     /// Whether the table learns sparsely.

@@ -67,13 +67,16 @@ pub struct Trainer<B: MemoryBackend + AutodiffBackend, M: AutodiffModule<B>> {
     weights: OptimizerAdaptor<AdamW, M, B>,
     values: OptimizerAdaptor<AdamW, M, B>,
     tables: HashMap<ParamId, Optimiser<B::Runtime>>,
-    /// What [`accumulate`](Self::accumulate) has taken for the next step, the sparse tables' call by call.
+    /// What [`accumulate`](Self::accumulate) has taken for the next step, the sparse tables' in the model's order.
     gradients: GradientsAccumulator<M>,
-    sparse: HashMap<ParamId, Vec<RowGradients<B::Runtime>>>,
+    sparse: Vec<Sparse<B::Runtime>>,
     /// State from a record whose table has not been met yet.
     restored: Vec<TableRecord<B>>,
     steps: usize,
 }
+
+/// A sparse table and its gradient.
+type Sparse<R> = (ParamId, RowGradients<R>);
 
 /// What a step was like.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -116,7 +119,7 @@ where
             rule: Rule::Adam { beta1, beta2, eps, weight_decay: 0.0, decoupled: true },
             tables: HashMap::new(),
             gradients: GradientsAccumulator::new(),
-            sparse: HashMap::new(),
+            sparse: Vec::new(),
             restored: Vec::new(),
             steps: 0,
             config,
@@ -140,40 +143,54 @@ where
     }
 
     /// Takes the gradients of a loss for the next step, which adds up all that it was given: several backward passes, one step. A loss that
-    /// is to be the mean of `n` is divided by `n` before its backward pass. Waits for nothing; no record holds what waits here.
+    /// is to be the mean of `n` is divided by `n` before its backward pass. Of a sparse table it keeps the sum over the rows that were
+    /// read. Waits for nothing; no record holds what waits here.
     ///
     /// # Errors
-    /// A memory layer that [`MemoryModel::memories`] leaves out, or gradients whose sparse part is gone: a step, or this, was called with
-    /// those of another pass after their own.
+    /// A memory layer that [`MemoryModel::memories`] leaves out or lists twice, or gradients whose sparse part is gone: `accumulate` or `step`
+    /// was called with those of another pass, later than theirs. Nothing is taken then.
     pub fn accumulate(&mut self, model: &mut M, mut gradients: B::Gradients) -> crate::Result<()> {
-        let mut found = Found::default();
-        model.visit(&mut found);
-        let listed = model.memories().len();
-        if found.memories != listed {
-            return Err(Error::Config {
-                what: "number of memory layers that MemoryModel::memories lists",
-                value: listed.to_string(),
-                expected: "all of the model's",
-            });
-        }
+        self.check_list(model)?;
         let mut sparse = Vec::new();
         for memory in model.memories() {
             let Some(pending) = &memory.pending else { continue };
-            let calls = pending.take::<B>(&gradients);
-            if calls.is_empty() && memory.values_proj.val().grad(&gradients).is_some() {
+            let id = memory.values.id;
+            let mut calls = pending.take::<B>(&gradients);
+            if calls.is_empty() && memory.took_part(&gradients) {
                 return Err(Error::Config {
                     what: "the sparse part of these gradients",
-                    value: "gone with the gradients of another pass that the trainer was given first".to_string(),
+                    value: "gone with the gradients of another pass that a trainer was given first".to_string(),
                     expected: "there: give each pass's gradients to `accumulate` or `step` before the next backward pass",
                 });
             }
-            sparse.push((memory.values.id, calls));
+            let before = self.sparse.iter().find(|(table, _)| *table == id).map(|(_, rows)| rows.clone());
+            calls.splice(0..0, before);
+            if !calls.is_empty() {
+                let client = B::float_cube(primitive(memory.values.val())).client;
+                sparse.push((id, RowGradients::sum(&client, &calls, memory.config.rows())?));
+            }
         }
-        for (table, calls) in sparse {
-            self.sparse.entry(table).or_default().extend(calls);
-        }
+        self.sparse = sparse;
         self.gradients.accumulate(model, GradientsParams::from_module(&mut gradients, model));
         Ok(())
+    }
+
+    /// Whether [`MemoryModel::memories`] lists every layer of the model, and each once.
+    fn check_list(&self, model: &mut M) -> crate::Result<()> {
+        let mut found = Found::default();
+        model.visit(&mut found);
+        let mut listed: Vec<_> = model.memories().iter().map(|memory| memory.values.id).collect();
+        let count = listed.len();
+        listed.sort_unstable();
+        listed.dedup();
+        if listed.len() == count && found.memories == count {
+            return Ok(());
+        }
+        Err(Error::Config {
+            what: "number of memory layers that MemoryModel::memories lists",
+            value: listed.len().to_string(),
+            expected: "all of the model's, each once",
+        })
     }
 
     /// One step with the gradients of a loss, and those that [`accumulate`](Self::accumulate) has taken before. Waits for the device, to read
@@ -189,7 +206,7 @@ where
     ) -> crate::Result<(M, StepReport)> {
         self.accumulate(&mut model, gradients)?;
         let mut gradients = self.gradients.grads();
-        let sparse = self.sum_sparse(&mut model)?;
+        let sparse = std::mem::take(&mut self.sparse);
         let auxiliary_loss = self.add_auxiliary(&mut model, &mut gradients)?;
         let gradient_norm = norm(&model, &gradients, &sparse);
         if !gradient_norm.is_finite() {
@@ -210,7 +227,7 @@ where
         model = self.values.step(value_rate, model, tables);
         model = self.weights.step(learning_rate, model, gradients);
         for memory in model.memories() {
-            if let Some(gradient) = sparse.get(&memory.values.id) {
+            if let Some((_, gradient)) = sparse.iter().find(|(table, _)| *table == memory.values.id) {
                 let mut step = Step::new(value_rate as f32);
                 step.scale = scale;
                 self.update(memory, gradient, &step)?;
@@ -236,20 +253,6 @@ where
             }
         }
         Ok(sum as f32)
-    }
-
-    /// The gradients of the sparse tables, by table, each the sum over its calls.
-    fn sum_sparse(&mut self, model: &mut M) -> crate::Result<HashMap<ParamId, RowGradients<B::Runtime>>> {
-        let mut all = HashMap::new();
-        let mut calls = std::mem::take(&mut self.sparse);
-        for memory in model.memories() {
-            let id = memory.values.id;
-            if let Some(calls) = calls.remove(&id).filter(|calls| !calls.is_empty()) {
-                let client = B::float_cube(primitive(memory.values.val())).client;
-                all.insert(id, RowGradients::sum(&client, &calls, memory.config.rows())?);
-            }
-        }
-        Ok(all)
     }
 
     /// A sparse table's step, in place.
@@ -298,6 +301,8 @@ where
             values: self.values.load_record(values),
             restored,
             tables: HashMap::new(),
+            gradients: GradientsAccumulator::new(),
+            sparse: Vec::new(),
             ..self
         }
     }
@@ -332,7 +337,7 @@ fn numbers<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> crate::Result<Ve
 fn norm<B: MemoryBackend + AutodiffBackend, M: MemoryModel<B>>(
     model: &M,
     gradients: &GradientsParams,
-    sparse: &HashMap<ParamId, RowGradients<B::Runtime>>,
+    sparse: &[Sparse<B::Runtime>],
 ) -> f32
 where
     B::InnerBackend: MemoryBackend<Runtime = B::Runtime>,
@@ -340,7 +345,7 @@ where
     let mut squares = Squares::<B> { gradients, sum: None };
     model.visit(&mut squares);
     let device = model.devices().first().cloned().unwrap_or_default();
-    let tables = sparse.values().map(|rows| table_square::<B::InnerBackend>(rows, &device));
+    let tables = sparse.iter().map(|(_, rows)| table_square::<B::InnerBackend>(rows, &device));
     let sum = squares.sum.into_iter().chain(tables).reduce(|a, b| a + b);
     sum.map_or(0.0, |sum| sum.sqrt().into_scalar().elem())
 }

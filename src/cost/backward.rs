@@ -326,7 +326,7 @@ impl<R: Runtime> Moves<'_, R> {
     /// The parts that the tiles of `groups` groups of `step` vectors have in the gradient of a norm's weight, and their sum.
     fn norm_parts(&self, groups: usize, step: usize) -> u128 {
         let key_dim = self.sizes.config.key_dim;
-        let tiles = groups.div_ceil(norm_tile(&self.layer.client, key_dim, step));
+        let tiles = groups.div_ceil(norm_tile(&self.layer.client, self.sizes.config.norm, key_dim, step));
         wide(tiles) * wide(key_dim) * WORD + self.column_sum(tiles, wide(key_dim))
     }
 

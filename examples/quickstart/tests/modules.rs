@@ -44,6 +44,7 @@ on_each_backend! {
     gradients_are_the_oracle
     sparse_step_is_the_dense_one
     several_passes_are_added_up
+    frozen_layer_stays
     record_brings_the_layer_back
     trainer_goes_on_with_the_same_bits
     core_follows_and_auxiliary_loss_is_pytorch
@@ -222,45 +223,58 @@ fn sparse_step_is_the_dense_one<B: MemoryBackend>() {
 
 /// Two calls in one graph, and two passes in one step: a sparse table learns what a dense one does. A pass that nobody takes changes nothing.
 fn several_passes_are_added_up<B: MemoryBackend>() {
-    let config = small(Kind::UltraMem);
-    let loss = |memory: &Memory<Autodiff<B>>, seed| {
-        let input = random_input(&config, 9, seed);
-        memory.forward(tensor::<Autodiff<B>>(&input, config.hidden_size)).square().sum()
-    };
-    let in_one_graph = |sparse| {
-        let memory = memory::<Autodiff<B>>(&config, 6, sparse).0;
-        let gradients = (loss(&memory, 1) + loss(&memory, 2)).backward();
-        let (model, _) = Trainer::new(TrainerConfig::new(10)).step(0.01, One { memory }, gradients).unwrap();
-        weights_of(&model.memory)
-    };
-    let in_two_passes = |sparse, another: bool| {
-        let mut model = One { memory: memory::<Autodiff<B>>(&config, 6, sparse).0 };
-        let mut trainer = Trainer::new(TrainerConfig::new(10));
-        let gradients = loss(&model.memory, 1).backward();
-        trainer.accumulate(&mut model, gradients).unwrap();
-        if another {
-            let _ = loss(&model.memory, 3).backward();
+    for config in KINDS.map(small) {
+        let loss = |memory: &Memory<Autodiff<B>>, seed| {
+            let input = random_input(&config, 9, seed);
+            memory.forward(tensor::<Autodiff<B>>(&input, config.hidden_size)).square().sum()
+        };
+        let in_one_graph = |sparse| {
+            let memory = memory::<Autodiff<B>>(&config, 6, sparse).0;
+            let gradients = (loss(&memory, 1) + loss(&memory, 2)).backward();
+            let (model, _) = Trainer::new(TrainerConfig::new(10)).step(0.01, One { memory }, gradients).unwrap();
+            weights_of(&model.memory)
+        };
+        let in_two_passes = |sparse, another: bool| {
+            let mut model = One { memory: memory::<Autodiff<B>>(&config, 6, sparse).0 };
+            let mut trainer = Trainer::new(TrainerConfig::new(10));
+            let gradients = loss(&model.memory, 1).backward();
+            trainer.accumulate(&mut model, gradients).unwrap();
+            if another {
+                let _ = loss(&model.memory, 3).backward();
+            }
+            let gradients = loss(&model.memory, 2).backward();
+            let (model, report) = trainer.step(0.01, model, gradients).unwrap();
+            assert!(report.done && trainer.steps() == 1);
+            weights_of(&model.memory)
+        };
+        let (start, expected) = (Weights::random(&config, 6), in_one_graph(false));
+        let found =
+            [in_one_graph(true), in_two_passes(false, false), in_two_passes(true, false), in_two_passes(true, true)];
+        for (at, found) in found.iter().enumerate() {
+            for (name, found, expected, start) in [
+                ("values", &found.values, &expected.values, &start.values),
+                ("keys", &found.keys, &expected.keys, &start.keys),
+            ] {
+                let off = relative_l2(&found.to_f32(), &expected.to_f32());
+                let moved = relative_l2(&found.to_f32(), &start.to_f32());
+                assert!(off < 1e-5 && moved > 1e-3, "{:?}, {at}: {name}: {off}, moved {moved}", config.kind);
+            }
         }
-        let gradients = loss(&model.memory, 2).backward();
-        let (model, report) = trainer.step(0.01, model, gradients).unwrap();
-        assert!(report.done && trainer.steps() == 1);
-        weights_of(&model.memory)
-    };
-    let expected = in_one_graph(false);
-    let start = Weights::random(&config, 6);
-    let found =
-        [in_one_graph(true), in_two_passes(false, false), in_two_passes(true, false), in_two_passes(true, true)];
-    for (at, found) in found.iter().enumerate() {
-        for (name, found, expected, start) in [
-            ("values", &found.values, &expected.values, &start.values),
-            ("keys", &found.keys, &expected.keys, &start.keys),
-        ] {
-            let off = relative_l2(&found.to_f32(), &expected.to_f32());
-            let moved = relative_l2(&found.to_f32(), &start.to_f32());
-            assert!(off < 1e-5 && moved > 1e-3, "{at}: {name}: {off}, moved {moved}");
-        }
+        assert!(found[2] == found[3], "a pass that nobody took");
     }
-    assert!(found[2] == found[3], "a pass that nobody took");
+}
+
+/// Gradients go through a layer that does not learn, and leave nothing in it.
+fn frozen_layer_stays<B: MemoryBackend>() {
+    let config = small(Kind::UltraMem);
+    let model = One { memory: memory::<Autodiff<B>>(&config, 6, true).0 }.no_grad();
+    let input = tensor::<Autodiff<B>>(&random_input(&config, 9, 1), config.hidden_size).require_grad();
+    let gradients = model.memory.forward(input.clone()).square().sum().backward();
+    assert!(numbers(input.grad(&gradients).unwrap()).iter().any(|&g| g != 0.0));
+    let (model, _) = Trainer::new(TrainerConfig::new(10)).step(0.01, model, gradients).unwrap();
+    let (found, start) = (weights_of(&model.memory), Weights::random(&config, 6));
+    assert!(found.values == start.values && found.keys == start.keys);
+    assert!(format!("{:?}", model.memory).contains("Pending(0)"));
 }
 
 fn record_brings_the_layer_back<B: MemoryBackend>() {
@@ -352,7 +366,10 @@ fn misuse_is_an_error<B: MemoryBackend>() {
     let gradients = backward(&layer);
     let forgetful = Trainer::new(TrainerConfig::new(1)).step(0.1, Forgetful { memory: layer.clone() }, gradients);
     let error = forgetful.unwrap_err().to_string();
-    assert_eq!(error, "number of memory layers that MemoryModel::memories lists is 0, expected all of the model's");
+    assert_eq!(
+        error,
+        "number of memory layers that MemoryModel::memories lists is 0, expected all of the model's, each once"
+    );
     // The sparse part of the first pass is gone when the second has been taken.
     let (first, second) = (backward(&layer), backward(&layer));
     let (mut trainer, mut model) = (Trainer::new(TrainerConfig::new(1)), One { memory: layer });
