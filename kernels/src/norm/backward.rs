@@ -1,12 +1,13 @@
-//! Normalisation over `key_dim`: which kind, its device functions, and its backward pass.
+//! Backward of a norm, with `û = (x - mean) · scale` and `g = grad · weight`: `grad_x = (g - û · mean(g · û) - mean(g)) · scale`, the last mean
+//! for LayerNorm only, and `grad_weight = Σ grad · û` over all vectors.
 //!
-//! Backward, with `û = (x - mean) · scale` and `g = grad · weight`: `grad_x = (g - û · mean(g · û) - mean(g)) · scale`, the last mean for
-//! LayerNorm only, and `grad_weight = Σ grad · û` over all vectors. A cube takes a tile of vectors: its lanes sum what each vector's
-//! moments and means take, then `grad` becomes `grad_x` in place, piece by piece, and each piece's part of the weight's gradient is
-//! added up over the tile. Moves the vectors and their gradients in once (and once more from cache) and the gradients out once.
+//! A cube takes a tile of vectors: its lanes sum what each vector's moments and means take, then `grad` becomes `grad_x` in place, piece
+//! by piece, and each piece's part of the weight's gradient is added up over the tile. Moves the vectors and their gradients in once
+//! (and once more from cache) and the gradients out once.
 
 use cubecl::prelude::*;
 
+use super::{Norm, scale_of};
 use crate::Result;
 use crate::device::Device;
 use crate::interleave::{interleaved, load, strand};
@@ -14,15 +15,6 @@ use crate::product::{component_sum, zero_sums};
 use crate::select::{lane_of, row_lanes};
 use crate::sums::column_sum;
 use crate::tensor::{Tensor, arg, empty, f32_storage};
-
-/// How a vector is normalised before it is scored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Norm {
-    /// RMSNorm: `x / sqrt(mean(x²) + eps) · weight`.
-    Rms,
-    /// LayerNorm without bias: `(x - mean(x)) / sqrt(var(x) + eps) · weight`.
-    Layer,
-}
 
 impl Norm {
     /// Numbers of a vector that its way back sums: `Σ (x - centre)²` and `Σ g · (x - centre)`, and for LayerNorm `Σ (x - centre)`, `Σ g` and
@@ -35,44 +27,6 @@ impl Norm {
     fn means(self) -> usize {
         if self == Self::Rms { 2 } else { 4 }
     }
-}
-
-/// What a vector's normalisation takes from the vector itself: `(x - mean) · scale · weight`.
-#[derive(CubeType, Clone, Copy)]
-pub(crate) struct Moments {
-    pub mean: f32,
-    pub scale: f32,
-}
-
-/// The scale of a vector of `size` numbers from their squares about the mean.
-#[cube]
-pub(crate) fn scale_of(squares: f32, eps: f32, #[comptime] size: usize) -> f32 {
-    1.0 / f32::sqrt(squares / comptime!(size as f32) + eps)
-}
-
-/// The moments of `size` numbers at `first`, `first + step`, ….
-#[cube]
-pub(crate) fn moments<E: Float>(
-    numbers: &Array<E>,
-    first: usize,
-    eps: f32,
-    #[comptime] size: usize,
-    #[comptime] step: usize,
-    #[comptime] norm: Norm,
-) -> Moments {
-    let mut mean = 0.0f32;
-    if comptime!(norm == Norm::Layer) {
-        for k in 0..size {
-            mean += f32::cast_from(numbers[first + k * step]);
-        }
-        mean /= comptime!(size as f32);
-    }
-    let mut squares = 0.0f32;
-    for k in 0..size {
-        let centred = f32::cast_from(numbers[first + k * step]) - mean;
-        squares += centred * centred;
-    }
-    Moments { mean, scale: scale_of(squares, eps, size) }
 }
 
 /// Vectors whose norm is gone back through, in groups of `step` interleaved ones: number `d` of vector `k` lies at `d · step + k` of
