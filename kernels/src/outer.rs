@@ -11,7 +11,7 @@ use crate::device::Device;
 use crate::product::{Columns, zero_sums};
 use crate::query::{ProjectStrategy, launch_cubek};
 use crate::sums::column_sum;
-use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type};
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, sizes};
 use crate::{Error, Result};
 
 /// What is fixed when the kernel is compiled.
@@ -38,7 +38,7 @@ pub(crate) fn outer<R: Runtime>(
 ) -> Result<Tensor<R>> {
     float_type(client, left, "left")?;
     float_type(client, right, "right")?;
-    let ([tokens, m], [_, n]) = (pair(left, "left")?, pair(right, "right")?);
+    let ([tokens, m], [_, n]) = (sizes(left, "left")?, sizes(right, "right")?);
     if [tokens, m, n].contains(&0) {
         return Err(Error::Zero { what: "tokens or a width of an outer product" });
     }
@@ -53,11 +53,6 @@ pub(crate) fn outer<R: Runtime>(
             Ok(outer)
         }
     }
-}
-
-fn pair<R: Runtime>(tensor: &Tensor<R>, name: &'static str) -> Result<[usize; 2]> {
-    let shape = tensor.shape().to_vec();
-    shape.as_slice().try_into().map_err(|_| Error::Shape { tensor: name, found: shape.clone(), expected: vec![0, 0] })
 }
 
 /// How a product `[m, n]` over tokens is cut.

@@ -10,7 +10,7 @@ use crate::device::Device;
 use crate::group::{Groups, group};
 use crate::interleave::{interleaved, load};
 use crate::product::zero_sums;
-use crate::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage, zeros};
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, sizes, u32_storage, zeros};
 use crate::{Error, Result};
 
 /// The gradient of a table `[rows, width]`, of which only the used rows are listed.
@@ -208,10 +208,7 @@ impl<R: Runtime> RowGradients<R> {
 
     /// Checks the three tensors against each other and returns `(capacity, width)`.
     pub(crate) fn check(&self) -> Result<(usize, usize)> {
-        let [capacity, width] = *self.gradients.shape().as_slice() else {
-            let (found, expected) = (self.gradients.shape().to_vec(), vec![0, 0]);
-            return Err(Error::Shape { tensor: "row gradients", found, expected });
-        };
+        let [capacity, width] = sizes(&self.gradients, "row gradients")?;
         check(&self.gradients, "row gradients", &[capacity, width], f32_storage())?;
         check(&self.rows, "rows", &[capacity], u32_storage())?;
         check(&self.count, "count", &[1], u32_storage())?;

@@ -58,6 +58,12 @@ pub fn supports<R: Runtime>(client: &ComputeClient<R>, dtype: ElementType) -> Re
     if supported { Ok(()) } else { Err(Error::UnsupportedType(dtype)) }
 }
 
+/// The two sizes of a matrix.
+pub(crate) fn sizes<R: Runtime>(matrix: &Tensor<R>, name: &'static str) -> Result<[usize; 2]> {
+    let found = matrix.shape().to_vec();
+    found.as_slice().try_into().map_err(|_| Error::Shape { tensor: name, found: found.clone(), expected: vec![0, 0] })
+}
+
 /// Checks one argument of a stage: contiguous, of the expected shape and type, with a buffer that is large enough.
 ///
 /// # Errors

@@ -4,9 +4,9 @@
 
 use cubecl::prelude::*;
 
+use crate::Result;
 use crate::device::Device;
-use crate::tensor::{Tensor, arg, check, empty, float_type};
-use crate::{Error, Result};
+use crate::tensor::{Tensor, arg, check, empty, float_type, sizes};
 
 /// `[columns, rows]` of `matrix` `[rows, columns]`, f32, f16 or bf16.
 ///
@@ -14,10 +14,7 @@ use crate::{Error, Result};
 /// A tensor that is no matrix of such numbers.
 pub fn transpose<R: Runtime>(client: &ComputeClient<R>, matrix: &Tensor<R>) -> Result<Tensor<R>> {
     float_type(client, matrix, "matrix")?;
-    let [rows, columns] = *matrix.shape().as_slice() else {
-        let (found, expected) = (matrix.shape().to_vec(), vec![0, 0]);
-        return Err(Error::Shape { tensor: "matrix", found, expected });
-    };
+    let [rows, columns] = sizes(matrix, "matrix")?;
     check(matrix, "matrix", &[rows, columns], matrix.dtype)?;
     let device = Device::of(client);
     let transposed = empty(client, "transpose", &[columns, rows], matrix.dtype)?;

@@ -21,7 +21,7 @@ use crate::device::Device;
 use crate::pages::{Window, windows};
 use crate::product::{Product, Sharing};
 use crate::query::{ProjectStrategy, project};
-use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, u32_storage};
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, sizes, u32_storage};
 use crate::{Error, Result};
 
 /// What the stage reads besides the chosen slots.
@@ -118,7 +118,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
             return Err(Error::Shape { tensor: "scores", found, expected });
         };
         let ([_, value_dim], [pooled_dim, hidden_size]) =
-            (matrix(first_page, "values")?, matrix(memory.weight, "weight")?);
+            (sizes(first_page, "values")?, sizes(memory.weight, "weight")?);
         let windows = windows(memory.values);
         let rows = windows[0].all_rows;
         if [tokens, heads, top_m, cores, rows, value_dim, hidden_size].contains(&0) {
@@ -285,11 +285,6 @@ impl<'a, R: Runtime> Stage<'a, R> {
 /// Shared memory of a token's entries: addresses, rows, scores and where blocks start.
 fn entry_bytes(plan: &ExpandPlan) -> usize {
     4 * (plan.entries * (2 + plan.cores) + plan.expansion + 1)
-}
-
-fn matrix<R: Runtime>(tensor: &Tensor<R>, name: &'static str) -> Result<[usize; 2]> {
-    let shape = tensor.shape().to_vec();
-    shape.as_slice().try_into().map_err(|_| Error::Shape { tensor: name, found: shape.clone(), expected: vec![0, 0] })
 }
 
 fn multiple(what: &'static str, value: usize, divisor_name: &'static str, divisor: usize) -> Result<()> {

@@ -56,6 +56,14 @@ pub enum Rule {
 }
 
 impl Rule {
+    /// The shape of each tensor that the rule keeps of a page.
+    fn state_shape(&self, rows: usize, width: usize) -> Vec<usize> {
+        match self {
+            Self::Adagrad { .. } => vec![rows],
+            _ => vec![rows, width],
+        }
+    }
+
     /// The rule's numbers by name, each with whether it may be what it is.
     fn check(&self) -> Result<()> {
         let unit = |what, value: f32| in_range(what, value, (0.0..1.0).contains(&value), "0 or more and less than 1");
@@ -97,12 +105,12 @@ enum State<R: Runtime> {
 
 impl<R: Runtime> State<R> {
     fn zeros(client: &ComputeClient<R>, rule: Rule, rows: usize, width: usize) -> Result<Self> {
-        let matrix = |name| zeros(client, name, &[rows, width]);
+        let shaped = |name| zeros(client, name, &rule.state_shape(rows, width));
         Ok(match rule {
             Rule::Sgd { momentum: 0.0 } => Self::Nothing,
-            Rule::Sgd { .. } => Self::Momentum(matrix("momentum")?),
-            Rule::Adagrad { .. } => Self::Squares(zeros(client, "squares", &[rows])?),
-            Rule::Adam { .. } => Self::Moments(matrix("first moment")?, matrix("second moment")?),
+            Rule::Sgd { .. } => Self::Momentum(shaped("momentum")?),
+            Rule::Adagrad { .. } => Self::Squares(shaped("squares")?),
+            Rule::Adam { .. } => Self::Moments(shaped("first moment")?, shaped("second moment")?),
         })
     }
 
@@ -221,8 +229,7 @@ impl<R: Runtime> Optimiser<R> {
         for window in windows(table) {
             let update = Update::check(client, &table[updates.len()], window, gradients, step)?;
             for (name, state) in self.pages[updates.len()].tensors() {
-                let shape = if name == "squares" { vec![update.rows] } else { vec![update.rows, update.width] };
-                check(state, name, &shape, f32_storage())?;
+                check(state, name, &self.rule.state_shape(update.rows, update.width), f32_storage())?;
             }
             updates.push(update);
         }

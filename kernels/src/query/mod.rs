@@ -17,7 +17,7 @@ pub use self::backward::{Map, QueryGradients, query_backward};
 use self::forward::{ProjectPlan, project_kernel};
 use crate::device::Device;
 use crate::product::{Product, Sharing};
-use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, tokens_of};
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, sizes, tokens_of};
 use crate::{Error, Result};
 
 /// How a linear map is computed.
@@ -68,10 +68,7 @@ pub fn project<R: Runtime>(
     float_type(client, input, "input")?;
     float_type(client, weight, "weight")?;
     let tokens = tokens_of(input)?;
-    let [depth, width] = *weight.shape().as_slice() else {
-        let (found, expected) = (weight.shape().to_vec(), vec![0, 0]);
-        return Err(Error::Shape { tensor: "weight", found, expected });
-    };
+    let [depth, width] = sizes(weight, "weight")?;
     check(input, "input", &[tokens, depth], input.dtype)?;
     check(weight, "weight", &[depth, width], weight.dtype)?;
     let output = empty(client, "output", &[tokens, width], output)?;
