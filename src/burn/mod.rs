@@ -8,10 +8,11 @@
 //! | [`Trainer`] | a training step with all that memory layers need |
 //! | [`MemoryBackend`] | the bound that a model's methods need |
 //!
-//! A layer is one node of the autodiff graph; its forward pass saves slots and scores, never a gathered row.
+//! A layer is one node of the autodiff graph; its forward pass saves slots, scores and pooled values, never a gathered row.
 //!
 //! The table is sparse unless the configuration says otherwise: backward leaves it a gradient of the rows that were read, and
-//! [`Trainer::step`] updates these rows in place. Every clone of the module shares the table and sees the update. Train in the
+//! [`Trainer::step`] updates these rows in place. Several calls in one graph, and several passes before one step
+//! ([`Trainer::accumulate`]), add up; the gradient of a pass that the trainer is not given goes when it is given the next. Every clone of the module shares the table and sees the update. Train in the
 //! thread that ran the forward pass. A dense table is a parameter like any other, for optimisers of one's own; its gradient
 //! is as large as the table.
 
