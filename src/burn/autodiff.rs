@@ -1,4 +1,4 @@
-//! The layer as one node of the autodiff graph: forward saves slots and scores, backward gives every parent its gradient.
+//! The layer as one node of the autodiff graph: forward saves slots, scores and pooled values, backward gives every parent its gradient.
 
 use std::sync::Arc;
 
