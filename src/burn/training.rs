@@ -1,4 +1,5 @@
-//! One training step of a model with memory layers, all of what such a model needs in its order:
+//! One training step of a model with memory layers, all of what such a model needs in its order, for the sum of the gradients of one or
+//! several backward passes:
 //!
 //! 1. the auxiliary loss's gradient is added to the cores' (the loss itself never enters the graph: it can't be forgotten);
 //! 2. the whole gradient, sparse tables included, is clipped to a norm;
