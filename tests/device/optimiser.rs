@@ -124,6 +124,15 @@ fn gradients_of_several_passes_add_up() {
     for (row, found) in download(&client, &sum, ElementType::F32).chunks(4).enumerate() {
         assert_eq!(found.iter().all(|x| x.is_nan()), row == first, "row {row}: {found:?}");
     }
+    // Rows beyond the table have no part in the sum, and change nothing that has.
+    let parts = [some_rows(&client, 40, 4, rng), some_rows(&client, 40, 4, rng)];
+    let on_device = parts.each_ref().map(|part| part.0.clone());
+    let sum = RowGradients::sum(&client, &on_device, 7).unwrap().dense(&client, 7).unwrap();
+    let mut expected = vec![0.0; 28];
+    for (row, gradient) in parts.iter().flat_map(|part| part.1.range(..7)) {
+        gradient.iter().enumerate().for_each(|(c, g)| expected[row * 4 + c] += g);
+    }
+    crate::device::assert_close("rows of the table", &download(&client, &sum, ElementType::F32), &expected, 1e-6);
     let (wide, _) = some_rows(&client, 9, 5, rng);
     let (part, _) = some_rows(&client, 9, 4, rng);
     let refused = RowGradients::sum(&client, &[part, wide], 9).err().unwrap().to_string();
