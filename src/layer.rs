@@ -115,7 +115,7 @@ impl<R: Runtime> MemoryLayer<R> {
         Strategies {
             query: ProjectStrategy::choose(&self.client, tokens, self.dtype.storage()),
             score: ScoreStrategy::choose(&self.client, tokens, config.heads, side_keys, key_dim, top_m),
-            expand: ExpandStrategy::choose(&self.client, tokens, &self.memory(None)),
+            expand: ExpandStrategy::choose(&self.client, tokens, config.heads * top_m, &self.memory(None)),
         }
     }
 

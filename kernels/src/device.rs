@@ -59,6 +59,11 @@ impl Device {
         1 << wanted.ilog2()
     }
 
+    /// The most units of a cube, a power of two.
+    pub fn most_units(&self) -> usize {
+        1 << self.max_units.clamp(1, MAX_UNITS).ilog2()
+    }
+
     /// Units of a cube that works on `items` things, a unit each and nothing shared: a large cube is started less often, but a few
     /// items must still reach the whole device. Two sizes, so that a kernel is compiled twice at most.
     pub fn flat(&self, items: usize) -> usize {

@@ -119,6 +119,16 @@ pub enum Error {
         /// The bytes that the device offers.
         limit: u64,
     },
+    /// A unit would go through more loop iterations than every device takes ([`MAX_LOOPS`](crate::MAX_LOOPS)).
+    #[error("{kernel} needs {loops} loop iterations of one unit, more than the {limit} that every device takes")]
+    Loops {
+        /// The kernel.
+        kernel: &'static str,
+        /// The iterations of its busiest unit.
+        loops: u64,
+        /// The most that are allowed.
+        limit: u64,
+    },
     /// The matrix product library refused the problem.
     #[error("matrix product [{m}, {k}] x [{k}, {n}]: {reason}")]
     Matmul {

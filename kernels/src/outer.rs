@@ -1,13 +1,15 @@
 //! Outer products summed over tokens, `outer[m, n] = Σ_t left[t, m] · right[t, n]`: the gradient of a linear map's weight.
 //!
 //! A unit keeps a tile of left columns by a block of right vectors in registers and runs over the tokens, four at a time, so a
-//! vector that is read serves a whole row or column of its sums. Where that leaves the device idle, the tokens are cut into
-//! splits, each summed apart, and the splits are added in their order: the same bits in every run.
+//! vector that is read serves a whole row or column of its sums. Where that leaves the device idle, or there are very many tokens, these
+//! are cut into splits, each summed apart, and the splits are added in their order: the same bits in every run. Within a split the
+//! registers are added to the sums after each chunk of tokens, so that rounding grows with the chunks and not with the tokens.
 
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
 use crate::device::Device;
+use crate::loops::check_loops;
 use crate::product::{Columns, zero_sums};
 use crate::query::{ProjectStrategy, launch_cubek};
 use crate::sums::column_sum;
@@ -28,6 +30,10 @@ struct OuterPlan {
 const STEP: usize = 4;
 /// Fewer tokens than this are not worth a split.
 const MIN_SHARE: usize = 64;
+/// Tokens that are added up in registers.
+const CHUNK: usize = 512;
+/// The most tokens of a split.
+const MAX_SHARE: usize = 128 * CHUNK;
 
 /// `outer` f32 `[m, n]` of `left` `[tokens, m]` and `right` `[tokens, n]`, each f32, f16 or bf16; sums in f32.
 pub(crate) fn outer<R: Runtime>(
@@ -77,7 +83,7 @@ impl Tiling {
         let units = device.units(columns.div_ceil(block));
         let plan = OuterPlan { tile: (device.tile / left_width).clamp(1, rows.next_power_of_two()), block, units };
         let tiles = rows.div_ceil(plan.tile) * columns.div_ceil(units * block);
-        let splits = (device.busy_cubes / tiles).clamp(1, tokens.div_ceil(MIN_SHARE));
+        let splits = (device.busy_cubes / tiles).clamp(1, tokens.div_ceil(MIN_SHARE)).max(tokens.div_ceil(MAX_SHARE));
         let share = tokens.div_ceil(splits);
         Self { left_width, right_width, rows, columns, plan, tiles, share, splits: tokens.div_ceil(share) }
     }
@@ -92,13 +98,15 @@ pub struct WeightTiles {
     pub columns: usize,
     /// Parts of the tokens that are summed apart.
     pub splits: usize,
+    /// Chunks of a part, each added to the sums of those before it.
+    pub chunks: usize,
 }
 
 /// How the gradient of a weight `[m, n]` over so many tokens, none of them zero, is cut.
 pub fn weight_tiles<R: Runtime>(client: &ComputeClient<R>, tokens: usize, m: usize, n: usize) -> WeightTiles {
     let tiling = Tiling::of(&Device::of(client), tokens, m, n);
     let rows = tiling.rows.div_ceil(tiling.plan.tile);
-    WeightTiles { rows, columns: tiling.tiles / rows, splits: tiling.splits }
+    WeightTiles { rows, columns: tiling.tiles / rows, splits: tiling.splits, chunks: tiling.share.div_ceil(CHUNK) }
 }
 
 fn launch_tile<R: Runtime>(client: &ComputeClient<R>, left: &Tensor<R>, right: &Tensor<R>) -> Result<Tensor<R>> {
@@ -109,6 +117,7 @@ fn launch_tile<R: Runtime>(client: &ComputeClient<R>, left: &Tensor<R>, right: &
     let units = plan.units;
     let sums = empty(client, "outer product", &[splits, m * n], f32_storage())?;
     let cubes = tiles * splits;
+    check_loops("outer_kernel", share.div_ceil(STEP) + share.div_ceil(CHUNK) + STEP)?;
     // SAFETY: shapes are checked; a unit reads below `tokens` and writes its own rows and columns.
     unsafe {
         outer_kernel::launch_unchecked::<R>(
@@ -167,22 +176,30 @@ fn outer_kernel<I: Float, E: Float, N: Size, W: Size>(
     let split = CUBE_POS / row_tiles / column_tiles;
     let first = split * share as usize;
     let last = min(first + share as usize, tokens as usize);
-    let whole = first + (last - first) / STEP * STEP;
-    let mut block = zero_sums::<N>(comptime!(plan.tile * plan.block * width));
-    for token in range_stepped(first, whole, STEP) {
-        add_tokens::<I, E, N, W>(left, right, &mut block, token, row, rows as usize, own, STEP, plan);
-    }
-    for token in whole..last {
-        add_tokens::<I, E, N, W>(left, right, &mut block, token, row, rows as usize, own, 1usize, plan);
-    }
-    #[unroll]
-    for c in 0..plan.block {
+    let lines = split * rows as usize * width;
+    for start in range_stepped(first, last, CHUNK) {
+        let end = min(start + CHUNK, last);
+        let whole = start + (end - start) / STEP * STEP;
+        let mut block = zero_sums::<N>(comptime!(plan.tile * plan.block * width));
+        for token in range_stepped(start, whole, STEP) {
+            add_tokens::<I, E, N, W>(left, right, &mut block, token, row, rows as usize, own, STEP, plan);
+        }
+        for token in whole..end {
+            add_tokens::<I, E, N, W>(left, right, &mut block, token, row, rows as usize, own, 1usize, plan);
+        }
         #[unroll]
-        for r in 0..comptime!(plan.tile * width) {
-            let line = row * width + r;
-            if own.holds(c) && line < rows as usize * width {
-                sums[(split * rows as usize * width + line) * columns as usize + own.at(c)] =
-                    block[c * comptime!(plan.tile * width) + r];
+        for c in 0..plan.block {
+            #[unroll]
+            for r in 0..comptime!(plan.tile * width) {
+                let line = row * width + r;
+                if own.holds(c) && line < rows as usize * width {
+                    let place = (lines + line) * columns as usize + own.at(c);
+                    let mut sum = block[c * comptime!(plan.tile * width) + r];
+                    if start > first {
+                        sum += sums[place];
+                    }
+                    sums[place] = sum;
+                }
             }
         }
     }

@@ -9,8 +9,9 @@ use cubecl::prelude::*;
 
 use crate::Result;
 use crate::combine::{self, Chosen, CombinePlan, PairScore, Row, Shape, choose_pairs, combine};
+use crate::loops::{check_loops, fits_loops};
 use crate::norm::Norm;
-use crate::score::{Kept, Place, PreparedKeys, ScorePlan, ScoreStrategy, Stage, merge, merge_bytes, write_kept};
+use crate::score::{Kept, Place, PreparedKeys, ScorePlan, ScoreStrategy, Stage, merge, merge_bytes, write_keys};
 use crate::select::lane_of;
 use crate::tensor::{Tensor, arg};
 
@@ -53,13 +54,27 @@ struct RetrievePlan {
     combine: CombinePlan,
 }
 
+impl RetrievePlan {
+    /// Shared memory of a cube: both stages', and the score vectors between them.
+    fn shared_bytes(&self) -> usize {
+        let ScorePlan { tile, top_m, rank, .. } = self.score;
+        merge_bytes(&self.score) + 4 * tile * top_m * rank + combine::shared_bytes(&self.combine)
+    }
+
+    /// Loop iterations of a unit, keys being read in vectors of `width`.
+    fn loops(&self, width: usize) -> usize {
+        let ScorePlan { tile, units, top_m, rank, .. } = self.score;
+        self.score.merge_loops(width) + (top_m * rank).div_ceil(units / tile) + self.combine.loops()
+    }
+}
+
 /// The plan whose working set fits, with the grid of pairs in shared memory if it can be there.
 fn plan<R: Runtime>(stage: &Stage<'_, R>, shape: &Shape<'_, R>) -> Option<RetrievePlan> {
     let units = stage.device.units(usize::MAX);
     let score = ScorePlan { tile: 2, units, ..stage.plan };
     let combine = CombinePlan { units, ..shape.plan(score.side_keys) };
     let fits = |plan: &RetrievePlan| {
-        merge_bytes(&plan.score) + combine::shared_bytes(&plan.combine) <= stage.device.shared_bytes
+        plan.shared_bytes() <= stage.device.shared_bytes && fits_loops(plan.loops(stage.depth_width()))
     };
     [true, false]
         .map(|stored| RetrievePlan { score, combine: CombinePlan { stored, ..combine } })
@@ -75,6 +90,7 @@ fn launch<R: Runtime>(
 ) -> Result<Chosen<R>> {
     let (client, depth) = (stage.client, stage.depth_width());
     let cubes = stage.tokens * plan.score.heads;
+    check_loops("retrieve_kernel", plan.loops(depth))?;
     let candidates = stage.candidates()?;
     let chosen = shape.chosen(client)?;
     // The kernel writes the kept scores: they can't stand for the core that product keys don't have.
@@ -129,20 +145,28 @@ fn retrieve_kernel<D: Size>(
     let head = CUBE_POS % plan.score.heads;
     let side = lane_of(plan.score.tile, plan.score.units);
     let place = Place { token: CUBE_POS / plan.score.heads, side: head * 2 + side.row, tokens: tokens as usize };
-    let kept = merge::<D>(
+    let size = comptime!(plan.score.top_m * plan.score.rank);
+    let mut vectors = SharedMemory::<f32>::new(comptime!(plan.score.tile * size));
+    let keys = merge::<D>(
         query,
         query_norm,
         candidate_keys,
         candidate_scores,
         normalised,
+        &mut vectors.to_slice_mut(),
+        side.row * size,
         place,
         side,
         eps,
         comptime!(plan.score),
     );
-    write_kept(&kept, kept_keys, kept_scores, place, side, comptime!(plan.score));
+    write_keys(&keys, kept_keys, place, side, comptime!(plan.score));
+    // A cube's place is a row of its own, below the last.
+    for i in range_stepped(side.lane, size, side.lanes) {
+        kept_scores[(CUBE_POS * 2 + side.row) * size + i] = vectors[side.row * size + i];
+    }
     let row = Row { source: 0usize.runtime(), out: CUBE_POS, rows: cubes as usize, head };
     let at = lane_of(plan.combine.tile, plan.combine.units);
-    let (keys, vectors) = (kept.keys.to_slice(), kept.scores.to_slice());
+    let (keys, vectors) = (keys.to_slice(), vectors.to_slice());
     choose_pairs(&keys, &vectors, core, slots, scores, row, at, comptime!(plan.combine));
 }

@@ -12,6 +12,7 @@
 use cubecl::prelude::{select as select_value, *};
 
 use crate::device::Device;
+use crate::loops::strided;
 
 /// Bits of a digit.
 const DIGIT: u32 = 4;
@@ -161,6 +162,15 @@ impl Scratch {
             equal: SharedMemory::new(comptime!(scratch_words(rows, lanes).1)),
         }
     }
+}
+
+/// Loop iterations of a lane in [`select`], among candidates in `vectors` vectors.
+pub(crate) fn select_loops(vectors: usize, lanes: usize) -> usize {
+    let own = vectors.div_ceil(lanes);
+    let count = strided(vectors, BYTE / FOUR * lanes) + own;
+    // Of several lanes each clears its bins, counts twice before it gathers, and adds up what the lanes before it counted.
+    let shared = if lanes > 1 { strided(PASSES * BINS, lanes) + own + 2 * lanes } else { 0 };
+    1 + PASSES * (1 + count) + own + shared
 }
 
 /// Writes the positions of the best `keep` of each row's candidates, given in `vectors` vectors, to `kept[row · keep ..]`, ascending.
@@ -314,6 +324,18 @@ fn gather<C: Candidates>(
         }
     }
     sync_cube();
+}
+
+/// The sum of what the row's lanes before this one have. With several lanes all units of the cube come here together.
+#[cube]
+pub(crate) fn lanes_before(own: u32, scratch: &mut Scratch, at: Lane) -> u32 {
+    let mut before = 0u32;
+    if comptime!(at.lanes > 1) {
+        scratch.better[at.row * at.lanes + at.lane] = own;
+        sync_cube();
+        before = sum_before(&scratch.better, at);
+    }
+    before
 }
 
 /// Sum of what the row's lanes before this one have written.

@@ -4,6 +4,7 @@ use cubecl::prelude::*;
 
 use crate::Result;
 use crate::device::Device;
+use crate::loops::check_loops;
 use crate::tensor::{Tensor, arg, empty, f32_storage};
 
 /// Rows that one unit adds up: two launches for up to its square.
@@ -27,6 +28,7 @@ pub(crate) fn column_sum<R: Runtime>(client: &ComputeClient<R>, rows: &Tensor<R>
         let vector = device.width(4, &[width]);
         let vectors = width / vector;
         let units = device.flat(chunks * vectors);
+        check_loops("column_sum_kernel", CHUNK)?;
         // SAFETY: a unit reads one column of vectors in rows below `count` and writes one sum.
         unsafe {
             column_sum_kernel::launch_unchecked::<R>(

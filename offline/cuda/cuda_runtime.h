@@ -40,6 +40,8 @@ struct um_hooks_t {
     const uint64_t *(*exchange)(unsigned mask, uint64_t value, unsigned line);
     // A product of matrix fragments.
     void (*product)();
+    // An iteration of a loop begins.
+    void (*loop)();
 };
 
 extern "C" {
@@ -62,6 +64,9 @@ UM_POSITION static uint3 um_grid() { return um_lane->grid; }
 #define blockIdx (um_block())
 #define blockDim (um_dim())
 #define gridDim (um_grid())
+
+// What the crate writes at the head of each loop's body.
+UM_UNSEEN static void um_loop() { um_hooks.loop(); }
 
 // Barriers, shuffles and votes.
 

@@ -49,10 +49,11 @@ pub struct Hooks {
     block_wait: extern "C" fn(u32),
     exchange: extern "C" fn(u32, u64, u32) -> *const u64,
     product: extern "C" fn(),
+    loop_begins: extern "C" fn(),
 }
 
 impl Hooks {
-    pub const ALL: Self = Self { access, block_wait, exchange, product };
+    pub const ALL: Self = Self { access, block_wait, exchange, product, loop_begins };
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -75,6 +76,8 @@ struct Lane {
     given: u64,
     values: [u64; WARP],
     times: Times,
+    /// Loop iterations.
+    loops: u64,
 }
 
 /// The block that runs.
@@ -94,6 +97,8 @@ struct Block {
     /// Faults, and the address in the library of each; of a barrier, 0.
     faults: Vec<(usize, Fault)>,
     products: u64,
+    /// Loop iterations of the thread that went through most, of the blocks that are done.
+    loops: u64,
     stopped: bool,
     random: StdRng,
 }
@@ -150,6 +155,7 @@ pub fn execute(launch: &Launch<'_>, report: &mut LaunchReport) -> Result<()> {
         quiet: (dynamic_start as usize, dynamic_start as usize + size_of_val(dynamic)),
         faults: Vec::new(),
         products: 0,
+        loops: 0,
         stopped: false,
         random: StdRng::seed_from_u64(report.seed),
     };
@@ -165,6 +171,7 @@ pub fn execute(launch: &Launch<'_>, report: &mut LaunchReport) -> Result<()> {
     report.traffic = block.watch.traffic();
     report.gaps = if block.stopped { Vec::new() } else { block.watch.gaps() };
     report.products = block.products;
+    report.loops = block.loops;
     report.executed = true;
     let lines = library.lines(block.faults.iter().map(|(site, _)| *site));
     let faults = block.faults.iter().zip(lines);
@@ -209,6 +216,7 @@ fn run(
             given: 0,
             values: [0; WARP],
             times: Vec::new(),
+            loops: 0,
         });
         fibers.push(Coroutine::with_stack(stack, move |yielder: &Yielder<(), ()>, ()| {
             current(|block| block.lanes[thread].yielder = yielder);
@@ -230,6 +238,7 @@ fn run(
         }
     }
     CURRENT.set(std::ptr::null_mut());
+    block.loops = block.lanes.iter().map(|lane| lane.loops).fold(block.loops, u64::max);
     for mut fiber in fibers {
         if fiber.started() && !fiber.done() {
             // SAFETY: a kernel owns nothing on its stack that would have to be dropped.
@@ -405,6 +414,10 @@ extern "C" fn exchange(mask: u32, value: u64, line: u32) -> *const u64 {
         block.wait(Wait::Warp(mask, line))
     }));
     current(|block| block.lanes[block.current].values.as_ptr())
+}
+
+extern "C" fn loop_begins() {
+    current(|block| block.lanes[block.current].loops += 1);
 }
 
 extern "C" fn product() {

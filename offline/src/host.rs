@@ -148,7 +148,7 @@ fn build(kernel: &Kernel, path: &Path) -> Result<()> {
         cache::write(&folder.join(name), text.as_bytes())?;
     }
     let call = format!("\nextern \"C\" void um_entry(void **arguments) {{ um_call({}, arguments); }}\n", kernel.entry);
-    cache::write(&source, (kernel.source.clone() + &call).as_bytes())?;
+    cache::write(&source, (with_loops_counted(&kernel.source) + &call).as_bytes())?;
     let sizes = [format!("-DUM_SHARED={}", kernel.shared.max(1)), format!("-DUM_GUARD={GUARD}")];
     let (mut compile, mut link) = (Command::new("g++"), Command::new("g++"));
     compile.args(OPTIONS).args(sizes).arg("-I").args([&folder, &source]).arg("-o").arg(&object);
@@ -158,6 +158,14 @@ fn build(kernel: &Kernel, path: &Path) -> Result<()> {
         .and_then(|()| std::fs::rename(&library, path).map_err(Error::io(path)));
     std::fs::remove_dir_all(&folder).map_err(Error::io(&folder))?;
     built
+}
+
+/// The source with a call at the head of each loop's body, every line where it was.
+fn with_loops_counted(source: &str) -> String {
+    let begins = |line: &str| line.ends_with('{') && (line.starts_with("for (") || line.starts_with("while ("));
+    let counted =
+        |line: &str| if begins(line.trim()) { format!("{} um_loop();", line.trim_end()) } else { line.into() };
+    source.lines().map(counted).collect::<Vec<_>>().join("\n")
 }
 
 fn run(kernel: &Kernel, command: &mut Command) -> Result<()> {

@@ -26,6 +26,8 @@ pub struct LaunchReport {
     pub gaps: Vec<Gap>,
     /// Products of matrix units that warps asked for.
     pub products: u64,
+    /// Loop iterations, all loops together, of the thread that went through most.
+    pub loops: u64,
     /// Whether the kernel ran.
     pub executed: bool,
 }

@@ -187,6 +187,7 @@ impl OfflineServer {
             faults: Vec::new(),
             gaps: Vec::new(),
             products: 0,
+            loops: 0,
             executed: false,
         };
         let result = match options.execution {

@@ -315,12 +315,15 @@ impl<R: Runtime> Moves<'_, R> {
         let cut = weight_tiles(&self.layer.client, self.tokens, m, n);
         let factor = |bytes: u128, times: usize| if self.caches.hold(bytes) { bytes } else { bytes * wide(times) };
         let read = factor(tokens * wide(m) * left, cut.columns) + factor(tokens * wide(n) * right, cut.rows);
-        let splits = match self.layer.backward_product(self.tokens) {
-            ProjectStrategy::Tile => cut.splits,
-            ProjectStrategy::Cubek => 1,
+        let (splits, chunks) = match self.layer.backward_product(self.tokens) {
+            ProjectStrategy::Tile => (cut.splits, cut.chunks),
+            ProjectStrategy::Cubek => (1, 1),
         };
         let added = if splits > 1 { self.column_sum(splits, wide(m) * wide(n)) } else { 0 };
-        read + wide(splits) * area + added
+        // A part's sums are written after each chunk, and read again before the next is added.
+        let sums = wide(splits) * area;
+        let again = if self.caches.hold(sums) { 0 } else { 2 * sums * (wide(chunks) - 1) };
+        read + sums + again + added
     }
 
     /// The parts that the tiles of `groups` groups of `step` vectors have in the gradient of a norm's weight, and their sum.

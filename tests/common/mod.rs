@@ -35,6 +35,7 @@ pub fn golden_files() -> Vec<(String, Checkpoint)> {
         "ultramem_v1_two_heads",
         "ultramem_v1_layernorm_single_core",
         "ultramem_v1_mid",
+        "ultramem_v1_many_slots",
         "memory_plus_tiny",
     ];
     let mut paths: Vec<_> = names.into_iter().map(fixture).collect();

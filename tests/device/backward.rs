@@ -40,9 +40,13 @@ fn named(gradients: &reference::Gradients) -> Vec<(&'static str, Vec<f64>)> {
 
 /// Holds the output and every gradient against the oracle's for the slots that the device chose.
 pub fn hold(what: &str, case: &Case, tolerance: f64) {
+    hold_with(what, case, &random_input(case.layer.config(), case.tokens(), 77), tolerance);
+}
+
+/// The same for a given gradient of the output.
+pub fn hold_with(what: &str, case: &Case, grad_output: &[f32], tolerance: f64) {
     let config = case.layer.config();
-    let grad_output = random_input(config, case.tokens(), 77);
-    let grad_output = ultramem::HostTensor::from_f32([grad_output.len()], &grad_output).unwrap();
+    let grad_output = ultramem::HostTensor::from_f32([grad_output.len()], grad_output).unwrap();
     let grad_output = grad_output.cast(case.layer.dtype()).to_f32();
     let (forward, found) = gradients(case, &case.input, &grad_output);
     let Found { output, slots, scores } = forward;

@@ -17,6 +17,7 @@ mod grids;
 mod hostile;
 mod large_tables;
 mod limits;
+mod many_slots;
 #[cfg(feature = "wgpu")]
 mod memory;
 mod optimiser;

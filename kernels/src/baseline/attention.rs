@@ -8,6 +8,7 @@
 use cubecl::prelude::*;
 
 use crate::device::Device;
+use crate::loops::{check_loops, strided};
 use crate::product::component_sum;
 use crate::tensor::{Tensor, arg, check, empty, float_type};
 use crate::{Error, Result};
@@ -41,6 +42,7 @@ pub fn attention<R: Runtime>(
     let lanes = 1 << columns.min(units).ilog2();
     let plan = AttentionPlan { heads, columns, cached, lanes, slices: units / lanes };
     device.fits_shared("attention", 4 * (cached + 2 * units + (1 + plan.slices) * head_dim))?;
+    check_loops("attention_kernel", plan.loops())?;
     let output = empty(client, "output", &[batch, heads * head_dim], dtype)?;
     let cubes = batch * heads;
     // SAFETY: shapes are checked; a cube reads and writes the part of one head of one sequence.
@@ -75,6 +77,17 @@ struct AttentionPlan {
     lanes: usize,
     /// Parts of the positions.
     slices: usize,
+}
+
+impl AttentionPlan {
+    /// Loop iterations of a unit: query, scores, weights, values and output.
+    fn loops(&self) -> usize {
+        let units = self.lanes * self.slices;
+        let (own, positions) = (strided(self.columns, units), strided(self.cached, units));
+        let scores = (1 + positions) * (1 + self.columns) + positions + 2 * units;
+        let values = strided(self.columns, self.lanes) * (1 + strided(self.cached, self.slices));
+        own + scores + values + own * (1 + self.slices)
+    }
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]

@@ -11,6 +11,7 @@ use cubecl::prelude::*;
 use super::dense::{Activation, activate};
 use super::route::{Grouped, Routed, route_and_group};
 use crate::device::Device;
+use crate::loops::check_loops;
 use crate::product::{Columns, Outputs, Places, Product, Sharing, multiply};
 use crate::query::{ProjectStrategy, project};
 use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, tokens_of};
@@ -114,6 +115,7 @@ fn grouped_product<R: Runtime>(
     let sharing = Sharing::choose(&device, &product, grouped.tile_count);
     let plan = GroupedPlan { sharing, tile, rows };
     let cubes = grouped.tile_count * sharing.cubes(columns);
+    check_loops("grouped_product_kernel", (depth / row_width).div_ceil(sharing.slices))?;
     // SAFETY: shapes are checked; tiles hold experts below their number and places below `entries`, entries belong to tokens of
     // the input, and a unit writes its own columns of its tile's places.
     unsafe {
@@ -228,6 +230,7 @@ fn weighted_sum<R: Runtime>(
     let output = empty(client, "output", &[tokens, hidden], dtype)?;
     let items = tokens * (hidden / width);
     let units = device.flat(items);
+    check_loops("weighted_sum_kernel", top_k)?;
     // SAFETY: places are below the number of entries, which are the rows; a unit writes one vector below `items`.
     unsafe {
         weighted_sum_kernel::launch_unchecked::<R>(

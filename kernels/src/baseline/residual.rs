@@ -7,6 +7,7 @@ use cubecl::prelude::*;
 
 use crate::Result;
 use crate::device::Device;
+use crate::loops::{check_loops, strided};
 use crate::norm::scale_of;
 use crate::product::component_sum;
 use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, tokens_of};
@@ -33,6 +34,7 @@ pub fn residual<R: Runtime>(
     let result = |name| empty(client, name, &[tokens, size], stream.dtype);
     let (sum, normed) = (result("sum")?, result("normed")?);
     let plan = ResidualPlan { size, units: device.units(size / width) };
+    check_loops("residual_kernel", 2 * strided(plan.size, plan.units) + plan.units)?;
     // SAFETY: shapes are checked; a cube reads and writes the row of one token below `tokens`.
     unsafe {
         residual_kernel::launch_unchecked::<R>(

@@ -8,6 +8,7 @@
 use cubecl::prelude::*;
 
 use crate::device::Device;
+use crate::loops::{check_loops, strided};
 use crate::select::order_key;
 use crate::tensor::{Tensor, arg, check, empty, f32_storage, tokens_of, u32_storage};
 use crate::{Error, Result};
@@ -44,6 +45,22 @@ struct RoutePlan {
     routes: bool,
 }
 
+impl RoutePlan {
+    /// Loop iterations of a unit that routes a token.
+    fn token_loops(&self) -> usize {
+        self.top_k * self.experts
+    }
+
+    /// Those of a unit of the one cube that groups all entries, at most.
+    fn group_loops(&self, tokens: usize, tile_count: usize) -> usize {
+        let share = strided(tokens, self.units);
+        let routed = if self.routes { share * (1 + self.token_loops()) } else { 0 };
+        let of_expert = 2 + 2 * self.units + self.experts;
+        let tiles = tile_count + strided(tile_count, self.units);
+        2 * self.experts + routed + 2 * share * self.top_k + strided(self.experts, self.units) * of_expert + tiles
+    }
+}
+
 /// Launches the router's choice among `logits` f32 `[tokens, experts]`: the `top_k` largest of each token. A NaN is never chosen
 /// before a number; it spoils the weights of its own token where it is.
 ///
@@ -54,6 +71,7 @@ pub fn route<R: Runtime>(client: &ComputeClient<R>, logits: &Tensor<R>, top_k: u
     let device = Device::of(client);
     let routed = routed(client, tokens, top_k)?;
     let plan = RoutePlan { experts, top_k, units: device.flat(tokens), tile: 1, routes: true };
+    check_loops("route_kernel", plan.token_loops())?;
     // SAFETY: shapes are checked; a unit reads and writes the row of one token below `tokens`.
     unsafe {
         route_kernel::launch_unchecked::<R>(
@@ -94,6 +112,7 @@ pub(crate) fn route_and_group<R: Runtime>(
         tile_count,
     };
     let plan = RoutePlan { experts, top_k, units, tile, routes };
+    check_loops("group_kernel", plan.group_loops(tokens, tile_count))?;
     // SAFETY: one cube, whose units read and write entries of their own tokens and tiles of their own experts; there are at most
     // `tile_count` tiles, for each touched expert leaves at most one of its own unfilled.
     unsafe {

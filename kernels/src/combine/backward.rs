@@ -11,6 +11,7 @@ use cubecl::prelude::*;
 
 use super::{Chosen, PairScore, Shape};
 use crate::device::Device;
+use crate::loops::check_loops;
 use crate::score::Kept;
 use crate::sums::column_sum;
 use crate::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage};
@@ -49,6 +50,7 @@ pub fn combine_backward<R: Runtime>(
     let additive = matches!(pair_score, PairScore::Additive);
     let entries = tokens * heads * top_m;
     let plan = CombineBackwardPlan { heads, side_keys, top_m, rank, cores, additive, units: device.flat(entries) };
+    check_loops("grad_sides_kernel", plan.sides_loops())?;
     let sides = empty(client, "gradient of the side scores", &[tokens, heads, top_m, 2, rank], f32_storage())?;
     let places = empty(client, "places", &[tokens, heads, top_m], u32_storage())?;
     // SAFETY: shapes are checked; bisection stays within the kept keys of a unit's own token whatever the slot is.
@@ -74,6 +76,7 @@ pub fn combine_backward<R: Runtime>(
     }
     let numbers = cores * heads * rank * rank;
     let CoreShares { share, shares } = core_shares(tokens, numbers);
+    check_loops("grad_core_kernel", share * (1 + top_m))?;
     let parts = empty(client, "parts of the core's gradient", &[shares, numbers], f32_storage())?;
     // SAFETY: shapes are checked; places are those of the launch above.
     unsafe {
@@ -111,7 +114,7 @@ pub fn core_shares(tokens: usize, numbers: usize) -> CoreShares {
 }
 
 /// Numbers that the parts of the core's gradient hold at most, or one part.
-const PARTS: usize = 1 << 20;
+const PARTS: usize = 1 << 22;
 
 /// What is fixed when the kernels are compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -123,6 +126,15 @@ pub(crate) struct CombineBackwardPlan {
     pub cores: usize,
     pub additive: bool,
     pub units: usize,
+}
+
+impl CombineBackwardPlan {
+    /// Loop iterations of a unit that takes one slot's scores back to its sides.
+    fn sides_loops(&self) -> usize {
+        let find = 2 * (1 + self.top_m.next_power_of_two().ilog2() as usize);
+        let inner = if self.additive { self.top_m } else { self.rank * (1 + self.cores * (1 + self.rank)) };
+        find + inner
+    }
 }
 
 /// `grad_sides` `[tokens, heads, top_m, 2, rank]`, and `places` `[tokens, heads, top_m]`: where each slot's keys are among the kept ones,
@@ -224,13 +236,15 @@ pub(crate) fn grad_core_kernel(
     let mut sum = 0.0f32;
     for token in first..min(first + share as usize, tokens as usize) {
         let row = token * plan.heads + head;
+        let mut of_token = 0.0f32;
         for m in 0..plan.top_m {
             let place = places[row * plan.top_m + m] as usize;
             let a = row * comptime!(2 * plan.top_m) + place / plan.top_m;
             let b = row * comptime!(2 * plan.top_m) + plan.top_m + place % plan.top_m;
             let grad = grad_scores[(row * plan.top_m + m) * plan.cores + k];
-            sum += grad * kept_scores[a * plan.rank + rho] * kept_scores[b * plan.rank + sigma];
+            of_token += grad * kept_scores[a * plan.rank + rho] * kept_scores[b * plan.rank + sigma];
         }
+        sum += of_token;
     }
     parts[item] = sum;
 }

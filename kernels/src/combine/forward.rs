@@ -2,15 +2,18 @@
 //!
 //! One cube takes a tile of rows, a row being one head of one token. It brings the row side through the summed core into shared
 //! memory, selects among the totals of the pairs, and sorts what is kept. The grid of totals stays in shared memory, or is computed
-//! anew in each pass of the selection where it does not fit or would leave room for too few rows. Reads `2 · top_m` keys and score vectors, writes `top_m` slots and
+//! anew in each pass of the selection where it does not fit or would leave room for too few rows. Of additive totals only about
+//! `top_m · ln(top_m)` are looked at, found by sorting both sides. Reads `2 · top_m` keys and score vectors, writes `top_m` slots and
 //! `top_m · cores` scores.
 
 use cubecl::prelude::*;
 
+use crate::loops::strided;
 use crate::select::{
-    Candidates, CandidatesExpand, FOUR, Four, Lane, NOTHING, Scratch, Stored, key_at, lane_of, order_key, score_of,
-    select,
+    Candidates, CandidatesExpand, FOUR, Four, Lane, NOTHING, Scratch, Stored, key_at, lane_of, lane_sum, lanes_before,
+    order_key, score_of, select, select_loops,
 };
+use crate::sort::{sort_loops, sort_pairs};
 
 /// What is fixed when the kernel is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,9 +23,9 @@ pub(crate) struct CombinePlan {
     pub top_m: usize,
     pub rank: usize,
     pub cores: usize,
-    /// Positions that are looked at: for a Tucker core every pair, each row of the grid filled up to whole vectors; for additive scores
-    /// the undominated pairs.
-    pub pairs: usize,
+    /// Vectors of four positions that are looked at: for a Tucker core every pair, each row of the grid filled up to whole vectors; for
+    /// additive scores those that [`list_pairs`] lists.
+    pub vectors: usize,
     /// Product keys: the total is the sum of the sides, and a softmax runs over the kept.
     pub additive: bool,
     /// Whether the pairs' order keys are kept in shared memory.
@@ -32,16 +35,46 @@ pub(crate) struct CombinePlan {
     pub units: usize,
 }
 
-/// Pairs of kept keys in the order of their slots; the total of `(a, b)` is `left[a] · right[b]` or `left[a] + right[b]`.
+impl CombinePlan {
+    /// Loop iterations of a unit, inlined loops over ranks and cores included.
+    pub fn loops(&self) -> usize {
+        let Self { top_m, rank, cores, vectors, .. } = *self;
+        let lanes = self.units / self.tile;
+        let (own, sort) = (strided(top_m, lanes), sort_loops(top_m, lanes));
+        let (load, write) = if self.additive {
+            (4 * own + 2 * sort + lanes + vectors.min(own * (1 + top_m.div_ceil(FOUR))), 2 * own + lanes)
+        } else {
+            let through_core = strided(top_m * rank, lanes) * (1 + rank * (1 + cores));
+            let transposed = strided(rank * top_m.div_ceil(FOUR), lanes);
+            (through_core + transposed, own * (1 + cores * (1 + rank * (1 + rank))))
+        };
+        let grid = if self.stored { strided(vectors, lanes) } else { 0 };
+        load + grid + select_loops(vectors, lanes) + own + sort + write
+    }
+}
+
+/// Additive pairs that can be among the best `top_m`, in vectors of four.
+///
+/// With each side ranked by score, then key, the pair at ranks `(x, y)` follows `(x + 1)(y + 1) - 1` pairs, so it can be kept only if
+/// `(x + 1)(y + 1) <= top_m`. Whoever ranks `x` on the row side goes with the `top_m / (x + 1)` best of the column side, and with up to
+/// three more that fill up a vector.
+pub(crate) fn listed_vectors(top_m: usize) -> usize {
+    (1..=top_m).map(|x| (top_m / x).div_ceil(FOUR)).sum()
+}
+
+/// Pairs of kept keys by row key; the total of `(a, b)` is `left[a] · right[b]`, in the order of slots, or `left[a] + columns[b]`, the
+/// pairs of a row key from its best column on.
 #[derive(CubeType)]
 struct Pairs {
     /// Row side, `[tile, top_m, rank]`, through the summed core.
     left: SharedMemory<f32>,
     /// Column side, `[tile, rank, top_m]`, each ρ filled up to whole vectors.
     right: SharedMemory<Vector<f32, Four>>,
-    /// Product keys: the pairs that are looked at, `[tile, pairs]`, as `a · top_m + b`, and their column side, `[tile, top_m]`.
-    undominated: SharedMemory<u32>,
-    columns: SharedMemory<f32>,
+    /// Product keys: the column side's order keys, ascending, and where each of them is among the kept, `[tile, top_m]`.
+    columns: SharedMemory<u32>,
+    places: SharedMemory<u32>,
+    /// Product keys: the vectors of pairs that are looked at, `[tile, vectors]`, as `a · top_m + first rank of b`.
+    listed: SharedMemory<u32>,
     row: usize,
     #[cube(comptime)]
     plan: CombinePlan,
@@ -54,22 +87,24 @@ impl Pairs {
         let padded = comptime!(self.plan.top_m.next_multiple_of(FOUR));
         let mut pair = position / padded * self.plan.top_m + position % padded;
         if comptime!(self.plan.additive) {
-            pair = self.undominated[self.row * self.plan.pairs + position] as usize;
+            let first = self.listed[self.row * self.plan.vectors + position / FOUR] as usize;
+            let rank = first % self.plan.top_m + position % FOUR;
+            let b = self.places[self.row * self.plan.top_m + rank] as usize;
+            pair = first / self.plan.top_m * self.plan.top_m + b;
         }
         pair
     }
 
     /// Sums of the sides of four listed pairs.
     fn additive_keys(&self, vector: usize) -> Vector<u32, Four> {
+        let listed = self.listed[self.row * self.plan.vectors + vector] as usize;
+        let score = self.left[self.row * self.plan.top_m + listed / self.plan.top_m];
         let mut keys = Vector::<u32, Four>::new(NOTHING);
         #[unroll]
         for n in 0..FOUR {
-            let position = vector * FOUR + n;
-            if position < self.plan.pairs {
-                let pair = self.pair(position);
-                let a = self.row * self.plan.top_m + pair / self.plan.top_m;
-                let b = self.row * self.plan.top_m + pair % self.plan.top_m;
-                keys[n] = order_key(self.left[a] + self.columns[b]);
+            let rank = listed % self.plan.top_m + n;
+            if rank < self.plan.top_m {
+                keys[n] = order_key(score + score_of(self.columns[self.row * self.plan.top_m + rank]));
             }
         }
         keys
@@ -152,18 +187,17 @@ pub(crate) fn choose_pairs(
     let mut kept = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
     let mut chosen = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
     let mut scratch = Scratch::new(plan.tile, at.lanes);
-    let pairs = load_pairs(kept_scores, core, row, at, plan);
-    let vectors = comptime!(plan.pairs.div_ceil(FOUR));
+    let pairs = load_pairs(kept_scores, core, row, at, &mut chosen, &mut kept, &mut scratch, plan);
     if comptime!(plan.stored) {
-        let mut keys = SharedMemory::<Vector<u32, Four>>::new(comptime!(plan.tile * vectors));
-        for vector in range_stepped(at.lane, vectors, at.lanes) {
-            keys[at.row * vectors + vector] = pairs.keys(vector);
+        let mut keys = SharedMemory::<Vector<u32, Four>>::new(comptime!(plan.tile * plan.vectors));
+        for vector in range_stepped(at.lane, plan.vectors, at.lanes) {
+            keys[at.row * plan.vectors + vector] = pairs.keys(vector);
         }
         sync_cube();
-        let grid = Stored { keys, first: at.row * vectors };
-        select::<Stored>(&grid, vectors, at, &mut kept, &mut scratch, plan.top_m);
+        let grid = Stored { keys, first: at.row * plan.vectors };
+        select::<Stored>(&grid, plan.vectors, at, &mut kept, &mut scratch, plan.top_m);
     } else {
-        select::<Pairs>(&pairs, vectors, at, &mut kept, &mut scratch, plan.top_m);
+        select::<Pairs>(&pairs, plan.vectors, at, &mut kept, &mut scratch, plan.top_m);
     }
 
     let first = at.row * plan.top_m;
@@ -171,15 +205,20 @@ pub(crate) fn choose_pairs(
         chosen[first + i] = key_at::<Pairs>(&pairs, kept[first + i] as usize);
     }
     sync_cube();
+    sort_pairs(&mut chosen, &mut kept, first, at, plan.top_m);
+    let mut sum = 1.0f32;
+    if comptime!(plan.additive) {
+        sum = softmax_sum(&chosen, first, at, plan);
+    }
     if row.out < row.rows {
         for i in range_stepped(at.lane, plan.top_m, at.lanes) {
             let pair = pairs.pair(kept[first + i] as usize);
             let a = row.source * 2 * plan.top_m + pair / plan.top_m;
             let b = (row.source * 2 + 1) * plan.top_m + pair % plan.top_m;
-            let place = row.out * plan.top_m + rank_among(&chosen, first, i, plan.top_m);
+            let place = row.out * plan.top_m + i;
             slots[place] = kept_keys[a] * comptime!(plan.side_keys as u32) + kept_keys[b];
             if comptime!(plan.additive) {
-                scores[place] = softmax_weight(&chosen, first, i, plan.top_m);
+                scores[place] = f32::exp(score_of(chosen[first + i]) - score_of(chosen[first])) / sum;
             } else {
                 for k in 0..plan.cores {
                     let of_core = (k * plan.heads + row.head) * comptime!(plan.rank * plan.rank);
@@ -191,24 +230,41 @@ pub(crate) fn choose_pairs(
     }
 }
 
-/// Brings a row's score vectors into shared memory. Ends with a barrier.
+/// Brings a row's score vectors into shared memory. Ends with a barrier; `keys` and `items` are free again then.
 #[cube]
-fn load_pairs(kept_scores: &Slice<f32>, core: &Array<f32>, row: Row, at: Lane, #[comptime] plan: CombinePlan) -> Pairs {
+fn load_pairs(
+    kept_scores: &Slice<f32>,
+    core: &Array<f32>,
+    row: Row,
+    at: Lane,
+    keys: &mut SharedMemory<u32>,
+    items: &mut SharedMemory<u32>,
+    scratch: &mut Scratch,
+    #[comptime] plan: CombinePlan,
+) -> Pairs {
     let line = comptime!(plan.top_m.div_ceil(FOUR));
-    let listed = comptime!(if plan.additive { plan.tile } else { 0 });
+    let (bilinear, listing) = comptime!(if plan.additive { (0, plan.tile) } else { (plan.tile, 0) });
     let mut left = SharedMemory::<f32>::new(comptime!(plan.tile * plan.top_m * plan.rank));
-    let mut right = SharedMemory::<Vector<f32, Four>>::new(comptime!(plan.tile * plan.rank * line));
-    let mut columns = SharedMemory::<f32>::new(comptime!((listed * plan.top_m).max(1)));
-    let mut undominated = SharedMemory::<u32>::new(comptime!((listed * plan.pairs).max(1)));
+    let mut right = SharedMemory::<Vector<f32, Four>>::new(comptime!((bilinear * plan.rank * line).max(1)));
+    let mut columns = SharedMemory::<u32>::new(comptime!((listing * plan.top_m).max(1)));
+    let mut places = SharedMemory::<u32>::new(comptime!((listing * plan.top_m).max(1)));
+    let mut listed = SharedMemory::<u32>::new(comptime!((listing * plan.vectors).max(1)));
     let row_side = row.source * 2 * comptime!(plan.top_m * plan.rank);
     let column_side = row_side + comptime!(plan.top_m * plan.rank);
     if comptime!(plan.additive) {
+        let first = at.row * plan.top_m;
         for i in range_stepped(at.lane, plan.top_m, at.lanes) {
-            left[at.row * plan.top_m + i] = kept_scores[row_side + i];
-            columns[at.row * plan.top_m + i] = kept_scores[column_side + i];
+            let score = kept_scores[row_side + i];
+            left[first + i] = score;
+            keys[first + i] = order_key(score);
+            items[first + i] = i as u32;
+            columns[first + i] = order_key(kept_scores[column_side + i]);
+            places[first + i] = i as u32;
         }
         sync_cube();
-        list_undominated(&left, &columns, &mut undominated, at, plan);
+        sort_pairs(keys, items, first, at, plan.top_m);
+        sort_pairs(&mut columns, &mut places, first, at, plan.top_m);
+        list_pairs(keys, items, &mut listed, at, scratch, plan);
     } else {
         for i in range_stepped(at.lane, comptime!(plan.top_m * plan.rank), at.lanes) {
             left[at.row * comptime!(plan.top_m * plan.rank) + i] =
@@ -225,7 +281,7 @@ fn load_pairs(kept_scores: &Slice<f32>, core: &Array<f32>, row: Row, at: Lane, #
         }
     }
     sync_cube();
-    Pairs { left, right, undominated, columns, row: at.row, plan }
+    Pairs { left, right, columns, places, listed, row: at.row, plan }
 }
 
 /// Entry `i = a · rank + σ` of the row side's score vectors, which start at `first`, through the summed core.
@@ -271,71 +327,48 @@ fn core_score(
     score
 }
 
-/// Lists the pairs that can be among the best `top_m` of an additive score, in slot order.
-///
-/// With each side ranked by score, then key, the pair at ranks `(x, y)` follows `(x + 1)(y + 1) - 1` pairs, so it can be kept only if
-/// `(x + 1)(y + 1) <= top_m`: about `top_m · ln(top_m)` of the `top_m²` pairs. Whoever ranks `x` on the row side goes with the
-/// `top_m / (x + 1)` best of the column side.
+/// Lists the [vectors of pairs](listed_vectors) that are looked at, by row key and then by rank of the column key. `ranked` has the row
+/// side's keys from the best on; `counts` is overwritten.
 #[cube]
-fn list_undominated(
-    left: &SharedMemory<f32>,
-    columns: &SharedMemory<f32>,
-    undominated: &mut SharedMemory<u32>,
+fn list_pairs(
+    counts: &mut SharedMemory<u32>,
+    ranked: &SharedMemory<u32>,
+    listed: &mut SharedMemory<u32>,
     at: Lane,
+    scratch: &mut Scratch,
     #[comptime] plan: CombinePlan,
 ) {
     let first = at.row * plan.top_m;
-    let mut row_keys = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
-    let mut column_keys = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
-    let mut partners = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
-    let mut ranks = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
-    for i in range_stepped(at.lane, plan.top_m, at.lanes) {
-        row_keys[first + i] = order_key(left[first + i]);
-        column_keys[first + i] = order_key(columns[first + i]);
+    for rank in range_stepped(at.lane, plan.top_m, at.lanes) {
+        let partners = plan.top_m / (rank + 1);
+        let a = ranked[first + rank] as usize;
+        counts[first + a] = partners.div_ceil(FOUR) as u32;
     }
     sync_cube();
-    for i in range_stepped(at.lane, plan.top_m, at.lanes) {
-        partners[first + i] = (plan.top_m / (rank_among(&row_keys, first, i, plan.top_m) + 1)) as u32;
-        ranks[first + i] = rank_among(&column_keys, first, i, plan.top_m) as u32;
+    let share = comptime!(plan.top_m.div_ceil(at.lanes));
+    let start = min(at.lane * share, plan.top_m);
+    let end = min(start + share, plan.top_m);
+    let mut own = 0u32;
+    for a in start..end {
+        own += counts[first + a];
     }
-    sync_cube();
-    for a in range_stepped(at.lane, plan.top_m, at.lanes) {
-        let mut out = at.row * plan.pairs;
-        for before in 0..a {
-            out += partners[first + before] as usize;
-        }
-        for b in 0..plan.top_m {
-            if ranks[first + b] < partners[first + a] {
-                undominated[out] = (a * plan.top_m + b) as u32;
-                out += 1;
-            }
+    let mut out = at.row * plan.vectors + lanes_before(own, scratch, at) as usize;
+    for a in start..end {
+        for vector in 0..counts[first + a] as usize {
+            listed[out] = (a * plan.top_m + vector * FOUR) as u32;
+            out += 1;
         }
     }
 }
 
-/// How many of the `count` order keys from `first` on come before key `i`, equal ones by position.
+/// `Σ exp(total - largest)` over the totals behind the row's ascending order keys from `first` on: the same for all lanes of a row.
 #[cube]
-fn rank_among(keys: &SharedMemory<u32>, first: usize, i: usize, #[comptime] count: usize) -> usize {
-    let own = keys[first + i];
-    let mut rank = 0u32;
-    for other in 0..count {
-        let key = keys[first + other];
-        rank += u32::cast_from(key < own || (key == own && other < i));
+fn softmax_sum(keys: &SharedMemory<u32>, first: usize, at: Lane, #[comptime] plan: CombinePlan) -> f32 {
+    let mut partial = SharedMemory::<f32>::new(comptime!(if at.lanes > 1 { plan.units } else { 1 }));
+    let largest = score_of(keys[first]);
+    let mut own = 0.0f32;
+    for i in range_stepped(at.lane, plan.top_m, at.lanes) {
+        own += f32::exp(score_of(keys[first + i]) - largest);
     }
-    rank as usize
-}
-
-/// `exp(total_i) / Σ exp(total)` over the `count` totals behind the order keys from `first` on, against the largest for range.
-#[cube]
-fn softmax_weight(keys: &SharedMemory<u32>, first: usize, i: usize, #[comptime] count: usize) -> f32 {
-    let mut best = keys[first];
-    for other in 1..count {
-        best = min(best, keys[first + other]);
-    }
-    let largest = score_of(best);
-    let mut sum = 0.0f32;
-    for other in 0..count {
-        sum += f32::exp(score_of(keys[first + other]) - largest);
-    }
-    f32::exp(score_of(keys[first + i]) - largest) / sum
+    lane_sum(own, &mut partial, at)
 }

@@ -11,9 +11,10 @@ mod forward;
 use cubecl::prelude::*;
 
 pub use self::backward::{CombineGradients, CoreShares, combine_backward, core_shares};
-use self::forward::combine_kernel;
 pub(crate) use self::forward::{CombinePlan, Row, choose_pairs};
+use self::forward::{combine_kernel, listed_vectors};
 use crate::device::Device;
+use crate::loops::{check_loops, fits_loops};
 use crate::score::Kept;
 use crate::select::{FOUR, scratch_bytes};
 use crate::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage};
@@ -56,6 +57,7 @@ pub fn combine<R: Runtime>(
     let rows = shape.tokens * shape.heads;
     let plan = tiled(&device, shape.plan(side_keys), rows);
     device.fits_shared("combine", shared_bytes(&plan))?;
+    check_loops("combine_kernel", plan.loops())?;
     let chosen = shape.chosen(client)?;
     // SAFETY: shapes are checked; a cube reads and writes its own rows only.
     unsafe {
@@ -114,8 +116,8 @@ impl<'a, R: Runtime> Shape<'a, R> {
     /// The plan of a cube of one row and one unit.
     pub fn plan(&self, side_keys: usize) -> CombinePlan {
         let Self { heads, top_m, rank, cores, additive, .. } = *self;
-        let pairs = if additive { (1..=top_m).map(|x| top_m / x).sum() } else { top_m * top_m.next_multiple_of(FOUR) };
-        CombinePlan { heads, side_keys, top_m, rank, cores, pairs, additive, stored: true, tile: 1, units: 1 }
+        let vectors = if additive { listed_vectors(top_m) } else { top_m * top_m.div_ceil(FOUR) };
+        CombinePlan { heads, side_keys, top_m, rank, cores, vectors, additive, stored: true, tile: 1, units: 1 }
     }
 
     /// Room for the result.
@@ -129,29 +131,34 @@ impl<'a, R: Runtime> Shape<'a, R> {
 }
 
 /// Rows and units of a cube: the largest tile whose working set fits, with the grid in shared memory if it can be there, and, on
-/// narrow planes, if each row still has a unit of its own.
+/// narrow planes, if each row still has a unit of its own; more units for one row where they would go through too many iterations.
 fn tiled(device: &Device, plan: CombinePlan, rows: usize) -> CombinePlan {
     let tile_of = |stored, tile: usize| {
         let lanes = (device.units_for(tile, usize::MAX) / tile).max(1);
         CombinePlan { stored, tile, units: tile * lanes, ..plan }
     };
     let tiles = [16, 8, 4, 2, 1].into_iter().filter(|&tile| tile <= device.tile.min(rows.next_power_of_two()));
-    let fits = |plan: &CombinePlan| shared_bytes(plan) <= device.shared_bytes;
+    let fits = |plan: &CombinePlan| shared_bytes(plan) <= device.shared_bytes && fits_loops(plan.loops());
     let stored = tiles.clone().map(|tile| tile_of(true, tile)).find(fits);
     let anew = tiles.map(|tile| tile_of(false, tile)).find(fits);
     let crowded = |plan: &CombinePlan| device.narrow && plan.units > plan.tile;
+    let most = CombinePlan { stored: false, tile: 1, units: device.most_units(), ..plan };
+    let doubled = |units: &usize| (*units < most.units).then_some(2 * units);
+    let widened = core::iter::successors(Some(device.plane_size.min(most.units)), doubled);
     stored
         .filter(|plan| !crowded(plan))
         .or(anew.filter(|plan| !crowded(plan)))
         .or(stored)
-        .unwrap_or_else(|| tile_of(false, 1))
+        .or(anew)
+        .or_else(|| widened.map(|units| CombinePlan { units, ..most }).find(fits))
+        .unwrap_or(most)
 }
 
 /// Shared memory of a cube: both sides, what is kept, the lists of product keys, the grid and the selection's scratch.
 pub(crate) fn shared_bytes(plan: &CombinePlan) -> usize {
-    let sides = plan.rank * (plan.top_m + plan.top_m.next_multiple_of(FOUR));
-    let lists = if plan.additive { plan.pairs + 5 * plan.top_m } else { 2 };
-    let grid = if plan.stored { plan.pairs.next_multiple_of(FOUR) } else { 0 };
-    let row = sides + 2 * plan.top_m + lists + grid;
-    4 * plan.tile * row + scratch_bytes(plan.tile, plan.units / plan.tile)
+    let CombinePlan { top_m, rank, vectors, tile, units, .. } = *plan;
+    let sides = if plan.additive { 3 * top_m + vectors } else { rank * (top_m + top_m.next_multiple_of(FOUR)) };
+    let grid = if plan.stored { FOUR * vectors } else { 0 };
+    let sums = if plan.additive { units } else { 0 };
+    4 * (tile * (sides + 2 * top_m + grid) + sums + FOUR) + scratch_bytes(tile, units / tile)
 }

@@ -15,6 +15,7 @@ use crate::Result;
 use crate::combine::Chosen;
 use crate::device::Device;
 use crate::group::group;
+use crate::loops::check_loops;
 use crate::outer::outer;
 use crate::pages::{Page, Window, windows};
 use crate::product::component_sum;
@@ -176,6 +177,8 @@ impl<R: Runtime> Stage<'_, R> {
         let units = self.device.flat(entries * lanes);
         let run = if lanes == 1 { self.device.run(slice) } else { 1 };
         let (cores, paged) = (self.plan.cores, self.plan.paged);
+        let sum = if lanes > 1 { lanes } else { 0 };
+        check_loops("grad_scores_kernel", cores * (1 + slice.div_ceil(lanes * run) + sum))?;
         let plan = GradScoresPlan { cores, slice, run, paged, tile: units / lanes, units };
         // SAFETY: rows and sources are those that `locate` has clamped; a unit writes scores of its own entry.
         unsafe {

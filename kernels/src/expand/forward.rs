@@ -3,14 +3,16 @@
 //!
 //! One cube takes a tile of tokens. It turns slots into addresses, orders each token's entries by virtual block, and gives every
 //! `(token, block, run of vectors)` to one unit, which sums its rows in slot order in registers: each selected row is read
-//! once, in loads as wide as the row allows, and nothing is accumulated in memory. Reads `heads · top_m` rows of `value_dim` per
-//! token, and W_o once per tile.
+//! once, in loads as wide as the row allows, and nothing is accumulated in memory. Entries are ordered by counting: a unit counts those of
+//! one block in a chunk of a token's entries, and knows from the counts before it where they go. Reads `heads · top_m` rows of
+//! `value_dim` per token, and W_o once per tile; scores come from cache.
 //!
 //! At few tokens several cubes share out a tile's output columns. Each of them pools the tile anew, from rows that the others have
 //! brought into the cache, and reads its own part of W_o.
 
 use cubecl::prelude::*;
 
+use crate::loops::strided;
 use crate::pages::Page;
 use crate::product::{Columns, Outputs, Rows, Sharing, multiply, zero_sums};
 
@@ -40,13 +42,44 @@ pub(crate) struct ExpandPlan {
     pub units: usize,
 }
 
+impl ExpandPlan {
+    /// Chunks that a token's entries are ordered in: one for each unit that the tile's blocks leave.
+    pub fn chunks(&self) -> usize {
+        (self.units / (self.tile * self.expansion)).clamp(1, self.entries)
+    }
+
+    /// Words of shared memory that ordering takes: addresses, order, counts and where blocks start.
+    pub fn entry_words(&self) -> usize {
+        self.tile * (2 * self.entries + self.expansion * (self.chunks() + 1) + 1)
+    }
+
+    /// Loop iterations of a unit that orders the entries and pools, rows being read in vectors of `width`.
+    pub fn pool_loops(&self, width: usize) -> usize {
+        let counted = strided(self.tile * self.expansion * self.chunks(), self.units);
+        let count = 1 + strided(self.entries, self.chunks());
+        let order =
+            strided(self.tile * self.entries, self.units) + counted * (2 * count + self.expansion * self.chunks());
+        // At most: all entries of every token lie in one block.
+        let runs = self.value_dim / width / self.run;
+        let all = strided(self.tile * self.expansion * runs, self.units);
+        order + all + self.entries * all.min(self.tile * (1 + strided(runs, self.units)))
+    }
+
+    /// Those of a unit that projects as well, pooled rows being `depth` vectors.
+    pub fn fused_loops(&self, width: usize) -> usize {
+        let depth = self.expansion * self.value_dim / width;
+        let groups = strided(self.columns, self.splits * self.sharing.lanes * self.sharing.block);
+        self.pool_loops(width) + groups * (1 + strided(depth, self.sharing.slices))
+    }
+}
+
 /// A tile's entries, ordered by virtual block.
 #[derive(CubeType)]
 struct Entries {
-    /// `[tile, entries]`: the physical row.
-    rows: SharedMemory<u32>,
-    /// `[tile, entries, cores]`.
-    scores: SharedMemory<f32>,
+    /// `[tile, entries]`: each entry's virtual address.
+    addresses: SharedMemory<u32>,
+    /// `[tile, entries]`: the entries by block, those of one block in their own order.
+    order: SharedMemory<u32>,
     /// `[tile, expansion + 1]`: where a block's entries start.
     starts: SharedMemory<u32>,
 }
@@ -73,10 +106,10 @@ pub(crate) fn expand_kernel<E: Float, N: Size, O: Size>(
     let depth = comptime!(plan.expansion * plan.value_dim / width);
     let token = CUBE_POS / plan.splits * plan.tile;
     let mut pooled = SharedMemory::<Vector<f32, N>>::new(comptime!(plan.tile * depth));
-    let entries = order_entries(slots, scores, shuffle, token, tokens as usize, plan);
+    let entries = order_entries(slots, shuffle, token, tokens as usize, plan);
     let page = Page { first_row: 0u32, rows: comptime!(plan.rows as u32).runtime() };
     for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * depth / plan.run), plan.units) {
-        let sums = pool::<E, N>(&entries, values, page, gate, token, tokens as usize, item, plan);
+        let sums = pool::<E, N>(&entries, scores, values, page, gate, token, tokens as usize, item, plan);
         #[unroll]
         for r in 0..plan.run {
             pooled[item * plan.run + r] = sums[r];
@@ -132,9 +165,9 @@ pub(crate) fn pool_kernel<E: Float, P: Float, N: Size>(
     let vectors = comptime!(plan.expansion * plan.value_dim / width);
     let token = CUBE_POS * plan.tile;
     let page = Page { first_row, rows: page_rows };
-    let entries = order_entries(slots, scores, shuffle, token, tokens as usize, plan);
+    let entries = order_entries(slots, shuffle, token, tokens as usize, plan);
     for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * vectors / plan.run), plan.units) {
-        let sums = pool::<E, N>(&entries, values, page, gate, token, tokens as usize, item, plan);
+        let sums = pool::<E, N>(&entries, scores, values, page, gate, token, tokens as usize, item, plan);
         let first = item * plan.run;
         if token + first / vectors < tokens as usize {
             #[unroll]
@@ -150,24 +183,24 @@ pub(crate) fn pool_kernel<E: Float, P: Float, N: Size>(
     }
 }
 
-/// Reads a tile's slots and scores and orders them by virtual block, in slot order within a block. Entries past the last token
-/// read slot 0 with score 0. Ends with a barrier.
+/// Reads a tile's slots and orders them by virtual block, in slot order within a block. Past the last token addresses are 0. Ends with a
+/// barrier.
 #[cube]
 fn order_entries(
     slots: &Array<u32>,
-    scores: &Array<f32>,
     shuffle: &Array<u32>,
     token: usize,
     tokens: usize,
     #[comptime] plan: ExpandPlan,
 ) -> Entries {
     let size = comptime!(plan.tile * plan.entries);
+    let of_token = comptime!(plan.expansion * plan.chunks());
     let mut addresses = SharedMemory::<u32>::new(size);
-    let mut rows = SharedMemory::<u32>::new(size);
-    let mut ordered = SharedMemory::<f32>::new(comptime!(size * plan.cores));
+    let mut order = SharedMemory::<u32>::new(size);
+    let mut counts = SharedMemory::<u32>::new(comptime!(plan.tile * of_token));
     let mut starts = SharedMemory::<u32>::new(comptime!(plan.tile * (plan.expansion + 1)));
     let last = comptime!((plan.rows * plan.expansion - 1) as u32);
-    let present = min(comptime!(plan.tile * plan.entries), (tokens - token) * plan.entries);
+    let present = min(size, (tokens - token) * plan.entries);
     for i in range_stepped(UNIT_POS as usize, size, plan.units) {
         let mut address = 0u32;
         if i < present {
@@ -179,35 +212,57 @@ fn order_entries(
         addresses[i] = address;
     }
     sync_cube();
-    for i in range_stepped(UNIT_POS as usize, size, plan.units) {
-        let address = addresses[i];
-        let block = address / comptime!(plan.rows as u32);
-        let first = i / plan.entries * plan.entries;
-        let mut place = first;
-        for j in 0..plan.entries {
-            let other = addresses[first + j] / comptime!(plan.rows as u32);
-            place += usize::cast_from(other < block || (other == block && first + j < i));
+    for i in range_stepped(UNIT_POS as usize, comptime!(plan.tile * of_token), plan.units) {
+        let own = part_of(i, plan);
+        let mut count = 0u32;
+        for entry in own.first..own.last {
+            count += u32::cast_from(addresses[entry] / comptime!(plan.rows as u32) == own.block);
         }
-        rows[place] = address - block * comptime!(plan.rows as u32);
-        for k in 0..plan.cores {
-            let mut score = 0.0f32;
-            if i < present {
-                score = scores[(token * plan.entries + i) * plan.cores + k];
-            }
-            ordered[place * plan.cores + k] = score;
-        }
-    }
-    for i in range_stepped(UNIT_POS as usize, comptime!(plan.tile * (plan.expansion + 1)), plan.units) {
-        let block = (i % comptime!(plan.expansion + 1)) as u32;
-        let first = i / comptime!(plan.expansion + 1) * plan.entries;
-        let mut start = 0u32;
-        for j in 0..plan.entries {
-            start += u32::cast_from(addresses[first + j] / comptime!(plan.rows as u32) < block);
-        }
-        starts[i] = start;
+        counts[i] = count;
     }
     sync_cube();
-    Entries { rows, scores: ordered, starts }
+    for i in range_stepped(UNIT_POS as usize, comptime!(plan.tile * of_token), plan.units) {
+        let own = part_of(i, plan);
+        let t = i / of_token;
+        let mut place = 0u32;
+        for before in t * of_token..i {
+            place += counts[before];
+        }
+        let start = t * comptime!(plan.expansion + 1) + own.block as usize;
+        if i % comptime!(plan.chunks()) == 0 {
+            starts[start] = place;
+        }
+        for entry in own.first..own.last {
+            if addresses[entry] / comptime!(plan.rows as u32) == own.block {
+                order[t * plan.entries + place as usize] = entry as u32;
+                place += 1;
+            }
+        }
+        if i % of_token == comptime!(of_token - 1) {
+            starts[start + 1] = place;
+        }
+    }
+    sync_cube();
+    Entries { addresses, order, starts }
+}
+
+/// A chunk of a token's entries, `first..last` of the tile's, and the block that is looked for in it.
+#[derive(CubeType, Clone, Copy)]
+struct Part {
+    first: usize,
+    last: usize,
+    block: u32,
+}
+
+/// Part `i` of `[tile, expansion, chunks]`.
+#[cube]
+fn part_of(i: usize, #[comptime] plan: ExpandPlan) -> Part {
+    let chunks = comptime!(plan.chunks());
+    let share = comptime!(plan.entries.div_ceil(chunks));
+    let entries = i / comptime!(chunks * plan.expansion) * plan.entries;
+    let first = min(i % chunks * share, plan.entries);
+    let last = min(first + share, plan.entries);
+    Part { first: entries + first, last: entries + last, block: (i / chunks % plan.expansion) as u32 }
 }
 
 /// Run `item` of a tile's pooled vectors, summed over the rows of a page, `[tile, expansion, value_dim / width]` flattened, gated where the layer has a gate.
@@ -219,6 +274,7 @@ fn order_entries(
 )]
 fn pool<E: Float, N: Size>(
     entries: &Entries,
+    scores: &Array<f32>,
     values: &Array<Vector<E, N>>,
     page: Page,
     gate: &Array<f32>,
@@ -236,10 +292,15 @@ fn pool<E: Float, N: Size>(
     let core = column / comptime!(vectors / plan.cores);
     let starts = t * comptime!(plan.expansion + 1) + block;
     let mut sums = zero_sums::<N>(plan.run);
-    for place in entries.starts[starts]..entries.starts[starts + 1] {
-        let entry = t * plan.entries + place as usize;
-        let score = entries.scores[entry * plan.cores + core];
-        let row = page.place(entries.rows[entry]);
+    let base = block as u32 * comptime!(plan.rows as u32);
+    let mut end = entries.starts[starts + 1];
+    if token + t >= tokens {
+        end = entries.starts[starts];
+    }
+    for place in entries.starts[starts]..end {
+        let entry = entries.order[t * plan.entries + place as usize] as usize;
+        let score = scores[(token * plan.entries + entry) * plan.cores + core];
+        let row = page.place(entries.addresses[entry] - base);
         if comptime!(!plan.paged) {
             add_run::<E, N>(&mut sums, values, row as usize * vectors + column, score, plan.run);
         } else if row < page.rows {

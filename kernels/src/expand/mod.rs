@@ -18,9 +18,11 @@ pub use self::backward::{ExpandGradients, expand_backward};
 use self::forward::{ExpandPlan, expand_kernel, pool_kernel};
 use crate::combine::Chosen;
 use crate::device::Device;
+use crate::loops::{check_loops, fits_loops};
 use crate::pages::{Window, windows};
 use crate::product::{Product, Sharing};
 use crate::query::{ProjectStrategy, project};
+use crate::select::FOUR;
 use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, sizes, u32_storage};
 use crate::{Error, Result};
 
@@ -48,11 +50,15 @@ pub enum ExpandStrategy {
 impl ExpandStrategy {
     /// Two kernels where matrix units take the product, or the table has pages; one where its cubes reach the whole device, or where so few tokens gather that
     /// cubes can share out the weight and each gather again. A narrow device's cubes don't share: one kernel for any tile.
-    pub fn choose<R: Runtime>(client: &ComputeClient<R>, tokens: usize, memory: &Memory<'_, R>) -> Self {
+    /// `slots` are those of a token.
+    pub fn choose<R: Runtime>(client: &ComputeClient<R>, tokens: usize, slots: usize, memory: &Memory<'_, R>) -> Self {
         let device = Device::of(client);
         let product = ProjectStrategy::choose(client, tokens, memory.weight.dtype);
         let pooled_dim = memory.weight.shape().first().copied().unwrap_or(0);
-        let fits = 5 * pooled_dim * device.tile.min(tokens) <= device.shared_bytes;
+        let hidden_size = memory.weight.shape().last().copied().unwrap_or(0);
+        let loops = pooled_dim * hidden_size / (FOUR * FOUR * device.units(usize::MAX) * device.block);
+        let fits =
+            (5 * pooled_dim + 8 * slots) * device.tile.min(tokens) <= device.shared_bytes && fits_loops(2 * loops);
         let worth = match device.narrow {
             true => tokens > 1,
             false => tokens.div_ceil(device.tile) >= device.processors || tokens <= FEW_TOKENS,
@@ -172,13 +178,21 @@ impl<'a, R: Runtime> Stage<'a, R> {
         self.device.width(self.dtype.size(), &[self.plan.value_dim / self.plan.cores])
     }
 
-    /// The plan with the largest tile that fits, `shared` being the bytes of a tile.
-    fn tiled(&self, work: usize, shared: impl Fn(usize) -> usize) -> Result<ExpandPlan> {
-        let most = self.device.tile.min(self.tokens.next_power_of_two());
+    /// The plan with the largest tile that fits, `work` being pieces of work a token and `shared` the bytes of a token besides its entries;
+    /// more units where one would go through too many iterations.
+    fn tiled(&self, work: usize, shared: usize) -> Result<ExpandPlan> {
+        let (device, width) = (&self.device, self.width());
+        let most = device.tile.min(self.tokens.next_power_of_two());
         let tiles = [16, 8, 4, 2, 1].into_iter().filter(|&tile| tile <= most);
-        let tile = tiles.into_iter().find(|&tile| shared(tile) <= self.device.shared_bytes).unwrap_or(1);
-        self.device.fits_shared("expand", shared(tile))?;
-        Ok(ExpandPlan { tile, units: self.device.units(tile * work), ..self.plan })
+        let tiles = tiles.map(|tile| (tile, device.units(tile * work)));
+        let widened = core::iter::successors(Some(2 * device.units(work)), |units| Some(2 * units));
+        let widened = widened.take_while(|&units| units <= device.most_units()).map(|units| (1, units));
+        let with = |(tile, units)| ExpandPlan { tile, units, ..self.plan };
+        let bytes = |plan: &ExpandPlan| 4 * plan.entry_words() + plan.tile * shared;
+        let fits = |plan: &ExpandPlan| bytes(plan) <= device.shared_bytes && fits_loops(plan.pool_loops(width));
+        let plan = tiles.chain(widened).map(with).find(fits).unwrap_or_else(|| with((1, device.units(work))));
+        device.fits_shared("expand", bytes(&plan))?;
+        Ok(plan)
     }
 
     /// The plan of the fused kernel: a cube a tile where they reach the whole device, else as many as share out the weight with at most
@@ -187,8 +201,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
         let (device, bytes) = (&self.device, self.dtype.size());
         let pooled_dim = self.plan.expansion * self.plan.value_dim;
         let (columns, depth) = (self.hidden_size / columns_width, pooled_dim / self.width());
-        let shared = |tile| tile * (entry_bytes(&self.plan) + 4 * pooled_dim);
-        let plan = ExpandPlan { columns, ..self.tiled(depth.max(columns), shared)? };
+        let plan = ExpandPlan { columns, ..self.tiled(depth.max(columns), 4 * pooled_dim)? };
         let gathered = plan.tile * plan.entries * plan.value_dim;
         let cubes = device.processors.div_ceil(self.tokens.div_ceil(plan.tile));
         let cubes = cubes.min(2 * pooled_dim * self.hidden_size / gathered);
@@ -197,7 +210,9 @@ impl<'a, R: Runtime> Stage<'a, R> {
             return Ok(ExpandPlan { sharing: Sharing { lanes: plan.units, slices: 1, block }, ..plan });
         }
         let product = Product { columns, depth, tile: plan.tile, bytes: bytes * columns_width, width: columns_width };
-        let sharing = Sharing::sliced(device, &product, cubes, device.shared_bytes - shared(plan.tile));
+        let most = ExpandPlan { units: device.most_units(), ..plan };
+        let used = 4 * most.entry_words() + plan.tile * 4 * pooled_dim;
+        let sharing = Sharing::sliced(device, &product, cubes, device.shared_bytes.saturating_sub(used));
         Ok(ExpandPlan { sharing, splits: sharing.cubes(columns), units: sharing.units(), ..plan })
     }
 
@@ -209,6 +224,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
         let (memory, dtype) = (self.memory, self.dtype);
         let columns_width = self.device.width(dtype.size(), &[self.hidden_size]);
         let plan = self.fused_plan(columns_width)?;
+        check_loops("expand_kernel", plan.fused_loops(self.width()))?;
         let output = empty(self.client, "output", &[self.tokens, self.hidden_size], dtype)?;
         let cubes = self.tokens.div_ceil(plan.tile) * plan.splits;
         // SAFETY: `check` has seen every shape; the kernel clamps slots and addresses to the table.
@@ -238,10 +254,10 @@ impl<'a, R: Runtime> Stage<'a, R> {
 
     fn launch_pool(&self) -> Result<Tensor<R>> {
         let pooled_dim = self.plan.expansion * self.plan.value_dim;
-        let one_token = |tile| tile * entry_bytes(&self.plan);
         let tile = if self.tokens > 8 * self.device.busy_cubes { self.device.tile } else { 1 };
-        let plan = self.tiled(pooled_dim / self.width() / self.plan.run, one_token)?;
+        let plan = self.tiled(pooled_dim / self.width() / self.plan.run, 0)?;
         let plan = ExpandPlan { tile: plan.tile.min(tile), ..plan };
+        check_loops("pool_kernel", plan.pool_loops(self.width()))?;
         let sums = if self.plan.paged { f32_storage() } else { self.dtype };
         let pooled = empty(self.client, "pooled", &[self.tokens, pooled_dim], sums)?;
         for (page, window) in self.memory.values.iter().zip(windows(self.memory.values)) {
@@ -280,11 +296,6 @@ impl<'a, R: Runtime> Stage<'a, R> {
         }
         Ok(())
     }
-}
-
-/// Shared memory of a token's entries: addresses, rows, scores and where blocks start.
-fn entry_bytes(plan: &ExpandPlan) -> usize {
-    4 * (plan.entries * (2 + plan.cores) + plan.expansion + 1)
 }
 
 fn multiple(what: &'static str, value: usize, divisor_name: &'static str, divisor: usize) -> Result<()> {

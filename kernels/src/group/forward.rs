@@ -6,6 +6,7 @@
 use cubecl::prelude::*;
 
 use crate::device::Device;
+use crate::loops::strided;
 
 /// What is fixed when the kernels are compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,6 +25,22 @@ impl SortPlan {
         let (most, chunk) = if device.narrow { (8, 256) } else { (4, 16) };
         let bits = key_bits(limit).div_ceil(key_bits(limit).div_ceil(most));
         Self { bits, units: device.units(usize::MAX), chunk }
+    }
+
+    /// Loop iterations of a unit that counts digits.
+    pub fn count_loops(&self) -> usize {
+        let bins = 1 << self.bits;
+        bins + self.chunk + strided(bins, self.units) * (1 + self.units)
+    }
+
+    /// Those of a unit that brings entries to their places.
+    pub fn scatter_loops(&self) -> usize {
+        self.count_loops() + self.chunk
+    }
+
+    /// Those of a unit that counts where keys begin.
+    pub fn heads_loops(&self) -> usize {
+        self.chunk + self.units
     }
 
     /// The digits of keys below `limit`.
@@ -99,27 +116,100 @@ pub(crate) fn count_kernel(
     }
 }
 
-/// Replaces each of `size` counts by the sum of those before it; `total[0]` is the sum of all. One cube.
-#[cube(launch_unchecked)]
-pub(crate) fn scan_kernel(counts: &mut Array<u32>, total: &mut Array<u32>, size: u32, #[comptime] units: usize) {
-    let share = size.div_ceil(units as u32) as usize;
-    let first = min(UNIT_POS as usize * share, size as usize);
-    let last = min(first + share, size as usize);
+/// How counts are scanned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ScanPlan {
+    pub units: usize,
+    /// Whether one cube scans all of them.
+    pub whole: bool,
+}
+
+impl ScanPlan {
+    /// One cube where its units have no more than [`SHARE`] counts each; returns the cubes too.
+    pub fn of(units: usize, size: usize) -> (Self, usize) {
+        let cubes = size.div_ceil(units * SHARE).max(1);
+        (Self { units, whole: cubes == 1 }, cubes)
+    }
+
+    /// Loop iterations of a unit, at most.
+    pub fn loops(&self) -> usize {
+        2 * SHARE + self.units
+    }
+}
+
+/// Counts of a unit: each level of a scan is so many times, and those of a cube's other units, shorter than the one before.
+const SHARE: usize = 256;
+
+/// The counts of a unit.
+#[cube]
+fn own_share(size: u32, #[comptime] plan: ScanPlan) -> Chunk {
+    let mut share = SHARE.runtime();
+    if comptime!(plan.whole) {
+        share = size.div_ceil(plan.units as u32) as usize;
+    }
+    let first = min((CUBE_POS * plan.units + UNIT_POS as usize) * share, size as usize);
+    Chunk { first, last: min(first + share, size as usize) }
+}
+
+/// What each unit's own counts add up to. Ends with a barrier.
+#[cube]
+fn own_sum(counts: &Array<u32>, own: Chunk, #[comptime] units: usize) -> SharedMemory<u32> {
     let mut sums = SharedMemory::<u32>::new(units);
     let mut sum = 0u32;
-    for i in first..last {
+    for i in own.first..own.last {
         sum += counts[i];
     }
     sums[UNIT_POS as usize] = sum;
     sync_cube();
-    let mut before = before_unit(&sums);
-    for i in first..last {
+    sums
+}
+
+/// `sums[cube]`: the sum of a cube's counts.
+#[cube(launch_unchecked)]
+pub(crate) fn sum_counts_kernel(
+    counts: &Array<u32>,
+    sums: &mut Array<u32>,
+    size: u32,
+    cubes: u32,
+    #[comptime] plan: ScanPlan,
+) {
+    if CUBE_POS >= cubes as usize {
+        terminate!();
+    }
+    let of_units = own_sum(counts, own_share(size, plan), plan.units);
+    if UNIT_POS == comptime!(plan.units as u32 - 1) {
+        sums[CUBE_POS] = before_unit(&of_units) + of_units[UNIT_POS as usize];
+    }
+}
+
+/// Replaces each of `size` counts by the sum of those before it. One cube leaves the sum of all in `sums[0]`; of several each begins at
+/// `sums[cube]`.
+#[cube(launch_unchecked)]
+pub(crate) fn scan_kernel(
+    counts: &mut Array<u32>,
+    sums: &mut Array<u32>,
+    size: u32,
+    cubes: u32,
+    #[comptime] plan: ScanPlan,
+) {
+    if CUBE_POS >= cubes as usize {
+        terminate!();
+    }
+    let own = own_share(size, plan);
+    let of_units = own_sum(counts, own, plan.units);
+    let mut before = before_unit(&of_units);
+    if comptime!(!plan.whole) {
+        before += sums[CUBE_POS];
+    }
+    for i in own.first..own.last {
         let count = counts[i];
         counts[i] = before;
         before += count;
     }
-    if UNIT_POS == comptime!(units as u32 - 1) {
-        total[0] = before;
+    if comptime!(plan.whole) {
+        if UNIT_POS == comptime!(plan.units as u32 - 1) {
+            sums[0] = before;
+        }
     }
 }
 
@@ -212,13 +302,16 @@ pub(crate) fn count_heads_kernel(
     }
 }
 
-/// Writes the distinct keys and where each one's entries start; the last entry's unit writes the end.
+/// Writes the distinct keys, where each one's entries start, and which of them each block of entries begins in; the last entry's unit
+/// writes the ends.
 #[cube(launch_unchecked)]
 pub(crate) fn mark_heads_kernel(
     sorted: &Array<u32>,
     counts: &Array<u32>,
     keys: &mut Array<u32>,
     starts: &mut Array<u32>,
+    blocks: &mut Array<u32>,
+    block: u32,
     entries: u32,
     cubes: u32,
     #[comptime] plan: SortPlan,
@@ -237,8 +330,12 @@ pub(crate) fn mark_heads_kernel(
             starts[place as usize] = i as u32;
             place += 1u32;
         }
+        if i % block as usize == 0 {
+            blocks[i / block as usize] = place - 1;
+        }
         if i + 1 == entries as usize {
             starts[place as usize] = entries;
+            blocks[entries.div_ceil(block) as usize] = place - 1;
         }
     }
 }

@@ -3,13 +3,20 @@
 //! A stable radix sort of `(key, entry)` by the digits that the largest key has, then the positions where a key begins. No
 //! atomics: every unit counts a chunk of its own, so the result is the same in every run. A pass reads the keys twice and writes
 //! keys and entries once; the number of distinct keys stays on the device.
+//!
+//! One key may have all entries. So that no unit need sum them all, the entries are also cut into blocks of equal length, and the group
+//! that each block begins in is noted.
 
 mod forward;
 
 use cubecl::prelude::*;
 
-use self::forward::{SortPlan, count_heads_kernel, count_kernel, mark_heads_kernel, scan_kernel, scatter_kernel};
+use self::forward::{
+    ScanPlan, SortPlan, count_heads_kernel, count_kernel, mark_heads_kernel, scan_kernel, scatter_kernel,
+    sum_counts_kernel,
+};
 use crate::device::Device;
+use crate::loops::check_loops;
 use crate::tensor::{Tensor, arg, empty, u32_storage};
 use crate::{Error, Result};
 
@@ -25,7 +32,19 @@ pub(crate) struct Groups<R: Runtime> {
     pub count: Tensor<R>,
     /// The most distinct keys there can be: `min(entries, limit)`.
     pub capacity: usize,
+    /// Entries of a block.
+    pub block: usize,
+    /// u32 `[blocks + 1]`: the group that each block of `order` begins in, and the last entry's.
+    pub blocks: Tensor<R>,
 }
+
+/// Entries of a block of `entries`: few enough that a unit can go through one of them, or through as many numbers as there are blocks.
+fn block_of(entries: usize) -> usize {
+    (entries / MOST_BLOCKS).next_power_of_two().max(MIN_BLOCK)
+}
+
+const MIN_BLOCK: usize = 64;
+const MOST_BLOCKS: usize = 1 << 15;
 
 /// Groups the entries of `keys` u32 `[entries]`, all of them below `limit`.
 ///
@@ -42,12 +61,15 @@ pub(crate) fn group<R: Runtime>(client: &ComputeClient<R>, keys: &Tensor<R>, lim
     let cubes = entries.div_ceil(plan.units * plan.chunk);
     let sort = Sort { client, device, plan, entries, cubes };
     let capacity = entries.min(limit);
+    let block = block_of(entries);
     let groups = Groups {
         order: sort.empty("order", entries)?,
         keys: sort.empty("distinct keys", capacity)?,
         starts: sort.empty("starts", capacity + 1)?,
         count: sort.empty("count", 1)?,
         capacity,
+        block,
+        blocks: sort.empty("groups of blocks", entries.div_ceil(block) + 1)?,
     };
     let sorted = sort.by_digits(keys, limit, &groups)?;
     sort.mark_heads(&sorted, &groups)?;
@@ -95,6 +117,8 @@ impl<R: Runtime> Sort<'_, R> {
         let bins = 1 << self.plan.bits;
         let counts = self.empty("digit counts", bins * self.cubes)?;
         let (mut keys, mut order) = (keys.clone(), keys.clone());
+        check_loops("count_kernel", self.plan.count_loops())?;
+        check_loops("scatter_kernel", self.plan.scatter_loops())?;
         for pass in 0..passes {
             let shift = pass * self.plan.bits;
             let sorted = self.empty("sorted keys", self.entries)?;
@@ -112,7 +136,7 @@ impl<R: Runtime> Sort<'_, R> {
                     self.cubes as u32,
                     self.plan,
                 );
-                self.scan(&counts, groups);
+                self.scan(&counts, &groups.count)?;
                 scatter_kernel::launch_unchecked::<R>(
                     self.client,
                     self.device.grid(self.cubes)?,
@@ -134,27 +158,57 @@ impl<R: Runtime> Sort<'_, R> {
         Ok(keys)
     }
 
-    /// Turns counts into how many come before each, and leaves their sum in `groups.count`.
-    fn scan(&self, counts: &Tensor<R>, groups: &Groups<R>) {
-        // SAFETY: one cube, whose units read and write shares of `counts` that don't overlap.
+    /// Turns counts into how many come before each, and leaves their sum in `total`.
+    fn scan(&self, counts: &Tensor<R>, total: &Tensor<R>) -> Result<()> {
+        let size = counts.shape()[0];
+        let (plan, cubes) = ScanPlan::of(self.plan.units, size);
+        if plan.whole {
+            return self.launch_scan(counts, total, plan, cubes);
+        }
+        let sums = self.empty("sums of counts", cubes)?;
+        check_loops("sum_counts_kernel", plan.loops())?;
+        // SAFETY: a unit reads its own share of `counts`; a cube writes its own sum.
+        unsafe {
+            sum_counts_kernel::launch_unchecked::<R>(
+                self.client,
+                self.device.grid(cubes)?,
+                self.cube_dim(),
+                arg(counts, 1),
+                arg(&sums, 1),
+                size as u32,
+                cubes as u32,
+                plan,
+            );
+        }
+        self.scan(&sums, total)?;
+        self.launch_scan(counts, &sums, plan, cubes)
+    }
+
+    fn launch_scan(&self, counts: &Tensor<R>, sums: &Tensor<R>, plan: ScanPlan, cubes: usize) -> Result<()> {
+        check_loops("scan_kernel", plan.loops())?;
+        // SAFETY: units read and write shares of `counts` that don't overlap; there is a sum for each cube.
         unsafe {
             scan_kernel::launch_unchecked::<R>(
                 self.client,
-                CubeCount::Static(1, 1, 1),
+                self.device.grid(cubes)?,
                 self.cube_dim(),
                 arg(counts, 1),
-                arg(&groups.count, 1),
+                arg(sums, 1),
                 counts.shape()[0] as u32,
-                self.plan.units,
+                cubes as u32,
+                plan,
             );
         }
+        Ok(())
     }
 
     /// Finds where each distinct key of `sorted` starts.
     fn mark_heads(&self, sorted: &Tensor<R>, groups: &Groups<R>) -> Result<()> {
         let counts = self.empty("head counts", self.cubes)?;
+        check_loops("count_heads_kernel", self.plan.heads_loops())?;
+        check_loops("mark_heads_kernel", self.plan.heads_loops() + self.plan.chunk)?;
         // SAFETY: a unit reads its own entries and the one before, and writes a place for each distinct key, of which there
-        // are at most `capacity`.
+        // are at most `capacity`, and for each block that begins in its entries.
         unsafe {
             count_heads_kernel::launch_unchecked::<R>(
                 self.client,
@@ -166,7 +220,7 @@ impl<R: Runtime> Sort<'_, R> {
                 self.cubes as u32,
                 self.plan,
             );
-            self.scan(&counts, groups);
+            self.scan(&counts, &groups.count)?;
             mark_heads_kernel::launch_unchecked::<R>(
                 self.client,
                 self.device.grid(self.cubes)?,
@@ -175,6 +229,8 @@ impl<R: Runtime> Sort<'_, R> {
                 arg(&counts, 1),
                 arg(&groups.keys, 1),
                 arg(&groups.starts, 1),
+                arg(&groups.blocks, 1),
+                groups.block as u32,
                 self.entries as u32,
                 self.cubes as u32,
                 self.plan,

@@ -11,6 +11,7 @@ use super::{Norm, scale_of};
 use crate::Result;
 use crate::device::Device;
 use crate::interleave::{interleaved, load, strand};
+use crate::loops::{check_loops, strided};
 use crate::product::{component_sum, zero_sums};
 use crate::select::{lane_of, row_lanes};
 use crate::sums::column_sum;
@@ -78,6 +79,16 @@ impl NormPlan {
         self.units / self.lanes
     }
 
+    /// Loop iterations of a unit: its sums, the means of its vectors, and its pieces of the tile's groups.
+    fn loops(&self) -> usize {
+        let lanes = self.units / self.tile;
+        let means = strided(self.tile * self.step, self.units) * (1 + lanes);
+        let shares = if self.slices() > 1 { self.slices() } else { 0 };
+        strided(self.pieces, lanes)
+            + means
+            + strided(self.pieces, self.lanes) * (1 + strided(self.tile, self.slices()) + shares)
+    }
+
     /// What units sum, means, and the parts that slices add up, of vectors of four at most.
     fn shared_bytes(&self) -> usize {
         let parts = if self.slices() > 1 { 4 * self.units } else { 0 };
@@ -103,6 +114,7 @@ pub(crate) fn norm_backward<R: Runtime>(
     let width = device.width(4, &[size]);
     let plan = NormPlan::of(&device, normed.norm, size, normed.step, normed.listed.is_some());
     device.fits_shared("norm backward", plan.shared_bytes())?;
+    check_loops("norm_backward_kernel", plan.loops())?;
     let cubes = groups.div_ceil(plan.tile);
     let parts = empty(client, "parts of the norm's gradient", &[cubes, size], f32_storage())?;
     // A buffer that is written must not be bound twice.

@@ -4,13 +4,16 @@ use cubecl::prelude::*;
 
 use super::{Update, UpdatePlan, listed};
 use crate::Result;
+use crate::loops::check_loops;
 use crate::product::component_sum;
 use crate::select::{lane_of, lane_sum, row_lanes};
 use crate::tensor::{Tensor, arg};
 
 pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, eps: f32, squares: &Tensor<R>) -> Result<()> {
     let gradients = update.gradients;
-    let tile = update.plan.units / row_lanes(&update.device, update.plan.vectors);
+    let lanes = row_lanes(&update.device, update.plan.vectors);
+    let tile = update.plan.units / lanes;
+    check_loops("accumulate_kernel", update.plan.vectors.div_ceil(lanes) + if lanes > 1 { lanes } else { 0 })?;
     // SAFETY: `Update::check` and the optimiser have seen every shape; rows are listed once, an accumulator is changed by one unit and
     // each vector of a row by its own.
     unsafe {

@@ -16,6 +16,7 @@ use cubek::std::InputBinding;
 pub use self::backward::{Map, QueryGradients, query_backward};
 use self::forward::{ProjectPlan, project_kernel};
 use crate::device::Device;
+use crate::loops::check_loops;
 use crate::product::{Product, Sharing};
 use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, sizes, tokens_of};
 use crate::{Error, Result};
@@ -97,6 +98,7 @@ fn launch_tile<R: Runtime>(
     let sharing = Sharing::choose(&device, &product, tiles);
     let plan = ProjectPlan { sharing, tile };
     let cubes = tiles * sharing.cubes(columns);
+    check_loops("project_kernel", (depth / row_width).div_ceil(sharing.slices))?;
     // SAFETY: shapes are checked; a unit reads and writes below `tokens` and `columns` only.
     unsafe {
         project_kernel::launch_unchecked::<R>(

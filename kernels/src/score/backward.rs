@@ -13,6 +13,7 @@ use cubecl::prelude::*;
 use super::PreparedKeys;
 use crate::device::Device;
 use crate::group::group;
+use crate::loops::check_loops;
 use crate::norm::{Norm, Normed, moments, norm_backward};
 use crate::product::zero_sums;
 use crate::rows::{Entries, RowGradients, sum_rows};
@@ -88,6 +89,14 @@ pub(crate) struct ScoreBackwardPlan {
     pub units: usize,
 }
 
+impl ScoreBackwardPlan {
+    /// Loop iterations of a unit that sums a query's gradient.
+    fn grad_loops(&self) -> usize {
+        let ranks = if self.rank <= FEW_RANKS { 0 } else { self.rank };
+        self.heads / self.query_heads * (1 + self.top_m * (1 + ranks))
+    }
+}
+
 /// The checked arguments.
 struct Stage<'a, R: Runtime> {
     client: &'a ComputeClient<R>,
@@ -154,6 +163,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
     fn normalise(&self) -> Result<Tensor<R>> {
         let queries = empty(self.client, "normalised queries", self.scored.query.shape(), f32_storage())?;
         let (grid, cube_dim, plan) = self.spread(self.queries())?;
+        check_loops("normalise_kernel", 3 * self.plan.key_dim)?;
         // SAFETY: shapes are checked; a unit reads and writes its own query.
         unsafe {
             normalise_kernel::launch_unchecked::<R>(
@@ -177,6 +187,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
         let grad = empty(self.client, "gradient of the queries", self.scored.query.shape(), f32_storage())?;
         let pieces = self.plan.key_dim / width / self.plan.block;
         let (grid, cube_dim, plan) = self.spread(self.queries() * pieces)?;
+        check_loops("grad_queries_kernel", self.plan.grad_loops())?;
         // SAFETY: shapes are checked; the kernel clamps keys to the side's.
         unsafe {
             grad_queries_kernel::launch_unchecked::<R>(

@@ -7,9 +7,13 @@
 
 use cubecl::prelude::*;
 
+use crate::loops::strided;
 use crate::norm::{Norm, scale_of};
 use crate::product::{Columns, Rows, accumulate, component_sum, zero_sums};
-use crate::select::{FOUR, Four, Lane, NOTHING, Scratch, Stored, key_at, lane_of, order_key, score_of, select};
+use crate::select::{
+    Candidates, CandidatesExpand, FOUR, Four, Lane, NOTHING, Scratch, Stored, key_at, lane_of, order_key, score_of,
+    select, select_loops,
+};
 
 /// What is fixed when the kernels are compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,6 +32,8 @@ pub(crate) struct ScorePlan {
     pub splits: usize,
     /// Candidates that a split hands on: `min(top_m, range)`.
     pub keep: usize,
+    /// Whether a merge keeps its candidates' order keys in shared memory; else they are read where the splits left them.
+    pub stored: bool,
     /// Tokens of a cube.
     pub tile: usize,
     pub units: usize,
@@ -44,13 +50,54 @@ pub(crate) struct Place {
     pub tokens: usize,
 }
 
-/// What the rows of a cube keep, in shared memory.
+impl ScorePlan {
+    /// Loop iterations of a unit that scores one range, keys being read in vectors of `width`.
+    pub fn score_loops(&self, width: usize) -> usize {
+        let (lanes, vectors) = (self.units / self.tile, self.range / FOUR);
+        let scores = strided(vectors, self.units * self.block) * (1 + self.key_dim / width);
+        let kept = if self.splits == 1 && !self.direct { self.kept_loops(width) } else { 0 };
+        self.norm_loops(width) + scores + select_loops(vectors, lanes) + strided(self.keep, lanes) + kept
+    }
+
+    /// Loop iterations of a unit that merges what the splits keep.
+    pub fn merge_loops(&self, width: usize) -> usize {
+        let (lanes, vectors) = (self.units / self.tile, (self.splits * self.keep).div_ceil(FOUR));
+        let load = if self.stored { strided(vectors, lanes) } else { 0 };
+        let kept = if self.direct { 0 } else { self.kept_loops(width) };
+        self.norm_loops(width) + load + select_loops(vectors, lanes) + 2 * strided(self.top_m, lanes) + kept
+    }
+
+    fn norm_loops(&self, width: usize) -> usize {
+        let lanes = self.units / self.tile;
+        4 * strided(self.key_dim / width, lanes) + 2 * lanes
+    }
+
+    fn kept_loops(&self, width: usize) -> usize {
+        strided(self.top_m, self.units / self.tile) * (1 + self.key_dim / width)
+    }
+}
+
+/// Scores of a row's candidates where the splits left them, from `first` on.
 #[derive(CubeType)]
-pub(crate) struct KeptRows {
-    /// `[tile, top_m]`, ascending.
-    pub keys: SharedMemory<u32>,
-    /// `[tile, top_m, rank]`.
-    pub scores: SharedMemory<f32>,
+struct Listed {
+    scores: Slice<f32>,
+    first: usize,
+    #[cube(comptime)]
+    count: usize,
+}
+
+#[cube]
+impl Candidates for Listed {
+    fn keys(&self, vector: usize) -> Vector<u32, Four> {
+        let mut keys = Vector::<u32, Four>::new(NOTHING);
+        #[unroll]
+        for n in 0..FOUR {
+            if vector * FOUR + n < self.count {
+                keys[n] = order_key(self.scores[self.first + vector * FOUR + n]);
+            }
+        }
+        keys
+    }
 }
 
 /// Scores one range of keys; where the range is all of them, writes the result of the stage, else the split's candidates.
@@ -137,11 +184,27 @@ pub(crate) fn merge_kernel<D: Size>(
     let at = lane_of(plan.tile, plan.units);
     let token = CUBE_POS / sides * plan.tile + at.row;
     let place = Place { token, side: CUBE_POS % sides, tokens: tokens as usize };
-    let kept = merge::<D>(query, query_norm, candidate_keys, candidate_scores, normalised, place, at, eps, plan);
-    write_kept(&kept, kept_keys, kept_scores, place, at, plan);
+    let out = (place.token * sides + place.side) * plan.top_m;
+    let scores = &mut kept_scores.to_slice_mut();
+    let first = out * plan.rank;
+    let kept = merge::<D>(
+        query,
+        query_norm,
+        candidate_keys,
+        candidate_scores,
+        normalised,
+        scores,
+        first,
+        place,
+        at,
+        eps,
+        plan,
+    );
+    write_keys(&kept, kept_keys, place, at, plan);
 }
 
-/// The best `top_m` of each row's candidates, and their score vectors. Ends with a barrier.
+/// The best `top_m` of each row's candidates, `[tile, top_m]`, ascending; their score vectors go to `scores` from `first` on. Ends with a
+/// barrier.
 #[cube]
 pub(crate) fn merge<D: Size>(
     query: &Array<Vector<f32, D>>,
@@ -149,63 +212,62 @@ pub(crate) fn merge<D: Size>(
     candidate_keys: &Array<u32>,
     candidate_scores: &Array<f32>,
     normalised: &Array<Vector<f32, D>>,
+    scores: &mut SliceMut<f32>,
+    first: usize,
     place: Place,
     at: Lane,
     eps: f32,
     #[comptime] plan: ScorePlan,
-) -> KeptRows {
+) -> SharedMemory<u32> {
     let count = comptime!(plan.splits * plan.keep);
-    let list = (place.token * comptime!(plan.heads * 2) + place.side) * count;
+    // A row past the last token computes the last one again and writes nothing.
+    let token = min(place.token, place.tokens - 1);
+    let list = (token * comptime!(plan.heads * 2) + place.side) * count;
     let width = D::value();
     let depth = comptime!(plan.key_dim / width);
     let mut queries = SharedMemory::<Vector<f32, D>>::new(comptime!(plan.tile * depth));
     let vectors = comptime!(count.div_ceil(FOUR));
-    let mut order = SharedMemory::<Vector<u32, Four>>::new(comptime!(plan.tile * vectors));
     let mut keys = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
-    let mut scores = SharedMemory::<f32>::new(comptime!(plan.tile * plan.top_m * plan.rank));
     let mut scratch = Scratch::new(plan.tile, comptime!(plan.units / plan.tile));
 
     normalise_queries::<D>(query, query_norm, &mut queries, place, at, eps, plan);
-    for vector in range_stepped(at.lane, vectors, at.lanes) {
-        let mut keys = Vector::<u32, Four>::new(NOTHING);
-        #[unroll]
-        for n in 0..FOUR {
-            if place.token < place.tokens && vector * FOUR + n < count {
-                keys[n] = order_key(candidate_scores[list + vector * FOUR + n]);
-            }
+    let listed = Listed { scores: candidate_scores.to_slice(), first: list, count };
+    if comptime!(plan.stored) {
+        let mut order = SharedMemory::<Vector<u32, Four>>::new(comptime!(plan.tile * vectors));
+        for vector in range_stepped(at.lane, vectors, at.lanes) {
+            order[at.row * vectors + vector] = listed.keys(vector);
         }
-        order[at.row * vectors + vector] = keys;
+        sync_cube();
+        let stored = Stored { keys: order, first: at.row * vectors };
+        select::<Stored>(&stored, vectors, at, &mut keys, &mut scratch, plan.top_m);
+    } else {
+        select::<Listed>(&listed, vectors, at, &mut keys, &mut scratch, plan.top_m);
     }
-    sync_cube();
-    let candidates = Stored { keys: order, first: at.row * vectors };
-    select::<Stored>(&candidates, vectors, at, &mut keys, &mut scratch, plan.top_m);
 
     // From positions in the list to keys.
-    let first = at.row * plan.top_m;
-    if place.token < place.tokens {
-        for i in range_stepped(at.lane, plan.top_m, at.lanes) {
-            let position = keys[first + i] as usize;
-            keys[first + i] = min(candidate_keys[list + position], comptime!(plan.side_keys as u32 - 1));
-            if plan.direct {
-                scores[first + i] = score_of(key_at::<Stored>(&candidates, position));
+    let row = at.row * plan.top_m;
+    for i in range_stepped(at.lane, plan.top_m, at.lanes) {
+        let position = keys[row + i] as usize;
+        keys[row + i] = min(candidate_keys[list + position], comptime!(plan.side_keys as u32 - 1));
+        if comptime!(plan.direct) {
+            if place.token < place.tokens {
+                scores[first + i] = score_of(key_at::<Listed>(&listed, position));
             }
         }
     }
     sync_cube();
     if comptime!(!plan.direct) {
-        let out = first * plan.rank;
-        score_kept::<D>(&queries, normalised, &keys, &mut scores.to_slice_mut(), out, place, at, plan);
+        score_kept::<D>(&queries, normalised, &keys, scores, first, place, at, plan);
         sync_cube();
     }
-    KeptRows { keys, scores }
+    keys
 }
 
-/// Writes what a row keeps.
+/// Writes the keys that a row keeps.
 #[cube]
-pub(crate) fn write_kept(
-    kept: &KeptRows,
+pub(crate) fn write_keys(
+    kept: &SharedMemory<u32>,
     kept_keys: &mut Array<u32>,
-    kept_scores: &mut Array<f32>,
     place: Place,
     at: Lane,
     #[comptime] plan: ScorePlan,
@@ -214,10 +276,7 @@ pub(crate) fn write_kept(
         let first = at.row * plan.top_m;
         let out = (place.token * comptime!(plan.heads * 2) + place.side) * plan.top_m;
         for i in range_stepped(at.lane, plan.top_m, at.lanes) {
-            kept_keys[out + i] = kept.keys[first + i];
-        }
-        for i in range_stepped(at.lane, comptime!(plan.top_m * plan.rank), at.lanes) {
-            kept_scores[out * plan.rank + i] = kept.scores[first * plan.rank + i];
+            kept_keys[out + i] = kept[first + i];
         }
     }
 }

@@ -14,10 +14,11 @@ mod prepare;
 use cubecl::prelude::*;
 
 pub use self::backward::{ScoreGradients, Scored, score_backward};
-pub(crate) use self::forward::{Place, ScorePlan, merge, write_kept};
+pub(crate) use self::forward::{Place, ScorePlan, merge, write_keys};
 use self::forward::{merge_kernel, score_kernel};
 use self::prepare::{PreparePlan, prepare_kernel};
 use crate::device::Device;
+use crate::loops::{check_loops, fits_loops};
 use crate::norm::Norm;
 use crate::select::{FOUR, scratch_bytes};
 use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, from_f32, tokens_of, u32_storage};
@@ -100,6 +101,7 @@ pub fn prepare_keys<R: Runtime>(
         None => (None, 0.0, u),
     };
     let plan = PreparePlan { heads, side_keys, padded, key_dim, rank, norm };
+    check_loops("prepare_kernel", key_dim + rank * (1 + 3 * key_dim))?;
     let units = device.units(usize::MAX);
     // SAFETY: shapes are checked; a unit writes its own key's numbers only, units past the last side leave at once.
     unsafe {
@@ -260,8 +262,6 @@ impl<'a, R: Runtime> Stage<'a, R> {
             return Err(Error::Exceeds { what: "top_m", value, limit_name: "side_keys", limit });
         }
         let Cut { range, splits, keep } = Cut::of(side_keys, top_m, strategy);
-        let bytes = |tile, units| shared_bytes(tile, range, key_dim, keep, units);
-        let (tile, units) = tile_of(&device, tokens, range, bytes)?;
         let plan = ScorePlan {
             heads,
             query_heads,
@@ -274,10 +274,17 @@ impl<'a, R: Runtime> Stage<'a, R> {
             range,
             splits,
             keep,
-            tile,
-            units,
-            block: (range / FOUR / units).clamp(1, device.block),
+            stored: true,
+            tile: 1,
+            units: 1,
+            block: 1,
         };
+        let width = device.width(4, &[key_dim]);
+        let plan = tiled(&device, tokens, range, |tile, units| {
+            let block = (range / FOUR / units).clamp(1, device.block);
+            let plan = ScorePlan { tile, units, block, ..plan };
+            (shared_bytes(tile, range, key_dim, keep, units), plan.score_loops(width), plan)
+        })?;
         Ok(Self { client, device, query, query_norm, eps, keys, tokens, plan })
     }
 
@@ -320,6 +327,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
         let plan = self.plan;
         let cubes = self.tokens.div_ceil(plan.tile) * plan.heads * 2 * plan.splits;
         let depth = self.depth_width();
+        check_loops("score_kernel", plan.score_loops(depth))?;
         // SAFETY: `check` has seen every shape; keys stay below `side_keys` and tokens below `tokens`.
         unsafe {
             score_kernel::launch_unchecked::<R>(
@@ -344,18 +352,23 @@ impl<'a, R: Runtime> Stage<'a, R> {
 
     /// The second launch, of a split stage.
     fn merge(&self, candidates: &Kept<R>) -> Result<Kept<R>> {
-        let (plan, depth) = (self.plan, self.depth_width());
-        let bytes = |tile, units| merge_bytes(&ScorePlan { tile, units, ..plan });
-        let (tile, units) = tile_of(&self.device, self.tokens, plan.splits * plan.keep, bytes)?;
-        let plan = ScorePlan { tile, units, ..plan };
-        let cubes = self.tokens.div_ceil(tile) * plan.heads * 2;
+        let depth = self.depth_width();
+        let with = |stored| {
+            tiled(&self.device, self.tokens, self.plan.splits * self.plan.keep, |tile, units| {
+                let plan = ScorePlan { tile, units, stored, ..self.plan };
+                (merge_bytes(&plan), plan.merge_loops(depth), plan)
+            })
+        };
+        let plan = with(true).or_else(|_| with(false))?;
+        check_loops("merge_kernel", plan.merge_loops(depth))?;
+        let cubes = self.tokens.div_ceil(plan.tile) * plan.heads * 2;
         let kept = self.kept()?;
         // SAFETY: `check` has seen every shape; keys stay below `side_keys` and tokens below `tokens`.
         unsafe {
             merge_kernel::launch_unchecked::<R>(
                 self.client,
                 self.device.grid(cubes)?,
-                CubeDim::new_1d(units as u32),
+                CubeDim::new_1d(plan.units as u32),
                 depth,
                 arg(self.query, depth),
                 arg(self.query_norm, depth),
@@ -374,19 +387,24 @@ impl<'a, R: Runtime> Stage<'a, R> {
     }
 }
 
-/// Tokens and units of a cube that selects among `range` keys: the largest tile whose working set, `bytes` of tile and units, fits.
-fn tile_of(
+/// The plan of a cube that selects among `range` keys, with the largest tile of tokens that fits; more units for one token where they would
+/// go through too many iterations. `plan` gives shared bytes and loop iterations of a tile and units, and the plan.
+fn tiled(
     device: &Device,
     tokens: usize,
     range: usize,
-    bytes: impl Fn(usize, usize) -> usize,
-) -> Result<(usize, usize)> {
+    plan: impl Fn(usize, usize) -> (usize, usize, ScorePlan),
+) -> Result<ScorePlan> {
     let most = device.tile.min(tokens.next_power_of_two()).min(device.units(range));
-    let bytes = |tile| bytes(tile, device.units_for(tile, range));
     let tiles = [16, 8, 4, 2, 1].into_iter().filter(|&tile| tile <= most);
-    let tile = tiles.into_iter().find(|&tile| bytes(tile) <= device.shared_bytes).unwrap_or(1);
-    device.fits_shared("score", bytes(tile))?;
-    Ok((tile, device.units_for(tile, range)))
+    let tiles = tiles.map(|tile| plan(tile, device.units_for(tile, range)));
+    let fewest = device.units_for(1, range);
+    let widened = core::iter::successors(Some(2 * fewest), |units| Some(2 * units));
+    let widened = widened.take_while(|&units| units <= device.most_units()).map(|units| plan(1, units));
+    let fits = |(bytes, loops, _): &(usize, usize, ScorePlan)| *bytes <= device.shared_bytes && fits_loops(*loops);
+    let (bytes, _, plan) = tiles.chain(widened).find(fits).unwrap_or_else(|| plan(1, fewest));
+    device.fits_shared("score", bytes)?;
+    Ok(plan)
 }
 
 /// Shared memory of a cube: queries, scores, kept positions, the norm's partial sums and the selection's scratch.
@@ -394,8 +412,8 @@ fn shared_bytes(tile: usize, range: usize, key_dim: usize, keep: usize, units: u
     4 * (tile * (key_dim + range.next_multiple_of(FOUR) + keep) + units) + scratch_bytes(tile, units / tile)
 }
 
-/// Shared memory of [`merge`](forward::merge): the same for the candidates, and the kept keys' score vectors.
+/// Shared memory of [`merge`](forward::merge): the same for the candidates, where they are stored.
 pub(crate) fn merge_bytes(plan: &ScorePlan) -> usize {
-    let ScorePlan { tile, units, key_dim, top_m, rank, .. } = *plan;
-    shared_bytes(tile, plan.splits * plan.keep, key_dim, top_m, units) + 4 * tile * top_m * rank
+    let ScorePlan { tile, units, key_dim, top_m, .. } = *plan;
+    shared_bytes(tile, if plan.stored { plan.splits * plan.keep } else { 0 }, key_dim, top_m, units)
 }
