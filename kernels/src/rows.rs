@@ -174,7 +174,7 @@ impl<'a, R: Runtime> Sum<'a, R> {
         let shape = [self.blocks, 2, self.plan.width() * self.vector];
         let parts = empty(self.client, "parts of row gradients", &shape, f32_storage())?;
         let (grid, cube_dim, plan) = self.spread(self.blocks * self.plan.pieces())?;
-        check_loops("sum_blocks_kernel", sum_loops(groups.block) + 2)?;
+        check_loops("sum_blocks_kernel", sum_loops(groups.block) + 3)?;
         // SAFETY: groups are of these entries; a unit writes its own vectors of a block's two parts.
         unsafe {
             sum_blocks_kernel::launch_unchecked::<R>(

@@ -8,8 +8,9 @@ use cubecl::{Runtime, future::block_on};
 use tracing::field::{Field, Visit};
 use tracing_subscriber::{Layer, layer::Context, prelude::*};
 use ultramem::kernels::LOOPS_TARGET;
+use ultramem::kernels::optimiser::{Rule, Step};
 use ultramem::kernels::{expand::ExpandStrategy, query::ProjectStrategy, score::ScoreStrategy};
-use ultramem::{Dimensions, ElementType, Kind, MemoryConfig, MemoryLayer, Norm, Rule, Step, Strategies, Weights};
+use ultramem::{Dimensions, ElementType, Kind, MemoryConfig, MemoryLayer, Norm, Strategies, Weights};
 use ultramem_offline::{Gpu, LaunchReport, OfflineDevice, OfflineRuntime};
 
 /// What plans counted, in the order of their launches.
@@ -54,8 +55,7 @@ fn hold(what: &str, device: &OfflineDevice, work: impl FnOnce()) -> Vec<String> 
     let mut kernels = Vec::new();
     for LaunchReport { kernel, loops, executed, .. } in device.take_reports() {
         assert!(executed, "{what}: {} did not run", kernel.name);
-        let name = kernel.name.rsplit("::").find(|part| part.ends_with("_kernel") || *part != "").unwrap().to_string();
-        let name = kernel.name.split("::").find(|part| part.ends_with("_kernel")).map_or(name, str::to_string);
+        let name = kernel.name.split("::").find(|part| part.ends_with("_kernel")).unwrap_or(&kernel.name).to_string();
         // cubek's kernels are another's, with bounds of their own.
         if loops == 0 || !kernel.name.contains("ultramem") {
             continue;
@@ -123,7 +123,7 @@ fn plans_count_the_iterations_that_execute() {
             layer = Some(MemoryLayer::new(&client, config.clone(), &weights, ElementType::F32).unwrap());
             wait();
         }));
-        let mut layer = layer.unwrap();
+        let layer = layer.unwrap();
         let numbers: Vec<f32> =
             (0..tokens * config.hidden_size).map(|at| ((at * 7919) % 2003) as f32 / 1001.0 - 1.0).collect();
         let input = layer.upload(&numbers).unwrap();

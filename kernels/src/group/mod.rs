@@ -117,10 +117,10 @@ impl<R: Runtime> Sort<'_, R> {
         let bins = 1 << self.plan.bits;
         let counts = self.empty("digit counts", bins * self.cubes)?;
         let (mut keys, mut order) = (keys.clone(), keys.clone());
-        check_loops("count_kernel", self.plan.count_loops())?;
-        check_loops("scatter_kernel", self.plan.scatter_loops())?;
         for pass in 0..passes {
             let shift = pass * self.plan.bits;
+            check_loops("count_kernel", self.plan.count_loops())?;
+            check_loops("scatter_kernel", self.plan.scatter_loops())?;
             let sorted = self.empty("sorted keys", self.entries)?;
             let placed = if pass + 1 == passes { groups.order.clone() } else { self.empty("order", self.entries)? };
             // SAFETY: a unit reads its own entries, all below `entries`, and writes each of them to a place of its own.
