@@ -5,7 +5,7 @@ mod common;
 use common::{KINDS, golden_files, random_input, relative_l2, small};
 use ultramem::{
     Dimensions, Error, HostTensor, Kind, MemoryConfig, Norm, Weights,
-    reference::{Chosen, Kept, backward, combine, expand, forward, query, score},
+    reference::{Chosen, Kept, backward, combine, expand, forward, judge, query, score, score_slots},
 };
 
 #[test]
@@ -468,4 +468,41 @@ fn a_seed_names_its_weights() {
     let config = small(Kind::MemoryPlus);
     assert_eq!(Weights::random(&config, 1), Weights::random(&config, 1));
     assert_ne!(Weights::random(&config, 1), Weights::random(&config, 2));
+}
+
+/// Two slots of equal totals may change places; two of unequal ones, a slot twice or one that there is not are wrong.
+#[test]
+fn chosen_slots_are_judged_by_their_scores() {
+    for kind in KINDS {
+        let config = small(kind);
+        let start = Weights::random(&config, 4);
+        // Of all keys two in a row are the same: every slot has three others of its total.
+        let width = config.key_dim * config.tucker_rank;
+        let keys: Vec<f32> = start.keys.to_f32().chunks(2 * width).flat_map(|two| two[..width].repeat(2)).collect();
+        let weights = Weights { keys: HostTensor::from_f32(start.keys.shape(), &keys).unwrap(), ..start };
+        let input = random_input(&config, 5, 8);
+        let expected = forward(&config, &weights, &input).unwrap().slots;
+        let judge = |found: &[u32]| judge(&config, &weights, &input, found, &expected, 1e-9).unwrap();
+        let exact = judge(&expected);
+        assert!(exact.right() && exact.equal == expected.len() && exact.tokens.is_empty(), "{exact:?}");
+        let totals = score_slots(&config, &weights, &input, &expected).unwrap().totals;
+        let of_head = |place: usize| place % config.top_m + 1 < config.top_m;
+        let equal = (0..totals.len() - 1).find(|&at| of_head(at) && totals[at] == totals[at + 1]).unwrap();
+        let unequal = (0..totals.len() - 1).find(|&at| of_head(at) && totals[at] != totals[at + 1]).unwrap();
+        let swapped = |at: usize| {
+            let mut found = expected.clone();
+            found.swap(at, at + 1);
+            judge(&found)
+        };
+        let token = |at: usize| vec![at / (config.heads * config.top_m)];
+        let found = swapped(equal);
+        assert_eq!((found.right(), found.swapped, &found.tokens), (true, 2, &token(equal)), "{kind:?}: {found:?}");
+        let found = swapped(unequal);
+        assert_eq!((found.right(), found.wrong, &found.tokens), (false, 2, &token(unequal)), "{kind:?}: {found:?}");
+        for other in [expected[equal], config.slots() as u32] {
+            let mut found = expected.clone();
+            found[equal + 1] = other;
+            assert_eq!(judge(&found).wrong, 1, "{kind:?}: slot {other} in place of {}", expected[equal + 1]);
+        }
+    }
 }

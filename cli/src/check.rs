@@ -8,7 +8,7 @@ use serde_json::json;
 use ultramem::{Checkpoint, ElementType, Kind, MemoryConfig, Spectrum, Weights};
 
 use crate::Common;
-use crate::compare::{F32_BOUND, GRADIENT_BOUND, HALF_BOUND, equal_slots, relative_l2};
+use crate::compare::{Comparison, F32_BOUND, GRADIENT_BOUND, HALF_BOUND, relative_l2};
 use crate::engine::{Engine, Oracle, Outcome};
 use crate::failure::{Failure, Result};
 use crate::load;
@@ -33,6 +33,9 @@ struct Line {
     value: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     bound: Option<f64>,
+    /// Slots that are not the expected ones, but whose totals are those of the expected ones but for rounding.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    swapped: Option<usize>,
     /// What the comparison was with, or why there was none.
     note: String,
 }
@@ -55,7 +58,7 @@ pub fn run(args: &CheckArgs, common: &Common) -> Result<Report> {
     let engine = adapter.engine(checkpoint.config(), &weights, common.dtype)?;
     let outcome = engine.forward(&input)?;
     let mut lines = match common.dtype {
-        ElementType::F32 => expected.against_file(&outcome),
+        ElementType::F32 => expected.against_file(checkpoint.config(), &weights, &input, &outcome)?,
         dtype => expected.against_oracle(&outcome, &oracle(checkpoint.config(), &weights, dtype, &input)?),
     };
     if !expected.gradients.is_empty() {
@@ -88,7 +91,10 @@ fn table(lines: &[Line]) -> String {
     for line in lines {
         match (line.measure, line.value, line.bound) {
             (Some("equal_slots"), Some(share), _) => {
-                table.line([&line.name, &format!("{:.2} % equal", share * 100.0), "all", word(line.status)]);
+                let swapped = line.swapped.filter(|&swapped| swapped > 0);
+                let swapped = swapped.map(|count| format!(", {count} swapped by rounding")).unwrap_or_default();
+                let equal = format!("{:.2} % equal{swapped}", share * 100.0);
+                table.line([&line.name, &equal, "all", word(line.status)]);
             }
             (_, Some(value), Some(bound)) => {
                 let (value, bound) = (format!("relative L2 {value:.1e}"), format!("at most {bound:.0e}"));
@@ -162,17 +168,35 @@ impl Expected {
         Ok(expected)
     }
 
-    fn against_file(&self, outcome: &Outcome) -> Vec<Line> {
+    /// Slots are judged by their scores. Where some were swapped by rounding, their token's scores and output are held against the oracle's
+    /// for the slots that it chose.
+    fn against_file(
+        &self,
+        config: &MemoryConfig,
+        weights: &Weights<'_>,
+        input: &[f32],
+        outcome: &Outcome,
+    ) -> Result<Vec<Line>> {
         let note = "with the file";
-        let slots = self.slots.as_ref().map(|expected| {
-            let share = equal_slots(&outcome.slots, expected) as f64 / expected.len() as f64;
-            let status = if share == 1.0 { Status::Passed } else { Status::Missed };
-            let (measure, note) = (Some("equal_slots"), note.to_string());
-            Line { name: SLOTS.into(), status, measure, value: Some(share), bound: Some(1.0), note }
-        });
-        let output = self.output.as_ref().map(|it| distance(OUTPUT, &outcome.output, it, F32_BOUND, note));
-        let scores = self.scores.as_ref().map(|it| distance(SCORES, &outcome.scores, it, F32_BOUND, note));
-        [slots, scores, output].into_iter().flatten().collect()
+        let (mut slots, mut results) = (None, (self.output.clone(), self.scores.clone()));
+        if let Some(expected) = &self.slots {
+            let Comparison { judged, output, scores } =
+                Comparison::new(config, weights, input, outcome, expected, results)?;
+            let status = if judged.right() { Status::Passed } else { Status::Missed };
+            slots = Some(Line {
+                name: SLOTS.into(),
+                status,
+                measure: Some("equal_slots"),
+                value: Some(judged.equal as f64 / expected.len() as f64),
+                bound: Some(1.0),
+                swapped: Some(judged.swapped),
+                note: note.to_string(),
+            });
+            results = (output, scores);
+        }
+        let output = results.0.map(|it| distance(OUTPUT, &outcome.output, &it, F32_BOUND, note));
+        let scores = results.1.map(|it| distance(SCORES, &outcome.scores, &it, F32_BOUND, note));
+        Ok([slots, scores, output].into_iter().flatten().collect())
     }
 
     /// In f16 and bf16 the rounding of the weights may change which slots are chosen, so that only the oracle's output on
@@ -235,11 +259,20 @@ fn distance(name: &str, found: &[f32], expected: &[f32], bound: f64, note: &str)
     let value = relative_l2(found, expected);
     let status = if value <= bound { Status::Passed } else { Status::Missed };
     let measure = Some("relative_l2");
-    Line { name: name.into(), status, measure, value: Some(value), bound: Some(bound), note: note.into() }
+    Line {
+        name: name.into(),
+        status,
+        measure,
+        value: Some(value),
+        bound: Some(bound),
+        swapped: None,
+        note: note.into(),
+    }
 }
 
 fn not_checked(name: &str, why: &str) -> Line {
-    Line { name: name.into(), status: Status::NotChecked, measure: None, value: None, bound: None, note: why.into() }
+    let status = Status::NotChecked;
+    Line { name: name.into(), status, measure: None, value: None, bound: None, swapped: None, note: why.into() }
 }
 
 fn others(checkpoint: &Checkpoint) -> Vec<Line> {

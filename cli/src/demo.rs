@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use ultramem::{Checkpoint, ElementType, MemoryConfig, Weights};
 
 use crate::Common;
-use crate::compare::{F32_BOUND, HALF_BOUND, equal_slots, relative_l2};
+use crate::compare::{Comparison, F32_BOUND, HALF_BOUND, relative_l2};
 use crate::engine::{Engine, Oracle, Outcome};
 use crate::failure::{Failure, Result};
 use crate::load;
@@ -24,8 +24,8 @@ static LAYER: &[u8] = include_bytes!("../data/kjv_layer.safetensors");
 /// Arguments of `demo`.
 #[derive(Debug, Default, Args)]
 pub struct DemoArgs {
-    /// Another layer than the bundled one, as `lm export` writes it: with its input, the results that it expects and, in the metadata,
-    /// the text that the input comes from
+    /// Another layer than the bundled one, as `lm export` writes it: with its input, the results that it expects, if it has them, and, in the
+    /// metadata, the text that the input comes from
     file: Option<PathBuf>,
 }
 
@@ -67,7 +67,7 @@ pub fn run(args: &DemoArgs, common: &Common) -> Result<Report> {
     let (config, weights) = (checkpoint.config(), checkpoint.weights().map_err(|error| in_file(error.into()))?);
     let input = load::hidden_states(&checkpoint, "input", None).map_err(in_file)?;
     let tokens = input.len() / config.hidden_size;
-    let stored = Stored::new(&checkpoint, args.author(), tokens).map_err(in_file)?;
+    let stored = Stored::find(&checkpoint, args.author(), tokens).map_err(in_file)?;
     let text = text(&checkpoint, tokens).map_err(in_file)?;
     let adapter = common.backend.find()?;
     let engine = adapter.engine(config, &weights, common.dtype)?;
@@ -133,7 +133,11 @@ struct Stored {
 }
 
 impl Stored {
-    fn new(checkpoint: &Checkpoint, author: &'static str, tokens: usize) -> Result<Self> {
+    /// None of a layer that was stored without results.
+    fn find(checkpoint: &Checkpoint, author: &'static str, tokens: usize) -> Result<Option<Self>> {
+        if !checkpoint.has("expected.output") || !checkpoint.has("expected.indices") {
+            return Ok(None);
+        }
         let config = checkpoint.config();
         let output = load::hidden_states(checkpoint, "expected.output", Some(tokens))?;
         let slots = checkpoint.integers("expected.indices")?;
@@ -144,20 +148,85 @@ impl Stored {
                 "tensor \"expected.indices\" has shape {found:?}, expected {expected:?}"
             )));
         }
-        Ok(Self { author, output, slots: slots.numbers })
+        Ok(Some(Self { author, output, slots: slots.numbers }))
     }
 }
 
-/// How far the output is from the oracle's and from the stored one.
+/// How far the output is from the oracle's, and from the stored one where there is one.
 struct Agreement {
-    author: &'static str,
     oracle: f64,
     oracle_bound: f64,
-    stored: f64,
+    stored: Option<StoredAgreement>,
+}
+
+/// How far the results are from those that were stored with the layer.
+struct StoredAgreement {
+    author: &'static str,
+    output: f64,
     /// None in f16 and bf16, where rounded weights may choose other slots than were stored for f32.
-    stored_bound: Option<f64>,
+    bound: Option<f64>,
     equal_slots: usize,
+    /// Slots whose totals are the stored ones' but for rounding.
+    swapped: usize,
     all_slots: usize,
+}
+
+impl StoredAgreement {
+    fn new(
+        checkpoint: &Checkpoint,
+        weights: &Weights<'_>,
+        dtype: ElementType,
+        input: &[f32],
+        outcome: &Outcome,
+        stored: Stored,
+    ) -> Result<Self> {
+        let Stored { author, output, slots } = stored;
+        let all_slots = slots.len();
+        if dtype != ElementType::F32 {
+            let equal = outcome.slots.iter().zip(&slots).filter(|&(&found, &slot)| i64::from(found) == slot).count();
+            let output = relative_l2(&outcome.output, &output);
+            return Ok(Self { author, output, bound: None, equal_slots: equal, swapped: 0, all_slots });
+        }
+        let config = checkpoint.config();
+        let found = Comparison::new(config, weights, input, outcome, &slots, (Some(output), None))?;
+        let output = relative_l2(&outcome.output, &found.output.unwrap_or_default());
+        let (equal_slots, swapped) = (found.judged.equal, found.judged.swapped);
+        Ok(Self { author, output, bound: Some(F32_BOUND), equal_slots, swapped, all_slots })
+    }
+
+    fn slots_passed(&self) -> bool {
+        self.bound.is_none() || self.equal_slots + self.swapped == self.all_slots
+    }
+
+    fn output_passed(&self) -> bool {
+        self.bound.is_none_or(|bound| self.output <= bound)
+    }
+
+    fn lines(&self, table: &mut Table) {
+        let (number, author) = (distance(self.output), self.author);
+        let swapped = if self.swapped > 0 { format!(", {} swapped by rounding", self.swapped) } else { String::new() };
+        let equal = format!("{} of {}{swapped}", grouped(self.equal_slots), grouped(self.all_slots));
+        let slots = format!("slots that are {author}'s");
+        match self.bound {
+            Some(bound) => {
+                let limit = format!("at most {bound:.0e}");
+                table.line([&format!("with {author}'s stored output"), &number, &limit, word(self.output_passed())]);
+                table.line([&slots, &equal, "all", word(self.slots_passed())]);
+            }
+            None => {
+                table.line([&format!("with {author}'s f32 output"), &number, "no bound", ""]);
+                table.line([&slots, &equal, "no bound", ""]);
+            }
+        }
+    }
+}
+
+fn word(passed: bool) -> &'static str {
+    if passed { "ok" } else { "MISSED" }
+}
+
+fn distance(relative_l2: f64) -> String {
+    format!("relative L2 {relative_l2:.1e}")
 }
 
 impl Agreement {
@@ -167,64 +236,46 @@ impl Agreement {
         dtype: ElementType,
         input: &[f32],
         outcome: &Outcome,
-        stored: Stored,
+        stored: Option<Stored>,
     ) -> Result<Self> {
         let oracle = Oracle::new(checkpoint.config(), weights, dtype).forward(input)?;
-        let full = dtype == ElementType::F32;
+        let stored = stored.map(|it| StoredAgreement::new(checkpoint, weights, dtype, input, outcome, it));
         Ok(Self {
-            author: stored.author,
             oracle: relative_l2(&outcome.output, &oracle.output),
-            oracle_bound: if full { F32_BOUND } else { HALF_BOUND },
-            stored: relative_l2(&outcome.output, &stored.output),
-            stored_bound: full.then_some(F32_BOUND),
-            equal_slots: equal_slots(&outcome.slots, &stored.slots),
-            all_slots: outcome.slots.len(),
+            oracle_bound: if dtype == ElementType::F32 { F32_BOUND } else { HALF_BOUND },
+            stored: stored.transpose()?,
         })
     }
 
     fn passed(&self) -> bool {
-        let slots = self.stored_bound.is_none() || self.equal_slots == self.all_slots;
-        slots && self.oracle <= self.oracle_bound && self.stored_bound.is_none_or(|bound| self.stored <= bound)
+        let stored = self.stored.as_ref().is_none_or(|it| it.slots_passed() && it.output_passed());
+        stored && self.oracle <= self.oracle_bound
     }
 
     fn text(&self) -> String {
-        let word = |passed: bool| if passed { "ok" } else { "MISSED" };
-        let number = |distance: f64| format!("relative L2 {distance:.1e}");
         let mut table = Table::default();
-        let (oracle, bound) = (number(self.oracle), format!("at most {:.0e}", self.oracle_bound));
+        let (oracle, bound) = (distance(self.oracle), format!("at most {:.0e}", self.oracle_bound));
         table.line(["with the oracle (CPU, f64 sums)", &oracle, &bound, word(self.oracle <= self.oracle_bound)]);
-        let equal = format!("{} of {}", grouped(self.equal_slots), grouped(self.all_slots));
-        let slots = format!("slots that are {}'s", self.author);
-        match self.stored_bound {
-            Some(bound) => {
-                let (passed, limit) = (self.stored <= bound, format!("at most {bound:.0e}"));
-                table.line([
-                    &format!("with {}'s stored output", self.author),
-                    &number(self.stored),
-                    &limit,
-                    word(passed),
-                ]);
-                let passed = self.equal_slots == self.all_slots;
-                table.line([&slots, &equal, "all", word(passed)]);
-            }
-            None => {
-                table.line([&format!("with {}'s f32 output", self.author), &number(self.stored), "no bound", ""]);
-                table.line([&slots, &equal, "no bound", ""]);
-            }
+        if let Some(stored) = &self.stored {
+            stored.lines(&mut table);
         }
         table.text()
     }
 
     fn json(&self) -> Value {
-        json!({
+        let mut json = json!({
             "passed": self.passed(),
             "oracle_relative_l2": self.oracle,
             "oracle_bound": self.oracle_bound,
-            "stored_relative_l2": self.stored,
-            "stored_bound": self.stored_bound,
-            "equal_slots": self.equal_slots,
-            "all_slots": self.all_slots,
-        })
+        });
+        if let Some(stored) = &self.stored {
+            json["stored_relative_l2"] = json!(stored.output);
+            json["stored_bound"] = json!(stored.bound);
+            json["equal_slots"] = json!(stored.equal_slots);
+            json["swapped_slots"] = json!(stored.swapped);
+            json["all_slots"] = json!(stored.all_slots);
+        }
+        json
     }
 }
 

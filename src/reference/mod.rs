@@ -15,15 +15,17 @@ mod backward;
 pub mod baseline;
 mod combine;
 mod expand;
+mod judge;
 mod optimiser;
 mod query;
 mod score;
 
 use std::cmp::Ordering;
 
-pub use backward::{Gradients, backward};
+pub use backward::{Gradients, backward, score_slots};
 pub use combine::{Chosen, combine};
 pub use expand::expand;
+pub use judge::{Judged, judge};
 pub use optimiser::Optimiser;
 pub use query::query;
 pub use score::{Kept, score};

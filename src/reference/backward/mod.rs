@@ -11,10 +11,10 @@ mod score;
 
 use std::collections::BTreeMap;
 
-use super::{below, dot, length, normalise, query as queries_of, whole_rows};
+use super::{Chosen, below, dot, length, normalise, query as queries_of, whole_rows};
 use crate::checkpoint::core_name;
 use crate::weights::{GATE_PROJ, KEYS_NORM, layout};
-use crate::{HostTensor, MemoryConfig, Norm, Result, Weights};
+use crate::{HostTensor, Kind, MemoryConfig, Norm, Result, Weights};
 
 /// Gradients of one backward pass, each in the shape of what it is the gradient of.
 #[derive(Debug, Clone, PartialEq)]
@@ -77,6 +77,26 @@ impl Gradients {
         }
         Ok(named)
     }
+}
+
+/// The scores of given `slots` `[tokens, heads, top_m]`, whoever chose them, for `input` `[tokens, hidden_size]`; a softmax of product keys runs
+/// over the given ones.
+///
+/// # Errors
+/// As [`backward`].
+pub fn score_slots(config: &MemoryConfig, weights: &Weights<'_>, input: &[f32], slots: &[u32]) -> Result<Chosen> {
+    weights.check(config)?;
+    let tokens = whole_rows("input", input.len(), "hidden_size", config.hidden_size)?;
+    length("slots", slots.len(), tokens * config.heads * config.top_m)?;
+    below("slots", slots, config.slots())?;
+    let queries = queries_of(config, weights, input)?;
+    let sides = score::side_scores(config, weights, &queries, slots);
+    let scores = combine::slot_scores(config, weights, &sides);
+    let totals = match config.kind {
+        Kind::UltraMem => scores.chunks_exact(config.cores).map(|scores| scores.iter().sum()).collect(),
+        _ => sides.chunks_exact(2).map(|sides| sides[0] + sides[1]).collect(),
+    };
+    Ok(Chosen { slots: slots.to_vec(), scores, totals })
 }
 
 /// The gradients for `input` and `grad_output`, both `[tokens, hidden_size]`, and the `slots` that the forward pass chose.
