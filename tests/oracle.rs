@@ -476,9 +476,12 @@ fn chosen_slots_are_judged_by_their_scores() {
     for kind in KINDS {
         let config = small(kind);
         let start = Weights::random(&config, 4);
-        // Of all keys two in a row are the same: every slot has three others of its total.
+        // Of the row keys two in a row are the same: every slot has another one of its total.
         let width = config.key_dim * config.tucker_rank;
-        let keys: Vec<f32> = start.keys.to_f32().chunks(2 * width).flat_map(|two| two[..width].repeat(2)).collect();
+        let mut keys = start.keys.to_f32();
+        for side in keys.chunks_mut(config.side_keys * width).step_by(2) {
+            side.chunks_mut(2 * width).for_each(|two| two.copy_within(..width, width));
+        }
         let weights = Weights { keys: HostTensor::from_f32(start.keys.shape(), &keys).unwrap(), ..start };
         let input = random_input(&config, 5, 8);
         let expected = forward(&config, &weights, &input).unwrap().slots;
