@@ -10,7 +10,7 @@ use ultramem_kernels::expand::{ExpandStrategy, Memory, expand};
 use ultramem_kernels::query::{ProjectStrategy, query};
 pub use ultramem_kernels::score::Kept;
 use ultramem_kernels::score::{KeyFactors, PreparedKeys, ScoreStrategy, prepare_keys, score};
-use ultramem_kernels::{ElementType, Tensor, check, retrieve, supports, transpose};
+use ultramem_kernels::{ElementType, Tensor, check, retrieve, retrieves_at_once, supports, transpose};
 
 use crate::table::{ValueTable, upload};
 use crate::{Error, HostTensor, LayerWeights, MemoryConfig, Result, Weights};
@@ -178,6 +178,17 @@ impl<R: Runtime> MemoryLayer<R> {
         let query_norm = &self.weights.query_norm;
         let pair_score = self.pair_score();
         Ok(retrieve(&self.client, query, query_norm, norm, eps, &self.keys, top_m, strategy, &pair_score)?)
+    }
+
+    /// Whether [`retrieve`](Self::retrieve) is one kernel after the split keys are scored, in place of the two stages' own.
+    ///
+    /// # Errors
+    /// As [`retrieve`](Self::retrieve).
+    pub fn retrieves_at_once(&self, query: &Tensor<R>, strategy: ScoreStrategy) -> Result<bool> {
+        let (norm, eps, top_m) = (self.config.norm, self.config.norm_eps, self.config.top_m);
+        let query_norm = &self.weights.query_norm;
+        let pair_score = self.pair_score();
+        Ok(retrieves_at_once(&self.client, query, query_norm, norm, eps, &self.keys, top_m, strategy, &pair_score)?)
     }
 
     pub(crate) fn pair_score(&self) -> PairScore<'_, R> {

@@ -1,6 +1,7 @@
 //! One way to run and to time a layer, whoever computes it: a device or the oracle.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::time::Instant;
 
 use cubecl::Runtime;
@@ -29,8 +30,19 @@ pub struct Outcome {
 pub struct Measured {
     /// The whole forward pass.
     pub forward: Times,
-    /// Each stage alone, and what the device gives at best; only for a device.
-    pub device: Option<([Times; 4], Rates)>,
+    /// Each stage alone as the forward pass launches it, and what the device gives at best; only for a device.
+    pub device: Option<(Vec<StageTimes>, Rates)>,
+}
+
+/// The times of a stage, or of several that the forward pass launches as one.
+#[derive(Debug, Clone)]
+pub struct StageTimes {
+    /// The stages' names.
+    pub name: &'static str,
+    /// Which of the layer's four stages they are.
+    pub stages: Range<usize>,
+    /// Their times.
+    pub times: Times,
 }
 
 /// What a measurement of training finds.
@@ -97,14 +109,24 @@ impl<R: Runtime> Engine for MemoryLayer<R> {
         let query = self.query(&input, strategies.query)?;
         let kept = self.score(&query, strategies.score)?;
         let chosen = self.combine(&kept)?;
-        let runs: [Run<'_>; 5] = [
+        let (forward, first, last): (Run<'_>, Run<'_>, Run<'_>) = (
             &|| Ok(self.forward_with(&input, strategies).map(drop)?),
             &|| Ok(self.query(&input, strategies.query).map(drop)?),
-            &|| Ok(self.score(&query, strategies.score).map(drop)?),
-            &|| Ok(self.combine(&kept).map(drop)?),
             &|| Ok(self.expand(&input, &chosen, strategies).map(drop)?),
-        ];
-        let [forward, stages @ ..] = interleaved(self.client(), runs, effort, &counted(tokens, "token"))?;
+        );
+        let text = counted(tokens, "token");
+        let (forward, stages) = if self.retrieves_at_once(&query, strategies.score)? {
+            let retrieve: Run<'_> = &|| Ok(self.retrieve(&query, strategies.score).map(drop)?);
+            let [forward, times @ ..] = interleaved(self.client(), [forward, first, retrieve, last], effort, &text)?;
+            (forward, named([("query", 0..1), ("score and combine", 1..3), ("expand", 3..4)], times))
+        } else {
+            let (score, combine): (Run<'_>, Run<'_>) =
+                (&|| Ok(self.score(&query, strategies.score).map(drop)?), &|| Ok(self.combine(&kept).map(drop)?));
+            let [forward, times @ ..] =
+                interleaved(self.client(), [forward, first, score, combine, last], effort, &text)?;
+            let names = [("query", 0..1), ("score", 1..2), ("combine", 2..3), ("expand", 3..4)];
+            (forward, named(names, times))
+        };
         Ok(Measured { forward, device: rates.map(|rates| (stages, rates)) })
     }
 
@@ -137,6 +159,10 @@ impl<R: Runtime> Engine for MemoryLayer<R> {
     fn strategies(&self, tokens: usize) -> Option<String> {
         Some(format!("{:?}", MemoryLayer::strategies(self, tokens)))
     }
+}
+
+fn named<const N: usize>(names: [(&'static str, Range<usize>); N], times: [Times; N]) -> Vec<StageTimes> {
+    names.into_iter().zip(times).map(|((name, stages), times)| StageTimes { name, stages, times }).collect()
 }
 
 /// The oracle as an engine. For f16 and bf16 it takes the same rounded weights and input as a device would, and rounds no

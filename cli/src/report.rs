@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use ultramem::{Cost, ElementType, MemoryConfig, StageCost};
 
 use crate::backend::Adapter;
-use crate::engine::Measured;
+use crate::engine::{Measured, StageTimes};
 use crate::rates::Rates;
 use crate::sampling::Times;
 
@@ -116,8 +116,16 @@ pub fn stages_json(stages: Vec<(&'static str, StageReport)>) -> Value {
 /// The stages of a measurement with their names; none for the oracle.
 pub fn stages(measured: &Measured, cost: &Cost) -> Vec<(&'static str, StageReport)> {
     let Some((times, rates)) = &measured.device else { return Vec::new() };
-    let report = |(ms, (name, cost)): (&Times, (&'static str, StageCost))| (name, StageReport::new(ms, cost, rates));
-    times.iter().zip(cost.stages()).map(report).collect()
+    times.iter().map(|it| (it.name, StageReport::new(&it.times, cost_of(it, cost), rates))).collect()
+}
+
+/// What the stages that were timed together cost.
+pub fn cost_of(timed: &StageTimes, cost: &Cost) -> StageCost {
+    let add = |sum: StageCost, (_, cost): &(&str, StageCost)| StageCost {
+        bytes: sum.bytes + cost.bytes,
+        flops: sum.flops + cost.flops,
+    };
+    cost.stages()[timed.stages.clone()].iter().fold(StageCost { bytes: 0, flops: 0 }, add)
 }
 
 /// Times of a forward pass as a table: a line a stage and one for the whole.

@@ -35,7 +35,7 @@ pub use loops::{LOOPS_TARGET, MAX_LOOPS};
 pub use norm::{Norm, norm_tile};
 pub use outer::{WeightTiles, weight_tiles};
 pub use random::random;
-pub use retrieve::retrieve;
+pub use retrieve::{retrieve, retrieves_at_once};
 pub use rows::RowGradients;
 pub use sums::column_sum_rows;
 pub use tensor::{Tensor, check, empty, fits_binding, from_f32, from_u32, supports, u32_storage};

@@ -33,8 +33,7 @@ pub fn retrieve<R: Runtime>(
     pair_score: &PairScore<'_, R>,
 ) -> Result<(Kept<R>, Chosen<R>)> {
     let stage = Stage::check(client, query, query_norm, norm, eps, keys, top_m, strategy)?;
-    let few = stage.tokens * stage.plan.heads <= stage.device.busy_cubes;
-    if stage.plan.splits > 1 && few && !stage.device.narrow {
+    if is_short(&stage) {
         let kept = stage.kept()?;
         let shape = Shape::check(&kept, pair_score)?;
         if let Some(plan) = plan(&stage, &shape) {
@@ -45,6 +44,34 @@ pub fn retrieve<R: Runtime>(
     let kept = stage.run()?;
     let chosen = combine(client, &kept, stage.plan.side_keys, pair_score)?;
     Ok((kept, chosen))
+}
+
+/// Whether [`retrieve`] with these arguments is one kernel after the split keys are scored.
+///
+/// # Errors
+/// As [`retrieve`].
+#[allow(clippy::too_many_arguments, reason = "two stages' inputs, each with its own shape")]
+pub fn retrieves_at_once<R: Runtime>(
+    client: &ComputeClient<R>,
+    query: &Tensor<R>,
+    query_norm: &Tensor<R>,
+    norm: Norm,
+    eps: f32,
+    keys: &PreparedKeys<R>,
+    top_m: usize,
+    strategy: ScoreStrategy,
+    pair_score: &PairScore<'_, R>,
+) -> Result<bool> {
+    let stage = Stage::check(client, query, query_norm, norm, eps, keys, top_m, strategy)?;
+    let kept = stage.kept()?;
+    let shape = Shape::check(&kept, pair_score)?;
+    Ok(is_short(&stage) && plan(&stage, &shape).is_some())
+}
+
+/// Whether the candidates are those of split keys and of so few tokens that one launch less counts.
+fn is_short<R: Runtime>(stage: &Stage<'_, R>) -> bool {
+    let few = stage.tokens * stage.plan.heads <= stage.device.busy_cubes;
+    stage.plan.splits > 1 && few && !stage.device.narrow
 }
 
 /// What is fixed when the kernel is compiled: both sides of one head as two rows, then their pairs as one.

@@ -13,7 +13,7 @@ use crate::engine::Measured;
 use crate::failure::{Failure, Result};
 use crate::rates::Rates;
 use crate::report::{
-    Report, Table, bytes, device_json, device_line, dimensions_json, grouped, ms, object, stages, stages_json,
+    Report, Table, bytes, cost_of, device_json, device_line, dimensions_json, grouped, ms, object, stages, stages_json,
 };
 use crate::sampling::Effort;
 
@@ -101,15 +101,19 @@ fn chart(found: &[Found], config: &MemoryConfig, rates: &Rates, common: &Common,
     let mut latency = vec![Line::new("forward", look::FORWARD, Role::Measured)];
     let mut moved = vec![Line::new("forward", look::FORWARD, Role::Measured)];
     let floor = |cost: StageCost| rates.floor_ms(cost.bytes, cost.flops);
-    let names = config.cost(1, common.dtype).stages().map(|(name, _)| name);
-    for (at, name) in names.into_iter().enumerate() {
-        let line = |role| Line::new(name, look::STAGES[at], role);
+    let timed =
+        |measured: &'_ Measured| measured.device.iter().flat_map(|(stages, _)| stages.clone()).collect::<Vec<_>>();
+    let mut names: Vec<(&'static str, usize)> =
+        found.iter().flat_map(|(_, measured)| timed(measured)).map(|it| (it.name, it.stages.start)).collect();
+    names.sort_by_key(|&(name, first)| (first, name));
+    names.dedup();
+    for (name, first) in names {
+        let line = |role| Line::new(name, look::STAGES[first], role);
         let (mut times, mut floors, mut sizes) = (line(Role::Measured), line(Role::Floor), line(Role::Measured));
         for (tokens, measured) in found {
-            let (x, (_, cost)) = (*tokens as f64, config.cost(*tokens, common.dtype).stages()[at]);
-            if let Some((stages, _)) = &measured.device {
-                times.points.push(Point::of(x, &stages[at]));
-            }
+            let Some(stage) = timed(measured).into_iter().find(|it| it.name == name) else { continue };
+            let (x, cost) = (*tokens as f64, cost_of(&stage, &config.cost(*tokens, common.dtype)));
+            times.points.push(Point::of(x, &stage.times));
             floors.points.push(Point::at(x, floor(cost)));
             sizes.points.push(Point::at(x, cost.bytes as f64 / 1e6));
         }
