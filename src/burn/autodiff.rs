@@ -11,14 +11,15 @@ use burn::backend::{
     },
 };
 use burn::tensor::{
-    DType,
+    DType, Device, Shape, TensorMetadata,
     backend::AutodiffBackend,
     ops::{FloatTensor, IntTensor},
 };
 use burn_cubecl::{kernel::cast, tensor::CubeTensor};
 use ultramem_kernels::{RowGradients, Tensor};
 
-use super::backend::{Call, MemoryBackend, Pending, Trace, like};
+use super::backend::{Call, MemoryBackend, Trace, like};
+use super::pending::Pending;
 use crate::Result;
 
 /// Input, W_q, its norm, keys, their norm, cores, values, W_o.
@@ -68,14 +69,23 @@ impl<B: MemoryBackend, C: CheckpointStrategy> MemoryBackend for Autodiff<B, C> {
         // A sparse table is no parameter of Burn's optimisers. Where the layer learns, a leaf stands for the table in this call alone.
         let learns = parents[1..].iter().any(|tensor| tensor.is_tracked());
         let leaf = Self::from_inner(call.query_norm.primitive.clone());
-        let leaf = call.pending.clone().filter(|_| learns).map(|pending| (pending, leaf.require_grad()));
+        let leaf =
+            call.pending.clone().filter(|_| learns && !call.is_empty()).map(|pending| (pending, leaf.require_grad()));
         if let Some((_, leaf)) = &leaf {
             parents[6] = leaf;
         }
         let nodes = parents.map(|tensor| tensor.node.clone());
         let sparse = leaf.as_ref().map(|(pending, leaf)| (pending.clone(), known_by(leaf)));
         let is_sparse = call.pending.is_some();
+        let empty = call.is_empty();
         let inner = inner(call);
+        if empty {
+            let output = inner.input.clone();
+            return Ok(match Backward::<B, PARENTS>::prepare::<C>(EmptyNode, nodes).compute_bound().stateful() {
+                OpsKind::Tracked(node) => node.finish(inner.shapes(), output),
+                OpsKind::UnTracked(node) => node.finish(output),
+            });
+        }
         match Backward::<B, PARENTS>::prepare::<C>(MemoryNode, nodes).compute_bound().stateful() {
             OpsKind::Tracked(node) => {
                 let (output, trace) = saving(inner)?;
@@ -93,13 +103,47 @@ impl<B: MemoryBackend> Backward<B, PARENTS> for MemoryNode {
     /// If the device refuses a launch: Burn's backward pass has no error to give.
     fn backward(self, ops: Ops<Self::State, PARENTS>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad_output = B::float_cube(grads.consume::<B>(&ops.node));
-        let found =
-            backward(&*ops.state, grad_output).unwrap_or_else(|error| panic!("memory layer, backward: {error}"));
+        let found = backward(&*ops.state, grad_output, grads);
+        let found = found.unwrap_or_else(|error| panic!("memory layer, backward: {error}"));
         for (parent, gradient) in ops.parents.into_iter().zip(found) {
             if let (Some(parent), Some(gradient)) = (parent, gradient) {
                 grads.register::<B>(parent.id, B::float_from_cube(gradient));
             }
         }
+    }
+}
+
+/// A call without a token: the gradient of every weight is zero, as that of Burn's own modules.
+#[derive(Debug)]
+struct EmptyNode;
+
+impl<B: MemoryBackend> Backward<B, PARENTS> for EmptyNode {
+    type State = [(Shape, DType, Device<B>); PARENTS];
+
+    fn backward(self, ops: Ops<Self::State, PARENTS>, grads: &mut Gradients, _: &mut Checkpointer) {
+        for (parent, (shape, dtype, device)) in ops.parents.into_iter().zip(ops.state) {
+            if let Some(parent) = parent {
+                grads.register::<B>(parent.id, B::float_zeros(shape, &device, dtype.into()));
+            }
+        }
+    }
+}
+
+impl<B: MemoryBackend> Call<B> {
+    /// Of the parents, in their order.
+    fn shapes(&self) -> [(Shape, DType, Device<B>); PARENTS] {
+        let cores = self.core.as_ref().map_or(&self.input, |core| &core[0]);
+        let parents = [
+            &self.input,
+            &self.query_proj,
+            &self.query_norm,
+            &self.keys,
+            &self.keys_norm,
+            cores,
+            &self.values,
+            &self.values_proj,
+        ];
+        parents.map(|tensor| (tensor.shape(), tensor.dtype(), B::float_device(tensor)))
     }
 }
 
@@ -139,7 +183,13 @@ fn saving<B: MemoryBackend>(call: Call<B>) -> Result<(FloatTensor<B>, Trace<B::R
 type Found<R> = [Option<CubeTensor<R>>; PARENTS];
 
 /// A gradient for each parent, in the type of the layer; None where there is no such parent.
-fn backward<B: MemoryBackend>(kept: &Kept<B>, grad_output: CubeTensor<B::Runtime>) -> Result<Found<B::Runtime>> {
+///
+/// `pass`: what the backward pass has found so far.
+fn backward<B: MemoryBackend>(
+    kept: &Kept<B>,
+    grad_output: CubeTensor<B::Runtime>,
+    pass: &Gradients,
+) -> Result<Found<B::Runtime>> {
     let Trace { layer, input, saved } = &kept.trace;
     let (client, config) = (layer.client(), layer.config());
     let grad_output = Tensor::from(burn_cubecl::kernel::into_contiguous(grad_output));
@@ -154,7 +204,7 @@ fn backward<B: MemoryBackend>(kept: &Kept<B>, grad_output: CubeTensor<B::Runtime
     let query_norm = own(found.query_norm);
     let values = match &kept.sparse {
         Some((pending, leaf)) => {
-            pending.put::<Autodiff<B>>(leaf.clone(), found.values);
+            pending.put::<B>(client, pass, (leaf.clone(), found.values), config.rows())?;
             // Any gradient: the leaf only tells through which backward pass the call has gone.
             Some(query_norm.clone())
         }

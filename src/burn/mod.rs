@@ -21,12 +21,18 @@ mod backend;
 mod config;
 #[cfg(feature = "burn-fusion")]
 mod fusion;
+mod gradients;
 mod module;
+mod optimiser;
+mod pending;
 mod placement;
+mod sparse;
 mod training;
 
 pub use backend::{Call, MemoryBackend};
 pub use config::{ProductKeyMemoryConfig, UltraMemConfig};
 pub use module::{Core, Memory, ProductKeyMemory, UltraMem};
+pub use optimiser::{SparseOptimizer, SparseOptimizerRecord};
 pub use placement::{Carried, Memories, Placement};
-pub use training::{MemoryModel, StepReport, TableRecord, Trainer, TrainerConfig, TrainerRecord};
+pub use sparse::{SparseTables, TableRecord};
+pub use training::{MemoryModel, StepError, StepReport, Stepped, Trainer, TrainerConfig, TrainerRecord};

@@ -11,7 +11,8 @@ use burn::{
 };
 
 use super::MemoryModel;
-use super::backend::{Call, MemoryBackend, Pending};
+use super::backend::{Call, MemoryBackend};
+use super::pending::Learning;
 use crate::{Error, HostTensor, Kind, MemoryConfig, MemoryLayer, Result, Weights};
 
 /// An UltraMem layer: a [`Memory`] with Tucker-decomposed scores.
@@ -38,9 +39,8 @@ pub struct Memory<B: Backend> {
     values_proj: Param<Tensor<B, 2>>,
     #[module(skip)]
     pub(super) config: MemoryConfig,
-    /// Where the table learns sparsely: its gradients that no step has used yet.
-    #[module(skip)]
-    pub(super) pending: Option<Pending>,
+    /// Where the table learns sparsely, its gradients that no step has used yet.
+    pub(super) learning: Learning<B>,
 }
 
 /// What UltraMem has beside product keys: the Tucker core, and the shuffle of its slots. No gradient reaches `u` and `v`: they follow the
@@ -94,7 +94,7 @@ impl<B: MemoryBackend> Memory<B> {
                 [config.hidden_size, config.pooled_dim()],
                 device,
             )),
-            pending: sparse.then(Pending::default),
+            learning: Learning::new(sparse),
             config,
         })
     }
@@ -114,10 +114,10 @@ impl<B: MemoryBackend> Memory<B> {
 
     /// Whether the table learns sparsely.
     pub fn is_sparse(&self) -> bool {
-        self.pending.is_some()
+        self.learning.pending.is_some()
     }
 
-    /// The layer's output for `input` `[.., hidden_size]`, in the same shape.
+    /// The layer's output for `input` `[.., hidden_size]`, in the same shape; empty for an empty batch, whose gradients are zeros.
     ///
     /// # Panics
     /// Where [`try_forward`](Self::try_forward) gives an error.
@@ -128,21 +128,21 @@ impl<B: MemoryBackend> Memory<B> {
     /// The layer's output for `input` `[.., hidden_size]`, in the same shape.
     ///
     /// # Errors
-    /// An input of another width or without a token, or an element type that the device lacks.
+    /// An input of another width, or an element type that the device lacks.
     pub fn try_forward<const D: usize>(&self, input: Tensor<B, D>) -> Result<Tensor<B, D>> {
         let shape = input.shape();
         let (width, hidden_size) = (shape.as_slice().last().copied().unwrap_or(0), self.config.hidden_size);
-        if width != hidden_size || shape.num_elements() == 0 {
-            let (found, expected) = (shape.to_vec(), vec![shape.num_elements() / width.max(1), hidden_size]);
+        let tokens = shape.as_slice().iter().rev().skip(1).product::<usize>();
+        if width != hidden_size {
+            let (found, expected) = (shape.to_vec(), vec![tokens, hidden_size]);
             return Err(ultramem_kernels::Error::Shape { tensor: "input", found, expected }.into());
         }
-        let tokens = shape.num_elements() / width;
         let output = B::memory(self.call(input.reshape([tokens, width])))?;
         Ok(Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(output)).reshape(shape))
     }
 
-    /// The layer for serving and for files: its weights are prepared once, here. It sees later changes of the table, and none of
-    /// the other weights.
+    /// The layer for serving and for files, as it is now: its weights are prepared once, here. It shares the table until the module's next
+    /// step, which copies it: while both live then, there are two.
     ///
     /// # Errors
     /// An element type that the device lacks.
@@ -166,7 +166,7 @@ impl<B: MemoryBackend> Memory<B> {
             values: primitive(self.values.val()),
             values_proj: primitive(self.values_proj.val()),
             input: primitive(input),
-            pending: self.pending.clone(),
+            pending: self.learning.pending.clone(),
         }
     }
 }

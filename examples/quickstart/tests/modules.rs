@@ -302,7 +302,7 @@ fn trainer_goes_on_with_the_same_bits<B: MemoryBackend>() {
             model = step::<B>(&mut trainer, model, seed);
         }
         let recorder = BinBytesRecorder::<FullPrecisionSettings>::default();
-        let state = Recorder::<Autodiff<B>>::record(&recorder, trainer.to_record(&mut model), ()).unwrap();
+        let state = Recorder::<Autodiff<B>>::record(&recorder, trainer.to_record(), ()).unwrap();
         let weights = Recorder::<Autodiff<B>>::record(&recorder, model.clone().into_record(), ()).unwrap();
         for seed in 2..4 {
             model = step::<B>(&mut trainer, model, seed);
@@ -310,7 +310,8 @@ fn trainer_goes_on_with_the_same_bits<B: MemoryBackend>() {
         let device = Default::default();
         let mut again = One { memory: memory(&config, 12, sparse).0 }
             .load_record(Recorder::<Autodiff<B>>::load(&recorder, weights, &device).unwrap());
-        let mut trainer = new().load_record(Recorder::<Autodiff<B>>::load(&recorder, state, &device).unwrap());
+        let state = Recorder::<Autodiff<B>>::load(&recorder, state, &device).unwrap();
+        let mut trainer = new().load_record(state).unwrap();
         assert_eq!(trainer.steps(), 2);
         for seed in 2..4 {
             again = step::<B>(&mut trainer, again, seed);
