@@ -22,8 +22,8 @@ use super::backend::{Call, MemoryBackend, Trace, like};
 use super::pending::Pending;
 use crate::Result;
 
-/// Input, W_q, its norm, keys, their norm, cores, values, W_o.
-const PARENTS: usize = 8;
+/// Input, W_q, its norm, keys, their norm, cores, values, W_o, W_g.
+const PARENTS: usize = 9;
 
 #[derive(Debug)]
 struct MemoryNode;
@@ -53,9 +53,10 @@ impl<B: MemoryBackend, C: CheckpointStrategy> MemoryBackend for Autodiff<B, C> {
     }
 
     fn memory(call: Call<Self>) -> Result<FloatTensor<Self>> {
-        // Product keys have no cores; a tensor that nobody tracks stands in their place.
+        // Product keys have no cores, and only Memory+ has a gate; a tensor that nobody tracks stands in their place.
         let untracked = Self::from_inner(call.input.primitive.clone());
         let cores = call.core.as_ref().map_or(&untracked, |core| &core[0]);
+        let gate = call.gate_proj.as_ref().unwrap_or(&untracked);
         let mut parents: [&FloatTensor<Self>; PARENTS] = [
             &call.input,
             &call.query_proj,
@@ -65,12 +66,12 @@ impl<B: MemoryBackend, C: CheckpointStrategy> MemoryBackend for Autodiff<B, C> {
             cores,
             &call.values,
             &call.values_proj,
+            gate,
         ];
         // A sparse table is no parameter of Burn's optimisers. Where the layer learns, a leaf stands for the table in this call alone.
         let learns = parents[1..].iter().any(|tensor| tensor.is_tracked());
         let leaf = Self::from_inner(call.query_norm.primitive.clone());
-        let leaf =
-            call.pending.clone().filter(|_| learns && !call.is_empty()).map(|pending| (pending, leaf.require_grad()));
+        let leaf = call.pending.clone().filter(|_| learns).map(|pending| (pending, leaf.require_grad()));
         if let Some((_, leaf)) = &leaf {
             parents[6] = leaf;
         }
@@ -82,7 +83,7 @@ impl<B: MemoryBackend, C: CheckpointStrategy> MemoryBackend for Autodiff<B, C> {
         if empty {
             let output = inner.input.clone();
             return Ok(match Backward::<B, PARENTS>::prepare::<C>(EmptyNode, nodes).compute_bound().stateful() {
-                OpsKind::Tracked(node) => node.finish(inner.shapes(), output),
+                OpsKind::Tracked(node) => node.finish(Arc::new(inner.kept_empty(sparse)), output),
                 OpsKind::UnTracked(node) => node.finish(output),
             });
         }
@@ -117,11 +118,23 @@ impl<B: MemoryBackend> Backward<B, PARENTS> for MemoryNode {
 #[derive(Debug)]
 struct EmptyNode;
 
+/// What it keeps: of each parent, its shape, type and device; and what [`Kept`] keeps of a sparse table.
+#[derive(Debug)]
+struct KeptEmpty<B: MemoryBackend> {
+    parents: [(Shape, DType, Device<B>); PARENTS],
+    sparse: Option<(Pending, FloatTensor<Autodiff<B>>)>,
+}
+
 impl<B: MemoryBackend> Backward<B, PARENTS> for EmptyNode {
-    type State = [(Shape, DType, Device<B>); PARENTS];
+    type State = Arc<KeptEmpty<B>>;
 
     fn backward(self, ops: Ops<Self::State, PARENTS>, grads: &mut Gradients, _: &mut Checkpointer) {
-        for (parent, (shape, dtype, device)) in ops.parents.into_iter().zip(ops.state) {
+        if let Some((pending, leaf)) = &ops.state.sparse {
+            let client = B::float_cube(leaf.primitive.clone()).client;
+            let put = pending.put::<B>(&client, grads, leaf.clone(), None, 0);
+            put.unwrap_or_else(|error| panic!("memory layer, backward: {error}"));
+        }
+        for (parent, (shape, dtype, device)) in ops.parents.into_iter().zip(ops.state.parents.clone()) {
             if let Some(parent) = parent {
                 grads.register::<B>(parent.id, B::float_zeros(shape, &device, dtype.into()));
             }
@@ -130,8 +143,9 @@ impl<B: MemoryBackend> Backward<B, PARENTS> for EmptyNode {
 }
 
 impl<B: MemoryBackend> Call<B> {
-    /// Of the parents, in their order.
-    fn shapes(&self) -> [(Shape, DType, Device<B>); PARENTS] {
+    fn kept_empty(&self, sparse: Option<(Pending, FloatTensor<Autodiff<B>>)>) -> KeptEmpty<B> {
+        // The leaf that stands for a sparse table is as small as the norm.
+        let values = if sparse.is_some() { &self.query_norm } else { &self.values };
         let cores = self.core.as_ref().map_or(&self.input, |core| &core[0]);
         let parents = [
             &self.input,
@@ -140,10 +154,12 @@ impl<B: MemoryBackend> Call<B> {
             &self.keys,
             &self.keys_norm,
             cores,
-            &self.values,
+            values,
             &self.values_proj,
+            self.gate_proj.as_ref().unwrap_or(&self.input),
         ];
-        parents.map(|tensor| (tensor.shape(), tensor.dtype(), B::float_device(tensor)))
+        let parents = parents.map(|tensor| (tensor.shape(), tensor.dtype(), B::float_device(tensor)));
+        KeptEmpty { parents, sparse }
     }
 }
 
@@ -166,6 +182,7 @@ fn inner<B: MemoryBackend, C: CheckpointStrategy>(call: Call<Autodiff<B, C>>) ->
         shuffle: call.shuffle,
         values: call.values.primitive,
         values_proj: call.values_proj.primitive,
+        gate_proj: call.gate_proj.map(|gate| gate.primitive),
         input: call.input.primitive,
         pending: None,
     }
@@ -204,7 +221,7 @@ fn backward<B: MemoryBackend>(
     let query_norm = own(found.query_norm);
     let values = match &kept.sparse {
         Some((pending, leaf)) => {
-            pending.put::<B>(client, pass, (leaf.clone(), found.values), config.rows())?;
+            pending.put::<B>(client, pass, leaf.clone(), Some(found.values), config.rows())?;
             // Any gradient: the leaf only tells through which backward pass the call has gone.
             Some(query_norm.clone())
         }
@@ -220,5 +237,6 @@ fn backward<B: MemoryBackend>(
         found.cores.map(own),
         values,
         Some(own(found.values_proj)),
+        found.gate_proj.map(own),
     ])
 }

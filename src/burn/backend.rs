@@ -75,6 +75,7 @@ pub struct Call<B: Backend> {
     pub(super) shuffle: Option<IntTensor<B>>,
     pub(super) values: FloatTensor<B>,
     pub(super) values_proj: FloatTensor<B>,
+    pub(super) gate_proj: Option<FloatTensor<B>>,
     pub(super) input: FloatTensor<B>,
     /// Takes the values' gradient where the table is sparse.
     pub(super) pending: Option<Pending>,
@@ -105,7 +106,7 @@ impl<B: MemoryBackend> Call<B> {
             shuffle: self.shuffle.map(|shuffle| indices(B::int_cube(shuffle))),
             values: ValueTable::from_device(stored(self.values))?,
             values_proj: stored(self.values_proj),
-            gate_proj: None,
+            gate_proj: self.gate_proj.map(stored),
         };
         Ok((MemoryLayer::from_device(&client, self.config, weights)?, input))
     }

@@ -13,7 +13,7 @@ use burn::{
 use super::MemoryModel;
 use super::backend::{Call, MemoryBackend};
 use super::pending::Learning;
-use crate::{Error, HostTensor, Kind, MemoryConfig, MemoryLayer, Result, Weights};
+use crate::{Checkpoint, Error, HostTensor, Kind, MemoryConfig, MemoryLayer, Result, Weights};
 
 /// An UltraMem layer: a [`Memory`] with Tucker-decomposed scores.
 #[derive(Module, Debug)]
@@ -27,6 +27,13 @@ pub struct ProductKeyMemory<B: Backend> {
     pub(super) memory: Memory<B>,
 }
 
+/// A Memory+ layer with a table of its own: a [`Memory`] with additive scores and softmax, a query for each head, keys taken as they are, and a
+/// gate.
+#[derive(Module, Debug)]
+pub struct MemoryPlus<B: Backend> {
+    pub(super) memory: Memory<B>,
+}
+
 /// What every memory layer is made of. Its record holds all of it but the configuration.
 #[derive(Module, Debug)]
 pub struct Memory<B: Backend> {
@@ -37,6 +44,8 @@ pub struct Memory<B: Backend> {
     pub(super) core: Option<Core<B>>,
     pub(super) values: Param<Tensor<B, 2>>,
     values_proj: Param<Tensor<B, 2>>,
+    /// For Memory+ alone.
+    gate_proj: Option<Param<Tensor<B, 2>>>,
     #[module(skip)]
     pub(super) config: MemoryConfig,
     /// Where the table learns sparsely, its gradients that no step has used yet.
@@ -58,13 +67,9 @@ impl<B: MemoryBackend> Memory<B> {
     /// A layer of given weights, a checkpoint's for instance. `sparse`: as in [`UltraMemConfig`](super::UltraMemConfig).
     ///
     /// # Errors
-    /// Weights that do not fit `config`, and Memory+, which has no module here.
+    /// Weights that do not fit `config`, or more slots than Burn's integers count.
     pub fn from_weights(config: MemoryConfig, weights: &Weights<'_>, sparse: bool, device: &B::Device) -> Result<Self> {
         weights.check(&config)?;
-        if config.kind == Kind::MemoryPlus {
-            let expected = "UltraMem or ProductKey";
-            return Err(Error::Config { what: "kind of a Burn module", value: "MemoryPlus".into(), expected });
-        }
         if config.slots() > i32::MAX as usize {
             let (what, value) = ("side_keys", config.side_keys.to_string());
             return Err(Error::Config { what, value, expected: "at most 46340: Burn's integers are i32" });
@@ -81,7 +86,7 @@ impl<B: MemoryBackend> Memory<B> {
         Ok(Self {
             query_proj: Param::from_tensor(upload(
                 &weights.query_proj,
-                [2 * config.key_dim, config.hidden_size],
+                [config.query_heads() * 2 * config.key_dim, config.hidden_size],
                 device,
             )),
             query_norm: Param::from_tensor(upload(&weights.query_norm, [config.key_dim], device)),
@@ -94,9 +99,19 @@ impl<B: MemoryBackend> Memory<B> {
                 [config.hidden_size, config.pooled_dim()],
                 device,
             )),
+            gate_proj: (weights.gate_proj.as_ref())
+                .map(|gate| Param::from_tensor(upload(gate, [config.value_dim, config.hidden_size], device))),
             learning: Learning::new(sparse),
             config,
         })
+    }
+
+    /// The layer of a checkpoint, of whatever kind. `sparse`: as in [`UltraMemConfig`](super::UltraMemConfig).
+    ///
+    /// # Errors
+    /// A file that lacks a weight or holds one of another shape, or more slots than Burn's integers count.
+    pub fn from_checkpoint(file: &Checkpoint, sparse: bool, device: &B::Device) -> Result<Self> {
+        Self::from_weights(file.config().clone(), &file.weights()?, sparse, device)
     }
 
     /// The checked dimensions.
@@ -165,6 +180,7 @@ impl<B: MemoryBackend> Memory<B> {
             shuffle: self.core.as_ref().map(|core| core.shuffle.val().into_primitive()),
             values: primitive(self.values.val()),
             values_proj: primitive(self.values_proj.val()),
+            gate_proj: self.gate_proj.as_ref().map(|gate| primitive(gate.val())),
             input: primitive(input),
             pending: self.learning.pending.clone(),
         }
@@ -190,54 +206,61 @@ fn upload<B: Backend, const D: usize>(tensor: &HostTensor<'_>, shape: [usize; D]
     floats(&tensor.to_f32(), shape, device)
 }
 
-impl<B: Backend> From<UltraMem<B>> for Memory<B> {
-    fn from(layer: UltraMem<B>) -> Self {
-        layer.memory
-    }
+/// What the modules of each kind have in common.
+macro_rules! layers {
+    ($($layer:ident: $kind:ident),*) => {
+        $(
+            impl<B: MemoryBackend> $layer<B> {
+                /// The layer of a checkpoint. `sparse`: as in [`UltraMemConfig`](super::UltraMemConfig).
+                ///
+                /// # Errors
+                /// A file with a layer of another kind, that lacks a weight or holds one of another shape, or more slots than Burn's integers
+                /// count.
+                pub fn from_checkpoint(file: &Checkpoint, sparse: bool, device: &B::Device) -> Result<Self> {
+                    Ok(Self { memory: of_kind(file, Kind::$kind, sparse, device)? })
+                }
+            }
+
+            impl<B: Backend> From<$layer<B>> for Memory<B> {
+                fn from(layer: $layer<B>) -> Self {
+                    layer.memory
+                }
+            }
+
+            impl<B: Backend> Deref for $layer<B> {
+                type Target = Memory<B>;
+
+                fn deref(&self) -> &Memory<B> {
+                    &self.memory
+                }
+            }
+
+            impl<B: Backend> DerefMut for $layer<B> {
+                fn deref_mut(&mut self) -> &mut Memory<B> {
+                    &mut self.memory
+                }
+            }
+
+            impl<B: MemoryBackend + AutodiffBackend> MemoryModel<B> for $layer<B> {
+                fn memories(&mut self) -> Vec<&mut Memory<B>> {
+                    vec![&mut self.memory]
+                }
+            }
+        )*
+    };
 }
 
-impl<B: Backend> From<ProductKeyMemory<B>> for Memory<B> {
-    fn from(layer: ProductKeyMemory<B>) -> Self {
-        layer.memory
+layers!(UltraMem: UltraMem, ProductKeyMemory: ProductKey, MemoryPlus: MemoryPlus);
+
+/// The layer of a checkpoint that must be of a kind.
+fn of_kind<B: MemoryBackend>(file: &Checkpoint, kind: Kind, sparse: bool, device: &B::Device) -> Result<Memory<B>> {
+    if file.config().kind == kind {
+        return Memory::from_checkpoint(file, sparse, device);
     }
-}
-
-impl<B: Backend> Deref for UltraMem<B> {
-    type Target = Memory<B>;
-
-    fn deref(&self) -> &Memory<B> {
-        &self.memory
-    }
-}
-
-impl<B: Backend> DerefMut for UltraMem<B> {
-    fn deref_mut(&mut self) -> &mut Memory<B> {
-        &mut self.memory
-    }
-}
-
-impl<B: Backend> Deref for ProductKeyMemory<B> {
-    type Target = Memory<B>;
-
-    fn deref(&self) -> &Memory<B> {
-        &self.memory
-    }
-}
-
-impl<B: Backend> DerefMut for ProductKeyMemory<B> {
-    fn deref_mut(&mut self) -> &mut Memory<B> {
-        &mut self.memory
-    }
-}
-
-impl<B: MemoryBackend + AutodiffBackend> MemoryModel<B> for UltraMem<B> {
-    fn memories(&mut self) -> Vec<&mut Memory<B>> {
-        vec![&mut self.memory]
-    }
-}
-
-impl<B: MemoryBackend + AutodiffBackend> MemoryModel<B> for ProductKeyMemory<B> {
-    fn memories(&mut self) -> Vec<&mut Memory<B>> {
-        vec![&mut self.memory]
-    }
+    let expected = match kind {
+        Kind::UltraMem => "UltraMem",
+        Kind::ProductKey => "ProductKey",
+        Kind::MemoryPlus => "MemoryPlus",
+    };
+    Err(Error::Config { what: "kind of the checkpoint's layer", value: format!("{:?}", file.config().kind), expected })
 }

@@ -34,23 +34,23 @@ pub(super) struct Learning<B: Backend> {
 /// What a walk through a model meets in each memory layer and nowhere else: a derived module says "Struct:" and its name.
 pub(super) const MARK: &str = "ultramem::burn::Memory";
 
-/// The gradients that wait, of the last backward pass alone: each call's, with the leaf of the graph that stood for the table in that call.
-/// Or, where an optimiser takes what there is, the sum of all passes. Every clone of a module shares them.
+/// The gradients that wait: the sum of the calls of the last backward pass, with the leaf of the graph that stood for the table in the last of
+/// them. Or, where an optimiser takes what there is, the sum of all passes. At most a table's size. Every clone of a module shares them.
 #[derive(Clone, Default)]
 pub(super) struct Pending(Arc<Mutex<Waiting>>);
 
 #[derive(Default)]
 struct Waiting {
-    /// `(leaf, gradients)`.
-    calls: Vec<Box<dyn Any + Send>>,
-    /// The sum, where passes add up.
+    /// A [`Sum`].
     sum: Option<Box<dyn Any + Send>>,
     adds_up: bool,
     told: bool,
 }
 
-/// A call's leaf and its gradients.
-type Call<B> = (FloatTensor<Autodiff<B>>, RowGradients<<B as MemoryBackend>::Runtime>);
+/// The last call's leaf and the sum of the gradients, where a call had a token.
+type Sum<B> = (FloatTensor<Autodiff<B>>, Option<RowGradients<<B as MemoryBackend>::Runtime>>);
+/// The same, as a backend with autodiff names it.
+type Taken<B> = (FloatTensor<B>, Option<RowGradients<<B as MemoryBackend>::Runtime>>);
 
 impl Pending {
     /// From now on passes add up until a step takes their sum.
@@ -58,60 +58,53 @@ impl Pending {
         self.lock().adds_up = true;
     }
 
-    /// Takes a call's gradients in. `pass`: what the backward pass has found so far, which holds the gradients of the leaves of its earlier
-    /// calls. A pass that finds another's gradients waiting replaces them.
+    /// Takes in a call: its leaf, and its gradients of a table of so many rows, where it had a token. `pass`: what the backward pass has found so
+    /// far, which holds the gradients of the leaves of its earlier calls. A pass that finds another's gradients waiting replaces them.
     pub(super) fn put<B: MemoryBackend>(
         &self,
         client: &ComputeClient<B::Runtime>,
         pass: &Gradients,
-        call: Call<B>,
+        leaf: FloatTensor<Autodiff<B>>,
+        gradients: Option<RowGradients<B::Runtime>>,
         rows: usize,
     ) -> Result<()> {
         let mut waiting = self.lock();
-        if waiting.adds_up {
-            let before = waiting.sum.as_ref().and_then(|sum| sum.downcast_ref::<RowGradients<B::Runtime>>());
-            let parts: Vec<_> = before.cloned().into_iter().chain([call.1]).collect();
-            waiting.sum = Some(Box::new(RowGradients::sum(client, &parts, rows)?));
-            return Ok(());
-        }
-        let of_pass = |other: &Box<dyn Any + Send>| {
-            other.downcast_ref::<Call<B>>().is_some_and(|(leaf, _)| pass.get::<B>(leaf).is_some())
-        };
-        if waiting.calls.last().is_some_and(|last| !of_pass(last)) {
-            waiting.calls.clear();
-            if !std::mem::replace(&mut waiting.told, true) {
-                tell();
+        let before = match waiting.sum.take().map(|sum| sum.downcast::<Sum<B>>()) {
+            Some(Ok(sum)) if waiting.adds_up || pass.get::<B>(&sum.0).is_some() => sum.1,
+            Some(_) => {
+                if !std::mem::replace(&mut waiting.told, true) {
+                    tell();
+                }
+                None
             }
-        }
-        waiting.calls.push(Box::new(call));
+            None => None,
+        };
+        let sum = match (before, gradients) {
+            (Some(before), Some(gradients)) => Some(RowGradients::sum(client, &[before, gradients], rows)?),
+            (before, gradients) => before.or(gradients),
+        };
+        waiting.sum = Some(Box::new((leaf, sum)));
         Ok(())
     }
 
-    /// The gradients of the calls that `gradients` has come through, in their order.
+    /// The gradients that wait, if `gradients` has come through their calls.
     pub(super) fn through<B: MemoryBackend + AutodiffBackend>(
         &self,
         gradients: &B::Gradients,
-    ) -> Vec<RowGradients<B::Runtime>> {
+    ) -> Option<Option<RowGradients<B::Runtime>>> {
         let waiting = self.lock();
-        let calls = waiting.calls.iter().filter_map(|call| call.downcast_ref::<Taken<B>>());
-        calls.filter(|(leaf, _)| B::grad(leaf, gradients).is_some()).map(|(_, gradients)| gradients.clone()).collect()
+        let sum = waiting.sum.as_ref().and_then(|sum| sum.downcast_ref::<Taken<B>>());
+        sum.filter(|(leaf, _)| B::grad(leaf, gradients).is_some()).map(|(_, gradients)| gradients.clone())
     }
 
-    /// Lets go of what [`through`](Self::through) gives.
-    pub(super) fn remove<B: MemoryBackend + AutodiffBackend>(&self, gradients: &B::Gradients) {
-        let came = |call: &Box<dyn Any + Send>| {
-            call.downcast_ref::<Taken<B>>().is_some_and(|(leaf, _)| B::grad(leaf, gradients).is_some())
-        };
-        self.lock().calls.retain(|call| !came(call));
+    /// The gradients that wait, whatever pass they are of.
+    pub(super) fn sum<B: MemoryBackend + AutodiffBackend>(&self) -> Option<RowGradients<B::Runtime>> {
+        let waiting = self.lock();
+        waiting.sum.as_ref().and_then(|sum| sum.downcast_ref::<Taken<B>>()).and_then(|(_, gradients)| gradients.clone())
     }
 
-    /// The sum of all passes, where they add up.
-    pub(super) fn sum<R: Runtime>(&self) -> Option<RowGradients<R>> {
-        self.lock().sum.as_ref().and_then(|sum| sum.downcast_ref::<RowGradients<R>>()).cloned()
-    }
-
-    /// Lets go of the sum.
-    pub(super) fn clear_sum(&self) {
+    /// Lets go of what waits.
+    pub(super) fn clear(&self) {
         self.lock().sum = None;
     }
 
@@ -119,9 +112,6 @@ impl Pending {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
-
-/// [`Call`], as a backend with autodiff names it.
-type Taken<B> = (FloatTensor<B>, RowGradients<<B as MemoryBackend>::Runtime>);
 
 /// Says that gradients are lost: to whoever listens to `tracing`'s events, else on stderr.
 fn tell() {
@@ -138,8 +128,7 @@ fn tell() {
 
 impl fmt::Debug for Pending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let waiting = self.lock();
-        write!(f, "Pending({})", waiting.calls.len() + usize::from(waiting.sum.is_some()))
+        write!(f, "Pending({})", usize::from(self.lock().sum.is_some()))
     }
 }
 

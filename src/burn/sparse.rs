@@ -155,20 +155,19 @@ where
         let mut waiting = Vec::new();
         for memory in model.memories() {
             let Some(pending) = &memory.learning.pending else { continue };
-            let calls = pending.through::<B>(gradients);
-            if calls.is_empty() && memory.took_part(gradients) {
+            let found = pending.through::<B>(gradients);
+            if found.is_none() && memory.took_part(gradients) {
                 return Err(Error::Config {
                     what: "the sparse part of these gradients",
                     value: "gone: it was taken, or another backward pass has replaced it".to_string(),
                     expected: "there: give each pass's gradients to `accumulate`, `step` or `take` before the next backward pass",
                 });
             }
-            waiting.extend(self.with_waiting(memory, calls)?);
+            waiting.extend(self.with_waiting(memory, found.flatten())?);
         }
         for memory in model.memories() {
-            if let Some(pending) = &memory.learning.pending {
-                pending.remove::<B>(gradients);
-            }
+            let taken = memory.learning.pending.iter().filter(|pending| pending.through::<B>(gradients).is_some());
+            taken.for_each(|pending| pending.clear());
         }
         self.waiting = waiting;
         Ok(())
@@ -180,24 +179,24 @@ where
         let mut waiting = Vec::new();
         for memory in model.memories() {
             let Some(pending) = &memory.learning.pending else { continue };
-            waiting.extend(self.with_waiting(memory, pending.sum().into_iter().collect())?);
+            waiting.extend(self.with_waiting(memory, pending.sum::<B>())?);
         }
         for memory in model.memories() {
-            memory.learning.pending.iter().for_each(|pending| pending.clear_sum());
+            memory.learning.pending.iter().for_each(|pending| pending.clear());
         }
         self.waiting = waiting;
         Ok(())
     }
 
-    /// The sum of a layer's `calls` and of what waits for it already.
+    /// The sum of what was found for a layer and of what waits for it already.
     fn with_waiting(
         &self,
         memory: &Memory<B>,
-        calls: Vec<RowGradients<B::Runtime>>,
+        found: Option<RowGradients<B::Runtime>>,
     ) -> Result<Option<(ParamId, RowGradients<B::Runtime>)>> {
         let id = memory.values.id;
         let before = self.waiting.iter().find(|(table, _)| *table == id).map(|(_, rows)| rows.clone());
-        let parts: Vec<_> = before.into_iter().chain(calls).collect();
+        let parts: Vec<_> = before.into_iter().chain(found).collect();
         if parts.is_empty() {
             return Ok(None);
         }

@@ -336,6 +336,8 @@ fn make_own<'a, R: Runtime>(client: &ComputeClient<R>, tensors: impl Iterator<It
     // The device's own hold on a buffer counts from when its allocation was carried out.
     client.flush().map_err(|error| Error::Device { reason: format!("{error:?}").chars().take(300).collect() })?;
     for tensor in tensors.filter(|tensor| !tensor.handle.can_mut()) {
+        let bytes = tensor.shape().iter().product::<usize>() * tensor.dtype.size();
+        tracing::debug!(bytes, "a shared buffer is copied before its update");
         *tensor = into_contiguous(client, tensor.clone().binding(), tensor.dtype);
     }
     Ok(())
