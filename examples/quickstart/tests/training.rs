@@ -496,7 +496,7 @@ fn sparse_tables_go_beside_an_optimiser<B: MemoryBackend>() {
     assert!(weights_of(&model.memory) == by_hand);
 }
 
-/// No token: an empty output, gradients of zeros, a step that moves no value; in one graph with other tokens, as if it were not there.
+/// No token: an empty output, gradients of zeros, a step that moves no value.
 fn an_empty_batch_is_empty<B: MemoryBackend>() {
     for sparse in [true, false] {
         let config = small(Kind::UltraMem);
@@ -510,7 +510,8 @@ fn an_empty_batch_is_empty<B: MemoryBackend>() {
         let plain = Tensor::<B, 2>::empty([0, config.hidden_size], &Default::default());
         assert_eq!(model.valid().memory.forward(plain).dims(), [0, config.hidden_size]);
         let output = empty(&model.memory);
-        let gradients = output.reshape([0, config.hidden_size]).sum().backward();
+        // Burn's own `sum` can't go back through no number.
+        let gradients = output.backward();
         let (model, report) = trainer::<B>().step(0.01, model, gradients).unwrap();
         assert!(report.done && report.gradient_norm < 1e-3, "{report:?}");
         let found = weights_of(&model.memory);
