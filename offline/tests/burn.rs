@@ -30,7 +30,7 @@ use ultramem::{
     kernels::optimiser::Rule,
     reference,
 };
-use ultramem_offline::{Gpu, OfflineDevice, OfflineRuntime, OfflineServer, TargetCompiler};
+use ultramem_offline::{Finding, Gpu, OfflineDevice, OfflineRuntime, OfflineServer, Options, Space, TargetCompiler};
 
 use common::{random_input, relative_l2};
 
@@ -41,7 +41,7 @@ struct Card(OfflineDevice);
 impl Default for Card {
     fn default() -> Self {
         static FIRST: OnceLock<Card> = OnceLock::new();
-        FIRST.get_or_init(|| Card(OfflineDevice::of(Gpu::H100))).clone()
+        FIRST.get_or_init(|| Card(OfflineDevice::default())).clone()
     }
 }
 
@@ -107,7 +107,7 @@ type Fused = Fusion<Plain>;
 
 /// A new device whose floats are of `dtype`.
 fn card<B: MemoryBackend<Device = Card>>(dtype: ElementType) -> Card {
-    let card = Card(OfflineDevice::of(Gpu::H100));
+    let card = Card(OfflineDevice::new(Options { gpu: Gpu::H100, unwritten_loads: true, ..Options::default() }));
     let float = match dtype {
         ElementType::F32 => FloatDType::F32,
         ElementType::F16 => FloatDType::F16,
@@ -266,7 +266,13 @@ fn holds<B: MemoryBackend<Device = Card>, M: OneLayer<Autodiff<B>>>(
     assert!(off < output_off, "{name}: output after the step {off}");
     assert!(values_are_contiguous(&*module), "{name}");
     for launch in card.0.take_reports() {
-        assert!(launch.executed && launch.faults.is_empty(), "{name}: {} {:?}", launch.kernel.entry, launch.faults);
+        let (kernel, faults) = (&launch.kernel.name, &launch.faults);
+        // Burn's and CubeCL's own kernels load padding, in units whose numbers go nowhere.
+        let theirs = !kernel.starts_with("ultramem");
+        let sound = faults
+            .iter()
+            .all(|fault| theirs && matches!(fault.finding, Finding::Unwritten { space: Space::Buffer { .. } }));
+        assert!(launch.executed && sound, "{name}: {kernel}: {faults:?}");
     }
 }
 
@@ -311,7 +317,7 @@ where
     let (before, gradients) = (module.clone(), output.square().sum().backward());
     let mut trainer = Trainer::new(TrainerConfig::new(10));
     let error = trainer.step(0.1, module, gradients).unwrap_err().to_string();
-    assert!(error.contains("values") && error.contains("not contiguous"), "{error}");
+    assert!(error.contains("of shape [64, 6] has strides [128, 1], expected a contiguous tensor"), "{error}");
     assert_eq!(trainer.steps(), 0);
     assert_eq!(before.layer(&card).unwrap().read_weights().unwrap(), weights);
 }

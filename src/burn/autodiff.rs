@@ -15,10 +15,10 @@ use burn::tensor::{
     backend::AutodiffBackend,
     ops::{FloatTensor, IntTensor},
 };
-use burn_cubecl::{kernel::cast, tensor::CubeTensor};
+use burn_cubecl::tensor::CubeTensor;
 use ultramem_kernels::{RowGradients, Tensor};
 
-use super::backend::{Call, MemoryBackend, Pending, Trace, like};
+use super::backend::{Call, MemoryBackend, Pending, Trace, contiguous, like};
 use crate::Result;
 
 /// Input, W_q, its norm, keys, their norm, cores, values, W_o.
@@ -142,9 +142,9 @@ type Found<R> = [Option<CubeTensor<R>>; PARENTS];
 fn backward<B: MemoryBackend>(kept: &Kept<B>, grad_output: CubeTensor<B::Runtime>) -> Result<Found<B::Runtime>> {
     let Trace { layer, input, saved } = &kept.trace;
     let (client, config) = (layer.client(), layer.config());
-    let grad_output = Tensor::from(burn_cubecl::kernel::into_contiguous(grad_output));
+    let grad_output = Tensor::from(contiguous(grad_output, input.dtype));
     let found = layer.backward(&Tensor::from(input.clone()), saved, &grad_output)?;
-    let own = |tensor| cast(like(input, tensor, DType::F32), input.dtype);
+    let own = |tensor| contiguous(like(input, tensor, DType::F32), input.dtype);
     let dense = |rows: &RowGradients<B::Runtime>, count| -> Result<CubeTensor<B::Runtime>> {
         Ok(own(rows.dense(client, count)?))
     };

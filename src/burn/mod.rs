@@ -15,6 +15,10 @@
 //! ([`Trainer::accumulate`]), add up; the gradient of a pass that the trainer is not given goes when it is given the next. Every clone of the module shares the table and sees the update. Train in the
 //! thread that ran the forward pass. A dense table is a parameter like any other, for optimisers of one's own; its gradient
 //! is as large as the table.
+//!
+//! On CUDA, CubeCL pads the rows of most tensors that Burn makes. Kernels take contiguous ones, so a layer that is new or loaded has its weights so, and a
+//! call copies those alone that an optimiser of Burn's has made since. Trainers refuse a sparse table that is not contiguous: loading the model's own
+//! record (`model.clone().load_record(model.into_record())`) mends it.
 
 mod autodiff;
 mod backend;

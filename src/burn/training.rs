@@ -149,12 +149,13 @@ where
     ///
     /// # Errors
     /// A memory layer that [`MemoryModel::memories`] leaves out or lists twice, or gradients whose sparse part is gone: `accumulate` or `step`
-    /// was called with those of another pass, later than theirs. Nothing is taken then.
+    /// was called with those of another pass, later than theirs; or a sparse table that is not contiguous. Nothing is taken then.
     pub fn accumulate(&mut self, model: &mut M, mut gradients: B::Gradients) -> crate::Result<()> {
         self.check_list(model)?;
         let mut sparse = Vec::new();
         for memory in model.memories() {
             let Some(pending) = &memory.pending else { continue };
+            memory.check_table()?;
             let id = memory.values.id;
             let mut calls = pending.take::<B>(&gradients);
             if calls.is_empty() && memory.took_part(&gradients) {
