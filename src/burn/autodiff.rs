@@ -15,10 +15,10 @@ use burn::tensor::{
     backend::AutodiffBackend,
     ops::{FloatTensor, IntTensor},
 };
-use burn_cubecl::{kernel::cast, tensor::CubeTensor};
+use burn_cubecl::tensor::CubeTensor;
 use ultramem_kernels::{RowGradients, Tensor};
 
-use super::backend::{Call, MemoryBackend, Trace, like};
+use super::backend::{Call, MemoryBackend, Trace, contiguous, like};
 use super::pending::Pending;
 use crate::Result;
 
@@ -209,9 +209,9 @@ fn backward<B: MemoryBackend>(
 ) -> Result<Found<B::Runtime>> {
     let Trace { layer, input, saved } = &kept.trace;
     let (client, config) = (layer.client(), layer.config());
-    let grad_output = Tensor::from(burn_cubecl::kernel::into_contiguous(grad_output));
+    let grad_output = Tensor::from(contiguous(grad_output, input.dtype));
     let found = layer.backward(&Tensor::from(input.clone()), saved, &grad_output)?;
-    let own = |tensor| cast(like(input, tensor, DType::F32), input.dtype);
+    let own = |tensor| contiguous(like(input, tensor, DType::F32), input.dtype);
     let dense = |rows: &RowGradients<B::Runtime>, count| -> Result<CubeTensor<B::Runtime>> {
         Ok(own(rows.dense(client, count)?))
     };

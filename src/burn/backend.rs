@@ -92,10 +92,10 @@ impl<B: MemoryBackend> Call<B> {
 
     /// The layer on the device, and the input.
     pub(super) fn layer(self) -> Result<Ready<B::Runtime>> {
-        let input = into_contiguous(B::float_cube(self.input));
+        let input = stored(B::float_cube(self.input));
         let client = input.client.clone();
-        let stored = |tensor| Tensor::from(into_contiguous(B::float_cube(tensor)));
-        let full = |tensor| Tensor::from(cast(into_contiguous(B::float_cube(tensor)), DType::F32));
+        let stored = |tensor| Tensor::from(stored(B::float_cube(tensor)));
+        let full = |tensor| Tensor::from(contiguous(B::float_cube(tensor), DType::F32));
         let core = self.core.map(|[cores, u, v]| TuckerCore { cores: full(cores), u: full(u), v: full(v) });
         let weights = LayerWeights {
             query_proj: stored(self.query_proj),
@@ -112,13 +112,31 @@ impl<B: MemoryBackend> Call<B> {
     }
 }
 
+/// The tensor in `dtype`, contiguous, as kernels take it. An allocator may pad the rows of whatever Burn makes, of what `cast` makes, too.
+pub(super) fn contiguous<R: CubeRuntime>(tensor: CubeTensor<R>, dtype: DType) -> CubeTensor<R> {
+    let tensor = into_contiguous(tensor);
+    let shape = tensor.meta.shape().clone();
+    let tensor = if tensor.dtype == dtype {
+        tensor
+    } else {
+        // One dimension has no rows to pad.
+        let count = [shape.num_elements()].into();
+        cast(CubeTensor::new_contiguous(tensor.client, tensor.device, count, tensor.handle, tensor.dtype), dtype)
+    };
+    CubeTensor::new_contiguous(tensor.client, tensor.device, shape, tensor.handle, dtype)
+}
+
+/// The tensor in its own type, [`contiguous`].
+pub(super) fn stored<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
+    let dtype = tensor.dtype;
+    contiguous(tensor, dtype)
+}
+
 /// The shuffle as the kernels take it. Its numbers are below 2³¹, so that the bits of an i32 are a u32's.
 fn indices<R: CubeRuntime>(tensor: CubeTensor<R>) -> Tensor<R> {
-    let tensor = into_contiguous(tensor);
-    match tensor.dtype {
-        DType::I32 | DType::U32 => Tensor::new_contiguous(tensor.meta.shape().to_vec(), tensor.handle, u32_storage()),
-        _ => Tensor::from(cast(tensor, DType::U32)),
-    }
+    let dtype = if tensor.dtype == DType::I32 { DType::I32 } else { DType::U32 };
+    let tensor = contiguous(tensor, dtype);
+    Tensor::new_contiguous(tensor.meta.shape().to_vec(), tensor.handle, u32_storage())
 }
 
 /// What a kernel gave, contiguous, as Burn's tensor on the device of `other`.

@@ -21,6 +21,10 @@
 //! backwards) is copied before its first update, once, and there are two tables while the other lives. An update borrows the module
 //! mutably, so no thread sees half of one. A dense table is a parameter like any other, for optimisers of one's own; its gradient
 //! is as large as the table.
+//!
+//! On CUDA, CubeCL pads the rows of most tensors that Burn makes. Kernels take contiguous ones, so a layer that is new or loaded has its weights so, and a
+//! call copies those alone that an optimiser of Burn's has made since. Trainers refuse a sparse table that is not contiguous: loading the model's own
+//! record (`model.clone().load_record(model.into_record())`) mends it.
 
 mod autodiff;
 mod backend;

@@ -9,9 +9,10 @@ use burn::{
         backend::{AutodiffBackend, Backend},
     },
 };
+use burn_cubecl::tensor::CubeTensor;
 
 use super::MemoryModel;
-use super::backend::{Call, MemoryBackend};
+use super::backend::{Call, MemoryBackend, stored};
 use super::pending::Learning;
 use crate::{Checkpoint, Error, HostTensor, Kind, MemoryConfig, MemoryLayer, Result, Weights};
 
@@ -75,32 +76,28 @@ impl<B: MemoryBackend> Memory<B> {
             return Err(Error::Config { what, value, expected: "at most 46340: Burn's integers are i32" });
         }
         let (heads, rank) = (config.heads, config.tucker_rank);
-        let vector = |numbers: &[f32]| Param::initialized(ParamId::new(), floats(numbers, [heads, rank], device));
+        let vector = |numbers: &[f32]| fixed(floats(numbers, [heads, rank], device));
         let core = weights.shuffle_index.as_ref().map(|index| Core {
-            cores: Param::from_tensor(floats(&weights.cores, [config.cores, heads, rank, rank], device)),
+            cores: learned(floats(&weights.cores, [config.cores, heads, rank, rank], device)),
             u: vector(&weights.core_u),
             v: vector(&weights.core_v),
             shuffle: Param::initialized(ParamId::new(), integers(index, device)),
         });
         let values = upload(&weights.values, [config.rows(), config.value_dim], device);
         Ok(Self {
-            query_proj: Param::from_tensor(upload(
+            query_proj: learned(upload(
                 &weights.query_proj,
                 [config.query_heads() * 2 * config.key_dim, config.hidden_size],
                 device,
             )),
-            query_norm: Param::from_tensor(upload(&weights.query_norm, [config.key_dim], device)),
-            keys: Param::from_tensor(upload(&weights.keys, [heads, 2, config.side_keys, config.key_dim, rank], device)),
-            keys_norm: Param::from_tensor(upload(&weights.keys_norm, [config.key_dim], device)),
+            query_norm: learned(upload(&weights.query_norm, [config.key_dim], device)),
+            keys: learned(upload(&weights.keys, [heads, 2, config.side_keys, config.key_dim, rank], device)),
+            keys_norm: learned(upload(&weights.keys_norm, [config.key_dim], device)),
             core,
-            values: if sparse { Param::initialized(ParamId::new(), values) } else { Param::from_tensor(values) },
-            values_proj: Param::from_tensor(upload(
-                &weights.values_proj,
-                [config.hidden_size, config.pooled_dim()],
-                device,
-            )),
+            values: if sparse { fixed(values) } else { learned(values) },
+            values_proj: learned(upload(&weights.values_proj, [config.hidden_size, config.pooled_dim()], device)),
             gate_proj: (weights.gate_proj.as_ref())
-                .map(|gate| Param::from_tensor(upload(gate, [config.value_dim, config.hidden_size], device))),
+                .map(|gate| learned(upload(gate, [config.value_dim, config.hidden_size], device))),
             learning: Learning::new(sparse),
             config,
         })
@@ -130,6 +127,17 @@ impl<B: MemoryBackend> Memory<B> {
     /// Whether the table learns sparsely.
     pub fn is_sparse(&self) -> bool {
         self.learning.pending.is_some()
+    }
+
+    /// Whether the table can be updated in place: one that was put in another's place may not be contiguous. A table that is new or
+    /// loaded is.
+    ///
+    /// # Errors
+    /// [`NotContiguous`](ultramem_kernels::Error::NotContiguous) with shape and strides.
+    pub(super) fn check_table(&self) -> Result<()> {
+        let table = ultramem_kernels::Tensor::from(B::float_cube(primitive(self.values.val())));
+        let (shape, storage) = ([self.config.rows(), self.config.value_dim], table.dtype);
+        Ok(ultramem_kernels::check(&table, "values", &shape, storage)?)
     }
 
     /// The layer's output for `input` `[.., hidden_size]`, in the same shape; empty for an empty batch, whose gradients are zeros.
@@ -191,8 +199,28 @@ pub(super) fn primitive<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> B::
     tensor.into_primitive().tensor()
 }
 
-fn floats<B: Backend, const D: usize>(numbers: &[f32], shape: [usize; D], device: &B::Device) -> Tensor<B, D> {
-    Tensor::from_data(TensorData::new(numbers.to_vec(), shape), device)
+/// A parameter that optimisers train, contiguous also when it has been loaded.
+fn learned<B: MemoryBackend, const D: usize>(tensor: Tensor<B, D>) -> Param<Tensor<B, D>> {
+    Param::from_tensor(tensor).load_mapper(packed)
+}
+
+/// As [`learned`], for what no optimiser of Burn's trains.
+fn fixed<B: MemoryBackend, const D: usize>(tensor: Tensor<B, D>) -> Param<Tensor<B, D>> {
+    Param::initialized(ParamId::new(), tensor).load_mapper(packed)
+}
+
+/// The tensor contiguous, so that no call has to copy it. Autodiff lets go of it.
+fn packed<B: MemoryBackend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, D> {
+    let tensor = stored(B::float_cube(primitive(tensor)));
+    Tensor::from_primitive(TensorPrimitive::Float(B::float_from_cube(tensor)))
+}
+
+/// Uploaded flat, for an allocator may pad rows.
+fn floats<B: MemoryBackend, const D: usize>(numbers: &[f32], shape: [usize; D], device: &B::Device) -> Tensor<B, D> {
+    let data = TensorData::new(numbers.to_vec(), [numbers.len()]);
+    let flat = B::float_cube(primitive(Tensor::<B, 1>::from_data(data, device)));
+    let tensor = CubeTensor::new_contiguous(flat.client, flat.device, shape.into(), flat.handle, flat.dtype);
+    Tensor::from_primitive(TensorPrimitive::Float(B::float_from_cube(tensor)))
 }
 
 /// The addresses are below 2³¹.
@@ -202,7 +230,11 @@ fn integers<B: Backend>(numbers: &[u32], device: &B::Device) -> Tensor<B, 1, Int
     Tensor::from_data(TensorData::new(numbers, [count]), device)
 }
 
-fn upload<B: Backend, const D: usize>(tensor: &HostTensor<'_>, shape: [usize; D], device: &B::Device) -> Tensor<B, D> {
+fn upload<B: MemoryBackend, const D: usize>(
+    tensor: &HostTensor<'_>,
+    shape: [usize; D],
+    device: &B::Device,
+) -> Tensor<B, D> {
     floats(&tensor.to_f32(), shape, device)
 }
 

@@ -148,13 +148,14 @@ where
     /// Takes what a backward pass has found of the sparse tables, for the next step; several passes add up.
     ///
     /// # Errors
-    /// A memory layer that [`MemoryModel::memories`] leaves out or lists twice, or gradients whose sparse part is gone: another backward pass came
-    /// before they were taken. Nothing is taken then, of no table.
+    /// A memory layer that [`MemoryModel::memories`] leaves out or lists twice, gradients whose sparse part is gone: another backward pass came
+    /// before they were taken, or a table that is not contiguous. Nothing is taken then, of no table.
     pub fn take<M: MemoryModel<B>>(&mut self, model: &mut M, gradients: &B::Gradients) -> Result<()> {
         check_list(model)?;
         let mut waiting = Vec::new();
         for memory in model.memories() {
             let Some(pending) = &memory.learning.pending else { continue };
+            memory.check_table()?;
             let found = pending.through::<B>(gradients);
             if found.is_none() && memory.took_part(gradients) {
                 return Err(Error::Config {
@@ -179,6 +180,7 @@ where
         let mut waiting = Vec::new();
         for memory in model.memories() {
             let Some(pending) = &memory.learning.pending else { continue };
+            memory.check_table()?;
             waiting.extend(self.with_waiting(memory, pending.sum::<B>())?);
         }
         for memory in model.memories() {
