@@ -27,6 +27,18 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// The saved state of an optimiser does not belong to the table or to the rule that it is given to.
+    #[error("the optimiser's record of table {table}: {what} is {found}, expected {expected}")]
+    Record {
+        /// The table: its parameter's id.
+        table: String,
+        /// What does not fit.
+        what: &'static str,
+        /// What the record says.
+        found: String,
+        /// What was expected.
+        expected: String,
+    },
     /// A host slice has another length than its shape.
     #[error("{tensor} holds {found} numbers, expected {expected}")]
     Length {

@@ -6,7 +6,7 @@ use ultramem_kernels::{ElementType, Tensor, check, fits_binding};
 use crate::{Error, HostTensor, Result};
 
 /// `[rows, value_dim]` values on the device. A table that is larger than one buffer binding lies in pages, each a buffer with some of the
-/// rows; stages that read or write rows are launched once a page.
+/// rows; stages that read or write rows are launched once a page. A clone shares the pages until one of the two is updated.
 #[derive(Clone)]
 pub struct ValueTable<R: Runtime> {
     pages: Vec<Tensor<R>>,
@@ -66,6 +66,11 @@ impl<R: Runtime> ValueTable<R> {
     /// The pages, each `[rows of the page, value_dim]`.
     pub fn pages(&self) -> &[Tensor<R>] {
         &self.pages
+    }
+
+    /// The pages, for an update.
+    pub(crate) fn pages_mut(&mut self) -> &mut [Tensor<R>] {
+        &mut self.pages
     }
 
     /// Rows of each page.

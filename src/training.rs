@@ -5,7 +5,7 @@
 //! use ultramem::kernels::optimiser::{Rule, Step};
 //! use ultramem::{Checkpoint, MemoryLayer, Tensor};
 //!
-//! # fn train<R: Runtime>(layer: &MemoryLayer<R>, input: Tensor<R>, grad_output: Tensor<R>) -> ultramem::Result<()> {
+//! # fn train<R: Runtime>(layer: &mut MemoryLayer<R>, input: Tensor<R>, grad_output: Tensor<R>) -> ultramem::Result<()> {
 //! let rule = Rule::Adam { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0, decoupled: true };
 //! let mut optimiser = layer.value_optimiser(rule)?;
 //! let (_, saved) = layer.forward_saving(&input)?;
@@ -45,17 +45,18 @@ impl<R: Runtime> MemoryLayer<R> {
         Ok(Optimiser::new(&self.client, rule, &self.weights.values.page_rows(), self.config.value_dim)?)
     }
 
-    /// Updates the used rows of the value table in place; every clone of the table sees it. Enqueues and returns.
+    /// Updates the used rows of the value table, in place where nobody else holds it: a page that a clone of the table or of the weights
+    /// holds, too, is copied first, once, and the clone stays as it was. Enqueues and returns.
     ///
     /// # Errors
     /// Gradients or an optimiser of another table.
     pub fn update_values(
-        &self,
+        &mut self,
         optimiser: &mut Optimiser<R>,
         gradients: &RowGradients<R>,
         step: &Step<'_, R>,
     ) -> Result<()> {
-        Ok(optimiser.step(&self.client, self.weights.values.pages(), gradients, step)?)
+        Ok(optimiser.step(&self.client, self.weights.values.pages_mut(), gradients, step)?)
     }
 
     /// Downloads the weights as they are now, for a checkpoint. Waits for the device.

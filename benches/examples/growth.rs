@@ -86,7 +86,7 @@ fn measure(side_keys: usize) -> Outcome<Figures> {
     let setup = init_setup::<AutoGraphicsApi>(&WgpuDevice::default(), RuntimeOptions::default());
     let options = RuntimeOptions { memory_config: MemoryConfiguration::ExclusivePages, ..Default::default() };
     let client = WgpuRuntime::client(&init_device(setup, options));
-    let layer = MemoryLayer::new(&client, config.clone(), &weights, ElementType::F32)?;
+    let mut layer = MemoryLayer::new(&client, config.clone(), &weights, ElementType::F32)?;
     let rule = Rule::Adam { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0, decoupled: true };
     let mut optimiser = layer.value_optimiser(rule)?;
     let input: Vec<f32> = (0..TOKENS * config.hidden_size).map(|at| (at as f32 * 0.37).sin()).collect();

@@ -120,7 +120,7 @@ fn forward(case: &Case) -> Outcome<impl FnMut() -> Outcome<()> + use<>> {
 fn step(case: &Case) -> Outcome<impl FnMut() -> Outcome<()> + use<>> {
     let (config, weights, input) = case.random()?;
     let client = WgpuRuntime::client(&WgpuDevice::default());
-    let layer = MemoryLayer::new(&client, config, &weights, ElementType::F32)?;
+    let mut layer = MemoryLayer::new(&client, config, &weights, ElementType::F32)?;
     let rule = Rule::Adam { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0, decoupled: true };
     let mut optimiser = layer.value_optimiser(rule)?;
     let input = layer.upload(&input)?;

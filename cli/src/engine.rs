@@ -75,7 +75,7 @@ pub trait Engine {
     fn measure(&self, input: &[f32], effort: Effort, rates: Option<Rates>) -> Result<Measured>;
 
     /// Times backward passes, their stages and updates of the value table by `rule`; None for the oracle.
-    fn measure_training(&self, input: &[f32], rule: Rule, effort: Effort) -> Result<Option<Trained>>;
+    fn measure_training(&mut self, input: &[f32], rule: Rule, effort: Effort) -> Result<Option<Trained>>;
 
     /// How the stages are computed for `tokens` tokens; None for the oracle.
     fn strategies(&self, tokens: usize) -> Option<String>;
@@ -130,8 +130,9 @@ impl<R: Runtime> Engine for MemoryLayer<R> {
         Ok(Measured { forward, device: rates.map(|rates| (stages, rates)) })
     }
 
-    fn measure_training(&self, input: &[f32], rule: Rule, effort: Effort) -> Result<Option<Trained>> {
+    fn measure_training(&mut self, input: &[f32], rule: Rule, effort: Effort) -> Result<Option<Trained>> {
         let tokens = input.len() / self.config().hidden_size;
+        let client = self.client().clone();
         let (input, grad_output) = (self.upload(input)?, self.upload(input)?);
         let (_, saved) = self.forward_saving(&input)?;
         let expand = self.expand_backward(&saved, &grad_output)?;
@@ -139,20 +140,20 @@ impl<R: Runtime> Engine for MemoryLayer<R> {
         let score = self.score_backward(&saved, &combine.sides)?;
         let gate = expand.gate.as_ref();
         let optimiser = RefCell::new(self.value_optimiser(rule)?);
+        let layer = RefCell::new(self);
         // A step of no length: every run finds the same table.
         let step = Step::new(0.0);
         let runs: [Run<'_>; 7] = [
-            &|| Ok(self.forward_saving(&input).map(drop)?),
-            &|| Ok(MemoryLayer::backward(self, &input, &saved, &grad_output).map(drop)?),
-            &|| Ok(self.update_values(&mut optimiser.borrow_mut(), &expand.values, &step)?),
-            &|| Ok(self.query_backward(&input, &score.query, gate).map(drop)?),
-            &|| Ok(self.score_backward(&saved, &combine.sides).map(drop)?),
-            &|| Ok(self.combine_backward(&saved, &expand.scores).map(drop)?),
-            &|| Ok(self.expand_backward(&saved, &grad_output).map(drop)?),
+            &|| Ok(layer.borrow().forward_saving(&input).map(drop)?),
+            &|| Ok(MemoryLayer::backward(*layer.borrow(), &input, &saved, &grad_output).map(drop)?),
+            &|| Ok(layer.borrow_mut().update_values(&mut optimiser.borrow_mut(), &expand.values, &step)?),
+            &|| Ok(layer.borrow().query_backward(&input, &score.query, gate).map(drop)?),
+            &|| Ok(layer.borrow().score_backward(&saved, &combine.sides).map(drop)?),
+            &|| Ok(layer.borrow().combine_backward(&saved, &expand.scores).map(drop)?),
+            &|| Ok(layer.borrow().expand_backward(&saved, &grad_output).map(drop)?),
         ];
-        let [forward, backward, update, stages @ ..] =
-            interleaved(self.client(), runs, effort, &counted(tokens, "token"))?;
-        let rows = self.used_rows(&expand.values)?;
+        let [forward, backward, update, stages @ ..] = interleaved(&client, runs, effort, &counted(tokens, "token"))?;
+        let rows = layer.borrow().used_rows(&expand.values)?;
         Ok(Some(Trained { forward, backward, stages, update, rows }))
     }
 
@@ -234,7 +235,7 @@ impl Engine for Oracle<'_> {
         Ok(Measured { forward: Times::of(found), device: None })
     }
 
-    fn measure_training(&self, _input: &[f32], _rule: Rule, _effort: Effort) -> Result<Option<Trained>> {
+    fn measure_training(&mut self, _input: &[f32], _rule: Rule, _effort: Effort) -> Result<Option<Trained>> {
         Ok(None)
     }
 

@@ -129,6 +129,12 @@ pub enum Error {
         /// The most that are allowed.
         limit: u64,
     },
+    /// The device failed in what was enqueued before.
+    #[error("device: {reason}")]
+    Device {
+        /// The device's own words.
+        reason: String,
+    },
     /// The matrix product library refused the problem.
     #[error("matrix product [{m}, {k}] x [{k}, {n}]: {reason}")]
     Matmul {

@@ -76,10 +76,19 @@ fn random_kernel<E: Float, N: Size>(
 
 /// Stirs 32 bits: every bit of the result hangs on every bit of `x`.
 #[cube]
-fn hash(x: u32) -> u32 {
+pub(crate) fn hash(x: u32) -> u32 {
     let mut bits = x ^ (x >> 16u32);
     bits *= 0x21f0_aaadu32;
     bits ^= bits >> 15u32;
     bits *= 0x735a_2d97u32;
     bits ^ (bits >> 15u32)
+}
+
+/// [`hash`], on the host.
+pub(crate) fn stir(x: u32) -> u32 {
+    let mut bits = x ^ (x >> 16);
+    bits = bits.wrapping_mul(0x21f0_aaad);
+    bits ^= bits >> 15;
+    bits = bits.wrapping_mul(0x735a_2d97);
+    bits ^ (bits >> 15)
 }

@@ -34,11 +34,20 @@ pub struct Options {
     pub execution: Execution,
     /// What the order of blocks and warps is drawn from; None draws that itself.
     pub seed: Option<u64>,
+    /// Whether a launch that loads what nothing has written in a buffer is good all the same; its report lists the loads. CubeCL's own
+    /// copy of a tensor whose rows are padded loads the padding, in units past the end whose numbers go nowhere.
+    pub unwritten_loads: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { gpu: Gpu::default(), target: Target::Cuda, execution: Execution::Watched, seed: None }
+        Self {
+            gpu: Gpu::default(),
+            target: Target::Cuda,
+            execution: Execution::Watched,
+            seed: None,
+            unwritten_loads: false,
+        }
     }
 }
 

@@ -35,7 +35,7 @@ pub fn tables() -> Result<[String; 2], Failure> {
     let device = tracing_device(GPU, Target::Cuda);
     let (mut kernels, mut stages) = (vec![KERNELS.to_string()], vec![STAGES.to_string()]);
     for dtype in TYPES {
-        let tracer = Tracer::new(&device, &config, dtype)?;
+        let mut tracer = Tracer::new(&device, &config, dtype)?;
         let mut add = |tokens: &str, launches: &[Traced]| -> Result<(), Failure> {
             kernels.extend(kernel_lines(dtype, tokens, launches)?);
             Ok(())

@@ -88,7 +88,7 @@ impl Tracer {
     ///
     /// # Errors
     /// Tensors too large for the GPU.
-    pub fn training(&self, tokens: usize, rules: &[Rule]) -> Result<Vec<Traced>> {
+    pub fn training(&mut self, tokens: usize, rules: &[Rule]) -> Result<Vec<Traced>> {
         let input = self.hidden_states("input", tokens)?;
         let (_, saved) = self.layer.forward_saving(&input)?;
         self.taken("forward")?;

@@ -158,7 +158,7 @@ fn steps() -> Vec<(Plan, ElementType, usize)> {
 }
 
 fn launches(device: &OfflineDevice, config: &MemoryConfig, dtype: ElementType) -> Vec<Traced> {
-    let tracer = Tracer::new(device, config, dtype).unwrap();
+    let mut tracer = Tracer::new(device, config, dtype).unwrap();
     let mut launches = tracer.prepare().to_vec();
     launches.extend(tracer.forward(1, None).unwrap());
     for strategies in strategies() {

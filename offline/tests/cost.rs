@@ -65,7 +65,7 @@ impl Scale {
 
     /// What each stage of a backward pass moves, in the order of their launches; how many value rows were used, and what an update of
     /// them by each of `rules` moves.
-    fn backward(&self, cache: u64, rules: &[Rule]) -> ([u64; 4], usize, Vec<u64>) {
+    fn backward(&mut self, cache: u64, rules: &[Rule]) -> ([u64; 4], usize, Vec<u64>) {
         let (_, saved) = self.layer.forward_saving(&self.input).unwrap();
         self.moved(cache);
         let expand = self.layer.expand_backward(&saved, &self.input).unwrap();
@@ -76,13 +76,13 @@ impl Scale {
         let of_score = self.moved(cache);
         self.layer.query_backward(&self.input, &score.query, expand.gate.as_ref()).unwrap();
         let of_query = self.moved(cache);
+        let used = self.layer.used_rows(&expand.values).unwrap();
         let update = |rule: &Rule| {
             let mut optimiser = self.layer.value_optimiser(*rule).unwrap();
             self.moved(cache);
             self.layer.update_values(&mut optimiser, &expand.values, &Step::new(0.1)).unwrap();
             self.moved(cache)
         };
-        let used = self.layer.used_rows(&expand.values).unwrap();
         ([of_expand, of_combine, of_score, of_query], used, rules.iter().map(update).collect())
     }
 }
@@ -138,7 +138,7 @@ fn no_stage_moves_more_backwards_than_the_model_says() {
         (plain, ElementType::F32, 40, LARGE),
         (memory_plus, ElementType::BF16, 40, LARGE),
     ] {
-        let scale = Scale::new(dims, dtype, tokens);
+        let mut scale = Scale::new(dims, dtype, tokens);
         let (measured, used, updates) = scale.backward(cache, &RULES);
         let caches = Caches { bytes: cache, tile: 8 };
         let model = scale.layer.backward_traffic(tokens, caches);

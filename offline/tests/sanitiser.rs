@@ -111,6 +111,21 @@ fn a_load_of_what_nothing_wrote_is_found() {
     assert!(matches!(only(&report).finding, Finding::Unwritten { space: Space::Buffer { buffer: 0, .. } }));
 }
 
+#[test]
+fn a_load_of_what_nothing_wrote_can_be_no_error() {
+    let options = Options { gpu: Gpu::H100, unwritten_loads: true, ..Options::default() };
+    for (shift, good) in [(0, true), (1, false)] {
+        let device = OfflineDevice::new(options);
+        let client = R::client(&device);
+        let (from, to) = (client.empty(4 * LENGTH), client.empty(4 * LENGTH));
+        let (from, to, dim) = (array(&from, LENGTH), array(&to, LENGTH), CubeDim::new_1d(LENGTH as u32));
+        // SAFETY: what is out of bounds is what the test is about; the device stops the launch there.
+        unsafe { shifted::launch_unchecked::<R>(&client, CubeCount::Static(1, 1, 1), dim, from, to, shift, 1) };
+        assert_eq!(block_on(client.sync()).is_ok(), good);
+        assert!(device.take_reports().iter().any(|report| !report.faults.is_empty()));
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Broken {
     Nothing,

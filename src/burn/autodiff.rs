@@ -11,18 +11,19 @@ use burn::backend::{
     },
 };
 use burn::tensor::{
-    DType,
+    DType, Device, Shape, TensorMetadata,
     backend::AutodiffBackend,
     ops::{FloatTensor, IntTensor},
 };
-use burn_cubecl::{kernel::cast, tensor::CubeTensor};
+use burn_cubecl::tensor::CubeTensor;
 use ultramem_kernels::{RowGradients, Tensor};
 
-use super::backend::{Call, MemoryBackend, Pending, Trace, like};
+use super::backend::{Call, MemoryBackend, Trace, contiguous, like};
+use super::pending::Pending;
 use crate::Result;
 
-/// Input, W_q, its norm, keys, their norm, cores, values, W_o.
-const PARENTS: usize = 8;
+/// Input, W_q, its norm, keys, their norm, cores, values, W_o, W_g.
+const PARENTS: usize = 9;
 
 #[derive(Debug)]
 struct MemoryNode;
@@ -52,9 +53,10 @@ impl<B: MemoryBackend, C: CheckpointStrategy> MemoryBackend for Autodiff<B, C> {
     }
 
     fn memory(call: Call<Self>) -> Result<FloatTensor<Self>> {
-        // Product keys have no cores; a tensor that nobody tracks stands in their place.
+        // Product keys have no cores, and only Memory+ has a gate; a tensor that nobody tracks stands in their place.
         let untracked = Self::from_inner(call.input.primitive.clone());
         let cores = call.core.as_ref().map_or(&untracked, |core| &core[0]);
+        let gate = call.gate_proj.as_ref().unwrap_or(&untracked);
         let mut parents: [&FloatTensor<Self>; PARENTS] = [
             &call.input,
             &call.query_proj,
@@ -64,6 +66,7 @@ impl<B: MemoryBackend, C: CheckpointStrategy> MemoryBackend for Autodiff<B, C> {
             cores,
             &call.values,
             &call.values_proj,
+            gate,
         ];
         // A sparse table is no parameter of Burn's optimisers. Where the layer learns, a leaf stands for the table in this call alone.
         let learns = parents[1..].iter().any(|tensor| tensor.is_tracked());
@@ -75,7 +78,15 @@ impl<B: MemoryBackend, C: CheckpointStrategy> MemoryBackend for Autodiff<B, C> {
         let nodes = parents.map(|tensor| tensor.node.clone());
         let sparse = leaf.as_ref().map(|(pending, leaf)| (pending.clone(), known_by(leaf)));
         let is_sparse = call.pending.is_some();
+        let empty = call.is_empty();
         let inner = inner(call);
+        if empty {
+            let output = inner.input.clone();
+            return Ok(match Backward::<B, PARENTS>::prepare::<C>(EmptyNode, nodes).compute_bound().stateful() {
+                OpsKind::Tracked(node) => node.finish(Arc::new(inner.kept_empty(sparse)), output),
+                OpsKind::UnTracked(node) => node.finish(output),
+            });
+        }
         match Backward::<B, PARENTS>::prepare::<C>(MemoryNode, nodes).compute_bound().stateful() {
             OpsKind::Tracked(node) => {
                 let (output, trace) = saving(inner)?;
@@ -93,13 +104,62 @@ impl<B: MemoryBackend> Backward<B, PARENTS> for MemoryNode {
     /// If the device refuses a launch: Burn's backward pass has no error to give.
     fn backward(self, ops: Ops<Self::State, PARENTS>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad_output = B::float_cube(grads.consume::<B>(&ops.node));
-        let found =
-            backward(&*ops.state, grad_output).unwrap_or_else(|error| panic!("memory layer, backward: {error}"));
+        let found = backward(&*ops.state, grad_output, grads);
+        let found = found.unwrap_or_else(|error| panic!("memory layer, backward: {error}"));
         for (parent, gradient) in ops.parents.into_iter().zip(found) {
             if let (Some(parent), Some(gradient)) = (parent, gradient) {
                 grads.register::<B>(parent.id, B::float_from_cube(gradient));
             }
         }
+    }
+}
+
+/// A call without a token: the gradient of every weight is zero, as that of Burn's own modules.
+#[derive(Debug)]
+struct EmptyNode;
+
+/// What it keeps: of each parent, its shape, type and device; and what [`Kept`] keeps of a sparse table.
+#[derive(Debug)]
+struct KeptEmpty<B: MemoryBackend> {
+    parents: [(Shape, DType, Device<B>); PARENTS],
+    sparse: Option<(Pending, FloatTensor<Autodiff<B>>)>,
+}
+
+impl<B: MemoryBackend> Backward<B, PARENTS> for EmptyNode {
+    type State = Arc<KeptEmpty<B>>;
+
+    fn backward(self, ops: Ops<Self::State, PARENTS>, grads: &mut Gradients, _: &mut Checkpointer) {
+        if let Some((pending, leaf)) = &ops.state.sparse {
+            let client = B::float_cube(leaf.primitive.clone()).client;
+            let put = pending.put::<B>(&client, grads, leaf.clone(), None, 0);
+            put.unwrap_or_else(|error| panic!("memory layer, backward: {error}"));
+        }
+        for (parent, (shape, dtype, device)) in ops.parents.into_iter().zip(ops.state.parents.clone()) {
+            if let Some(parent) = parent {
+                grads.register::<B>(parent.id, B::float_zeros(shape, &device, dtype.into()));
+            }
+        }
+    }
+}
+
+impl<B: MemoryBackend> Call<B> {
+    fn kept_empty(&self, sparse: Option<(Pending, FloatTensor<Autodiff<B>>)>) -> KeptEmpty<B> {
+        // The leaf that stands for a sparse table is as small as the norm.
+        let values = if sparse.is_some() { &self.query_norm } else { &self.values };
+        let cores = self.core.as_ref().map_or(&self.input, |core| &core[0]);
+        let parents = [
+            &self.input,
+            &self.query_proj,
+            &self.query_norm,
+            &self.keys,
+            &self.keys_norm,
+            cores,
+            values,
+            &self.values_proj,
+            self.gate_proj.as_ref().unwrap_or(&self.input),
+        ];
+        let parents = parents.map(|tensor| (tensor.shape(), tensor.dtype(), B::float_device(tensor)));
+        KeptEmpty { parents, sparse }
     }
 }
 
@@ -122,6 +182,7 @@ fn inner<B: MemoryBackend, C: CheckpointStrategy>(call: Call<Autodiff<B, C>>) ->
         shuffle: call.shuffle,
         values: call.values.primitive,
         values_proj: call.values_proj.primitive,
+        gate_proj: call.gate_proj.map(|gate| gate.primitive),
         input: call.input.primitive,
         pending: None,
     }
@@ -139,12 +200,18 @@ fn saving<B: MemoryBackend>(call: Call<B>) -> Result<(FloatTensor<B>, Trace<B::R
 type Found<R> = [Option<CubeTensor<R>>; PARENTS];
 
 /// A gradient for each parent, in the type of the layer; None where there is no such parent.
-fn backward<B: MemoryBackend>(kept: &Kept<B>, grad_output: CubeTensor<B::Runtime>) -> Result<Found<B::Runtime>> {
+///
+/// `pass`: what the backward pass has found so far.
+fn backward<B: MemoryBackend>(
+    kept: &Kept<B>,
+    grad_output: CubeTensor<B::Runtime>,
+    pass: &Gradients,
+) -> Result<Found<B::Runtime>> {
     let Trace { layer, input, saved } = &kept.trace;
     let (client, config) = (layer.client(), layer.config());
-    let grad_output = Tensor::from(burn_cubecl::kernel::into_contiguous(grad_output));
+    let grad_output = Tensor::from(contiguous(grad_output, input.dtype));
     let found = layer.backward(&Tensor::from(input.clone()), saved, &grad_output)?;
-    let own = |tensor| cast(like(input, tensor, DType::F32), input.dtype);
+    let own = |tensor| contiguous(like(input, tensor, DType::F32), input.dtype);
     let dense = |rows: &RowGradients<B::Runtime>, count| -> Result<CubeTensor<B::Runtime>> {
         Ok(own(rows.dense(client, count)?))
     };
@@ -154,7 +221,7 @@ fn backward<B: MemoryBackend>(kept: &Kept<B>, grad_output: CubeTensor<B::Runtime
     let query_norm = own(found.query_norm);
     let values = match &kept.sparse {
         Some((pending, leaf)) => {
-            pending.put::<Autodiff<B>>(leaf.clone(), found.values);
+            pending.put::<B>(client, pass, leaf.clone(), Some(found.values), config.rows())?;
             // Any gradient: the leaf only tells through which backward pass the call has gone.
             Some(query_norm.clone())
         }
@@ -170,5 +237,6 @@ fn backward<B: MemoryBackend>(kept: &Kept<B>, grad_output: CubeTensor<B::Runtime
         found.cores.map(own),
         values,
         Some(own(found.values_proj)),
+        found.gate_proj.map(own),
     ])
 }

@@ -1,10 +1,10 @@
 //! Burn's backends that our kernels run on: their tensors as CubeCL's and back, and the layer's call.
 
-use std::{any::Any, fmt, sync::Arc, sync::Mutex};
+use std::fmt;
 
 use burn::tensor::{
-    DType,
-    backend::{AutodiffBackend, Backend},
+    DType, TensorMetadata,
+    backend::Backend,
     ops::{FloatTensor, IntTensor},
 };
 use burn_cubecl::{
@@ -12,9 +12,11 @@ use burn_cubecl::{
     kernel::{cast, into_contiguous},
     tensor::CubeTensor,
 };
+use cubecl::prelude::ComputeClient;
 
-use ultramem_kernels::{RowGradients, Tensor, u32_storage};
+use ultramem_kernels::{Tensor, u32_storage};
 
+use super::pending::Pending;
 use crate::{LayerWeights, MemoryConfig, MemoryLayer, Result, Saved, TuckerCore, ValueTable};
 
 /// A backend that memory layers run on: every CubeCL backend of Burn, with and without fusion, with and without autodiff.
@@ -36,6 +38,9 @@ pub trait MemoryBackend: Backend {
     /// # Errors
     /// Shapes or types that do not fit the configuration.
     fn memory(call: Call<Self>) -> Result<FloatTensor<Self>> {
+        if call.is_empty() {
+            return Ok(call.input);
+        }
         let (layer, input) = call.layer()?;
         let output = layer.forward(&Tensor::from(input.clone()))?.output;
         Ok(Self::float_from_cube(like(&input, output, input.dtype)))
@@ -70,6 +75,7 @@ pub struct Call<B: Backend> {
     pub(super) shuffle: Option<IntTensor<B>>,
     pub(super) values: FloatTensor<B>,
     pub(super) values_proj: FloatTensor<B>,
+    pub(super) gate_proj: Option<FloatTensor<B>>,
     pub(super) input: FloatTensor<B>,
     /// Takes the values' gradient where the table is sparse.
     pub(super) pending: Option<Pending>,
@@ -79,12 +85,17 @@ pub struct Call<B: Backend> {
 type Ready<R> = (MemoryLayer<R>, CubeTensor<R>);
 
 impl<B: MemoryBackend> Call<B> {
+    /// Whether there is no token. The output is as empty as the input then, and of its shape.
+    pub(super) fn is_empty(&self) -> bool {
+        self.input.shape().num_elements() == 0
+    }
+
     /// The layer on the device, and the input.
     pub(super) fn layer(self) -> Result<Ready<B::Runtime>> {
-        let input = into_contiguous(B::float_cube(self.input));
+        let input = stored(B::float_cube(self.input));
         let client = input.client.clone();
-        let stored = |tensor| Tensor::from(into_contiguous(B::float_cube(tensor)));
-        let full = |tensor| Tensor::from(cast(into_contiguous(B::float_cube(tensor)), DType::F32));
+        let stored = |tensor| Tensor::from(stored(B::float_cube(tensor)));
+        let full = |tensor| Tensor::from(contiguous(B::float_cube(tensor), DType::F32));
         let core = self.core.map(|[cores, u, v]| TuckerCore { cores: full(cores), u: full(u), v: full(v) });
         let weights = LayerWeights {
             query_proj: stored(self.query_proj),
@@ -95,58 +106,53 @@ impl<B: MemoryBackend> Call<B> {
             shuffle: self.shuffle.map(|shuffle| indices(B::int_cube(shuffle))),
             values: ValueTable::from_device(stored(self.values))?,
             values_proj: stored(self.values_proj),
-            gate_proj: None,
+            gate_proj: self.gate_proj.map(stored),
         };
         Ok((MemoryLayer::from_device(&client, self.config, weights)?, input))
     }
 }
 
+/// The tensor in `dtype`, contiguous, as kernels take it. An allocator may pad the rows of whatever Burn makes, of what `cast` makes, too.
+pub(super) fn contiguous<R: CubeRuntime>(tensor: CubeTensor<R>, dtype: DType) -> CubeTensor<R> {
+    let tensor = into_contiguous(tensor);
+    let shape = tensor.meta.shape().clone();
+    let tensor = if tensor.dtype == dtype {
+        tensor
+    } else {
+        // One dimension has no rows to pad.
+        let count = [shape.num_elements()].into();
+        cast(CubeTensor::new_contiguous(tensor.client, tensor.device, count, tensor.handle, tensor.dtype), dtype)
+    };
+    CubeTensor::new_contiguous(tensor.client, tensor.device, shape, tensor.handle, dtype)
+}
+
+/// The tensor in its own type, [`contiguous`].
+pub(super) fn stored<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
+    let dtype = tensor.dtype;
+    contiguous(tensor, dtype)
+}
+
 /// The shuffle as the kernels take it. Its numbers are below 2³¹, so that the bits of an i32 are a u32's.
 fn indices<R: CubeRuntime>(tensor: CubeTensor<R>) -> Tensor<R> {
-    let tensor = into_contiguous(tensor);
-    match tensor.dtype {
-        DType::I32 | DType::U32 => Tensor::new_contiguous(tensor.meta.shape().to_vec(), tensor.handle, u32_storage()),
-        _ => Tensor::from(cast(tensor, DType::U32)),
-    }
+    let dtype = if tensor.dtype == DType::I32 { DType::I32 } else { DType::U32 };
+    let tensor = contiguous(tensor, dtype);
+    Tensor::new_contiguous(tensor.meta.shape().to_vec(), tensor.handle, u32_storage())
 }
 
 /// What a kernel gave, contiguous, as Burn's tensor on the device of `other`.
 pub(super) fn like<R: CubeRuntime>(other: &CubeTensor<R>, tensor: Tensor<R>, dtype: DType) -> CubeTensor<R> {
+    on_device(&other.client, &other.device, tensor, dtype)
+}
+
+/// What a kernel gave, contiguous, as Burn's tensor on `device`, whose client is `client`.
+pub(super) fn on_device<R: CubeRuntime>(
+    client: &ComputeClient<R>,
+    device: &R::CubeDevice,
+    tensor: Tensor<R>,
+    dtype: DType,
+) -> CubeTensor<R> {
     let shape = tensor.shape().to_vec().into();
-    CubeTensor::new_contiguous(other.client.clone(), other.device.clone(), shape, tensor.handle, dtype)
-}
-
-/// The sparse gradients of a value table between the backward pass and the optimiser's step, one a call, each with the leaf
-/// of the graph that stood for the table in that call. Every clone of a module shares them.
-#[derive(Clone, Default)]
-pub struct Pending(Arc<Mutex<Vec<Box<dyn Any + Send>>>>);
-
-impl Pending {
-    pub(super) fn put<B: MemoryBackend>(&self, leaf: FloatTensor<B>, gradients: RowGradients<B::Runtime>) {
-        self.lock().push(Box::new((leaf, gradients)));
-    }
-
-    /// The gradients of the calls that `gradients` has come through, in their order. Those of other passes are let go, as Burn lets go of
-    /// gradients that nobody takes.
-    pub(super) fn take<B: MemoryBackend + AutodiffBackend>(
-        &self,
-        gradients: &B::Gradients,
-    ) -> Vec<RowGradients<B::Runtime>> {
-        let all = std::mem::take(&mut *self.lock());
-        let calls =
-            all.into_iter().filter_map(|call| call.downcast::<(FloatTensor<B>, RowGradients<B::Runtime>)>().ok());
-        calls.filter(|call| B::grad(&call.0, gradients).is_some()).map(|call| call.1).collect()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Box<dyn Any + Send>>> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-}
-
-impl fmt::Debug for Pending {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pending({})", self.lock().len())
-    }
+    CubeTensor::new_contiguous(client.clone(), device.clone(), shape, tensor.handle, dtype)
 }
 
 /// What the backward pass of a call needs.

@@ -5,7 +5,7 @@ use burn::{
     tensor::{Distribution, ElementConversion, Int, Tensor},
 };
 
-use super::{Memory, MemoryBackend, ProductKeyMemory, UltraMem};
+use super::{Memory, MemoryBackend, MemoryPlus, ProductKeyMemory, UltraMem};
 use crate::{Dimensions, Kind, MemoryConfig, Norm, Weights};
 
 /// An UltraMem layer. What the fields mean stands in [`Dimensions`].
@@ -62,6 +62,33 @@ pub struct ProductKeyMemoryConfig {
     #[config(default = 2)]
     pub heads: usize,
     /// LayerNorm without bias instead of RMSNorm, for queries and keys.
+    #[config(default = false)]
+    pub layer_norm: bool,
+    /// The epsilon under the norm's root.
+    #[config(default = 1e-5)]
+    pub norm_eps: f32,
+    /// As for [`UltraMemConfig`].
+    #[config(default = true)]
+    pub sparse: bool,
+}
+
+/// A Memory+ layer with a table of its own. What the fields mean stands in [`Dimensions`].
+#[derive(Config, Debug)]
+pub struct MemoryPlusConfig {
+    /// Width of input and output.
+    pub hidden_size: usize,
+    /// Keys on each side; the table has `side_keys²` rows.
+    pub side_keys: usize,
+    /// Width of one key.
+    pub key_dim: usize,
+    /// Width of one value row.
+    pub value_dim: usize,
+    /// Slots kept per head.
+    pub top_m: usize,
+    /// Independent retrievals per token, each with a query of its own.
+    #[config(default = 4)]
+    pub heads: usize,
+    /// LayerNorm without bias instead of RMSNorm, for queries.
     #[config(default = false)]
     pub layer_norm: bool,
     /// The epsilon under the norm's root.
@@ -131,6 +158,37 @@ impl ProductKeyMemoryConfig {
     /// Dimensions that make no layer.
     pub fn init<B: MemoryBackend>(&self, device: &B::Device) -> crate::Result<ProductKeyMemory<B>> {
         Ok(ProductKeyMemory { memory: memory(self.dimensions()?, self.sparse, device)? })
+    }
+}
+
+impl MemoryPlusConfig {
+    /// The dimensions, checked.
+    ///
+    /// # Errors
+    /// As [`MemoryConfig::new`].
+    pub fn dimensions(&self) -> crate::Result<MemoryConfig> {
+        MemoryConfig::new(Dimensions {
+            kind: Kind::MemoryPlus,
+            hidden_size: self.hidden_size,
+            heads: self.heads,
+            side_keys: self.side_keys,
+            key_dim: self.key_dim,
+            tucker_rank: 1,
+            top_m: self.top_m,
+            cores: 1,
+            expansion: 1,
+            value_dim: self.value_dim,
+            norm: norm(self.layer_norm),
+            norm_eps: self.norm_eps,
+        })
+    }
+
+    /// As [`UltraMemConfig::init`].
+    ///
+    /// # Errors
+    /// Dimensions that make no layer.
+    pub fn init<B: MemoryBackend>(&self, device: &B::Device) -> crate::Result<MemoryPlus<B>> {
+        Ok(MemoryPlus { memory: memory(self.dimensions()?, self.sparse, device)? })
     }
 }
 

@@ -2,31 +2,47 @@
 //!
 //! | item | what |
 //! |---|---|
-//! | [`UltraMemConfig`], [`ProductKeyMemoryConfig`] | a layer as a Burn user writes it down; `init` gives it its first weights |
-//! | [`UltraMem`], [`ProductKeyMemory`] | the modules; [`Memory`] is what both are made of |
+//! | [`UltraMemConfig`], [`ProductKeyMemoryConfig`], [`MemoryPlusConfig`] | a layer as a Burn user writes it down; `init` gives it its first weights |
+//! | [`UltraMem`], [`ProductKeyMemory`], [`MemoryPlus`] | the modules, `from_checkpoint` too; [`Memory`] is what they are made of |
 //! | [`Placement`], [`Memories`] | the layers of a model, placed by "2:5/6:9", and their skips |
 //! | [`Trainer`] | a training step with all that memory layers need |
+//! | [`SparseTables`] | the sparse tables alone, beside any optimiser of Burn's |
+//! | [`SparseOptimizer`] | both as one of Burn's optimisers, for `burn-train`'s learner |
 //! | [`MemoryBackend`] | the bound that a model's methods need |
 //!
 //! A layer is one node of the autodiff graph; its forward pass saves slots, scores and pooled values, never a gathered row.
 //!
 //! The table is sparse unless the configuration says otherwise: backward leaves it a gradient of the rows that were read, and
 //! [`Trainer::step`] updates these rows in place. Several calls in one graph, and several passes before one step
-//! ([`Trainer::accumulate`]), add up; the gradient of a pass that the trainer is not given goes when it is given the next. Every clone of the module shares the table and sees the update. Train in the
-//! thread that ran the forward pass. A dense table is a parameter like any other, for optimisers of one's own; its gradient
+//! ([`Trainer::accumulate`]), add up; a pass that nobody takes is replaced by the next, and the first time that is said aloud. Train in the
+//! thread that ran the forward pass.
+//!
+//! A clone is a copy: a table that somebody else holds (a clone of the module, its record, its [`Memory::layer`], a graph that has not gone
+//! backwards) is copied before its first update, once, and there are two tables while the other lives. An update borrows the module
+//! mutably, so no thread sees half of one. A dense table is a parameter like any other, for optimisers of one's own; its gradient
 //! is as large as the table.
+//!
+//! On CUDA, CubeCL pads the rows of most tensors that Burn makes. Kernels take contiguous ones, so a layer that is new or loaded has its weights so, and a
+//! call copies those alone that an optimiser of Burn's has made since. Trainers refuse a sparse table that is not contiguous: loading the model's own
+//! record (`model.clone().load_record(model.into_record())`) mends it.
 
 mod autodiff;
 mod backend;
 mod config;
 #[cfg(feature = "burn-fusion")]
 mod fusion;
+mod gradients;
 mod module;
+mod optimiser;
+mod pending;
 mod placement;
+mod sparse;
 mod training;
 
 pub use backend::{Call, MemoryBackend};
-pub use config::{ProductKeyMemoryConfig, UltraMemConfig};
-pub use module::{Core, Memory, ProductKeyMemory, UltraMem};
+pub use config::{MemoryPlusConfig, ProductKeyMemoryConfig, UltraMemConfig};
+pub use module::{Core, Memory, MemoryPlus, ProductKeyMemory, UltraMem};
+pub use optimiser::{SparseOptimizer, SparseOptimizerRecord};
 pub use placement::{Carried, Memories, Placement};
-pub use training::{MemoryModel, StepReport, TableRecord, Trainer, TrainerConfig, TrainerRecord};
+pub use sparse::{SparseTables, TableRecord};
+pub use training::{MemoryModel, StepError, StepReport, Stepped, Trainer, TrainerConfig, TrainerRecord};

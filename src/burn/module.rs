@@ -9,10 +9,12 @@ use burn::{
         backend::{AutodiffBackend, Backend},
     },
 };
+use burn_cubecl::tensor::CubeTensor;
 
 use super::MemoryModel;
-use super::backend::{Call, MemoryBackend, Pending};
-use crate::{Error, HostTensor, Kind, MemoryConfig, MemoryLayer, Result, Weights};
+use super::backend::{Call, MemoryBackend, stored};
+use super::pending::Learning;
+use crate::{Checkpoint, Error, HostTensor, Kind, MemoryConfig, MemoryLayer, Result, Weights};
 
 /// An UltraMem layer: a [`Memory`] with Tucker-decomposed scores.
 #[derive(Module, Debug)]
@@ -26,6 +28,13 @@ pub struct ProductKeyMemory<B: Backend> {
     pub(super) memory: Memory<B>,
 }
 
+/// A Memory+ layer with a table of its own: a [`Memory`] with additive scores and softmax, a query for each head, keys taken as they are, and a
+/// gate.
+#[derive(Module, Debug)]
+pub struct MemoryPlus<B: Backend> {
+    pub(super) memory: Memory<B>,
+}
+
 /// What every memory layer is made of. Its record holds all of it but the configuration.
 #[derive(Module, Debug)]
 pub struct Memory<B: Backend> {
@@ -36,11 +45,12 @@ pub struct Memory<B: Backend> {
     pub(super) core: Option<Core<B>>,
     pub(super) values: Param<Tensor<B, 2>>,
     values_proj: Param<Tensor<B, 2>>,
+    /// For Memory+ alone.
+    gate_proj: Option<Param<Tensor<B, 2>>>,
     #[module(skip)]
     pub(super) config: MemoryConfig,
-    /// Where the table learns sparsely: its gradients that no step has used yet.
-    #[module(skip)]
-    pub(super) pending: Option<Pending>,
+    /// Where the table learns sparsely, its gradients that no step has used yet.
+    pub(super) learning: Learning<B>,
 }
 
 /// What UltraMem has beside product keys: the Tucker core, and the shuffle of its slots. No gradient reaches `u` and `v`: they follow the
@@ -58,45 +68,47 @@ impl<B: MemoryBackend> Memory<B> {
     /// A layer of given weights, a checkpoint's for instance. `sparse`: as in [`UltraMemConfig`](super::UltraMemConfig).
     ///
     /// # Errors
-    /// Weights that do not fit `config`, and Memory+, which has no module here.
+    /// Weights that do not fit `config`, or more slots than Burn's integers count.
     pub fn from_weights(config: MemoryConfig, weights: &Weights<'_>, sparse: bool, device: &B::Device) -> Result<Self> {
         weights.check(&config)?;
-        if config.kind == Kind::MemoryPlus {
-            let expected = "UltraMem or ProductKey";
-            return Err(Error::Config { what: "kind of a Burn module", value: "MemoryPlus".into(), expected });
-        }
         if config.slots() > i32::MAX as usize {
             let (what, value) = ("side_keys", config.side_keys.to_string());
             return Err(Error::Config { what, value, expected: "at most 46340: Burn's integers are i32" });
         }
         let (heads, rank) = (config.heads, config.tucker_rank);
-        let vector = |numbers: &[f32]| Param::initialized(ParamId::new(), floats(numbers, [heads, rank], device));
+        let vector = |numbers: &[f32]| fixed(floats(numbers, [heads, rank], device));
         let core = weights.shuffle_index.as_ref().map(|index| Core {
-            cores: Param::from_tensor(floats(&weights.cores, [config.cores, heads, rank, rank], device)),
+            cores: learned(floats(&weights.cores, [config.cores, heads, rank, rank], device)),
             u: vector(&weights.core_u),
             v: vector(&weights.core_v),
             shuffle: Param::initialized(ParamId::new(), integers(index, device)),
         });
         let values = upload(&weights.values, [config.rows(), config.value_dim], device);
         Ok(Self {
-            query_proj: Param::from_tensor(upload(
+            query_proj: learned(upload(
                 &weights.query_proj,
-                [2 * config.key_dim, config.hidden_size],
+                [config.query_heads() * 2 * config.key_dim, config.hidden_size],
                 device,
             )),
-            query_norm: Param::from_tensor(upload(&weights.query_norm, [config.key_dim], device)),
-            keys: Param::from_tensor(upload(&weights.keys, [heads, 2, config.side_keys, config.key_dim, rank], device)),
-            keys_norm: Param::from_tensor(upload(&weights.keys_norm, [config.key_dim], device)),
+            query_norm: learned(upload(&weights.query_norm, [config.key_dim], device)),
+            keys: learned(upload(&weights.keys, [heads, 2, config.side_keys, config.key_dim, rank], device)),
+            keys_norm: learned(upload(&weights.keys_norm, [config.key_dim], device)),
             core,
-            values: if sparse { Param::initialized(ParamId::new(), values) } else { Param::from_tensor(values) },
-            values_proj: Param::from_tensor(upload(
-                &weights.values_proj,
-                [config.hidden_size, config.pooled_dim()],
-                device,
-            )),
-            pending: sparse.then(Pending::default),
+            values: if sparse { fixed(values) } else { learned(values) },
+            values_proj: learned(upload(&weights.values_proj, [config.hidden_size, config.pooled_dim()], device)),
+            gate_proj: (weights.gate_proj.as_ref())
+                .map(|gate| learned(upload(gate, [config.value_dim, config.hidden_size], device))),
+            learning: Learning::new(sparse),
             config,
         })
+    }
+
+    /// The layer of a checkpoint, of whatever kind. `sparse`: as in [`UltraMemConfig`](super::UltraMemConfig).
+    ///
+    /// # Errors
+    /// A file that lacks a weight or holds one of another shape, or more slots than Burn's integers count.
+    pub fn from_checkpoint(file: &Checkpoint, sparse: bool, device: &B::Device) -> Result<Self> {
+        Self::from_weights(file.config().clone(), &file.weights()?, sparse, device)
     }
 
     /// The checked dimensions.
@@ -114,10 +126,21 @@ impl<B: MemoryBackend> Memory<B> {
 
     /// Whether the table learns sparsely.
     pub fn is_sparse(&self) -> bool {
-        self.pending.is_some()
+        self.learning.pending.is_some()
     }
 
-    /// The layer's output for `input` `[.., hidden_size]`, in the same shape.
+    /// Whether the table can be updated in place: one that was put in another's place may not be contiguous. A table that is new or
+    /// loaded is.
+    ///
+    /// # Errors
+    /// [`NotContiguous`](ultramem_kernels::Error::NotContiguous) with shape and strides.
+    pub(super) fn check_table(&self) -> Result<()> {
+        let table = ultramem_kernels::Tensor::from(B::float_cube(primitive(self.values.val())));
+        let (shape, storage) = ([self.config.rows(), self.config.value_dim], table.dtype);
+        Ok(ultramem_kernels::check(&table, "values", &shape, storage)?)
+    }
+
+    /// The layer's output for `input` `[.., hidden_size]`, in the same shape; empty for an empty batch, whose gradients are zeros.
     ///
     /// # Panics
     /// Where [`try_forward`](Self::try_forward) gives an error.
@@ -128,21 +151,21 @@ impl<B: MemoryBackend> Memory<B> {
     /// The layer's output for `input` `[.., hidden_size]`, in the same shape.
     ///
     /// # Errors
-    /// An input of another width or without a token, or an element type that the device lacks.
+    /// An input of another width, or an element type that the device lacks.
     pub fn try_forward<const D: usize>(&self, input: Tensor<B, D>) -> Result<Tensor<B, D>> {
         let shape = input.shape();
         let (width, hidden_size) = (shape.as_slice().last().copied().unwrap_or(0), self.config.hidden_size);
-        if width != hidden_size || shape.num_elements() == 0 {
-            let (found, expected) = (shape.to_vec(), vec![shape.num_elements() / width.max(1), hidden_size]);
+        let tokens = shape.as_slice().iter().rev().skip(1).product::<usize>();
+        if width != hidden_size {
+            let (found, expected) = (shape.to_vec(), vec![tokens, hidden_size]);
             return Err(ultramem_kernels::Error::Shape { tensor: "input", found, expected }.into());
         }
-        let tokens = shape.num_elements() / width;
         let output = B::memory(self.call(input.reshape([tokens, width])))?;
         Ok(Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(output)).reshape(shape))
     }
 
-    /// The layer for serving and for files: its weights are prepared once, here. It sees later changes of the table, and none of
-    /// the other weights.
+    /// The layer for serving and for files, as it is now: its weights are prepared once, here. It shares the table until the module's next
+    /// step, which copies it: while both live then, there are two.
     ///
     /// # Errors
     /// An element type that the device lacks.
@@ -165,8 +188,9 @@ impl<B: MemoryBackend> Memory<B> {
             shuffle: self.core.as_ref().map(|core| core.shuffle.val().into_primitive()),
             values: primitive(self.values.val()),
             values_proj: primitive(self.values_proj.val()),
+            gate_proj: self.gate_proj.as_ref().map(|gate| primitive(gate.val())),
             input: primitive(input),
-            pending: self.pending.clone(),
+            pending: self.learning.pending.clone(),
         }
     }
 }
@@ -175,8 +199,28 @@ pub(super) fn primitive<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> B::
     tensor.into_primitive().tensor()
 }
 
-fn floats<B: Backend, const D: usize>(numbers: &[f32], shape: [usize; D], device: &B::Device) -> Tensor<B, D> {
-    Tensor::from_data(TensorData::new(numbers.to_vec(), shape), device)
+/// A parameter that optimisers train, contiguous also when it has been loaded.
+fn learned<B: MemoryBackend, const D: usize>(tensor: Tensor<B, D>) -> Param<Tensor<B, D>> {
+    Param::from_tensor(tensor).load_mapper(packed)
+}
+
+/// As [`learned`], for what no optimiser of Burn's trains.
+fn fixed<B: MemoryBackend, const D: usize>(tensor: Tensor<B, D>) -> Param<Tensor<B, D>> {
+    Param::initialized(ParamId::new(), tensor).load_mapper(packed)
+}
+
+/// The tensor contiguous, so that no call has to copy it. Autodiff lets go of it.
+fn packed<B: MemoryBackend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, D> {
+    let tensor = stored(B::float_cube(primitive(tensor)));
+    Tensor::from_primitive(TensorPrimitive::Float(B::float_from_cube(tensor)))
+}
+
+/// Uploaded flat, for an allocator may pad rows.
+fn floats<B: MemoryBackend, const D: usize>(numbers: &[f32], shape: [usize; D], device: &B::Device) -> Tensor<B, D> {
+    let data = TensorData::new(numbers.to_vec(), [numbers.len()]);
+    let flat = B::float_cube(primitive(Tensor::<B, 1>::from_data(data, device)));
+    let tensor = CubeTensor::new_contiguous(flat.client, flat.device, shape.into(), flat.handle, flat.dtype);
+    Tensor::from_primitive(TensorPrimitive::Float(B::float_from_cube(tensor)))
 }
 
 /// The addresses are below 2³¹.
@@ -186,58 +230,69 @@ fn integers<B: Backend>(numbers: &[u32], device: &B::Device) -> Tensor<B, 1, Int
     Tensor::from_data(TensorData::new(numbers, [count]), device)
 }
 
-fn upload<B: Backend, const D: usize>(tensor: &HostTensor<'_>, shape: [usize; D], device: &B::Device) -> Tensor<B, D> {
+fn upload<B: MemoryBackend, const D: usize>(
+    tensor: &HostTensor<'_>,
+    shape: [usize; D],
+    device: &B::Device,
+) -> Tensor<B, D> {
     floats(&tensor.to_f32(), shape, device)
 }
 
-impl<B: Backend> From<UltraMem<B>> for Memory<B> {
-    fn from(layer: UltraMem<B>) -> Self {
-        layer.memory
-    }
+/// What the modules of each kind have in common.
+macro_rules! layers {
+    ($($layer:ident: $kind:ident),*) => {
+        $(
+            impl<B: MemoryBackend> $layer<B> {
+                /// The layer of a checkpoint. `sparse`: as in [`UltraMemConfig`](super::UltraMemConfig).
+                ///
+                /// # Errors
+                /// A file with a layer of another kind, that lacks a weight or holds one of another shape, or more slots than Burn's integers
+                /// count.
+                pub fn from_checkpoint(file: &Checkpoint, sparse: bool, device: &B::Device) -> Result<Self> {
+                    Ok(Self { memory: of_kind(file, Kind::$kind, sparse, device)? })
+                }
+            }
+
+            impl<B: Backend> From<$layer<B>> for Memory<B> {
+                fn from(layer: $layer<B>) -> Self {
+                    layer.memory
+                }
+            }
+
+            impl<B: Backend> Deref for $layer<B> {
+                type Target = Memory<B>;
+
+                fn deref(&self) -> &Memory<B> {
+                    &self.memory
+                }
+            }
+
+            impl<B: Backend> DerefMut for $layer<B> {
+                fn deref_mut(&mut self) -> &mut Memory<B> {
+                    &mut self.memory
+                }
+            }
+
+            impl<B: MemoryBackend + AutodiffBackend> MemoryModel<B> for $layer<B> {
+                fn memories(&mut self) -> Vec<&mut Memory<B>> {
+                    vec![&mut self.memory]
+                }
+            }
+        )*
+    };
 }
 
-impl<B: Backend> From<ProductKeyMemory<B>> for Memory<B> {
-    fn from(layer: ProductKeyMemory<B>) -> Self {
-        layer.memory
+layers!(UltraMem: UltraMem, ProductKeyMemory: ProductKey, MemoryPlus: MemoryPlus);
+
+/// The layer of a checkpoint that must be of a kind.
+fn of_kind<B: MemoryBackend>(file: &Checkpoint, kind: Kind, sparse: bool, device: &B::Device) -> Result<Memory<B>> {
+    if file.config().kind == kind {
+        return Memory::from_checkpoint(file, sparse, device);
     }
-}
-
-impl<B: Backend> Deref for UltraMem<B> {
-    type Target = Memory<B>;
-
-    fn deref(&self) -> &Memory<B> {
-        &self.memory
-    }
-}
-
-impl<B: Backend> DerefMut for UltraMem<B> {
-    fn deref_mut(&mut self) -> &mut Memory<B> {
-        &mut self.memory
-    }
-}
-
-impl<B: Backend> Deref for ProductKeyMemory<B> {
-    type Target = Memory<B>;
-
-    fn deref(&self) -> &Memory<B> {
-        &self.memory
-    }
-}
-
-impl<B: Backend> DerefMut for ProductKeyMemory<B> {
-    fn deref_mut(&mut self) -> &mut Memory<B> {
-        &mut self.memory
-    }
-}
-
-impl<B: MemoryBackend + AutodiffBackend> MemoryModel<B> for UltraMem<B> {
-    fn memories(&mut self) -> Vec<&mut Memory<B>> {
-        vec![&mut self.memory]
-    }
-}
-
-impl<B: MemoryBackend + AutodiffBackend> MemoryModel<B> for ProductKeyMemory<B> {
-    fn memories(&mut self) -> Vec<&mut Memory<B>> {
-        vec![&mut self.memory]
-    }
+    let expected = match kind {
+        Kind::UltraMem => "UltraMem",
+        Kind::ProductKey => "ProductKey",
+        Kind::MemoryPlus => "MemoryPlus",
+    };
+    Err(Error::Config { what: "kind of the checkpoint's layer", value: format!("{:?}", file.config().kind), expected })
 }

@@ -78,7 +78,7 @@ struct Large<'a, R: Runtime> {
 /// Reads and projects rows of a table of `rows` rows by every strategy, takes their gradients and updates them, and compares with sums
 /// in f64.
 pub fn hold<R: Runtime>(client: &ComputeClient<R>, rows: usize, dtype: ElementType) -> Result<(), Error> {
-    let large = Large::new(client, rows, dtype)?;
+    let mut large = Large::new(client, rows, dtype)?;
     large.hold_forward()?;
     large.hold_update()
 }
@@ -142,7 +142,7 @@ impl<'a, R: Runtime> Large<'a, R> {
         Ok(())
     }
 
-    fn hold_update(&self) -> Result<(), Error> {
+    fn hold_update(&mut self) -> Result<(), Error> {
         let gradient = |token: usize, out: usize| ((token * 5 + out * 3) % 16) as f32 / 16.0 - 0.5;
         let numbers: Vec<f32> = (0..TOKENS * HIDDEN).map(|at| gradient(at / HIDDEN, at % HIDDEN)).collect();
         let rounded = HostTensor::from_f32([TOKENS, HIDDEN], &numbers).unwrap();
@@ -164,7 +164,7 @@ impl<'a, R: Runtime> Large<'a, R> {
         };
         let rate = 0.125;
         let mut optimiser = Optimiser::new(self.client, Rule::Sgd { momentum: 0.0 }, &[self.values.shape()[0]], WIDTH)?;
-        optimiser.step(self.client, std::slice::from_ref(&self.values), &found.values, &Step::new(rate))?;
+        optimiser.step(self.client, std::slice::from_mut(&mut self.values), &found.values, &Step::new(rate))?;
         for row in self.used() {
             let expected = (0..WIDTH).map(|c| number(row, c) - f64::from(rate) * row_gradient(row, c));
             let expected: Vec<f64> = expected.collect();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::index};
-use ultramem::kernels::optimiser::{Optimiser, Rule, Step};
+use ultramem::kernels::optimiser::{Optimiser, Rounding, Rule, Step};
 use ultramem::kernels::{from_f32, from_u32};
 use ultramem::{Checkpoint, ElementType, HostTensor, RowGradients, Tensor, ValueTable, reference};
 
@@ -54,23 +54,26 @@ fn hold(rule: Rule, dtype: ElementType, [rows, width]: [usize; 2], masked: bool,
     let before = HostTensor::from_f32([rows, width], &numbers).unwrap();
     let before = before.cast(dtype);
     let table = ValueTable::upload_in_pages(&client, &before, dtype, page_rows).unwrap();
+    let (page_rows, mut table) = (table.page_rows(), table.pages().to_vec());
     let mut expected: Rows =
         before.to_f32().chunks(width).map(|row| row.iter().map(|&x| x.into()).collect()).enumerate().collect();
     let words: Vec<u32> = (0..rows.div_ceil(32)).map(|_| if masked { rng.random() } else { u32::MAX }).collect();
     let mask = from_u32(&client, &[words.len()], &words).unwrap();
     let may_change = |row: usize| words[row / 32] >> (row % 32) & 1 == 1;
-    let (mut optimiser, mut oracle) =
-        (Optimiser::new(&client, rule, &table.page_rows(), width).unwrap(), reference::Optimiser::new(rule));
+    let (mut optimiser, mut oracle) = (
+        Optimiser::new(&client, rule, &page_rows, width).unwrap(),
+        reference::Optimiser::new(rule).with_rounding(0, dtype),
+    );
     let mut changed = vec![false; rows];
     for step in 0..5 {
         let (gradients, on_host) = some_rows(&client, rows, width, rng);
         let (learning_rate, scale) = (0.1 / (step + 1) as f32, 0.5);
         let how = Step { learning_rate, scale, mask: masked.then_some(&mask) };
-        optimiser.step(&client, table.pages(), &gradients, &how).unwrap();
+        optimiser.step(&client, &mut table, &gradients, &how).unwrap();
         oracle.step(&mut expected, &on_host, learning_rate.into(), scale.into(), may_change);
         on_host.keys().filter(|&&row| may_change(row)).for_each(|&row| changed[row] = true);
     }
-    let found: Vec<f32> = table.pages().iter().flat_map(|page| download(&client, page, dtype)).collect();
+    let found: Vec<f32> = table.iter().flat_map(|page| download(&client, page, dtype)).collect();
     let tolerance = if dtype == ElementType::F32 { 1e-5 } else { 2e-3 };
     for (row, (found, before)) in found.chunks(width).zip(before.to_f32().chunks(width)).enumerate() {
         if changed[row] {
@@ -144,8 +147,8 @@ fn gradients_of_several_passes_add_up() {
 fn what_does_not_fit_is_refused() {
     let (client, rng) = (client(), &mut StdRng::seed_from_u64(1));
     let (gradients, _) = some_rows(&client, 8, 4, rng);
-    let table = [from_f32(&client, &[8, 4], &[0.0; 32]).unwrap()];
-    let narrow = [from_f32(&client, &[8, 2], &[0.0; 16]).unwrap()];
+    let mut table = [from_f32(&client, &[8, 4], &[0.0; 32]).unwrap()];
+    let mut narrow = [from_f32(&client, &[8, 2], &[0.0; 16]).unwrap()];
     let words = from_u32(&client, &[2], &[0; 2]).unwrap();
     let mut optimiser = Optimiser::new(&client, ADAM, &[8], 4).unwrap();
     let mut other = Optimiser::new(&client, ADAM, &[9], 4).unwrap();
@@ -153,24 +156,24 @@ fn what_does_not_fit_is_refused() {
     let masked = Step { mask: Some(&words), ..rate(0.1) };
     let refused = |result: Result<(), ultramem::kernels::Error>| result.unwrap_err().to_string();
     assert_eq!(
-        refused(optimiser.step(&client, &narrow, &gradients, &rate(0.1))),
+        refused(optimiser.step(&client, &mut narrow, &gradients, &rate(0.1))),
         "table has shape [8, 2], expected [8, 4]"
     );
     assert_eq!(
-        refused(other.step(&client, &table, &gradients, &rate(0.1))),
+        refused(other.step(&client, &mut table, &gradients, &rate(0.1))),
         "first_moment has shape [9, 4], expected [8, 4]"
     );
     assert_eq!(
-        refused(optimiser.step(&client, &table, &gradients, &rate(f32::NAN))),
+        refused(optimiser.step(&client, &mut table, &gradients, &rate(f32::NAN))),
         "learning_rate is NaN, expected a finite number"
     );
-    assert_eq!(refused(optimiser.step(&client, &table, &gradients, &masked)), "mask has shape [2], expected [1]");
+    assert_eq!(refused(optimiser.step(&client, &mut table, &gradients, &masked)), "mask has shape [2], expected [1]");
     assert_eq!(optimiser.steps(), 0, "a refused step is not counted");
     let wrong = Rule::Sgd { momentum: 1.5 };
     let message = Optimiser::<Runtime>::new(&client, wrong, &[8], 4).err().unwrap().to_string();
     assert_eq!(message, "momentum is 1.5, expected 0 or more and less than 1");
-    let halves = [from_f32(&client, &[4, 4], &[0.0; 16]).unwrap(), from_f32(&client, &[4, 4], &[0.0; 16]).unwrap()];
-    let paged = refused(optimiser.step(&client, &halves, &gradients, &rate(0.1)));
+    let mut halves = [from_f32(&client, &[4, 4], &[0.0; 16]).unwrap(), from_f32(&client, &[4, 4], &[0.0; 16]).unwrap()];
+    let paged = refused(optimiser.step(&client, &mut halves, &gradients, &rate(0.1)));
     assert_eq!(paged, "pages of the table: 2, expected 1");
     let none = Optimiser::<Runtime>::new(&client, ADAM, &[], 4).err().unwrap().to_string();
     assert!(none.contains("pages of a table"), "{none}");
@@ -190,11 +193,11 @@ fn training_in_pages_goes_on_from_a_file() {
     goes_on(in_pages(random_case(&plain(), 20, ElementType::F32, 8), 50));
 }
 
-fn goes_on(case: Case) {
+fn goes_on(mut case: Case) {
     let page_rows = case.layer.table().page_rows();
     let input = case.layer.upload(&case.input).unwrap();
     let grad_output = case.layer.upload(&random_input(case.layer.config(), 20, 9)).unwrap();
-    let train = |layer: &Layer, optimiser: &mut Optimiser<Runtime>, steps: usize| {
+    let train = |layer: &mut Layer, optimiser: &mut Optimiser<Runtime>, steps: usize| {
         for _ in 0..steps {
             let (_, saved) = layer.forward_saving(&input).unwrap();
             let gradients = layer.backward(&input, &saved, &grad_output).unwrap();
@@ -203,10 +206,10 @@ fn goes_on(case: Case) {
         layer.read_weights().unwrap().values.to_f32()
     };
     let mut optimiser = case.layer.value_optimiser(ADAM_W).unwrap();
-    let halfway = train(&case.layer, &mut optimiser, 2);
+    let halfway = train(&mut case.layer, &mut optimiser, 2);
     let weights = case.layer.read_weights().unwrap();
     let saved = case.layer.read_state(&optimiser).unwrap();
-    let expected = train(&case.layer, &mut optimiser, 2);
+    let expected = train(&mut case.layer, &mut optimiser, 2);
     assert_ne!(halfway, expected);
 
     let folder = tempfile::tempdir().unwrap();
@@ -221,11 +224,93 @@ fn goes_on(case: Case) {
 
     let file = Checkpoint::open(&path).unwrap();
     let layer = Layer::new(&client(), file.config().clone(), &file.weights().unwrap(), ElementType::F32).unwrap();
-    let layer = paged(layer, page_rows[0]);
+    let mut layer = paged(layer, page_rows[0]);
     assert_eq!(layer.read_weights().unwrap().values.to_f32(), halfway);
     let mut optimiser = layer.restore_state(&file, ADAM_W).unwrap();
     assert_eq!(optimiser.steps(), 2);
-    assert_eq!(train(&layer, &mut optimiser, 2), expected);
+    assert_eq!(train(&mut layer, &mut optimiser, 2), expected);
     let other = layer.restore_state(&file, Rule::Adagrad { eps: 1e-8 }).err().unwrap().to_string();
     assert!(other.contains("optimiser.values.squares"), "{other}");
+}
+
+/// A table whose every row is used, and a gradient of ones for it.
+fn all_rows(client: &Client, [rows, width]: [usize; 2], number: f32, dtype: ElementType) -> AllRows {
+    let numbers = vec![number; rows * width];
+    let values = HostTensor::from_f32([rows, width], &numbers).unwrap();
+    let table = ValueTable::upload(client, &values, dtype).unwrap().pages().to_vec();
+    let gradients = RowGradients {
+        rows: from_u32(client, &[rows], &(0..rows as u32).collect::<Vec<_>>()).unwrap(),
+        count: from_u32(client, &[1], &[rows as u32]).unwrap(),
+        gradients: from_f32(client, &[rows, width], &vec![1.0; rows * width]).unwrap(),
+    };
+    (table, gradients)
+}
+
+type AllRows = (Vec<Tensor<Runtime>>, RowGradients<Runtime>);
+
+fn mean(numbers: &[f32]) -> f64 {
+    numbers.iter().map(|&x| f64::from(x)).sum::<f64>() / numbers.len() as f64
+}
+
+/// 10,000 steps of 1e-6 at 0.02, where half of f16's last place is 8e-6: they vanish when rounded to the nearest, and move the table by 1e-2
+/// on average when rounded by chance, by the same bits in each run, which another seed changes.
+#[test]
+fn small_steps_of_a_half_precision_table_add_up() {
+    let (client, dtype, rule) = (client(), ElementType::F16, Rule::Sgd { momentum: 0.0 });
+    let trained = |rounding, steps| {
+        let (mut table, gradients) = all_rows(&client, [32, 32], 0.02, dtype);
+        let start = mean(&download(&client, &table[0], dtype));
+        let mut optimiser = Optimiser::new(&client, rule, &[32], 32).unwrap().with_rounding(rounding);
+        for _ in 0..steps {
+            optimiser.step(&client, &mut table, &gradients, &Step::new(1e-6)).unwrap();
+        }
+        let numbers = download(&client, &table[0], dtype);
+        (start - mean(&numbers), numbers)
+    };
+    let (moved, _) = trained(Rounding::default(), 10_000);
+    assert!((moved - 1e-2).abs() < 2e-4, "{moved}");
+    assert_eq!(trained(Rounding::Nearest, 100).0, 0.0);
+    let [first, again, other] = [0, 0, 1].map(|seed| trained(Rounding::Stochastic { seed }, 100).1);
+    assert!(first == again && first != other);
+}
+
+/// Signs, subnormal numbers, the largest, what is not finite: the oracle's number or, where f32 and f64 round otherwise, its neighbour.
+#[test]
+fn chance_rounds_to_a_neighbour() {
+    let (client, dtype) = (client(), ElementType::F16);
+    let numbers = [0.02, -0.02, 3e-5, -3e-5, 6e-8, 1e-9, 0.0, 60000.0, -65519.0, 65519.0, f32::INFINITY, f32::NAN];
+    let (mut table, mut gradients) = all_rows(&client, [1, 12], 0.0, dtype);
+    gradients.gradients = from_f32(&client, &[1, 12], &numbers.map(|x| -x)).unwrap();
+    let mut optimiser = Optimiser::new(&client, Rule::Sgd { momentum: 0.0 }, &[1], 12).unwrap();
+    optimiser.step(&client, &mut table, &gradients, &Step::new(1.0)).unwrap();
+    let mut oracle = reference::Optimiser::new(Rule::Sgd { momentum: 0.0 }).with_rounding(0, dtype);
+    let mut expected: Rows = [(0, vec![0.0; 12])].into();
+    let on_host: Rows = [(0, numbers.map(|x| f64::from(-x)).to_vec())].into();
+    oracle.step(&mut expected, &on_host, 1.0, 1.0, |_| true);
+    let found = download(&client, &table[0], dtype);
+    for ((found, expected), number) in found.iter().zip(&expected[&0]).zip(numbers) {
+        let same = f64::from(*found) == *expected || number.is_nan() && found.is_nan();
+        assert!(same || number.abs() == 65519.0 && found.abs() == 65504.0, "{number}: {found}, {expected}");
+    }
+}
+
+/// A clone of the table, of its optimiser and of the weights stays as it was when the other goes on; alone, a table keeps its buffer.
+#[test]
+fn a_clone_is_a_copy() {
+    let client = client();
+    let (mut table, gradients) = all_rows(&client, [8, 4], 1.0, ElementType::F32);
+    let mut optimiser = Optimiser::new(&client, ADAM, &[8], 4).unwrap();
+    let step = |optimiser: &mut Optimiser<Runtime>, table: &mut Vec<Tensor<Runtime>>| {
+        optimiser.step(&client, table, &gradients, &Step::new(0.1)).unwrap();
+        download(&client, &table[0], ElementType::F32)
+    };
+    step(&mut optimiser, &mut table);
+    let (mut other, mut clone) = (optimiser.clone(), table.clone());
+    let before = download(&client, &clone[0], ElementType::F32);
+    let second = step(&mut optimiser, &mut table);
+    let third = step(&mut optimiser, &mut table);
+    assert!(before != second && second != third);
+    assert_eq!(download(&client, &clone[0], ElementType::F32), before);
+    assert_eq!(step(&mut other, &mut clone), second);
+    assert_eq!(step(&mut other, &mut clone), third);
 }

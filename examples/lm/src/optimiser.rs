@@ -29,19 +29,19 @@ where
 
     /// One step.
     pub fn step(&mut self, model: Model<B>, gradients: B::Gradients) -> Result<(Model<B>, StepReport)> {
-        Ok(self.trainer.step(learning_rate(&self.settings, self.trainer.steps()), model, gradients)?)
+        let rate = learning_rate(&self.settings, self.trainer.steps());
+        self.trainer.step(rate, model, gradients).map_err(|refused| refused.error.into())
     }
 
     /// Writes the state into `folder`.
-    pub fn save(&self, model: &mut Model<B>, folder: &Path) -> Result<()> {
-        let record = self.trainer.to_record(model);
-        Ok(Recorder::<B>::record(&recorder(), record, folder.join("optimiser"))?)
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        Ok(Recorder::<B>::record(&recorder(), self.trainer.to_record(), folder.join("optimiser"))?)
     }
 
     /// Reads the state from `folder`.
     pub fn load(self, folder: &Path, device: &B::Device) -> Result<Self> {
         let record = Recorder::<B>::load(&recorder(), folder.join("optimiser"), device)?;
-        Ok(Self { trainer: self.trainer.load_record(record), ..self })
+        Ok(Self { trainer: self.trainer.load_record(record)?, ..self })
     }
 }
 

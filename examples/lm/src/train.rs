@@ -60,7 +60,7 @@ pub fn train(folder: &Path, settings: Settings) -> Result<()> {
         if done % settings.checkpoint_every == 0 || done == settings.steps {
             run.save(done, |folder| {
                 model.clone().save_file(folder.join("model"), &recorder())?;
-                optimiser.save(&mut model, folder)
+                optimiser.save(folder)
             })?;
         }
     }

@@ -1,10 +1,8 @@
-//! The Burn modules on a device: gradients are the oracle's, records bring a layer back, a trainer that was saved goes on with the
-//! same bits. Each test runs on the plain backend and on the one with fusion.
+//! The Burn modules on a device: outputs and gradients are the oracle's, records bring a layer back.
 
-#[path = "../../../tests/common/mod.rs"]
-mod common;
 #[path = "../src/main.rs"]
 mod quickstart;
+mod support;
 
 use std::collections::BTreeMap;
 
@@ -12,59 +10,21 @@ use burn::{
     backend::Autodiff,
     module::{Module, ModuleVisitor, Param},
     record::{BinBytesRecorder, FullPrecisionSettings, Recorder},
-    tensor::{Tensor, TensorData, backend::AutodiffBackend, f16},
+    tensor::{Tensor, backend::AutodiffBackend, f16},
 };
-use burn_wgpu::{CubeBackend, WgpuRuntime};
 use ultramem::{
-    HostTensor, Kind, MemoryConfig, Weights,
-    burn::{Memories, Memory, MemoryBackend, MemoryModel, Trainer, TrainerConfig, UltraMemConfig},
+    HostTensor, Kind, Weights,
+    burn::{Memories, Memory, MemoryBackend, MemoryPlus, ProductKeyMemory, UltraMem, UltraMemConfig},
     reference,
 };
 
-use common::{random_input, relative_l2, small};
-
-type Plain = CubeBackend<WgpuRuntime, f32, i32, u32>;
-type Fused = burn_wgpu::Wgpu;
-type Half = CubeBackend<WgpuRuntime, f16, i32, u32>;
-
-/// Runs a generic test on each backend.
-macro_rules! on_each_backend {
-    ($($name:ident)*) => {
-        mod plain {
-            $(#[test] fn $name() { super::$name::<super::Plain>(); })*
-        }
-        mod fused {
-            $(#[test] fn $name() { super::$name::<super::Fused>(); })*
-        }
-    };
-}
+use support::common::{random_input, relative_l2, small};
+use support::{Half, KINDS, Plain, memory, numbers, on_each_backend, tensor};
 
 on_each_backend! {
     forward_is_the_oracle
     gradients_are_the_oracle
-    sparse_step_is_the_dense_one
-    several_passes_are_added_up
-    frozen_layer_stays
     record_brings_the_layer_back
-    trainer_goes_on_with_the_same_bits
-    core_follows_and_auxiliary_loss_is_pytorch
-    misuse_is_an_error
-}
-
-const KINDS: [Kind; 2] = [Kind::UltraMem, Kind::ProductKey];
-
-fn tensor<B: MemoryBackend>(numbers: &[f32], width: usize) -> Tensor<B, 2> {
-    let shape = [numbers.len() / width, width];
-    Tensor::from_data(TensorData::new(numbers.to_vec(), shape), &Default::default())
-}
-
-fn numbers<B: MemoryBackend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
-    tensor.into_data().convert::<f32>().to_vec().unwrap()
-}
-
-fn memory<B: MemoryBackend>(config: &MemoryConfig, seed: u64, sparse: bool) -> (Memory<B>, Weights<'static>) {
-    let weights = Weights::random(config, seed);
-    (Memory::from_weights(config.clone(), &weights, sparse, &Default::default()).unwrap(), weights)
 }
 
 fn forward_is_the_oracle<B: MemoryBackend>() {
@@ -157,8 +117,14 @@ fn hold_gradients<B: MemoryBackend>(round: fn(&[f32]) -> Vec<f32>, tolerance: f6
             ("values", values),
             ("values_proj", expected.values_proj),
         ];
-        if config.kind == Kind::UltraMem {
-            all.push(("cores", expected.cores));
+        match config.kind {
+            Kind::UltraMem => all.push(("cores", expected.cores)),
+            Kind::ProductKey => (),
+            Kind::MemoryPlus => {
+                // Its keys are taken as they are.
+                all.retain(|(name, _)| *name != "keys_norm");
+                all.push(("gate_proj", expected.gate_proj));
+            }
         }
         assert_eq!(found.len(), all.len(), "{:?}", found.keys());
         for (name, expected) in all {
@@ -168,113 +134,30 @@ fn hold_gradients<B: MemoryBackend>(round: fn(&[f32]) -> Vec<f32>, tolerance: f6
     }
 }
 
-/// A step on the square of the output, so that the gradient hangs on the weights.
-fn step<B: MemoryBackend>(
-    trainer: &mut Trainer<Autodiff<B>, One<Autodiff<B>>>,
-    model: One<Autodiff<B>>,
-    seed: u64,
-) -> One<Autodiff<B>>
-where
-    Autodiff<B>: MemoryBackend<Runtime = B::Runtime>,
-{
-    let input = random_input(model.memory.config(), 9, seed);
-    let output = model.memory.forward(tensor::<Autodiff<B>>(&input, model.memory.config().hidden_size));
-    let gradients = output.square().sum().backward();
-    let (model, report) = trainer.step(0.01, model, gradients).unwrap();
-    assert!(report.done && report.gradient_norm > 0.0);
-    model
-}
-
-/// A model that is one layer.
-#[derive(Module, Debug)]
-struct One<B: burn::tensor::backend::Backend> {
-    memory: Memory<B>,
-}
-
-impl<B: MemoryBackend + AutodiffBackend> MemoryModel<B> for One<B> {
-    fn memories(&mut self) -> Vec<&mut Memory<B>> {
-        vec![&mut self.memory]
-    }
-}
-
-fn weights_of<B: MemoryBackend>(memory: &Memory<B>) -> Weights<'static> {
-    memory.layer(&Default::default()).unwrap().read_weights().unwrap()
-}
-
-/// Lazy Adam and Adam differ in rows that were not read, and there from the second step on alone.
-fn sparse_step_is_the_dense_one<B: MemoryBackend>() {
-    for config in KINDS.map(small) {
-        let [sparse, dense] = [true, false].map(|sparse| {
-            let mut trainer = Trainer::new(TrainerConfig::new(10));
-            weights_of(&step::<B>(&mut trainer, One { memory: memory(&config, 6, sparse).0 }, 7).memory)
-        });
-        let start = Weights::random(&config, 6);
-        for (name, sparse, dense, start) in [
-            ("values", &sparse.values, &dense.values, &start.values),
-            ("keys", &sparse.keys, &dense.keys, &start.keys),
-            ("query_proj", &sparse.query_proj, &dense.query_proj, &start.query_proj),
-        ] {
-            let off = relative_l2(&sparse.to_f32(), &dense.to_f32());
-            let moved = relative_l2(&sparse.to_f32(), &start.to_f32());
-            assert!(off < 1e-5 && moved > 1e-3, "{:?} {name}: {off}, moved {moved}", config.kind);
-        }
-    }
-}
-
-/// Two calls in one graph, and two passes in one step: a sparse table learns what a dense one does. A pass that nobody takes changes nothing.
-fn several_passes_are_added_up<B: MemoryBackend>() {
-    for config in KINDS.map(small) {
-        let loss = |memory: &Memory<Autodiff<B>>, seed| {
-            let input = random_input(&config, 9, seed);
-            memory.forward(tensor::<Autodiff<B>>(&input, config.hidden_size)).square().sum()
-        };
-        let in_one_graph = |sparse| {
-            let memory = memory::<Autodiff<B>>(&config, 6, sparse).0;
-            let gradients = (loss(&memory, 1) + loss(&memory, 2)).backward();
-            let (model, _) = Trainer::new(TrainerConfig::new(10)).step(0.01, One { memory }, gradients).unwrap();
-            weights_of(&model.memory)
-        };
-        let in_two_passes = |sparse, another: bool| {
-            let mut model = One { memory: memory::<Autodiff<B>>(&config, 6, sparse).0 };
-            let mut trainer = Trainer::new(TrainerConfig::new(10));
-            let gradients = loss(&model.memory, 1).backward();
-            trainer.accumulate(&mut model, gradients).unwrap();
-            if another {
-                let _ = loss(&model.memory, 3).backward();
+/// A golden file as a module of its kind gives PyTorch's output; of another kind it is refused.
+#[test]
+fn a_checkpoint_is_a_module() {
+    let device = Default::default();
+    let mut kinds = Vec::new();
+    for (name, file) in support::common::golden_files() {
+        let input = file.tensor("input").unwrap().to_f32();
+        let input = tensor::<Plain>(&input, file.config().hidden_size);
+        let output = match file.config().kind {
+            Kind::UltraMem => UltraMem::<Plain>::from_checkpoint(&file, true, &device).unwrap().forward(input),
+            Kind::ProductKey => {
+                ProductKeyMemory::<Plain>::from_checkpoint(&file, true, &device).unwrap().forward(input)
             }
-            let gradients = loss(&model.memory, 2).backward();
-            let (model, report) = trainer.step(0.01, model, gradients).unwrap();
-            assert!(report.done && trainer.steps() == 1);
-            weights_of(&model.memory)
+            Kind::MemoryPlus => MemoryPlus::<Plain>::from_checkpoint(&file, true, &device).unwrap().forward(input),
         };
-        let (start, expected) = (Weights::random(&config, 6), in_one_graph(false));
-        let found =
-            [in_one_graph(true), in_two_passes(false, false), in_two_passes(true, false), in_two_passes(true, true)];
-        for (at, found) in found.iter().enumerate() {
-            for (name, found, expected, start) in [
-                ("values", &found.values, &expected.values, &start.values),
-                ("keys", &found.keys, &expected.keys, &start.keys),
-            ] {
-                let off = relative_l2(&found.to_f32(), &expected.to_f32());
-                let moved = relative_l2(&found.to_f32(), &start.to_f32());
-                assert!(off < 1e-5 && moved > 1e-3, "{:?}, {at}: {name}: {off}, moved {moved}", config.kind);
-            }
+        let expected = file.tensor("expected.output").unwrap().to_f32();
+        assert!(relative_l2(&numbers(output), &expected) < 1e-5, "{name}");
+        if file.config().kind != Kind::UltraMem {
+            let error = UltraMem::<Plain>::from_checkpoint(&file, true, &device).unwrap_err().to_string();
+            assert!(error.contains("expected UltraMem"), "{error}");
         }
-        assert!(found[2] == found[3], "a pass that nobody took");
+        kinds.push(file.config().kind);
     }
-}
-
-/// Gradients go through a layer that does not learn, and leave nothing in it.
-fn frozen_layer_stays<B: MemoryBackend>() {
-    let config = small(Kind::UltraMem);
-    let model = One { memory: memory::<Autodiff<B>>(&config, 6, true).0 }.no_grad();
-    let input = tensor::<Autodiff<B>>(&random_input(&config, 9, 1), config.hidden_size).require_grad();
-    let gradients = model.memory.forward(input.clone()).square().sum().backward();
-    assert!(numbers(input.grad(&gradients).unwrap()).iter().any(|&g| g != 0.0));
-    let (model, _) = Trainer::new(TrainerConfig::new(10)).step(0.01, model, gradients).unwrap();
-    let (found, start) = (weights_of(&model.memory), Weights::random(&config, 6));
-    assert!(found.values == start.values && found.keys == start.keys);
-    assert!(format!("{:?}", model.memory).contains("Pending(0)"));
+    assert!([Kind::UltraMem, Kind::MemoryPlus].iter().all(|kind| kinds.contains(kind)));
 }
 
 fn record_brings_the_layer_back<B: MemoryBackend>() {
@@ -289,93 +172,6 @@ fn record_brings_the_layer_back<B: MemoryBackend>() {
         let second = second.load_record(recorder.load(bytes, &Default::default()).unwrap());
         assert_eq!(numbers(second.forward(input)), expected, "{:?}", config.kind);
     }
-}
-
-fn trainer_goes_on_with_the_same_bits<B: MemoryBackend>() {
-    for (config, sparse) in
-        [(small(Kind::UltraMem), true), (small(Kind::UltraMem), false), (small(Kind::ProductKey), true)]
-    {
-        let new = || Trainer::<Autodiff<B>, One<Autodiff<B>>>::new(TrainerConfig::new(10));
-        let mut trainer = new();
-        let mut model = One { memory: memory(&config, 11, sparse).0 };
-        for seed in 0..2 {
-            model = step::<B>(&mut trainer, model, seed);
-        }
-        let recorder = BinBytesRecorder::<FullPrecisionSettings>::default();
-        let state = Recorder::<Autodiff<B>>::record(&recorder, trainer.to_record(&mut model), ()).unwrap();
-        let weights = Recorder::<Autodiff<B>>::record(&recorder, model.clone().into_record(), ()).unwrap();
-        for seed in 2..4 {
-            model = step::<B>(&mut trainer, model, seed);
-        }
-        let device = Default::default();
-        let mut again = One { memory: memory(&config, 12, sparse).0 }
-            .load_record(Recorder::<Autodiff<B>>::load(&recorder, weights, &device).unwrap());
-        let mut trainer = new().load_record(Recorder::<Autodiff<B>>::load(&recorder, state, &device).unwrap());
-        assert_eq!(trainer.steps(), 2);
-        for seed in 2..4 {
-            again = step::<B>(&mut trainer, again, seed);
-        }
-        let same = weights_of(&again.memory) == weights_of(&model.memory);
-        assert!(same, "{:?}, sparse {sparse}", config.kind);
-    }
-}
-
-fn core_follows_and_auxiliary_loss_is_pytorch<B: MemoryBackend>() {
-    for (name, file) in common::golden_files() {
-        if file.config().kind != Kind::UltraMem || !file.has("expected.core_singular_values_tail_loss") {
-            continue;
-        }
-        let weights = file.weights().unwrap();
-        let memory = Memory::from_weights(file.config().clone(), &weights, true, &Default::default()).unwrap();
-        let mut trainer = Trainer::<Autodiff<B>, One<Autodiff<B>>>::new(TrainerConfig::new(1));
-        let input = tensor::<Autodiff<B>>(&random_input(file.config(), 3, 13), file.config().hidden_size);
-        let gradients = memory.forward(input).sum().backward();
-        let (model, report) = trainer.step(0.0, One { memory }, gradients).unwrap();
-        let expected = file.tensor("expected.core_singular_values_tail_loss").unwrap().to_f32()[0];
-        assert!(
-            (report.auxiliary_loss - expected).abs() <= 1e-5 * expected.max(1e-3),
-            "{name}: {report:?}, {expected}"
-        );
-        // At a learning rate of 0 the cores stay, and so must their vectors.
-        let found = weights_of(&model.memory);
-        assert!(relative_l2(&found.core_u, &weights.core_u) < 1e-4, "{name}: {:?} {:?}", found.core_u, weights.core_u);
-        assert!(relative_l2(&found.core_v, &weights.core_v) < 1e-4, "{name}: {:?} {:?}", found.core_v, weights.core_v);
-    }
-}
-
-/// A model that forgets its layer.
-#[derive(Module, Debug)]
-struct Forgetful<B: burn::tensor::backend::Backend> {
-    memory: Memory<B>,
-}
-
-impl<B: MemoryBackend + AutodiffBackend> MemoryModel<B> for Forgetful<B> {
-    fn memories(&mut self) -> Vec<&mut Memory<B>> {
-        vec![]
-    }
-}
-
-fn misuse_is_an_error<B: MemoryBackend>() {
-    let config = small(Kind::UltraMem);
-    let (layer, _) = memory::<Autodiff<B>>(&config, 14, true);
-    let narrow = layer.try_forward(Tensor::<Autodiff<B>, 3>::zeros([2, 3, 10], &Default::default()));
-    assert_eq!(narrow.unwrap_err().to_string(), "input has shape [2, 3, 10], expected [6, 11]");
-    let backward = |layer: &Memory<Autodiff<B>>| {
-        layer.forward(Tensor::<Autodiff<B>, 2>::ones([3, config.hidden_size], &Default::default())).sum().backward()
-    };
-    let gradients = backward(&layer);
-    let forgetful = Trainer::new(TrainerConfig::new(1)).step(0.1, Forgetful { memory: layer.clone() }, gradients);
-    let error = forgetful.unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "number of memory layers that MemoryModel::memories lists is 0, expected all of the model's, each once"
-    );
-    // The sparse part of the first pass is gone when the second has been taken.
-    let (first, second) = (backward(&layer), backward(&layer));
-    let (mut trainer, mut model) = (Trainer::new(TrainerConfig::new(1)), One { memory: layer });
-    trainer.accumulate(&mut model, second).unwrap();
-    let error = trainer.step(0.1, model, first).unwrap_err().to_string();
-    assert!(error.starts_with("the sparse part of these gradients is gone"), "{error}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use cubecl::prelude::*;
 
+use super::rounding::rounded;
 use super::{Update, UpdatePlan, listed};
 use crate::Result;
 use crate::loops::check_loops;
@@ -11,15 +12,15 @@ use crate::tensor::{Tensor, arg};
 
 pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, eps: f32, squares: &Tensor<R>) -> Result<()> {
     let gradients = update.gradients;
-    let lanes = row_lanes(&update.device, update.plan.vectors);
-    let tile = update.plan.units / lanes;
-    check_loops("accumulate_kernel", update.plan.vectors.div_ceil(lanes) + if lanes > 1 { lanes } else { 0 })?;
+    let tile = update.plan.units / row_lanes(&update.device, update.plan.vectors);
+    let grid = accumulate_grid(update)?;
+    check(update)?;
     // SAFETY: `Update::check` and the optimiser have seen every shape; rows are listed once, an accumulator is changed by one unit and
     // each vector of a row by its own.
     unsafe {
         accumulate_kernel::launch_unchecked::<R>(
             update.client,
-            update.device.grid(gradients.rows.shape()[0].div_ceil(tile))?,
+            grid,
             update.cube_dim(),
             gradients.gradients.required_address_type(),
             update.vector,
@@ -36,7 +37,7 @@ pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, eps: f32, squares: &Ten
         );
         adagrad_kernel::launch_unchecked::<R>(
             update.client,
-            update.grid()?,
+            update.grid.clone(),
             update.cube_dim(),
             update.table.required_address_type(),
             update.vector,
@@ -51,11 +52,24 @@ pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, eps: f32, squares: &Ten
             eps,
             update.first_row as u32,
             update.rows as u32,
+            update.key,
             update.plan,
             update.table.dtype,
         );
     }
     Ok(())
+}
+
+/// Checks what [`launch`] would refuse.
+pub(super) fn check<R: Runtime>(update: &Update<'_, R>) -> Result<()> {
+    let lanes = row_lanes(&update.device, update.plan.vectors);
+    check_loops("accumulate_kernel", update.plan.vectors.div_ceil(lanes) + if lanes > 1 { lanes } else { 0 })?;
+    accumulate_grid(update).map(drop)
+}
+
+fn accumulate_grid<R: Runtime>(update: &Update<'_, R>) -> Result<CubeCount> {
+    let tile = update.plan.units / row_lanes(&update.device, update.plan.vectors);
+    update.device.grid(update.gradients.rows.shape()[0].div_ceil(tile))
 }
 
 /// `squares[row] += mean(g²)`; a few lanes take one of a cube's `tile` rows.
@@ -104,6 +118,7 @@ fn adagrad_kernel<E: Float, N: Size>(
     eps: f32,
     first_row: u32,
     page_rows: u32,
+    key: u32,
     #[comptime] plan: UpdatePlan,
     #[define(E)] _dtype: StorageType,
 ) {
@@ -112,6 +127,7 @@ fn adagrad_kernel<E: Float, N: Size>(
     if own.changes {
         let at = own.row * plan.vectors + item % plan.vectors;
         let rate = learning_rate * scale / (f32::sqrt(squares[own.row]) + eps);
-        table[at] = Vector::cast_from(Vector::<f32, N>::cast_from(table[at]) - gradients[item] * Vector::new(rate));
+        let weight = Vector::<f32, N>::cast_from(table[at]) - gradients[item] * Vector::new(rate);
+        table[at] = rounded::<E, N>(weight, key, first_row, own.row, item % plan.vectors, plan.dropped);
     }
 }

@@ -2,6 +2,7 @@
 
 use cubecl::prelude::*;
 
+use super::rounding::rounded;
 use super::{Rule, Update, UpdatePlan, listed};
 use crate::Result;
 use crate::tensor::{Tensor, arg};
@@ -10,18 +11,18 @@ use crate::tensor::{Tensor, arg};
 pub(super) fn launch<R: Runtime>(
     update: &Update<'_, R>,
     rule: &Rule,
-    steps: u32,
+    steps: u64,
     first: &Tensor<R>,
     second: &Tensor<R>,
 ) -> Result<()> {
     let Rule::Adam { beta1, beta2, eps, weight_decay, decoupled } = *rule else { return Ok(()) };
-    let correction = |beta: f32| (1.0 - f64::from(beta).powf(f64::from(steps))) as f32;
+    let correction = |beta: f32| (1.0 - f64::from(beta).powf(steps as f64)) as f32;
     let gradients = update.gradients;
     // SAFETY: `Update::check` and the optimiser have seen every shape; rows are listed once, and each unit changes its own vector.
     unsafe {
         adam_kernel::launch_unchecked::<R>(
             update.client,
-            update.grid()?,
+            update.grid.clone(),
             update.cube_dim(),
             update.table.required_address_type(),
             update.vector,
@@ -42,6 +43,7 @@ pub(super) fn launch<R: Runtime>(
             weight_decay,
             update.first_row as u32,
             update.rows as u32,
+            update.key,
             decoupled,
             update.plan,
             update.table.dtype,
@@ -69,6 +71,7 @@ fn adam_kernel<E: Float, N: Size>(
     weight_decay: f32,
     first_row: u32,
     page_rows: u32,
+    key: u32,
     #[comptime] decoupled: bool,
     #[comptime] plan: UpdatePlan,
     #[define(E)] _dtype: StorageType,
@@ -89,6 +92,7 @@ fn adam_kernel<E: Float, N: Size>(
         first[at] = mean;
         second[at] = square;
         let root = Vector::sqrt(square * Vector::new(1.0 / correction2)) + Vector::new(eps);
-        table[at] = Vector::cast_from(weight - mean / root * Vector::new(learning_rate / correction1));
+        weight -= mean / root * Vector::new(learning_rate / correction1);
+        table[at] = rounded::<E, N>(weight, key, first_row, own.row, item % plan.vectors, plan.dropped);
     }
 }

@@ -9,18 +9,24 @@
 //!
 //! Lazy: the state of a row that is not used stands still, without decay; Adam's `m̂ = m / (1 - β₁ᵗ)` and `v̂ = v / (1 - β₂ᵗ)` count all
 //! steps t. Adam's weight decay is added to the gradient, or, decoupled (AdamW), taken from the weight as `lr · weight_decay · w`; of used
-//! rows alone. State and arithmetic are f32; the row is rounded to the table's element type. Where a row is masked out, neither
-//! it nor its state changes.
+//! rows alone. State and arithmetic are f32; the row is rounded to the table's element type, [`Rounding`] says how. Where a row is masked
+//! out, neither it nor its state changes.
+//!
+//! A buffer of the table or of the state that somebody else holds, too, is copied before its first update, once: a clone is a copy. Alone,
+//! it is updated in place. The copy costs its bytes of memory while the other lives.
 //!
 //! Moves, per used row, its gradient once, and the row and its state once in and once out; Adagrad reads the gradient and the
 //! accumulator once more. A table of several pages is updated by one launch a page, each of which reads the list of used rows.
 
 mod adagrad;
 mod adam;
+mod rounding;
 mod sgd;
 
 use cubecl::prelude::*;
+use cubecl::std::tensor::into_contiguous;
 
+pub use self::rounding::Rounding;
 use crate::device::Device;
 use crate::pages::{Page, Window, windows};
 use crate::rows::RowGradients;
@@ -56,6 +62,16 @@ pub enum Rule {
 }
 
 impl Rule {
+    /// The rule's name: the same for rules that keep the same state.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Sgd { momentum: 0.0 } => "SGD",
+            Self::Sgd { .. } => "SGD with momentum",
+            Self::Adagrad { .. } => "Adagrad",
+            Self::Adam { .. } => "Adam",
+        }
+    }
+
     /// The shape of each tensor that the rule keeps of a page.
     fn state_shape(&self, rows: usize, width: usize) -> Vec<usize> {
         match self {
@@ -88,8 +104,17 @@ fn in_range(what: &'static str, value: f32, holds: bool, expected: &'static str)
 /// A rule with its state, which lives beside the table, in pages as the table has them.
 pub struct Optimiser<R: Runtime> {
     rule: Rule,
+    rounding: Rounding,
     pages: Vec<State<R>>,
-    steps: u32,
+    steps: u64,
+}
+
+/// Shares the state until one of the two makes a step.
+impl<R: Runtime> Clone for Optimiser<R> {
+    fn clone(&self) -> Self {
+        let pages = self.pages.iter().map(State::clone).collect();
+        Self { rule: self.rule, rounding: self.rounding, pages, steps: self.steps }
+    }
 }
 
 /// What a rule keeps of a page between steps, f32.
@@ -101,6 +126,17 @@ enum State<R: Runtime> {
     Squares(Tensor<R>),
     /// Twice `[rows, width]`.
     Moments(Tensor<R>, Tensor<R>),
+}
+
+impl<R: Runtime> Clone for State<R> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Nothing => Self::Nothing,
+            Self::Momentum(momentum) => Self::Momentum(momentum.clone()),
+            Self::Squares(squares) => Self::Squares(squares.clone()),
+            Self::Moments(first, second) => Self::Moments(first.clone(), second.clone()),
+        }
+    }
 }
 
 impl<R: Runtime> State<R> {
@@ -120,6 +156,14 @@ impl<R: Runtime> State<R> {
             Self::Momentum(momentum) => vec![("momentum", momentum)],
             Self::Squares(squares) => vec![("squares", squares)],
             Self::Moments(first, second) => vec![("first_moment", first), ("second_moment", second)],
+        }
+    }
+
+    fn tensors_mut(&mut self) -> Vec<&mut Tensor<R>> {
+        match self {
+            Self::Nothing => vec![],
+            Self::Momentum(tensor) | Self::Squares(tensor) => vec![tensor],
+            Self::Moments(first, second) => vec![first, second],
         }
     }
 
@@ -163,7 +207,12 @@ impl<R: Runtime> Optimiser<R> {
             return Err(Error::Zero { what: "pages of a table" });
         }
         let pages = rows.iter().map(|&rows| State::zeros(client, rule, rows, width)).collect::<Result<_>>()?;
-        Ok(Self { rule, pages, steps: 0 })
+        Ok(Self { rule, rounding: Rounding::default(), pages, steps: 0 })
+    }
+
+    /// The same, whose updates of a table in half precision are rounded otherwise than stochastically with seed 0.
+    pub fn with_rounding(self, rounding: Rounding) -> Self {
+        Self { rounding, ..self }
     }
 
     /// The rule.
@@ -172,7 +221,7 @@ impl<R: Runtime> Optimiser<R> {
     }
 
     /// Steps taken.
-    pub fn steps(&self) -> u32 {
+    pub fn steps(&self) -> u64 {
         self.steps
     }
 
@@ -194,7 +243,7 @@ impl<R: Runtime> Optimiser<R> {
     ///
     /// # Errors
     /// Tensors that are not this rule's for this table; nothing is changed then.
-    pub fn restore(&mut self, steps: u32, state: &[Vec<Tensor<R>>]) -> Result<()> {
+    pub fn restore(&mut self, steps: u64, state: &[Vec<Tensor<R>>]) -> Result<()> {
         let own = self.state();
         count("tensors of the optimiser's state", state.len(), own.len())?;
         for ((name, own), pages) in own.iter().zip(state) {
@@ -211,7 +260,21 @@ impl<R: Runtime> Optimiser<R> {
         Ok(())
     }
 
-    /// Updates the used rows of a table in place. Enqueues and returns.
+    /// Checks what [`step`](Self::step) checks, and changes nothing: where this is `Ok`, so is the step.
+    ///
+    /// # Errors
+    /// Those of [`step`](Self::step).
+    pub fn check(
+        &self,
+        client: &ComputeClient<R>,
+        table: &[Tensor<R>],
+        gradients: &RowGradients<R>,
+        step: &Step<'_, R>,
+    ) -> Result<()> {
+        self.updates(client, table, gradients, step).map(drop)
+    }
+
+    /// Updates the used rows of a table, in place where nobody else holds its buffers. Enqueues and returns.
     ///
     /// - `table`: its pages in their order, `[rows of the page, width]` each, f32, f16 or bf16
     ///
@@ -220,19 +283,14 @@ impl<R: Runtime> Optimiser<R> {
     pub fn step(
         &mut self,
         client: &ComputeClient<R>,
-        table: &[Tensor<R>],
+        table: &mut [Tensor<R>],
         gradients: &RowGradients<R>,
         step: &Step<'_, R>,
     ) -> Result<()> {
-        count("pages of the table", table.len(), self.pages.len())?;
-        let mut updates = Vec::new();
-        for window in windows(table) {
-            let update = Update::check(client, &table[updates.len()], window, gradients, step)?;
-            for (name, state) in self.pages[updates.len()].tensors() {
-                check(state, name, &self.rule.state_shape(update.rows, update.width), f32_storage())?;
-            }
-            updates.push(update);
-        }
+        self.check(client, table, gradients, step)?;
+        let state = self.pages.iter_mut().flat_map(State::tensors_mut);
+        make_own(client, table.iter_mut().chain(state))?;
+        let updates = self.updates(client, table, gradients, step)?;
         let steps = self.steps.saturating_add(1);
         for (update, state) in updates.iter().zip(&self.pages) {
             match (self.rule, state) {
@@ -247,6 +305,42 @@ impl<R: Runtime> Optimiser<R> {
         self.steps = steps;
         Ok(())
     }
+
+    /// The checked updates of the pages.
+    fn updates<'a>(
+        &self,
+        client: &'a ComputeClient<R>,
+        table: &'a [Tensor<R>],
+        gradients: &'a RowGradients<R>,
+        step: &'a Step<'a, R>,
+    ) -> Result<Vec<Update<'a, R>>> {
+        count("pages of the table", table.len(), self.pages.len())?;
+        let key = self.rounding.key(self.steps.saturating_add(1));
+        let pages = table.iter().zip(windows(table)).zip(&self.pages);
+        let checked = |((table, window), state): ((&'a Tensor<R>, Window), &State<R>)| {
+            let update = Update::check(client, table, window, gradients, step, key)?;
+            for (name, tensor) in state.tensors() {
+                check(tensor, name, &self.rule.state_shape(update.rows, update.width), f32_storage())?;
+            }
+            if let State::Squares(_) = state {
+                adagrad::check(&update)?;
+            }
+            Ok(update)
+        };
+        pages.map(checked).collect()
+    }
+}
+
+/// Copies each of the tensors whose buffer somebody else holds, too.
+fn make_own<'a, R: Runtime>(client: &ComputeClient<R>, tensors: impl Iterator<Item = &'a mut Tensor<R>>) -> Result<()> {
+    // The device's own hold on a buffer counts from when its allocation was carried out.
+    client.flush().map_err(|error| Error::Device { reason: format!("{error:?}").chars().take(300).collect() })?;
+    for tensor in tensors.filter(|tensor| !tensor.handle.can_mut()) {
+        let bytes = tensor.shape().iter().product::<usize>() * tensor.dtype.size();
+        tracing::debug!(bytes, "a shared buffer is copied before its update");
+        *tensor = into_contiguous(client, tensor.clone().binding(), tensor.dtype);
+    }
+    Ok(())
 }
 
 fn count(what: &'static str, found: usize, expected: usize) -> Result<()> {
@@ -267,6 +361,9 @@ struct Update<'a, R: Runtime> {
     width: usize,
     /// Numbers of a vector.
     vector: usize,
+    /// Stirred from the rounding's seed and the step.
+    key: u32,
+    grid: CubeCount,
     plan: UpdatePlan,
 }
 
@@ -276,6 +373,8 @@ pub(crate) struct UpdatePlan {
     /// Vectors of a row.
     pub vectors: usize,
     pub masked: bool,
+    /// Bits of an f32's mantissa that the table's type lacks, where they are rounded stochastically; else 0.
+    pub dropped: u32,
     pub units: usize,
 }
 
@@ -286,10 +385,11 @@ impl<'a, R: Runtime> Update<'a, R> {
         window: Window,
         gradients: &'a RowGradients<R>,
         step: &'a Step<'a, R>,
+        key: Option<u32>,
     ) -> Result<Self> {
         let (_, width) = gradients.check()?;
         let Window { first_row, rows, all_rows } = window;
-        float_type(client, table, "table")?;
+        let dtype = float_type(client, table, "table")?;
         check(table, "table", &[rows, width], table.dtype)?;
         in_range("learning_rate", step.learning_rate, step.learning_rate.is_finite(), "a finite number")?;
         in_range("scale", step.scale, step.scale.is_finite(), "a finite number")?;
@@ -299,13 +399,13 @@ impl<'a, R: Runtime> Update<'a, R> {
         let device = Device::of(client);
         let vector = device.width(4, &[width]);
         let units = device.flat(gradients.rows.shape()[0] * (width / vector));
-        let plan = UpdatePlan { vectors: width / vector, masked: step.mask.is_some(), units };
-        Ok(Self { client, device, table, gradients, step, first_row, rows, width, vector, plan })
-    }
-
-    /// One unit for each vector of every row that can be listed.
-    fn grid(&self) -> Result<CubeCount> {
-        self.device.grid((self.gradients.rows.shape()[0] * self.plan.vectors).div_ceil(self.plan.units))
+        let vectors = width / vector;
+        let dropped = key.map_or(0, |_| rounding::dropped(dtype));
+        let plan = UpdatePlan { vectors, masked: step.mask.is_some(), dropped, units };
+        // One unit for each vector of every row that can be listed.
+        let grid = device.grid((gradients.rows.shape()[0] * vectors).div_ceil(units))?;
+        let key = key.unwrap_or(0);
+        Ok(Self { client, device, table, gradients, step, first_row, rows, width, vector, key, grid, plan })
     }
 
     fn cube_dim(&self) -> CubeDim {

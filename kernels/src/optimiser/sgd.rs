@@ -2,6 +2,7 @@
 
 use cubecl::prelude::*;
 
+use super::rounding::rounded;
 use super::{Update, UpdatePlan, listed};
 use crate::Result;
 use crate::tensor::{Tensor, arg, empty, f32_storage};
@@ -16,7 +17,7 @@ pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, momentum: f32, state: O
     unsafe {
         sgd_kernel::launch_unchecked::<R>(
             update.client,
-            update.grid()?,
+            update.grid.clone(),
             update.cube_dim(),
             update.table.required_address_type(),
             update.vector,
@@ -31,6 +32,7 @@ pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, momentum: f32, state: O
             momentum,
             update.first_row as u32,
             update.rows as u32,
+            update.key,
             keeps,
             update.plan,
             update.table.dtype,
@@ -52,6 +54,7 @@ fn sgd_kernel<E: Float, N: Size>(
     momentum: f32,
     first_row: u32,
     page_rows: u32,
+    key: u32,
     #[comptime] keeps: bool,
     #[comptime] plan: UpdatePlan,
     #[define(E)] _dtype: StorageType,
@@ -65,6 +68,7 @@ fn sgd_kernel<E: Float, N: Size>(
             direction += state[at] * Vector::new(momentum);
             state[at] = direction;
         }
-        table[at] = Vector::cast_from(Vector::<f32, N>::cast_from(table[at]) - direction * Vector::new(learning_rate));
+        let weight = Vector::<f32, N>::cast_from(table[at]) - direction * Vector::new(learning_rate);
+        table[at] = rounded::<E, N>(weight, key, first_row, own.row, item % plan.vectors, plan.dropped);
     }
 }
