@@ -15,7 +15,7 @@ use burn::{
     optim::{AdamW, AdamWConfig, GradientsAccumulator, GradientsParams, Optimizer, adaptor::OptimizerAdaptor},
     record::Record,
     tensor::{
-        ElementConversion, Int, Tensor, TensorData, TensorPrimitive,
+        FloatDType, Int, Tensor, TensorData, TensorPrimitive,
         backend::{AutodiffBackend, Backend},
     },
 };
@@ -349,7 +349,7 @@ where
     let device = model.devices().first().cloned().unwrap_or_default();
     let tables = sparse.iter().map(|(_, rows)| table_square::<B::InnerBackend>(rows, &device));
     let sum = squares.sum.into_iter().chain(tables).reduce(|a, b| a + b);
-    sum.map_or(0.0, |sum| sum.sqrt().into_scalar().elem())
+    sum.map_or(0.0, |sum| sum.sqrt().into_data().iter::<f32>().next().unwrap_or(f32::NAN))
 }
 
 /// The sum of the squares of the listed rows: what lies behind them is undefined.
@@ -365,11 +365,11 @@ fn table_square<B: MemoryBackend>(rows: &RowGradients<B::Runtime>, device: &B::D
     square_sum(gradients.mask_fill(unlisted.unsqueeze_dim(1), 0.0))
 }
 
-/// The sum of the squares, row by row and then of the rows: Burn's `sum` adds with atomics, in another order each time.
+/// The sum of the squares in f32, row by row and then of the rows: Burn's `sum` adds with atomics, in another order each time.
 fn square_sum<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, 1> {
     let width = tensor.dims()[D - 1];
     let rows = tensor.shape().num_elements() / width.max(1);
-    tensor.reshape([rows, width]).square().sum_dim(1).sum_dim(0).reshape([1])
+    tensor.cast(FloatDType::F32).reshape([rows, width]).square().sum_dim(1).sum_dim(0).reshape([1])
 }
 
 /// Counts the memory layers that a model holds.
