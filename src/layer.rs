@@ -261,11 +261,13 @@ impl<R: Runtime> MemoryLayer<R> {
         Ok(bytemuck::pod_collect_to_vec(&self.bytes(tensor)?))
     }
 
-    /// The bytes of a tensor. A read alone gives the buffer of a failed launch as it is; the flush tells.
+    /// The bytes of a tensor, whose buffer may be larger: CUDA's allocator pads the end of what Burn makes. A read alone gives the buffer of a
+    /// failed launch as it is; the flush tells.
     fn bytes(&self, tensor: &Tensor<R>) -> Result<Vec<u8>> {
         let bytes = self.client.read_one(tensor.handle.clone()).map_err(device_error)?;
         self.client.flush().map_err(device_error)?;
-        Ok(bytes.to_vec())
+        let used = tensor.shape().iter().product::<usize>() * tensor.dtype.size();
+        Ok(bytes[..used.min(bytes.len())].to_vec())
     }
 }
 

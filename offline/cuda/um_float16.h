@@ -79,4 +79,8 @@ template <class T> struct um_pair16 {
     static inline bool __hisnan(T x) { return std::isnan(float(x)); }                                                  \
     static inline T2 __hfma2(T2 a, T2 b, T2 c) { return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)}; }              \
     static inline T2 __hmin2(T2 a, T2 b) { return {__hmin(a.x, b.x), __hmin(a.y, b.y)}; }                              \
-    static inline T2 __hmax2(T2 a, T2 b) { return {__hmax(a.x, b.x), __hmax(a.y, b.y)}; }
+    static inline T2 __hmax2(T2 a, T2 b) { return {__hmax(a.x, b.x), __hmax(a.y, b.y)}; }                              \
+    static inline T2 h2exp(T2 x) { return {hexp(x.x), hexp(x.y)}; }                                                    \
+    static inline T2 h2log(T2 x) { return {hlog(x.x), hlog(x.y)}; }                                                    \
+    static inline T2 h2sqrt(T2 x) { return {hsqrt(x.x), hsqrt(x.y)}; }                                                 \
+    static inline T2 __habs2(T2 x) { return {__habs(x.x), __habs(x.y)}; }

@@ -4,7 +4,7 @@ use burn::{
     module::{ModuleVisitor, Param},
     optim::GradientsParams,
     tensor::{
-        Tensor, TensorData,
+        FloatDType, Tensor, TensorData,
         backend::{AutodiffBackend, Backend},
     },
 };
@@ -58,11 +58,11 @@ where
     Ok(norm.and_then(|norm| norm.first().copied()).unwrap_or(0.0))
 }
 
-/// The sum of the squares, row by row and then of the rows: Burn's `sum` adds with atomics, in another order each time.
+/// The sum of the squares in f32, row by row and then of the rows: Burn's `sum` adds with atomics, in another order each time.
 pub(super) fn square_sum<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, 1> {
     let width = tensor.dims()[D - 1];
     let rows = tensor.shape().num_elements() / width.max(1);
-    tensor.reshape([rows, width]).square().sum_dim(1).sum_dim(0).reshape([1])
+    tensor.cast(FloatDType::F32).reshape([rows, width]).square().sum_dim(1).sum_dim(0).reshape([1])
 }
 
 struct Squares<'a, B: AutodiffBackend> {

@@ -185,6 +185,7 @@ pub(crate) fn sum_counts_kernel(
 /// Replaces each of `size` counts by the sum of those before it. One cube leaves the sum of all in `sums[0]`; of several each begins at
 /// `sums[cube]`.
 #[cube(launch_unchecked)]
+#[allow(clippy::collapsible_if, reason = "the outer one is decided when the kernel is compiled")]
 pub(crate) fn scan_kernel(
     counts: &mut Array<u32>,
     sums: &mut Array<u32>,

@@ -206,6 +206,7 @@ pub(crate) fn merge_kernel<D: Size>(
 /// The best `top_m` of each row's candidates, `[tile, top_m]`, ascending; their score vectors go to `scores` from `first` on. Ends with a
 /// barrier.
 #[cube]
+#[allow(clippy::collapsible_if, reason = "the outer one is decided when the kernel is compiled")]
 pub(crate) fn merge<D: Size>(
     query: &Array<Vector<f32, D>>,
     query_norm: &Array<Vector<f32, D>>,
