@@ -242,7 +242,7 @@ fn holds<B: MemoryBackend<Device = Card>, M: OneLayer<Autodiff<B>>>(
     }
 
     // Gradient descent, whose step is the gradient; the greatest moves a value by a tenth.
-    let greatest = expected.values.iter().flat_map(|(_, row)| row).fold(0.0f64, |greatest, g| greatest.max(g.abs()));
+    let greatest = expected.values.values().flatten().fold(0.0f64, |greatest, g| greatest.max(g.abs()));
     let rate = 0.1 / greatest;
     let mut values: Vec<f64> = weights.values.to_f32().into_iter().map(f64::from).collect();
     let start = values.clone();

@@ -123,7 +123,7 @@ fn plans_count_the_iterations_that_execute() {
             layer = Some(MemoryLayer::new(&client, config.clone(), &weights, ElementType::F32).unwrap());
             wait();
         }));
-        let layer = layer.unwrap();
+        let mut layer = layer.unwrap();
         let numbers: Vec<f32> =
             (0..tokens * config.hidden_size).map(|at| ((at * 7919) % 2003) as f32 / 1001.0 - 1.0).collect();
         let input = layer.upload(&numbers).unwrap();
