@@ -110,6 +110,20 @@ impl Parts {
 
     pub fn remove(&mut self, prefix: &str) {
         self.header.as_object_mut().expect("the header is an object").retain(|name, _| !name.starts_with(prefix));
+        self.pack();
+    }
+
+    /// Moves the tensors together, as the format has them.
+    pub fn pack(&mut self) {
+        let header = self.header.as_object().expect("the header is an object");
+        let names: Vec<String> = header.keys().filter(|name| *name != "__metadata__").cloned().collect();
+        let mut data = Vec::new();
+        for name in names {
+            let bytes = self.bytes(&name).to_vec();
+            self.header[&name]["data_offsets"] = vec![data.len(), data.len() + bytes.len()].into();
+            data.extend(bytes);
+        }
+        self.data = data;
     }
 }
 
