@@ -8,7 +8,7 @@
 use cubecl::prelude::*;
 
 use crate::Result;
-use crate::combine::{self, Chosen, CombinePlan, PairScore, Row, Shape, choose_pairs, combine};
+use crate::combine::{self, Chosen, CombinePlan, PairScore, Row, Shape, choose_pairs, combine, slots_fit};
 use crate::loops::{check_loops, fits_loops};
 use crate::norm::Norm;
 use crate::score::{Kept, Place, PreparedKeys, ScorePlan, ScoreStrategy, Stage, merge, merge_bytes, write_keys};
@@ -33,10 +33,11 @@ pub fn retrieve<R: Runtime>(
     pair_score: &PairScore<'_, R>,
 ) -> Result<(Kept<R>, Chosen<R>)> {
     let stage = Stage::check(client, query, query_norm, norm, eps, keys, top_m, strategy)?;
-    let few = stage.tokens * stage.plan.heads <= stage.device.busy_cubes;
+    let few = stage.tokens > 0 && stage.tokens * stage.plan.heads <= stage.device.busy_cubes;
     if stage.plan.splits > 1 && few && !stage.device.narrow {
         let kept = stage.kept()?;
         let shape = Shape::check(&kept, pair_score)?;
+        slots_fit(stage.plan.side_keys)?;
         if let Some(plan) = plan(&stage, &shape) {
             let chosen = launch(&stage, &kept, &shape, plan)?;
             return Ok((kept, chosen));

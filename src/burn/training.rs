@@ -356,10 +356,11 @@ fn table_square<B: MemoryBackend>(rows: &RowGradients<B::Runtime>, device: &B::D
     let some = B::float_cube(primitive(Tensor::<B, 1>::zeros([1], device)));
     let float = |tensor: &DeviceTensor<B::Runtime>, dtype| B::float_from_cube(like(&some, tensor.clone(), dtype));
     let gradients =
-        Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(float(&rows.gradients, burn::tensor::DType::F32)));
+        Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(float(rows.gradients(), burn::tensor::DType::F32)));
     let capacity = gradients.dims()[0] as i64;
     let count = some.client.clone();
-    let count = count.read_one(rows.count.handle.clone()).map(|bytes| bytemuck::pod_read_unaligned::<u32>(&bytes[..4]));
+    let count =
+        count.read_one(rows.count().handle.clone()).map(|bytes| bytemuck::pod_read_unaligned::<u32>(&bytes[..4]));
     let unlisted = Tensor::<B, 1, Int>::arange(0..capacity, device).greater_equal_elem(count.unwrap_or(0) as i64);
     square_sum(gradients.mask_fill(unlisted.unsqueeze_dim(1), 0.0))
 }

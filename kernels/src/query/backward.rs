@@ -31,7 +31,7 @@ pub struct QueryGradients<R: Runtime> {
 
 /// Launches the backward pass of [`query`](super::query), and of a second map of the same input where a layer has one.
 ///
-/// - `input` `[tokens, hidden_size]`, f32, f16 or bf16
+/// - `input` `[tokens, hidden_size]`, f32, f16 or bf16; no tokens give a gradient of zeros for each weight
 ///
 /// # Errors
 /// Shapes, types or sizes that don't fit; nothing is launched then.
@@ -70,6 +70,9 @@ fn add<R: Runtime>(
     check(right, "gradient of the input through the second map", &shape, f32_storage())?;
     let sum = empty(client, "gradient of the input", &shape, like.dtype)?;
     let count: usize = shape.iter().product();
+    if count == 0 {
+        return Ok(sum);
+    }
     let width = device.width(4, &[count]);
     let vectors = u32::try_from(count / width).map_err(|_| Error::Exceeds {
         what: "numbers of the input",
