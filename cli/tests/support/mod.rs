@@ -1,9 +1,13 @@
 //! Runs the built command, and reads, breaks and compares safetensors files.
 
+// Each test is a crate of its own and uses a part of this.
+#![allow(dead_code)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use tempfile::{TempDir, tempdir};
 
 /// What a run of the command left.
 pub struct Ran {
@@ -131,4 +135,16 @@ pub fn relative_l2(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let difference: f32 = found.iter().zip(expected).map(|(a, b)| (a - b) * (a - b)).sum();
     (difference / expected.iter().map(|x| x * x).sum::<f32>()).sqrt()
+}
+
+/// A folder that goes when it is dropped.
+pub fn directory() -> TempDir {
+    tempdir().expect("there is room for temporary files")
+}
+
+/// A copy of a golden file after `change`.
+pub fn changed(directory: &TempDir, name: &str, change: impl FnOnce(&mut Parts)) -> String {
+    let mut parts = Parts::read(fixture(name));
+    change(&mut parts);
+    parts.write(&directory.path().join("changed.safetensors"))
 }

@@ -20,7 +20,8 @@ use crate::outer::outer;
 use crate::pages::{Page, Window, windows};
 use crate::product::component_sum;
 use crate::query::{ProjectStrategy, project};
-use crate::rows::{Entries, RowGradients, sum_rows};
+use crate::row_gradients::RowGradients;
+use crate::rows::{Entries, sum_rows};
 use crate::select::{lane_of, lane_sum, row_lanes};
 use crate::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage, zeros};
 

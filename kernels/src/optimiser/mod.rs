@@ -23,7 +23,7 @@ use cubecl::prelude::*;
 
 use crate::device::Device;
 use crate::pages::{Page, Window, windows};
-use crate::rows::RowGradients;
+use crate::row_gradients::RowGradients;
 use crate::tensor::{Tensor, arg, check, f32_storage, float_type, index, positive, u32_storage, zeros};
 use crate::{Error, Result};
 

@@ -16,7 +16,8 @@ use crate::group::group;
 use crate::loops::check_loops;
 use crate::norm::{Norm, Normed, moments, norm_backward};
 use crate::product::zero_sums;
-use crate::rows::{Entries, RowGradients, sum_rows};
+use crate::row_gradients::RowGradients;
+use crate::rows::{Entries, sum_rows};
 use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, index, positive, u32_storage, zeros};
 use crate::{Error, Result};
 
