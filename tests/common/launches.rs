@@ -161,7 +161,7 @@ fn backward_of_maps<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
 
 /// Keys with their sizes: heads, side_keys, key_dim, rank.
 fn keys<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(Tensor<R>, PreparedKeys<R>, [usize; 4]), Error> {
-    let sizes @ [heads, side_keys, key_dim, rank] = [draw.some().min(3), draw.some(), draw.some(), draw.some().min(4)];
+    let [heads, side_keys, key_dim, rank] = [draw.some().min(3), draw.some(), draw.some(), draw.some().min(4)];
     let dtype = draw.element();
     let keys = draw.tensor(&[heads, 2, side_keys, key_dim, rank], dtype);
     let (weight, u, v) = (draw.float(&[key_dim]), draw.float(&[heads, rank]), draw.float(&[heads, rank]));
@@ -169,7 +169,9 @@ fn keys<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(Tensor<R>, PreparedKeys<R
     let norm = draw.one_in(2).then_some((norm, 1e-5, &weight));
     let vectors = draw.one_in(2).then_some((&u, &v));
     let prepared = prepare_keys(draw.client, &keys, &KeyFactors { norm, vectors })?;
-    Ok((keys, prepared, sizes))
+    // Other keys than were meant may be keys, too.
+    let shape = keys.shape().to_vec();
+    Ok((keys, prepared, [shape[0], shape[2], shape[3], shape[4]]))
 }
 
 fn scores<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
@@ -264,20 +266,22 @@ fn expanded<R: Runtime>(draw: &mut Draw<'_, R>, backward: bool) -> Result<(), Er
         shuffle: draw.one_in(2).then_some(&shuffle),
         gate: ((expansion == 1 || draw.hostile) && draw.one_in(2)).then_some(&gate),
     };
+    // Another weight or other slots may fit each other, too.
+    let sizes = (chosen.scores.shape().to_vec(), memory.weight.shape().to_vec());
     if backward {
         let (own, grad) = (draw.tensor(&[hidden, expansion * value_dim], dtype), draw.tensor(&[tokens, hidden], dtype));
         let strategy = draw.product();
         let found = expand_backward(draw.client, &chosen, &memory, &own, None, &grad, strategy)?;
-        shaped("gradient of the scores", &found.scores, &[tokens, heads, top_m, cores]);
-        shaped("gradient of the weight", &found.weight, &[hidden, expansion * value_dim]);
+        shaped("gradient of the scores", &found.scores, &sizes.0);
+        shaped("gradient of the weight", &found.weight, &[sizes.1[1], sizes.1[0]]);
         return Ok(());
     }
     let pooled = pool(draw.client, &chosen, &memory)?;
-    shaped("pooled", &pooled, &[tokens, expansion * value_dim]);
+    shaped("pooled", &pooled, &[sizes.0[0], sizes.1[0]]);
     let chosen_strategy = ExpandStrategy::choose(draw.client, tokens, heads * top_m, &memory);
     let other = if draw.one_in(2) { ExpandStrategy::Fused } else { ExpandStrategy::Pooled(draw.product()) };
     for strategy in [chosen_strategy, other] {
-        shaped("output", &expand(draw.client, &chosen, &memory, strategy)?, &[tokens, hidden]);
+        shaped("output", &expand(draw.client, &chosen, &memory, strategy)?, &[sizes.0[0], sizes.1[1]]);
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 use super::{ProjectStrategy, project};
 use crate::device::Device;
 use crate::outer::outer;
-use crate::tensor::{Tensor, arg, check, empty, f32_storage};
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, sizes};
 use crate::{Error, Result};
 
 /// A linear map of the input and the gradient of what it gave.
@@ -42,6 +42,10 @@ pub fn query_backward<R: Runtime>(
     second: Option<&Map<'_, R>>,
     strategy: ProjectStrategy,
 ) -> Result<QueryGradients<R>> {
+    for map in core::iter::once(map).chain(second) {
+        let ([_, width], [_, hidden_size]) = (sizes(map.grad, "gradient of the map")?, sizes(input, "input")?);
+        check(map.weight, "weight", &[width, hidden_size], input.dtype)?;
+    }
     let weight = outer(client, map.grad, input, strategy)?;
     let through = |map: &Map<'_, R>, dtype| project(client, map.grad, map.weight, dtype, strategy);
     match second {

@@ -207,6 +207,7 @@ struct Cut {
 
 impl Cut {
     fn of(side_keys: usize, top_m: usize, strategy: ScoreStrategy) -> Self {
+        let side_keys = side_keys.min(u32::MAX as usize);
         let splits = match strategy {
             ScoreStrategy::Whole => 1,
             ScoreStrategy::Split { splits } => splits.clamp(2, side_keys.max(2)),
