@@ -126,7 +126,9 @@ fn quieten_vulkan() {
 fn run(cli: &Cli) -> Result<Report> {
     let idle = matches!(cli.verb, Some(Verb::Info(_) | Verb::Kernels(_) | Verb::Devices));
     if idle && cli.common.limits != Limits::Adapter {
-        return Err(Failure::new("--limits webgpu is for verbs that run a layer: demo, forward, backward, check, bench"));
+        return Err(Failure::new(
+            "--limits webgpu is for verbs that run a layer: demo, forward, backward, check, bench",
+        ));
     }
     match &cli.verb {
         None => demo::run(&demo::DemoArgs::default(), &cli.common),

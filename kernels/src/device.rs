@@ -183,7 +183,8 @@ mod tests {
                 let device = Device::new(&hardware, WGPU);
                 let what = format!("planes of {plane}, {most} units");
                 for work in [1, 3, 64, 1000, usize::MAX] {
-                    for units in [device.units(work), device.units_for(4, work), device.flat(work), device.most_units()] {
+                    for units in [device.units(work), device.units_for(4, work), device.flat(work), device.most_units()]
+                    {
                         assert!(units.is_power_of_two() && units <= MAX_UNITS.min(most as usize), "{what}: {units}");
                     }
                     let whole = device.units(work).is_multiple_of(device.plane_size.min(device.most_units()));

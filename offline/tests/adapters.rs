@@ -15,8 +15,7 @@ fn layers() -> [Dimensions; 2] {
         value_dim: 12,
         ..Dimensions::default()
     };
-    let memory_plus =
-        Dimensions { kind: Kind::MemoryPlus, tucker_rank: 1, cores: 1, expansion: 1, ..plain.clone() };
+    let memory_plus = Dimensions { kind: Kind::MemoryPlus, tucker_rank: 1, cores: 1, expansion: 1, ..plain.clone() };
     [plain, memory_plus]
 }
 

@@ -173,7 +173,8 @@ fn kernel_names(folder: &Path) -> BTreeSet<String> {
         }
         let source = std::fs::read_to_string(&path).unwrap();
         let launched = source.split("#[cube(launch").skip(1);
-        let name = |it: &str| it.split_once("fn ").and_then(|(_, rest)| rest.split(['(', '<']).next()).map(String::from);
+        let name =
+            |it: &str| it.split_once("fn ").and_then(|(_, rest)| rest.split(['(', '<']).next()).map(String::from);
         names.extend(launched.filter_map(name));
     }
     names

@@ -25,10 +25,10 @@ pub fn client() -> Client {
     Adapter::client(&Default::default())
 }
 
-#[cfg(feature = "wgpu")]
-pub use self::adapter::{client, paged_client};
 #[cfg(all(feature = "wgpu", not(feature = "vulkan")))]
 pub use self::adapter::webgpu_client;
+#[cfg(feature = "wgpu")]
+pub use self::adapter::{client, paged_client};
 
 #[cfg(feature = "wgpu")]
 mod adapter {
