@@ -15,8 +15,15 @@ use ultramem_offline::{Gpu, LaunchReport, OfflineDevice, OfflineRuntime};
 const TYPES: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::BF16];
 
 /// Buffers that are not written in full by design: the lists of used rows and what belongs to them, of which only the first `count`
-/// rows are set, and what several launches write, a part each.
-const LISTS: [&str; 4] = ["mark_heads_kernel", "sum_rows_kernel", "norm_backward_kernel", "join_rows_kernel"];
+/// rows are set, the parts of rows that are longer than a block, and what several launches write, a part each.
+const LISTS: [&str; 6] = [
+    "mark_heads_kernel",
+    "sum_rows_kernel",
+    "sum_blocks_kernel",
+    "sum_parts_kernel",
+    "norm_backward_kernel",
+    "join_rows_kernel",
+];
 
 /// What is stored in half precision may be off by this much.
 fn tolerances(dtype: ElementType) -> (f64, f64) {
