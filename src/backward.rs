@@ -224,15 +224,15 @@ impl<R: Runtime> MemoryLayer<R> {
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) if the device failed in what was enqueued before.
     pub fn used_rows(&self, gradients: &RowGradients<R>) -> Result<usize> {
-        Ok(self.read_integers(&gradients.count)?[0] as usize)
+        Ok(self.read_integers(gradients.count())?[0] as usize)
     }
 
     /// Downloads the listed rows. Waits for the device.
     fn read_rows(&self, gradients: &RowGradients<R>) -> Result<BTreeMap<usize, Vec<f64>>> {
         let count = self.used_rows(gradients)?;
-        let width = gradients.gradients.shape()[1];
-        let numbers = self.read(&gradients.gradients)?;
-        let rows = self.read_integers(&gradients.rows)?;
+        let width = gradients.gradients().shape()[1];
+        let numbers = self.read(gradients.gradients())?;
+        let rows = self.read_integers(gradients.rows())?;
         let listed = rows.iter().zip(numbers.chunks_exact(width)).take(count);
         Ok(listed.map(|(&row, gradient)| (row as usize, widen(gradient))).collect())
     }

@@ -189,8 +189,8 @@ impl MemoryConfig {
 
 const MAX_WIDTH: usize = 1 << 20;
 const MAX_HEADS: usize = 1 << 10;
-/// Slot indices are u32: `side_keys²` must not exceed 2³².
-const MAX_SIDE_KEYS: usize = 1 << 16;
+/// Slots are counted in a u32: `side_keys²` must be below 2³².
+const MAX_SIDE_KEYS: usize = u16::MAX as usize;
 const MAX_RANK: usize = 16;
 const MAX_CORES: usize = 64;
 const MAX_EXPANSION: usize = 1 << 10;

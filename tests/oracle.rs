@@ -501,11 +501,15 @@ fn chosen_slots_are_judged_by_their_scores() {
         let found = swapped(equal);
         assert_eq!((found.right(), found.swapped, &found.tokens), (true, 2, &token(equal)), "{kind:?}: {found:?}");
         let found = swapped(unequal);
-        assert_eq!((found.right(), found.wrong, &found.tokens), (false, 2, &token(unequal)), "{kind:?}: {found:?}");
+        assert_eq!(
+            (found.right(), found.wrong.len(), &found.tokens),
+            (false, 2, &token(unequal)),
+            "{kind:?}: {found:?}"
+        );
         for other in [expected[equal], config.slots() as u32] {
             let mut found = expected.clone();
             found[equal + 1] = other;
-            assert_eq!(judge(&found).wrong, 1, "{kind:?}: slot {other} in place of {}", expected[equal + 1]);
+            assert_eq!(judge(&found).wrong.len(), 1, "{kind:?}: slot {other} in place of {}", expected[equal + 1]);
         }
     }
 }

@@ -101,7 +101,7 @@ fn measure(side_keys: usize) -> Outcome<Figures> {
         let (forward, saved) = layer.forward_saving(&input)?;
         let gradients = layer.backward(&input, &saved, &forward.output)?;
         layer.update_values(&mut optimiser, &gradients.values, &Step::new(1e-9))?;
-        figures.keys = gradients.keys.gradients.shape().iter().product::<usize>() as u64 * 4;
+        figures.keys = gradients.keys.gradients().shape().iter().product::<usize>() as u64 * 4;
         sync(&client)?;
         let whole = start.elapsed().as_secs_f64() * 1e3;
         let start = Instant::now();

@@ -56,7 +56,11 @@ pub trait Job {
 }
 
 /// What to do where there is no adapter.
+#[cfg(feature = "wgpu")]
 pub const CURE: &str = "for a software Vulkan device: apt-get install mesa-vulkan-drivers";
+/// The same for a build that would not find one.
+#[cfg(not(feature = "wgpu"))]
+pub const CURE: &str = "this build has no wgpu: build it with --features wgpu";
 
 /// CUDA devices, or the reason why there are none to use.
 pub fn cuda_adapters() -> Result<Vec<Adapter>> {
@@ -82,7 +86,8 @@ impl Backend {
             Self::Cuda => first(cuda_adapters()?, "no CUDA device found; use --backend wgpu"),
             Self::Wgpu => match wgpu_adapters().and_then(|found| first(found, "no wgpu adapter found")) {
                 Ok(adapter) => Ok(adapter),
-                Err(failure) => Err(Failure::new(format!("{failure}; {CURE}"))),
+                Err(failure) if cfg!(feature = "wgpu") => Err(Failure::new(format!("{failure}; {CURE}"))),
+                Err(_) => Err(Failure::new(CURE)),
             },
             Self::Auto => Ok(best().unwrap_or_else(|| {
                 eprintln!("note: no CUDA device or wgpu adapter found, using the reference on the CPU; {CURE}");

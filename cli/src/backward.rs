@@ -23,6 +23,7 @@ pub struct BackwardArgs {
 
 /// Runs the verb.
 pub fn run(args: &BackwardArgs, common: &Common) -> Result<Report> {
+    load::differs(&args.file, &args.output)?;
     let checkpoint = load::checkpoint(&args.file)?;
     let input = load::input(&args.file, &checkpoint)?;
     let tokens = input.len() / checkpoint.config().hidden_size;

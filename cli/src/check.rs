@@ -187,7 +187,7 @@ impl Expected {
                 name: SLOTS.into(),
                 status,
                 measure: Some("equal_slots"),
-                value: Some(judged.equal as f64 / expected.len() as f64),
+                value: Some(if expected.is_empty() { 1.0 } else { judged.equal as f64 / expected.len() as f64 }),
                 bound: Some(1.0),
                 swapped: Some(judged.swapped),
                 note: note.to_string(),

@@ -67,6 +67,9 @@ pub fn run(args: &DemoArgs, common: &Common) -> Result<Report> {
     let (config, weights) = (checkpoint.config(), checkpoint.weights().map_err(|error| in_file(error.into()))?);
     let input = load::hidden_states(&checkpoint, "input", None).map_err(in_file)?;
     let tokens = input.len() / config.hidden_size;
+    if tokens == 0 {
+        return Err(in_file(Failure::new("tensor \"input\" has no tokens to show")));
+    }
     let stored = Stored::find(&checkpoint, args.author(), tokens).map_err(in_file)?;
     let text = text(&checkpoint, tokens).map_err(in_file)?;
     let adapter = common.backend.find()?;

@@ -25,6 +25,7 @@ pub struct ForwardArgs {
 
 /// Runs the verb.
 pub fn run(args: &ForwardArgs, common: &Common) -> Result<Report> {
+    load::differs(&args.file, &args.output)?;
     let checkpoint = load::checkpoint(&args.file)?;
     let input = load::input(&args.file, &checkpoint)?;
     let weights = checkpoint.weights().map_err(|error| Failure::in_file(&args.file, error))?;

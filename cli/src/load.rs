@@ -10,6 +10,9 @@ use crate::failure::{Failure, Result};
 /// The checkpoint at `path`. A large file is read through once, with a progress bar on a terminal, so that it is in memory
 /// when it is used.
 pub fn checkpoint(path: &Path) -> Result<Checkpoint> {
+    if path.is_dir() {
+        return Err(Failure::new(format!("{}: is a directory, expected a safetensors file", path.display())));
+    }
     let checkpoint = Checkpoint::open(path).map_err(|error| Failure::in_file(path, error))?;
     read_through(path).map_err(|source| Failure::from(Error::Io { path: path.into(), source }))?;
     Ok(checkpoint)
@@ -40,7 +43,32 @@ fn read_through(path: &Path) -> std::io::Result<()> {
 const LARGE: u64 = 256 << 20;
 const PART: usize = 8 << 20;
 
-/// The tensor `input` `[tokens, hidden_size]`.
+/// Refuses to write results over the file that they come from, by whatever name it is called.
+pub fn differs(input: &Path, output: &Path) -> Result<()> {
+    let same = match (input.canonicalize(), output.canonicalize()) {
+        (Ok(input), Ok(output)) => input == output || is_same_file(&input, &output),
+        _ => false,
+    };
+    if same {
+        return Err(Failure::new(format!("{}: the output would replace the input", output.display())));
+    }
+    Ok(())
+}
+
+/// Whether two names are hard links of one file.
+#[cfg(unix)]
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let of = |path: &Path| path.metadata().ok().map(|it| (it.dev(), it.ino()));
+    of(one).is_some_and(|one| of(other) == Some(one))
+}
+
+#[cfg(not(unix))]
+fn is_same_file(_: &Path, _: &Path) -> bool {
+    false
+}
+
+/// The tensor `input` `[tokens, hidden_size]`; there may be no tokens.
 pub fn input(path: &Path, checkpoint: &Checkpoint) -> Result<Vec<f32>> {
     hidden_states(checkpoint, "input", None).map_err(|failure| failure.of_file(path))
 }
@@ -55,13 +83,11 @@ pub fn hidden_states(checkpoint: &Checkpoint, name: &str, tokens: Option<usize>)
     let hidden_size = checkpoint.config().hidden_size;
     let tensor = checkpoint.tensor(name)?;
     match *tensor.shape() {
-        [found, width] if found > 0 && width == hidden_size && tokens.is_none_or(|tokens| found == tokens) => {
-            Ok(tensor.to_f32())
-        }
+        [found, width] if width == hidden_size && tokens.is_none_or(|tokens| found == tokens) => Ok(tensor.to_f32()),
         ref shape => {
             let expected = match tokens {
                 Some(tokens) => format!("[{tokens}, {hidden_size}]"),
-                None => format!("[tokens, {hidden_size}] with at least one token"),
+                None => format!("[tokens, {hidden_size}]"),
             };
             Err(Failure::new(format!("tensor {name:?} has shape {shape:?}, expected {expected}")))
         }

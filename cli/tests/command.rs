@@ -6,19 +6,7 @@ mod support;
 use std::path::Path;
 
 use serde_json::Value;
-use support::{LAYERS, Parts, Ran, fixture, relative_l2, ultramem, ultramem_with, without_adapter};
-use tempfile::{TempDir, tempdir};
-
-fn directory() -> TempDir {
-    tempdir().expect("there is room for temporary files")
-}
-
-/// A copy of a golden file after `change`.
-fn changed(directory: &TempDir, name: &str, change: impl FnOnce(&mut Parts)) -> String {
-    let mut parts = Parts::read(fixture(name));
-    change(&mut parts);
-    parts.write(&directory.path().join("changed.safetensors"))
-}
+use support::{LAYERS, Parts, Ran, changed, directory, fixture, relative_l2, ultramem, ultramem_with, without_adapter};
 
 #[test]
 fn demo_agrees_and_shows_slots() {

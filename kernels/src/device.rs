@@ -90,8 +90,12 @@ impl Device {
         [4, 2].into_iter().find(|run| *run <= self.block && vectors.is_multiple_of(*run)).unwrap_or(1)
     }
 
-    /// A grid of at least `cubes` cubes; kernels leave at once where `CUBE_POS` is `cubes` or more.
+    /// A grid of at least `cubes` cubes; kernels leave at once where `CUBE_POS` is `cubes` or more. None is no launch: who has nothing to do
+    /// must not come here.
     pub fn grid(&self, cubes: usize) -> Result<CubeCount> {
+        if cubes == 0 {
+            return Err(Error::Zero { what: "cubes" });
+        }
         let (max_x, max_y, _) = self.max_cubes;
         let x = cubes.min(max_x as usize);
         let y = cubes.div_ceil(x);

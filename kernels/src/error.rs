@@ -66,6 +66,16 @@ pub enum Error {
         /// The shape that the other arguments call for.
         expected: Vec<usize>,
     },
+    /// A tensor has another number of dimensions than the stage documents, or another size in one that is always the same.
+    #[error("{tensor} has shape {found:?}, expected {expected}")]
+    Dimensions {
+        /// The tensor, by its name in the stage's documentation.
+        tensor: &'static str,
+        /// The shape that was given.
+        found: Vec<usize>,
+        /// The dimensions by name.
+        expected: &'static str,
+    },
     /// A tensor is not contiguous in row-major order.
     #[error("{tensor} of shape {shape:?} has strides {strides:?}, expected a contiguous tensor")]
     NotContiguous {

@@ -8,13 +8,13 @@
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
+use crate::Result;
 use crate::device::Device;
 use crate::loops::check_loops;
 use crate::product::{Columns, zero_sums};
 use crate::query::{ProjectStrategy, launch_cubek};
 use crate::sums::column_sum;
-use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, sizes};
-use crate::{Error, Result};
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, sizes, zeros};
 
 /// What is fixed when the kernel is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,11 +45,11 @@ pub(crate) fn outer<R: Runtime>(
     float_type(client, left, "left")?;
     float_type(client, right, "right")?;
     let ([tokens, m], [_, n]) = (sizes(left, "left")?, sizes(right, "right")?);
-    if [tokens, m, n].contains(&0) {
-        return Err(Error::Zero { what: "tokens or a width of an outer product" });
-    }
     check(left, "left", &[tokens, m], left.dtype)?;
     check(right, "right", &[tokens, n], right.dtype)?;
+    if tokens * m * n == 0 {
+        return zeros(client, "outer product", &[m, n]);
+    }
     match strategy {
         ProjectStrategy::Tile => launch_tile(client, left, right),
         ProjectStrategy::Cubek => {
@@ -102,8 +102,9 @@ pub struct WeightTiles {
     pub chunks: usize,
 }
 
-/// How the gradient of a weight `[m, n]` over so many tokens, none of them zero, is cut.
+/// How the gradient of a weight `[m, n]` over so many tokens is cut; a size of 0 counts as 1.
 pub fn weight_tiles<R: Runtime>(client: &ComputeClient<R>, tokens: usize, m: usize, n: usize) -> WeightTiles {
+    let [tokens, m, n] = [tokens, m, n].map(|size| size.max(1));
     let tiling = Tiling::of(&Device::of(client), tokens, m, n);
     let rows = tiling.rows.div_ceil(tiling.plan.tile);
     WeightTiles { rows, columns: tiling.tiles / rows, splits: tiling.splits, chunks: tiling.share.div_ceil(CHUNK) }

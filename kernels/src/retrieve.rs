@@ -8,7 +8,7 @@
 use cubecl::prelude::*;
 
 use crate::Result;
-use crate::combine::{self, Chosen, CombinePlan, PairScore, Row, Shape, choose_pairs, combine};
+use crate::combine::{self, Chosen, CombinePlan, PairScore, Row, Shape, choose_pairs, combine, slots_fit};
 use crate::loops::{check_loops, fits_loops};
 use crate::norm::Norm;
 use crate::score::{Kept, Place, PreparedKeys, ScorePlan, ScoreStrategy, Stage, merge, merge_bytes, write_keys};
@@ -36,6 +36,7 @@ pub fn retrieve<R: Runtime>(
     if is_short(&stage) {
         let kept = stage.kept()?;
         let shape = Shape::check(&kept, pair_score)?;
+        slots_fit(stage.plan.side_keys)?;
         if let Some(plan) = plan(&stage, &shape) {
             let chosen = launch(&stage, &kept, &shape, plan)?;
             return Ok((kept, chosen));
@@ -70,7 +71,7 @@ pub fn retrieves_at_once<R: Runtime>(
 
 /// Whether the candidates are those of split keys and of so few tokens that one launch less counts.
 fn is_short<R: Runtime>(stage: &Stage<'_, R>) -> bool {
-    let few = stage.tokens * stage.plan.heads <= stage.device.busy_cubes;
+    let few = stage.tokens > 0 && stage.tokens * stage.plan.heads <= stage.device.busy_cubes;
     stage.plan.splits > 1 && few && !stage.device.narrow
 }
 

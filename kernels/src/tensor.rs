@@ -26,6 +26,9 @@ pub fn empty<R: Runtime>(
 
 /// An f32 tensor of zeros.
 pub(crate) fn zeros<R: Runtime>(client: &ComputeClient<R>, name: &'static str, shape: &[usize]) -> Result<Tensor<R>> {
+    if shape.contains(&0) {
+        return empty(client, name, shape, f32_storage());
+    }
     fits_binding(client, name, shape, f32_storage())?;
     let zeros = TensorHandle::zeros(client, [shape.iter().product::<usize>()], f32_storage());
     Ok(Tensor::new_contiguous(shape.to_vec(), zeros.handle, f32_storage()))
@@ -61,7 +64,28 @@ pub fn supports<R: Runtime>(client: &ComputeClient<R>, dtype: ElementType) -> Re
 /// The two sizes of a matrix.
 pub(crate) fn sizes<R: Runtime>(matrix: &Tensor<R>, name: &'static str) -> Result<[usize; 2]> {
     let found = matrix.shape().to_vec();
-    found.as_slice().try_into().map_err(|_| Error::Shape { tensor: name, found: found.clone(), expected: vec![0, 0] })
+    found.as_slice().try_into().map_err(|_| Error::Dimensions {
+        tensor: name,
+        found: found.clone(),
+        expected: "a matrix",
+    })
+}
+
+/// Checks sizes that must be at least 1, each with its name.
+///
+/// # Errors
+/// [`Error::Zero`] with the first that is not.
+pub(crate) fn positive(sizes: &[(&'static str, usize)]) -> Result<()> {
+    sizes.iter().find(|(_, size)| *size == 0).map_or(Ok(()), |&(what, _)| Err(Error::Zero { what }))
+}
+
+/// A size that kernels count in a u32.
+///
+/// # Errors
+/// [`Error::Exceeds`] for one that a u32 does not hold.
+pub(crate) fn index(what: &'static str, size: usize) -> Result<u32> {
+    let limit = u64::from(u32::MAX);
+    u32::try_from(size).map_err(|_| Error::Exceeds { what, value: size as u64, limit_name: "the largest index", limit })
 }
 
 /// Checks one argument of a stage: contiguous, of the expected shape and type, with a buffer that is large enough.
@@ -81,15 +105,21 @@ pub fn check<R: Runtime>(
     if tensor.dtype != storage {
         return Err(Error::Type { tensor: name, found: tensor.dtype.to_string(), expected: storage.to_string() });
     }
+    if shape.contains(&0) {
+        return Ok(());
+    }
+    let handle = &tensor.handle;
+    let unused = handle.offset_start.unwrap_or(0).saturating_add(handle.offset_end.unwrap_or(0));
+    let found = handle.size().saturating_sub(unused);
     let strides = tensor.strides().to_vec();
-    let mut step = 1;
+    let mut step = 1usize;
     for (&size, &stride) in shape.iter().zip(&strides).rev() {
         if size != 1 && stride != step {
             return Err(Error::NotContiguous { tensor: name, shape, strides });
         }
-        step *= size;
+        step = step.saturating_mul(size);
     }
-    let (bytes, found) = ((step * storage.size()) as u64, tensor.handle.size_in_used());
+    let bytes = (step as u64).saturating_mul(storage.size() as u64);
     if found < bytes {
         return Err(Error::Buffer { tensor: name, bytes, found });
     }
@@ -110,12 +140,11 @@ pub(crate) fn float_type<R: Runtime>(
     supports(client, dtype).map(|()| dtype)
 }
 
-/// Tokens of an argument whose first dimension counts them.
-pub(crate) fn tokens_of<R: Runtime>(tensor: &Tensor<R>) -> Result<usize> {
-    match tensor.shape().first() {
-        Some(&tokens) if tokens > 0 => Ok(tokens),
-        _ => Err(Error::Zero { what: "tokens" }),
-    }
+/// Tokens of an argument whose first dimension counts them; there may be none.
+pub(crate) fn tokens_of<R: Runtime>(tensor: &Tensor<R>, name: &'static str) -> Result<usize> {
+    let found = tensor.shape().to_vec();
+    let expected = "tokens in its first dimension";
+    found.first().copied().ok_or(Error::Dimensions { tensor: name, found, expected })
 }
 
 /// The tensor as a kernel argument of vectors of `width` elements.

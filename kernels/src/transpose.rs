@@ -6,9 +6,9 @@ use cubecl::prelude::*;
 
 use crate::Result;
 use crate::device::Device;
-use crate::tensor::{Tensor, arg, check, empty, float_type, sizes};
+use crate::tensor::{Tensor, arg, check, empty, float_type, index, sizes};
 
-/// `[columns, rows]` of `matrix` `[rows, columns]`, f32, f16 or bf16.
+/// `[columns, rows]` of `matrix` `[rows, columns]`, f32, f16 or bf16; either may be 0.
 ///
 /// # Errors
 /// A tensor that is no matrix of such numbers.
@@ -18,6 +18,10 @@ pub fn transpose<R: Runtime>(client: &ComputeClient<R>, matrix: &Tensor<R>) -> R
     check(matrix, "matrix", &[rows, columns], matrix.dtype)?;
     let device = Device::of(client);
     let transposed = empty(client, "transpose", &[columns, rows], matrix.dtype)?;
+    if rows * columns == 0 {
+        return Ok(transposed);
+    }
+    let (all_rows, all_columns) = (index("rows of the matrix", rows)?, index("columns of the matrix", columns)?);
     let units = device.flat(rows * columns);
     // SAFETY: the shape is checked; a unit reads and writes one number below `rows · columns`.
     unsafe {
@@ -28,8 +32,8 @@ pub fn transpose<R: Runtime>(client: &ComputeClient<R>, matrix: &Tensor<R>) -> R
             matrix.required_address_type(),
             arg(matrix, 1),
             arg(&transposed, 1),
-            rows as u32,
-            columns as u32,
+            all_rows,
+            all_columns,
             units,
             matrix.dtype,
         );

@@ -58,6 +58,8 @@ pub enum Execution {
     Watched,
     /// Nothing runs: the source and the launch are kept, the buffers stay as they are.
     Skipped,
+    /// Nothing runs and nothing is compiled: buffers are looked up, and the launch is dropped without a report.
+    Dropped,
 }
 
 struct State {

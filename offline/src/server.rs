@@ -167,6 +167,17 @@ impl OfflineServer {
         mode: ExecutionMode,
     ) -> Result<(), ServerError> {
         let count = self.count(count)?;
+        if self.device.options().execution == Execution::Dropped {
+            if count.contains(&0) {
+                return Err(generic(&Error::Exceeds {
+                    kernel: task.name().into(),
+                    what: "blocks",
+                    value: 0,
+                    limit: 0,
+                }));
+            }
+            return arguments.buffers.into_iter().try_for_each(|it| self.buffer(it).map(drop));
+        }
         let info: Vec<u64> = arguments.info.data.to_vec();
         let kernel = self.kernel(task, mode, size_of_val(info.as_slice()))?;
         let limit = self.utilities.properties.hardware.max_shared_memory_size;
@@ -191,7 +202,7 @@ impl OfflineServer {
             executed: false,
         };
         let result = match options.execution {
-            Execution::Skipped => Ok(()),
+            Execution::Skipped | Execution::Dropped => Ok(()),
             _ if tensor_maps => {
                 let (kernel, reason) = (report.kernel.entry.clone(), "it takes tensor maps".to_string());
                 Err(Error::NotExecutable { kernel, reason })

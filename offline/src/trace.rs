@@ -117,11 +117,10 @@ impl Tracer {
         let config = self.layer.config();
         let of_u32 = |name, count| empty(&self.client, name, &[count], u32_storage());
         let shape = [capacity, config.value_dim];
-        let part = RowGradients {
-            rows: of_u32("rows", capacity)?,
-            count: of_u32("count", 1)?,
-            gradients: empty(&self.client, "row gradients", &shape, ElementType::F32.storage())?,
-        };
+        let (rows, count) = (of_u32("rows", capacity)?, of_u32("count", 1)?);
+        let gradients = empty(&self.client, "row gradients", &shape, ElementType::F32.storage())?;
+        let part = RowGradients::new(&self.client, &rows, &count, &gradients, config.rows())?;
+        self.taken("a part")?;
         RowGradients::sum(&self.client, &[part.clone(), part], config.rows())?;
         self.taken("sum")
     }

@@ -362,9 +362,9 @@ pub(super) fn check_list<B: MemoryBackend + AutodiffBackend, M: MemoryModel<B>>(
 /// The sum of the squares of the listed rows: what lies behind them is undefined.
 fn table_square<B: MemoryBackend>(rows: &RowGradients<B::Runtime>, device: &B::Device) -> Result<Tensor<B, 1>> {
     let some = B::float_cube(primitive(Tensor::<B, 1>::zeros([1], device)));
-    let gradients = on_device(&some.client, &some.device, rows.gradients.clone(), DType::F32);
+    let gradients = on_device(&some.client, &some.device, rows.gradients().clone(), DType::F32);
     let gradients = Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(B::float_from_cube(gradients)));
-    let count = some.client.read_one(rows.count.handle.clone());
+    let count = some.client.read_one(rows.count().handle.clone());
     let count = count.map_err(|error| Error::Device(format!("{error:?}").chars().take(300).collect()))?;
     let count = count.get(..4).map(bytemuck::pod_read_unaligned::<u32>);
     let count = count.ok_or_else(|| Error::Device("the number of used rows has no bytes".into()))?;

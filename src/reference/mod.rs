@@ -25,7 +25,7 @@ use std::cmp::Ordering;
 pub use backward::{Gradients, backward, score_slots};
 pub use combine::{Chosen, combine};
 pub use expand::expand;
-pub use judge::{Judged, judge};
+pub use judge::{Judged, judge, judge_chosen};
 pub use optimiser::Optimiser;
 pub use query::query;
 pub use score::{Kept, score};

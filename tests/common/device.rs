@@ -347,23 +347,27 @@ pub fn judge_chosen(
     scores: &[f32],
 ) {
     assert_eq!(slots.len(), expected.slots.len(), "slots");
-    let (mut found_scores, mut expected_scores) = (Vec::new(), Vec::new());
+    let (mut found_scores, mut expected_scores, mut own) = (Vec::new(), Vec::new(), Vec::new());
     for (row, best) in expected.slots.chunks(config.top_m).enumerate() {
         let places = row * config.top_m..(row + 1) * config.top_m;
         let (slots, totals) = (&slots[places.clone()], &expected.totals[places.clone()]);
-        let scale = totals.iter().fold(0.0, |scale: f64, total| scale.max(total.abs()));
-        for (place, (slot, (other, total))) in slots.iter().zip(best.iter().zip(totals)).enumerate() {
-            assert!(!slots[..place].contains(slot), "row {row}: slot {slot} chosen twice");
-            let own = if slot == other { *total } else { total_of(config, weights, kept, row, *slot) };
-            let near = slot == other || (own - total).abs() <= NEAR * scale;
-            assert!(near, "row {row}: slot {slot} of {own} in the place of {other} of {total}");
-        }
+        own.extend(slots.iter().zip(best.iter().zip(totals)).map(|(slot, (other, total))| match slot == other {
+            true => *total,
+            false => total_of(config, weights, kept, row, *slot),
+        }));
         for (place, slot) in places.clone().zip(slots) {
             if let Some(at) = best.iter().position(|other| other == slot) {
                 found_scores.extend(&scores[place * config.cores..][..config.cores]);
                 expected_scores.extend(&expected.scores[(places.start + at) * config.cores..][..config.cores]);
             }
         }
+    }
+    let found = reference::Chosen { slots: slots.to_vec(), scores: Vec::new(), totals: own };
+    let judged = reference::judge_chosen(config, &found, expected, NEAR).unwrap();
+    if let Some(&place) = judged.wrong.first() {
+        let (slot, other) = (found.slots[place], expected.slots[place]);
+        let (own, total) = (found.totals[place], expected.totals[place]);
+        panic!("place {place}: slot {slot} of {own} in the place of {other} of {total}: {judged:?}");
     }
     assert_close("scores", &found_scores, &expected_scores, 1e-5);
 }

@@ -16,6 +16,7 @@ mod goldens;
 mod grids;
 mod hostile;
 mod large_tables;
+mod launches;
 mod limits;
 mod many_slots;
 #[cfg(feature = "wgpu")]

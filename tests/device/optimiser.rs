@@ -8,7 +8,7 @@ use ultramem::kernels::{from_f32, from_u32};
 use ultramem::{Checkpoint, ElementType, HostTensor, RowGradients, Tensor, ValueTable, reference};
 
 use crate::common::random_input;
-use crate::device::{Case, Client, Layer, client};
+use crate::device::{Case, Client, Layer, client, read_u32};
 use crate::pages::{in_pages, paged};
 use crate::shapes::{plain, random_case};
 
@@ -33,12 +33,21 @@ fn some_rows(client: &Client, rows: usize, width: usize, rng: &mut StdRng) -> (R
     numbers.resize(capacity * width, f32::NAN);
     let mut places: Vec<u32> = listed.iter().map(|&row| row as u32).collect();
     places.resize(capacity, 0);
-    let on_device = RowGradients {
-        rows: from_u32(client, &[capacity], &places).unwrap(),
-        count: from_u32(client, &[1], &[used as u32]).unwrap(),
-        gradients: from_f32(client, &[capacity, width], &numbers).unwrap(),
-    };
-    (on_device, gradients)
+    (row_gradients(client, &places, used, &numbers, rows), gradients)
+}
+
+fn row_gradients(
+    client: &Client,
+    rows: &[u32],
+    used: usize,
+    numbers: &[f32],
+    table_rows: usize,
+) -> RowGradients<Runtime> {
+    let width = numbers.len() / rows.len();
+    let listed = from_u32(client, &[rows.len()], rows).unwrap();
+    let count = from_u32(client, &[1], &[used as u32]).unwrap();
+    let gradients = from_f32(client, &[rows.len(), width], numbers).unwrap();
+    RowGradients::new(client, &listed, &count, &gradients, table_rows).unwrap()
 }
 
 fn download(client: &Client, table: &Tensor<Runtime>, dtype: ElementType) -> Vec<f32> {
@@ -118,29 +127,43 @@ fn gradients_of_several_passes_add_up() {
     }
     let (part, on_host) = some_rows(&client, 9, 4, rng);
     let (&first, _) = on_host.first_key_value().unwrap();
-    let nan = RowGradients {
-        rows: from_u32(&client, &[1], &[first as u32]).unwrap(),
-        count: from_u32(&client, &[1], &[1]).unwrap(),
-        gradients: from_f32(&client, &[1, 4], &[f32::NAN; 4]).unwrap(),
-    };
+    let nan = row_gradients(&client, &[first as u32], 1, &[f32::NAN; 4], 9);
     let sum = RowGradients::sum(&client, &[part, nan], 9).unwrap().dense(&client, 9).unwrap();
     for (row, found) in download(&client, &sum, ElementType::F32).chunks(4).enumerate() {
         assert_eq!(found.iter().all(|x| x.is_nan()), row == first, "row {row}: {found:?}");
     }
-    // Rows beyond the table have no part in the sum, and change nothing that has.
-    let parts = [some_rows(&client, 40, 4, rng), some_rows(&client, 40, 4, rng)];
-    let on_device = parts.each_ref().map(|part| part.0.clone());
-    let sum = RowGradients::sum(&client, &on_device, 7).unwrap().dense(&client, 7).unwrap();
-    let mut expected = vec![0.0; 28];
-    for (row, gradient) in parts.iter().flat_map(|part| part.1.range(..7)) {
-        gradient.iter().enumerate().for_each(|(c, g)| expected[row * 4 + c] += g);
-    }
-    crate::device::assert_close("rows of the table", &download(&client, &sum, ElementType::F32), &expected, 1e-6);
+    // Another table's gradient is refused.
+    let (other, _) = some_rows(&client, 40, 4, rng);
+    let refused = RowGradients::sum(&client, &[other], 7).err().unwrap().to_string();
+    assert_eq!(refused, "rows of a gradient's table: 40, expected 7");
     let (wide, _) = some_rows(&client, 9, 5, rng);
     let (part, _) = some_rows(&client, 9, 4, rng);
     let refused = RowGradients::sum(&client, &[part, wide], 9).err().unwrap().to_string();
     assert_eq!(refused, "row gradients has shape [9, 5], expected [9, 4]");
     assert!(RowGradients::<Runtime>::sum(&client, &[], 9).is_err());
+}
+
+/// Rows in any order, listed again, beyond the table and unset: each row of the table is listed once, and no other moves.
+#[test]
+fn lists_of_rows_become_rows_of_the_table() {
+    let client = client();
+    let rows = [5, 2, 9, 5, u32::MAX, 0, 6];
+    let numbers: Vec<f32> = (0..14).map(|at| at as f32 + 1.0).collect();
+    let listed = row_gradients(&client, &rows, 5, &numbers, 9);
+    assert_eq!(read_u32(&client, listed.count()), [2]);
+    assert_eq!(read_u32(&client, listed.rows())[..2], [2, 5]);
+    let dense = download(&client, &listed.dense(&client, 9).unwrap(), ElementType::F32);
+    let mut expected = vec![0.0; 18];
+    expected[4..6].copy_from_slice(&[3.0, 4.0]);
+    expected[10..12].copy_from_slice(&[1.0 + 7.0, 2.0 + 8.0]);
+    assert_eq!(dense, expected);
+    let table = [from_f32(&client, &[9, 2], &[1.0; 18]).unwrap()];
+    let mut optimiser = Optimiser::new(&client, ADAM_W, &[9], 2).unwrap();
+    let both = RowGradients::sum(&client, &[listed.clone(), listed], 9).unwrap();
+    optimiser.step(&client, &table, &both, &Step::new(0.1)).unwrap();
+    for (row, found) in download(&client, &table[0], ElementType::F32).chunks(2).enumerate() {
+        assert_eq!(found.iter().all(|&x| x != 1.0), row == 2 || row == 5, "row {row}: {found:?}");
+    }
 }
 
 #[test]

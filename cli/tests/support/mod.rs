@@ -1,9 +1,13 @@
 //! Runs the built command, and reads, breaks and compares safetensors files.
 
+// Each test is a crate of its own and uses a part of this.
+#![allow(dead_code)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use tempfile::{TempDir, tempdir};
 
 /// What a run of the command left.
 pub struct Ran {
@@ -110,6 +114,20 @@ impl Parts {
 
     pub fn remove(&mut self, prefix: &str) {
         self.header.as_object_mut().expect("the header is an object").retain(|name, _| !name.starts_with(prefix));
+        self.pack();
+    }
+
+    /// Moves the tensors together, as the format has them.
+    pub fn pack(&mut self) {
+        let header = self.header.as_object().expect("the header is an object");
+        let names: Vec<String> = header.keys().filter(|name| *name != "__metadata__").cloned().collect();
+        let mut data = Vec::new();
+        for name in names {
+            let bytes = self.bytes(&name).to_vec();
+            self.header[&name]["data_offsets"] = vec![data.len(), data.len() + bytes.len()].into();
+            data.extend(bytes);
+        }
+        self.data = data;
     }
 }
 
@@ -117,4 +135,16 @@ pub fn relative_l2(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let difference: f32 = found.iter().zip(expected).map(|(a, b)| (a - b) * (a - b)).sum();
     (difference / expected.iter().map(|x| x * x).sum::<f32>()).sqrt()
+}
+
+/// A folder that goes when it is dropped.
+pub fn directory() -> TempDir {
+    tempdir().expect("there is room for temporary files")
+}
+
+/// A copy of a golden file after `change`.
+pub fn changed(directory: &TempDir, name: &str, change: impl FnOnce(&mut Parts)) -> String {
+    let mut parts = Parts::read(fixture(name));
+    change(&mut parts);
+    parts.write(&directory.path().join("changed.safetensors"))
 }

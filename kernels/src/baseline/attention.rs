@@ -10,7 +10,7 @@ use cubecl::prelude::*;
 use crate::device::Device;
 use crate::loops::{check_loops, strided};
 use crate::product::component_sum;
-use crate::tensor::{Tensor, arg, check, empty, float_type};
+use crate::tensor::{Tensor, arg, check, empty, float_type, positive};
 use crate::{Error, Result};
 
 /// Launches the attention: all arguments of one type, f32, f16 or bf16; returns `[batch, heads · head_dim]` of that type. The caches are
@@ -26,15 +26,16 @@ pub fn attention<R: Runtime>(
 ) -> Result<Tensor<R>> {
     let dtype = float_type(client, keys, "keys")?.storage();
     let [batch, heads, cached, head_dim] = *keys.shape().as_slice() else {
-        let (found, expected) = (keys.shape().to_vec(), vec![0, 0, 0, 0]);
-        return Err(Error::Shape { tensor: "keys", found, expected });
+        let (found, expected) = (keys.shape().to_vec(), "[batch, heads, cached, head_dim]");
+        return Err(Error::Dimensions { tensor: "keys", found, expected });
     };
-    if batch * heads * cached * head_dim == 0 {
-        return Err(Error::Zero { what: "batch, heads, cached or head_dim" });
-    }
+    positive(&[("heads", heads), ("cached", cached), ("head_dim", head_dim)])?;
     check(keys, "keys", &[batch, heads, cached, head_dim], dtype)?;
     check(values, "values", &[batch, heads, cached, head_dim], dtype)?;
     check(projected, "projected", &[batch, 3 * heads * head_dim], dtype)?;
+    if batch == 0 {
+        return empty(client, "output", &[0, heads * head_dim], dtype);
+    }
     let device = Device::of(client);
     let width = device.width(dtype.size(), &[head_dim]);
     let columns = head_dim / width;

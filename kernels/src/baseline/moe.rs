@@ -9,12 +9,12 @@ use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use super::dense::{Activation, activate};
-use super::route::{Grouped, Routed, route_and_group};
+use super::route::{Grouped, Routed, route, route_and_group};
 use crate::device::Device;
 use crate::loops::check_loops;
 use crate::product::{Columns, Outputs, Places, Product, Sharing, multiply};
 use crate::query::{ProjectStrategy, project};
-use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, tokens_of};
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, positive, tokens_of};
 use crate::{Error, Result};
 
 /// The weights of a mixture, all of one type, f32, f16 or bf16.
@@ -45,20 +45,22 @@ pub struct Mixture<R: Runtime> {
 /// Shapes, types or sizes that don't fit; nothing is launched then.
 pub fn moe<R: Runtime>(client: &ComputeClient<R>, input: &Tensor<R>, experts: &Experts<'_, R>) -> Result<Mixture<R>> {
     let dtype = float_type(client, input, "input")?.storage();
-    let tokens = tokens_of(input)?;
+    let tokens = tokens_of(input, "input")?;
     let [count, inner, hidden] = *experts.down.shape().as_slice() else {
-        let (found, expected) = (experts.down.shape().to_vec(), vec![0, 0, 0]);
-        return Err(Error::Shape { tensor: "down", found, expected });
+        let (found, expected) = (experts.down.shape().to_vec(), "[experts, inner, hidden]");
+        return Err(Error::Dimensions { tensor: "down", found, expected });
     };
-    if count * inner * hidden == 0 {
-        return Err(Error::Zero { what: "experts, inner or hidden" });
-    }
+    positive(&[("experts", count), ("inner", inner), ("hidden", hidden)])?;
     check(input, "input", &[tokens, hidden], dtype)?;
     check(experts.router, "router", &[hidden, count], dtype)?;
     check(experts.up, "up", &[count, hidden, inner * experts.activation.columns()], dtype)?;
     check(experts.down, "down", &[count, inner, hidden], dtype)?;
     let strategy = ProjectStrategy::choose(client, tokens, dtype);
     let logits = project(client, input, experts.router, f32_storage(), strategy)?;
+    if tokens == 0 {
+        let output = empty(client, "output", &[0, hidden], dtype)?;
+        return Ok(Mixture { output, routed: route(client, &logits, experts.top_k)? });
+    }
     let tile = tile_of(&Device::of(client), tokens, count, experts.top_k);
     let (routed, grouped) = route_and_group(client, &logits, experts.top_k, tile)?;
     let product = |input, weight, output, rows| grouped_product(client, input, weight, output, &grouped, tile, rows);

@@ -10,7 +10,7 @@ use crate::device::Device;
 use crate::loops::{check_loops, strided};
 use crate::norm::scale_of;
 use crate::product::component_sum;
-use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, tokens_of};
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, positive, tokens_of};
 
 /// Launches the addition and the norm: `stream` and `update` `[tokens, width]` of one type, f32, f16 or bf16, `weight` f32 `[width]`.
 /// Returns the sum and the normed sum, `[tokens, width]` of that type.
@@ -25,14 +25,18 @@ pub fn residual<R: Runtime>(
     eps: f32,
 ) -> Result<(Tensor<R>, Tensor<R>)> {
     float_type(client, stream, "stream")?;
-    let (tokens, size) = (tokens_of(stream)?, weight.shape().first().copied().unwrap_or(0));
+    let (tokens, size) = (tokens_of(stream, "stream")?, weight.shape().first().copied().unwrap_or(0));
     check(stream, "stream", &[tokens, size], stream.dtype)?;
     check(update, "update", &[tokens, size], stream.dtype)?;
     check(weight, "weight", &[size], f32_storage())?;
+    positive(&[("width of the stream", size)])?;
     let device = Device::of(client);
     let width = device.width(4, &[size]);
     let result = |name| empty(client, name, &[tokens, size], stream.dtype);
     let (sum, normed) = (result("sum")?, result("normed")?);
+    if tokens == 0 {
+        return Ok((sum, normed));
+    }
     let plan = ResidualPlan { size, units: device.units(size / width) };
     check_loops("residual_kernel", 2 * strided(plan.size, plan.units) + plan.units)?;
     // SAFETY: shapes are checked; a cube reads and writes the row of one token below `tokens`.

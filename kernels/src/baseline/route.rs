@@ -10,7 +10,7 @@ use cubecl::prelude::*;
 use crate::device::Device;
 use crate::loops::{check_loops, strided};
 use crate::select::order_key;
-use crate::tensor::{Tensor, arg, check, empty, f32_storage, tokens_of, u32_storage};
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, positive, tokens_of, u32_storage};
 use crate::{Error, Result};
 
 /// What the router chose.
@@ -70,6 +70,9 @@ pub fn route<R: Runtime>(client: &ComputeClient<R>, logits: &Tensor<R>, top_k: u
     let (tokens, experts) = sizes(logits, top_k)?;
     let device = Device::of(client);
     let routed = routed(client, tokens, top_k)?;
+    if tokens == 0 {
+        return Ok(routed);
+    }
     let plan = RoutePlan { experts, top_k, units: device.flat(tokens), tile: 1, routes: true };
     check_loops("route_kernel", plan.token_loops())?;
     // SAFETY: shapes are checked; a unit reads and writes the row of one token below `tokens`.
@@ -138,11 +141,9 @@ pub(crate) fn route_and_group<R: Runtime>(
 const FEW_LOGITS: usize = 1024;
 
 fn sizes<R: Runtime>(logits: &Tensor<R>, top_k: usize) -> Result<(usize, usize)> {
-    let (tokens, experts) = (tokens_of(logits)?, logits.shape().get(1).copied().unwrap_or(0));
+    let (tokens, experts) = (tokens_of(logits, "logits")?, logits.shape().get(1).copied().unwrap_or(0));
     check(logits, "logits", &[tokens, experts], f32_storage())?;
-    if top_k == 0 || experts == 0 {
-        return Err(Error::Zero { what: "top_k or experts" });
-    }
+    positive(&[("experts", experts), ("top_k", top_k)])?;
     if top_k > experts {
         let (value, limit) = (top_k as u64, experts as u64);
         return Err(Error::Exceeds { what: "top_k", value, limit_name: "experts", limit });

@@ -9,13 +9,13 @@
 
 use cubecl::prelude::*;
 
-use super::{Chosen, PairScore, Shape};
+use super::{Chosen, PairScore, Shape, slots_fit};
+use crate::Result;
 use crate::device::Device;
 use crate::loops::check_loops;
 use crate::score::Kept;
 use crate::sums::column_sum;
-use crate::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage};
-use crate::{Error, Result};
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage, zeros};
 
 /// Gradients of the stage.
 pub struct CombineGradients<R: Runtime> {
@@ -27,7 +27,7 @@ pub struct CombineGradients<R: Runtime> {
 
 /// Launches the backward pass of [`combine`](super::combine), for what it was given and what it gave.
 ///
-/// - `grad_scores` f32 `[tokens, heads, top_m, cores]`
+/// - `grad_scores` f32 `[tokens, heads, top_m, cores]`; no tokens give a core's gradient of zeros
 ///
 /// # Errors
 /// Shapes, types or sizes that don't fit; nothing is launched then.
@@ -44,14 +44,16 @@ pub fn combine_backward<R: Runtime>(
     check(&chosen.slots, "slots", &[tokens, heads, top_m], u32_storage())?;
     check(&chosen.scores, "scores", &[tokens, heads, top_m, cores], f32_storage())?;
     check(grad_scores, "gradient of the scores", &[tokens, heads, top_m, cores], f32_storage())?;
-    if side_keys == 0 {
-        return Err(Error::Zero { what: "side_keys" });
-    }
+    slots_fit(side_keys)?;
     let additive = matches!(pair_score, PairScore::Additive);
     let entries = tokens * heads * top_m;
     let plan = CombineBackwardPlan { heads, side_keys, top_m, rank, cores, additive, units: device.flat(entries) };
     check_loops("grad_sides_kernel", plan.sides_loops())?;
     let sides = empty(client, "gradient of the side scores", &[tokens, heads, top_m, 2, rank], f32_storage())?;
+    if entries == 0 {
+        let zeros = || zeros(client, "gradient of the core", &[cores, heads, rank, rank]);
+        return Ok(CombineGradients { sides, core: (!additive).then(zeros).transpose()? });
+    }
     let places = empty(client, "places", &[tokens, heads, top_m], u32_storage())?;
     // SAFETY: shapes are checked; bisection stays within the kept keys of a unit's own token whatever the slot is.
     unsafe {

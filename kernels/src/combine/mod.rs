@@ -17,7 +17,7 @@ use crate::device::Device;
 use crate::loops::{check_loops, fits_loops};
 use crate::score::Kept;
 use crate::select::{FOUR, scratch_bytes};
-use crate::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage};
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, positive, u32_storage};
 use crate::{Error, Result};
 
 /// What a token reads.
@@ -42,7 +42,7 @@ pub enum PairScore<'a, R: Runtime> {
     Additive,
 }
 
-/// Launches the stage. `side_keys` is the number of keys a side has.
+/// Launches the stage. `side_keys` is the number of keys a side has, at most 65,535. No tokens choose no slots.
 ///
 /// # Errors
 /// Shapes, types or sizes that don't fit; nothing is launched then.
@@ -54,7 +54,11 @@ pub fn combine<R: Runtime>(
 ) -> Result<Chosen<R>> {
     let device = Device::of(client);
     let shape = Shape::check(kept, pair_score)?;
+    slots_fit(side_keys)?;
     let rows = shape.tokens * shape.heads;
+    if rows == 0 {
+        return shape.chosen(client);
+    }
     let plan = tiled(&device, shape.plan(side_keys), rows);
     device.fits_shared("combine", shared_bytes(&plan))?;
     check_loops("combine_kernel", plan.loops())?;
@@ -77,6 +81,16 @@ pub fn combine<R: Runtime>(
     Ok(chosen)
 }
 
+/// Checks that slots, `side_keys²` of them, can be counted in a u32.
+pub(crate) fn slots_fit(side_keys: usize) -> Result<()> {
+    positive(&[("side_keys", side_keys)])?;
+    let limit = u64::from(u16::MAX);
+    if side_keys as u64 > limit {
+        return Err(Error::Exceeds { what: "side_keys", value: side_keys as u64, limit_name: "the limit", limit });
+    }
+    Ok(())
+}
+
 /// The sizes of the stage's checked arguments, and the core or, for product keys, the kept scores in its place.
 pub(crate) struct Shape<'a, R: Runtime> {
     tokens: usize,
@@ -91,8 +105,8 @@ pub(crate) struct Shape<'a, R: Runtime> {
 impl<'a, R: Runtime> Shape<'a, R> {
     pub fn check(kept: &'a Kept<R>, pair_score: &PairScore<'a, R>) -> Result<Self> {
         let [tokens, heads, 2, top_m, rank] = *kept.scores.shape().as_slice() else {
-            let (found, expected) = (kept.scores.shape().to_vec(), vec![0, 0, 2, 0, 0]);
-            return Err(Error::Shape { tensor: "kept scores", found, expected });
+            let (found, expected) = (kept.scores.shape().to_vec(), "[tokens, heads, 2, top_m, rank]");
+            return Err(Error::Dimensions { tensor: "kept scores", found, expected });
         };
         check(&kept.scores, "kept scores", &[tokens, heads, 2, top_m, rank], f32_storage())?;
         check(&kept.keys, "kept keys", &[tokens, heads, 2, top_m], u32_storage())?;
@@ -106,9 +120,7 @@ impl<'a, R: Runtime> Shape<'a, R> {
             let (found, expected) = (kept.scores.shape().to_vec(), vec![tokens, heads, 2, top_m, 1]);
             return Err(Error::Shape { tensor: "kept scores", found, expected });
         }
-        if tokens * heads * top_m * rank * cores == 0 {
-            return Err(Error::Zero { what: "tokens, heads, top_m, rank or cores" });
-        }
+        positive(&[("heads", heads), ("top_m", top_m), ("rank", rank), ("cores", cores)])?;
         let additive = matches!(pair_score, PairScore::Additive);
         Ok(Self { tokens, heads, top_m, rank, cores, additive, core })
     }

@@ -20,9 +20,10 @@ use crate::outer::outer;
 use crate::pages::{Page, Window, windows};
 use crate::product::component_sum;
 use crate::query::{ProjectStrategy, project};
-use crate::rows::{Entries, RowGradients, sum_rows};
+use crate::row_gradients::RowGradients;
+use crate::rows::{Entries, sum_rows};
 use crate::select::{lane_of, lane_sum, row_lanes};
-use crate::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage};
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage, zeros};
 
 /// Gradients of the stage.
 pub struct ExpandGradients<R: Runtime> {
@@ -40,7 +41,7 @@ pub struct ExpandGradients<R: Runtime> {
 ///
 /// - `weight` `[hidden_size, expansion · value_dim]`: W_o as PyTorch has it, the transpose of the memory's
 /// - `pooled` `[tokens, expansion · value_dim]`: what [`pool`](super::pool) gives without a gate; None: made anew
-/// - `grad_output` `[tokens, hidden_size]`, in the type of the values
+/// - `grad_output` `[tokens, hidden_size]`, in the type of the values; no tokens give a weight's gradient of zeros, and no used row
 ///
 /// # Errors
 /// Shapes, types or sizes that don't fit; nothing is launched then.
@@ -61,6 +62,9 @@ pub fn expand_backward<R: Runtime>(
     if let Some(pooled) = pooled {
         let sums = if stage.plan.paged { f32_storage() } else { dtype };
         check(pooled, "pooled", &[tokens, pooled_dim], sums)?;
+    }
+    if tokens == 0 {
+        return stage.nothing();
     }
     let mut grad_pooled = project(client, grad_output, weight, f32_storage(), strategy)?;
     let mut pooled = match pooled {
@@ -84,7 +88,7 @@ pub fn expand_backward<R: Runtime>(
         slice: stage.plan.value_dim / stage.plan.cores,
         shared: false,
     };
-    let values = sum_rows(client, groups, &entries)?;
+    let values = sum_rows(client, groups, &entries, stage.plan.rows)?;
     Ok(ExpandGradients { scores, values, weight: outer(client, grad_output, &pooled, strategy)?, gate: grad_gate })
 }
 
@@ -123,6 +127,18 @@ struct GradScoresPlan {
 }
 
 impl<R: Runtime> Stage<'_, R> {
+    /// The gradients for no tokens: zeros, and no used row.
+    fn nothing(&self) -> Result<ExpandGradients<R>> {
+        let (client, plan) = (self.client, &self.plan);
+        let gate = || empty(client, "gradient of the gate", &[0, plan.value_dim], f32_storage());
+        Ok(ExpandGradients {
+            scores: empty(client, "gradient of the scores", self.chosen.scores.shape(), f32_storage())?,
+            values: RowGradients::none(client, plan.rows, plan.value_dim)?,
+            weight: zeros(client, "gradient of the weight", &[self.hidden_size, plan.expansion * plan.value_dim])?,
+            gate: plan.gated.then(gate).transpose()?,
+        })
+    }
+
     fn locate(&self) -> Result<Places<R>> {
         let entries = self.tokens * self.plan.entries;
         let places = Places {

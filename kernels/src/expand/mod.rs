@@ -23,7 +23,7 @@ use crate::pages::{Window, windows};
 use crate::product::{Product, Sharing};
 use crate::query::{ProjectStrategy, project};
 use crate::select::FOUR;
-use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, sizes, u32_storage};
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, index, positive, sizes, u32_storage};
 use crate::{Error, Result};
 
 /// What the stage reads besides the chosen slots.
@@ -56,9 +56,10 @@ impl ExpandStrategy {
         let product = ProjectStrategy::choose(client, tokens, memory.weight.dtype);
         let pooled_dim = memory.weight.shape().first().copied().unwrap_or(0);
         let hidden_size = memory.weight.shape().last().copied().unwrap_or(0);
-        let loops = pooled_dim * hidden_size / (FOUR * FOUR * device.units(usize::MAX) * device.block);
-        let fits =
-            (5 * pooled_dim + 8 * slots) * device.tile.min(tokens) <= device.shared_bytes && fits_loops(2 * loops);
+        let loops = pooled_dim.saturating_mul(hidden_size) / (FOUR * FOUR * device.units(usize::MAX) * device.block);
+        let fits = pooled_dim.saturating_add(slots).saturating_mul(8) / 8 < usize::MAX / 64
+            && (5 * pooled_dim + 8 * slots) * device.tile.min(tokens) <= device.shared_bytes
+            && fits_loops(2 * loops);
         let worth = match device.narrow {
             true => tokens > 1,
             false => tokens.div_ceil(device.tile) >= device.processors || tokens <= FEW_TOKENS,
@@ -73,7 +74,7 @@ const FEW_TOKENS: usize = 2;
 
 /// Launches the stage: `y = W_o · pooled`, in the type of the values.
 ///
-/// Slots and addresses past the table are read as its last one.
+/// Slots and addresses past the table are read as its last one. No tokens give no output, `[0, hidden_size]`.
 ///
 /// # Errors
 /// Shapes, types or sizes that don't fit; nothing is launched then.
@@ -84,6 +85,9 @@ pub fn expand<R: Runtime>(
     strategy: ExpandStrategy,
 ) -> Result<Tensor<R>> {
     let stage = Stage::check(client, chosen, memory)?;
+    if stage.tokens == 0 {
+        return empty(client, "output", &[0, stage.hidden_size], stage.dtype);
+    }
     match strategy {
         ExpandStrategy::Fused => stage.launch_fused(),
         ExpandStrategy::Pooled(product) => {
@@ -120,19 +124,20 @@ impl<'a, R: Runtime> Stage<'a, R> {
         let first_page = memory.values.first().ok_or(Error::Zero { what: "pages of the values" })?;
         let dtype = float_type(client, first_page, "values")?.storage();
         let [tokens, heads, top_m, cores] = *chosen.scores.shape().as_slice() else {
-            let (found, expected) = (chosen.scores.shape().to_vec(), vec![0, 0, 0, 0]);
-            return Err(Error::Shape { tensor: "scores", found, expected });
+            let (found, expected) = (chosen.scores.shape().to_vec(), "[tokens, heads, top_m, cores]");
+            return Err(Error::Dimensions { tensor: "scores", found, expected });
         };
         let ([_, value_dim], [pooled_dim, hidden_size]) =
             (sizes(first_page, "values")?, sizes(memory.weight, "weight")?);
         let windows = windows(memory.values);
         let rows = windows[0].all_rows;
-        if [tokens, heads, top_m, cores, rows, value_dim, hidden_size].contains(&0) {
-            return Err(Error::Zero { what: "tokens, heads, top_m, cores, rows, value_dim or hidden_size" });
-        }
+        positive(&[("heads", heads), ("top_m", top_m), ("cores", cores), ("rows", rows), ("value_dim", value_dim)])?;
+        positive(&[("rows of the weight", pooled_dim), ("hidden_size", hidden_size)])?;
+        index("rows", rows)?;
         multiple("value_dim", value_dim, "cores", cores)?;
         multiple("rows of the weight", pooled_dim, "value_dim", value_dim)?;
         let expansion = pooled_dim / value_dim;
+        index("virtual rows", expansion.saturating_mul(rows))?;
         check(&chosen.scores, "scores", &[tokens, heads, top_m, cores], f32_storage())?;
         check(&chosen.slots, "slots", &[tokens, heads, top_m], u32_storage())?;
         for (page, window) in memory.values.iter().zip(&windows) {
@@ -254,6 +259,10 @@ impl<'a, R: Runtime> Stage<'a, R> {
 
     fn launch_pool(&self) -> Result<Tensor<R>> {
         let pooled_dim = self.plan.expansion * self.plan.value_dim;
+        if self.tokens == 0 {
+            let sums = if self.plan.paged { f32_storage() } else { self.dtype };
+            return empty(self.client, "pooled", &[0, pooled_dim], sums);
+        }
         let tile = if self.tokens > 8 * self.device.busy_cubes { self.device.tile } else { 1 };
         let plan = self.tiled(pooled_dim / self.width() / self.plan.run, 0)?;
         let plan = ExpandPlan { tile: plan.tile.min(tile), ..plan };

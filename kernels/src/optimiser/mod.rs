@@ -29,8 +29,8 @@ use cubecl::std::tensor::into_contiguous;
 pub use self::rounding::Rounding;
 use crate::device::Device;
 use crate::pages::{Page, Window, windows};
-use crate::rows::RowGradients;
-use crate::tensor::{Tensor, arg, check, f32_storage, float_type, u32_storage, zeros};
+use crate::row_gradients::RowGradients;
+use crate::tensor::{Tensor, arg, check, f32_storage, float_type, index, positive, u32_storage, zeros};
 use crate::{Error, Result};
 
 /// How a used row is updated; the formulas stand at the head of this module.
@@ -203,8 +203,9 @@ impl<R: Runtime> Optimiser<R> {
     /// A number that makes no sense, no pages, or a state of a page larger than one binding of the device.
     pub fn new(client: &ComputeClient<R>, rule: Rule, rows: &[usize], width: usize) -> Result<Self> {
         rule.check()?;
-        if rows.is_empty() {
-            return Err(Error::Zero { what: "pages of a table" });
+        positive(&[("pages of a table", rows.len()), ("width of a table", width)])?;
+        for &rows in rows {
+            positive(&[("rows of a page", rows)])?;
         }
         let pages = rows.iter().map(|&rows| State::zeros(client, rule, rows, width)).collect::<Result<_>>()?;
         Ok(Self { rule, rounding: Rounding::default(), pages, steps: 0 })
@@ -274,7 +275,7 @@ impl<R: Runtime> Optimiser<R> {
         self.updates(client, table, gradients, step).map(drop)
     }
 
-    /// Updates the used rows of a table, in place where nobody else holds its buffers. Enqueues and returns.
+    /// Updates the used rows of a table, in place where nobody else holds its buffers. Enqueues and returns. A step of no used rows is counted.
     ///
     /// - `table`: its pages in their order, `[rows of the page, width]` each, f32, f16 or bf16
     ///
@@ -292,6 +293,10 @@ impl<R: Runtime> Optimiser<R> {
         make_own(client, table.iter_mut().chain(state))?;
         let updates = self.updates(client, table, gradients, step)?;
         let steps = self.steps.saturating_add(1);
+        if gradients.rows.shape()[0] == 0 {
+            self.steps = steps;
+            return Ok(());
+        }
         for (update, state) in updates.iter().zip(&self.pages) {
             match (self.rule, state) {
                 (Rule::Adagrad { eps }, State::Squares(squares)) => adagrad::launch(update, eps, squares)?,
@@ -389,6 +394,8 @@ impl<'a, R: Runtime> Update<'a, R> {
     ) -> Result<Self> {
         let (_, width) = gradients.check()?;
         let Window { first_row, rows, all_rows } = window;
+        index("rows of the table", all_rows)?;
+        gradients.check_table(all_rows)?;
         let dtype = float_type(client, table, "table")?;
         check(table, "table", &[rows, width], table.dtype)?;
         in_range("learning_rate", step.learning_rate, step.learning_rate.is_finite(), "a finite number")?;

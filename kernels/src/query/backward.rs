@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 use super::{ProjectStrategy, project};
 use crate::device::Device;
 use crate::outer::outer;
-use crate::tensor::{Tensor, arg, check, empty, f32_storage};
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, sizes};
 use crate::{Error, Result};
 
 /// A linear map of the input and the gradient of what it gave.
@@ -31,7 +31,7 @@ pub struct QueryGradients<R: Runtime> {
 
 /// Launches the backward pass of [`query`](super::query), and of a second map of the same input where a layer has one.
 ///
-/// - `input` `[tokens, hidden_size]`, f32, f16 or bf16
+/// - `input` `[tokens, hidden_size]`, f32, f16 or bf16; no tokens give a gradient of zeros for each weight
 ///
 /// # Errors
 /// Shapes, types or sizes that don't fit; nothing is launched then.
@@ -42,6 +42,10 @@ pub fn query_backward<R: Runtime>(
     second: Option<&Map<'_, R>>,
     strategy: ProjectStrategy,
 ) -> Result<QueryGradients<R>> {
+    for map in core::iter::once(map).chain(second) {
+        let ([_, width], [_, hidden_size]) = (sizes(map.grad, "gradient of the map")?, sizes(input, "input")?);
+        check(map.weight, "weight", &[width, hidden_size], input.dtype)?;
+    }
     let weight = outer(client, map.grad, input, strategy)?;
     let through = |map: &Map<'_, R>, dtype| project(client, map.grad, map.weight, dtype, strategy);
     match second {
@@ -70,6 +74,9 @@ fn add<R: Runtime>(
     check(right, "gradient of the input through the second map", &shape, f32_storage())?;
     let sum = empty(client, "gradient of the input", &shape, like.dtype)?;
     let count: usize = shape.iter().product();
+    if count == 0 {
+        return Ok(sum);
+    }
     let width = device.width(4, &[count]);
     let vectors = u32::try_from(count / width).map_err(|_| Error::Exceeds {
         what: "numbers of the input",

@@ -18,8 +18,8 @@ use self::forward::{ProjectPlan, project_kernel};
 use crate::device::Device;
 use crate::loops::check_loops;
 use crate::product::{Product, Sharing};
-use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, sizes, tokens_of};
-use crate::{Error, Result};
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, positive, sizes, supports, tokens_of};
+use crate::{ElementType, Error, Result};
 
 /// How a linear map is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -55,7 +55,8 @@ pub fn query<R: Runtime>(
     project(client, input, weight, f32_storage(), strategy)
 }
 
-/// Launches any linear map: `input [tokens, depth] · weight [depth, width]`, summed in f32, stored as `output`.
+/// Launches any linear map: `input [tokens, depth] · weight [depth, width]`, summed in f32, stored as `output`. No tokens give no output,
+/// `[0, width]`.
 ///
 /// # Errors
 /// As [`query`].
@@ -68,11 +69,21 @@ pub fn project<R: Runtime>(
 ) -> Result<Tensor<R>> {
     float_type(client, input, "input")?;
     float_type(client, weight, "weight")?;
-    let tokens = tokens_of(input)?;
+    let tokens = tokens_of(input, "input")?;
     let [depth, width] = sizes(weight, "weight")?;
     check(input, "input", &[tokens, depth], input.dtype)?;
     check(weight, "weight", &[depth, width], weight.dtype)?;
+    positive(&[("rows of the weight", depth)])?;
+    let sums = ElementType::from_storage(output).ok_or_else(|| Error::Type {
+        tensor: "output",
+        found: output.to_string(),
+        expected: "f32, f16 or bf16".to_string(),
+    })?;
+    supports(client, sums)?;
     let output = empty(client, "output", &[tokens, width], output)?;
+    if tokens * width == 0 {
+        return Ok(output);
+    }
     match strategy {
         ProjectStrategy::Tile => launch_tile(client, input, weight, &output)?,
         ProjectStrategy::Cubek => launch_cubek(client, input, weight, &output)?,

@@ -16,8 +16,9 @@ use crate::group::group;
 use crate::loops::check_loops;
 use crate::norm::{Norm, Normed, moments, norm_backward};
 use crate::product::zero_sums;
-use crate::rows::{Entries, RowGradients, sum_rows};
-use crate::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage};
+use crate::row_gradients::RowGradients;
+use crate::rows::{Entries, sum_rows};
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, index, positive, u32_storage, zeros};
 use crate::{Error, Result};
 
 /// What the stage's forward pass was given, and the slots that came of it.
@@ -54,7 +55,8 @@ pub struct ScoreGradients<R: Runtime> {
 
 /// Launches the backward pass of [`score`](super::score).
 ///
-/// - `grad_sides` f32 `[tokens, heads, top_m, 2, rank]`, as [`combine_backward`](crate::combine::combine_backward) gives it
+/// - `grad_sides` f32 `[tokens, heads, top_m, 2, rank]`, as [`combine_backward`](crate::combine::combine_backward) gives it; no tokens give
+///   zeros, and no used key
 ///
 /// # Errors
 /// Shapes, types or sizes that don't fit; nothing is launched then.
@@ -64,6 +66,9 @@ pub fn score_backward<R: Runtime>(
     grad_sides: &Tensor<R>,
 ) -> Result<ScoreGradients<R>> {
     let stage = Stage::check(client, scored, grad_sides)?;
+    if stage.tokens == 0 {
+        return stage.nothing();
+    }
     let queries = stage.normalise()?;
     let grad_queries = stage.grad_queries(grad_sides)?;
     let query_norm = stage.through_query_norm(&grad_queries)?;
@@ -109,16 +114,22 @@ struct Stage<'a, R: Runtime> {
 impl<'a, R: Runtime> Stage<'a, R> {
     fn check(client: &'a ComputeClient<R>, scored: &'a Scored<'a, R>, grad_sides: &Tensor<R>) -> Result<Self> {
         let [tokens, heads, top_m, 2, rank] = *grad_sides.shape().as_slice() else {
-            let (found, expected) = (grad_sides.shape().to_vec(), vec![0, 0, 0, 2, 0]);
-            return Err(Error::Shape { tensor: "gradient of the side scores", found, expected });
+            let (found, expected) = (grad_sides.shape().to_vec(), "[tokens, heads, top_m, 2, rank]");
+            return Err(Error::Dimensions { tensor: "gradient of the side scores", found, expected });
         };
         let [_, _, side_keys, key_dim, _] = *scored.keys.shape().as_slice() else {
-            let (found, expected) = (scored.keys.shape().to_vec(), vec![heads, 2, 0, 0, rank]);
-            return Err(Error::Shape { tensor: "keys", found, expected });
+            let (found, expected) = (scored.keys.shape().to_vec(), "[heads, 2, side_keys, key_dim, rank]");
+            return Err(Error::Dimensions { tensor: "keys", found, expected });
         };
-        if [tokens, heads, top_m, rank, side_keys, key_dim].contains(&0) {
-            return Err(Error::Zero { what: "tokens, heads, top_m, rank, side_keys or key_dim" });
-        }
+        positive(&[
+            ("heads", heads),
+            ("top_m", top_m),
+            ("rank", rank),
+            ("side_keys", side_keys),
+            ("key_dim", key_dim),
+        ])?;
+        index("keys of all heads and sides", heads.saturating_mul(2).saturating_mul(side_keys))?;
+        float_type(client, scored.keys, "keys")?;
         let per_token = scored.query.shape().iter().skip(1).product::<usize>();
         let query_heads = if per_token == 2 * key_dim { 1 } else { heads };
         check(grad_sides, "gradient of the side scores", &[tokens, heads, top_m, 2, rank], f32_storage())?;
@@ -145,6 +156,18 @@ impl<'a, R: Runtime> Stage<'a, R> {
             units: 0,
         };
         Ok(Self { client, device, scored, tokens, plan })
+    }
+
+    /// The gradients for no tokens: zeros, and no used key.
+    fn nothing(&self) -> Result<ScoreGradients<R>> {
+        let ScoreBackwardPlan { heads, side_keys, key_dim, rank, .. } = self.plan;
+        let zeros = || zeros(self.client, "gradient of a norm", &[key_dim]);
+        Ok(ScoreGradients {
+            query: empty(self.client, "gradient of the query", self.scored.query.shape(), f32_storage())?,
+            query_norm: zeros()?,
+            keys: RowGradients::none(self.client, heads * 2 * side_keys, key_dim * rank)?,
+            keys_norm: self.scored.keys_norm.map(|_| zeros()).transpose()?,
+        })
     }
 
     /// A unit for each of `items`.
@@ -231,10 +254,11 @@ impl<'a, R: Runtime> Stage<'a, R> {
                 plan,
             );
         }
-        let groups = group(self.client, &keys, self.plan.heads * 2 * self.plan.side_keys)?;
+        let rows = self.plan.heads * 2 * self.plan.side_keys;
+        let groups = group(self.client, &keys, rows)?;
         let (count, slice) = (self.plan.rank, self.plan.key_dim);
         let entries = Entries { source: &source, factors: grad_sides, sources: queries, count, slice, shared: true };
-        sum_rows(self.client, groups, &entries)
+        sum_rows(self.client, groups, &entries, rows)
     }
 
     /// Turns the normalised keys' gradient into the keys'; returns the norm weight's. Listed keys are below `heads · 2 · side_keys`, as

@@ -21,7 +21,7 @@ use crate::device::Device;
 use crate::loops::{check_loops, fits_loops};
 use crate::norm::Norm;
 use crate::select::{FOUR, scratch_bytes};
-use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, from_f32, tokens_of, u32_storage};
+use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, from_f32, positive, tokens_of, u32_storage};
 use crate::{Error, Result};
 
 /// Keys of a layer in the two forms that scoring reads, both f32.
@@ -75,10 +75,11 @@ pub fn prepare_keys<R: Runtime>(
 ) -> Result<PreparedKeys<R>> {
     let device = Device::of(client);
     let [heads, 2, side_keys, key_dim, rank] = *keys.shape().as_slice() else {
-        let (found, expected) = (keys.shape().to_vec(), vec![0, 2, 0, 0, 0]);
-        return Err(Error::Shape { tensor: "keys", found, expected });
+        let (found, expected) = (keys.shape().to_vec(), "[heads, 2, side_keys, key_dim, rank]");
+        return Err(Error::Dimensions { tensor: "keys", found, expected });
     };
     float_type(client, keys, "keys")?;
+    positive(&[("heads", heads), ("side_keys", side_keys), ("key_dim", key_dim), ("rank", rank)])?;
     check(keys, "keys", &[heads, 2, side_keys, key_dim, rank], keys.dtype)?;
     let (u, v) = match factors.vectors {
         Some((u, v)) => (u.clone(), v.clone()),
@@ -147,7 +148,8 @@ impl ScoreStrategy {
         top_m: usize,
     ) -> Self {
         let device = Device::of(client);
-        let sides = (tokens * heads * 2).max(1);
+        let [heads, side_keys, key_dim, top_m] = [heads, side_keys, key_dim, top_m].map(|size| size.min(MOST));
+        let sides = tokens.saturating_mul(heads * 2).max(1);
         let wanted = (device.busy_cubes / sides).min(side_keys / (2 * top_m).max(MIN_RANGE));
         let fitting = (1..=side_keys).find(|&splits| {
             let range = side_keys.div_ceil(splits).next_multiple_of(FOUR);
@@ -160,6 +162,8 @@ impl ScoreStrategy {
     }
 }
 
+/// More than any layer has: larger sizes count as this one.
+const MOST: usize = 1 << 20;
 /// Fewer keys than this are not worth a cube of their own.
 const MIN_RANGE: usize = 128;
 
@@ -167,7 +171,7 @@ const MIN_RANGE: usize = 128;
 ///
 /// - `query` f32 `[tokens, query_heads, 2, key_dim]` (any shape of as many numbers, tokens first); `query_heads` is 1 or `heads`
 /// - `query_norm` f32 `[key_dim]`, with `norm` and `eps`
-/// - returns [`Kept`]: the `top_m` keys of each side with the largest approximate score, equal scores by smaller key
+/// - returns [`Kept`]: the `top_m` keys of each side with the largest approximate score, equal scores by smaller key; of no tokens, no keys
 ///
 /// # Errors
 /// Shapes, types or sizes that don't fit; nothing is launched then.
@@ -203,11 +207,12 @@ struct Cut {
 
 impl Cut {
     fn of(side_keys: usize, top_m: usize, strategy: ScoreStrategy) -> Self {
+        let side_keys = side_keys.min(u32::MAX as usize);
         let splits = match strategy {
             ScoreStrategy::Whole => 1,
             ScoreStrategy::Split { splits } => splits.clamp(2, side_keys.max(2)),
         };
-        let range = side_keys.div_ceil(splits).next_multiple_of(FOUR);
+        let range = side_keys.div_ceil(splits).next_multiple_of(FOUR).max(FOUR);
         Self { range, splits: side_keys.div_ceil(range), keep: top_m.min(range) }
     }
 }
@@ -239,10 +244,11 @@ impl<'a, R: Runtime> Stage<'a, R> {
     ) -> Result<Self> {
         let device = Device::of(client);
         let [heads, 2, side_keys, rank, key_dim] = *keys.normalised.shape().as_slice() else {
-            let (found, expected) = (keys.normalised.shape().to_vec(), vec![0, 2, 0, 0, 0]);
-            return Err(Error::Shape { tensor: "normalised keys", found, expected });
+            let (found, expected) = (keys.normalised.shape().to_vec(), "[heads, 2, side_keys, rank, key_dim]");
+            return Err(Error::Dimensions { tensor: "normalised keys", found, expected });
         };
-        let tokens = tokens_of(query)?;
+        positive(&[("heads", heads), ("side_keys", side_keys), ("key_dim", key_dim), ("rank", rank)])?;
+        let tokens = tokens_of(query, "query")?;
         let per_token = query.shape()[1..].iter().product::<usize>();
         let query_heads = if per_token == 2 * key_dim { 1 } else { heads };
         if per_token != query_heads * 2 * key_dim {
@@ -254,9 +260,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
         check(&keys.normalised, "normalised keys", &[heads, 2, side_keys, rank, key_dim], f32_storage())?;
         let padded = side_keys.next_multiple_of(FOUR);
         check(&keys.projected, "projected keys", &[heads, 2, key_dim, padded], f32_storage())?;
-        if top_m == 0 {
-            return Err(Error::Zero { what: "top_m" });
-        }
+        positive(&[("top_m", top_m)])?;
         if top_m > side_keys {
             let (value, limit) = (top_m as u64, side_keys as u64);
             return Err(Error::Exceeds { what: "top_m", value, limit_name: "side_keys", limit });
@@ -290,6 +294,9 @@ impl<'a, R: Runtime> Stage<'a, R> {
 
     /// The stage in one launch, or in two where it is split.
     pub fn run(&self) -> Result<Kept<R>> {
+        if self.tokens == 0 {
+            return self.kept();
+        }
         if self.plan.splits > 1 {
             return self.merge(&self.candidates()?);
         }

@@ -1,0 +1,375 @@
+//! Random calls of every public launch of the kernels: sizes of 0, 1, odd ones and round ones, now and then a tensor of another shape, type or
+//! length than it should have. A call gives what it documents or an error; it never panics.
+
+use cubecl::ir::StorageType;
+use cubecl::prelude::*;
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use ultramem::ElementType;
+use ultramem::kernels::baseline::{Activation, Experts, attention, dense, moe, residual, route};
+use ultramem::kernels::combine::{Chosen, PairScore, combine, combine_backward, core_shares};
+use ultramem::kernels::expand::{ExpandStrategy, Memory, expand, expand_backward, pool};
+use ultramem::kernels::optimiser::{Optimiser, Rule, Step};
+use ultramem::kernels::query::{Map, ProjectStrategy, project, query, query_backward};
+use ultramem::kernels::score::{
+    Kept, KeyFactors, PreparedKeys, ScoreStrategy, Scored, candidates, prepare_keys, score, score_backward,
+};
+use ultramem::kernels::{
+    Error, Norm, RowGradients, Tensor, column_sum_rows, empty, norm_tile, random, retrieve, sort_cost, transpose,
+    u32_storage, weight_tiles,
+};
+
+const SIZES: [usize; 12] = [0, 1, 1, 2, 3, 4, 5, 7, 8, 12, 16, 33];
+const RULES: [Rule; 4] = [
+    Rule::Sgd { momentum: 0.0 },
+    Rule::Sgd { momentum: 0.9 },
+    Rule::Adagrad { eps: 1e-8 },
+    Rule::Adam { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, decoupled: true },
+];
+
+/// What a call is drawn with.
+struct Draw<'a, R: Runtime> {
+    client: &'a ComputeClient<R>,
+    rng: StdRng,
+    /// Whether some tensor may be another than it should be.
+    hostile: bool,
+}
+
+impl<R: Runtime> Draw<'_, R> {
+    fn size(&mut self) -> usize {
+        *SIZES.choose(&mut self.rng).unwrap()
+    }
+
+    /// A size that is mostly not 0.
+    fn some(&mut self) -> usize {
+        if self.one_in(12) { 0 } else { self.size().max(1) }
+    }
+
+    fn one_in(&mut self, turns: u32) -> bool {
+        self.rng.random_range(0..turns) == 0
+    }
+
+    fn element(&mut self) -> StorageType {
+        let types = [ElementType::F32, ElementType::F32, ElementType::F16, ElementType::BF16];
+        types.choose(&mut self.rng).unwrap().storage()
+    }
+
+    fn float(&mut self, shape: &[usize]) -> Tensor<R> {
+        self.tensor(shape, ElementType::F32.storage())
+    }
+
+    /// What is written in it is nobody's: zeros, so that words are rows that there are.
+    fn tensor(&mut self, shape: &[usize], dtype: StorageType) -> Tensor<R> {
+        let (mut shape, mut dtype, mut short) = (shape.to_vec(), dtype, 0);
+        if self.hostile && self.one_in(8) {
+            let at = self.rng.random_range(0..shape.len());
+            match self.rng.random_range(0..5) {
+                0 => shape[at] = self.size(),
+                1 => drop(shape.remove(at)),
+                2 => shape.push(self.size()),
+                3 => dtype = if self.one_in(2) { u32_storage() } else { self.element() },
+                _ => short = 4,
+            }
+        }
+        let bytes = shape.iter().product::<usize>() * dtype.size();
+        let handle = self.client.create_from_slice(&vec![0; bytes.saturating_sub(short)]);
+        Tensor::new_contiguous(shape, handle, dtype)
+    }
+
+    fn norm(&mut self) -> Norm {
+        if self.one_in(2) { Norm::Rms } else { Norm::Layer }
+    }
+
+    fn product(&mut self) -> ProjectStrategy {
+        if self.one_in(3) { ProjectStrategy::Cubek } else { ProjectStrategy::Tile }
+    }
+
+    fn split(&mut self) -> ScoreStrategy {
+        if self.one_in(2) { ScoreStrategy::Whole } else { ScoreStrategy::Split { splits: self.size() } }
+    }
+
+    fn rows(&mut self, rows: usize, width: usize) -> Result<RowGradients<R>, Error> {
+        let capacity = self.size();
+        let (listed, count) = (self.tensor(&[capacity], u32_storage()), self.tensor(&[1], u32_storage()));
+        let gradients = self.float(&[capacity, width]);
+        RowGradients::new(self.client, &listed, &count, &gradients, rows)
+    }
+}
+
+fn shaped<R: Runtime>(what: &str, tensor: &Tensor<R>, shape: &[usize]) {
+    assert_eq!(tensor.shape().to_vec(), shape, "{what}");
+}
+
+/// Draws a call from `seed` and makes it; returns its name and whether it was accepted.
+pub fn call<R: Runtime>(client: &ComputeClient<R>, seed: u64) -> (&'static str, bool) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let hostile = rng.random_range(0..2) == 0;
+    let which = rng.random_range(0..14);
+    let draw = &mut Draw { client, rng, hostile };
+    let (name, result) = match which {
+        0 => ("maps", maps(draw)),
+        1 => ("query_backward", backward_of_maps(draw)),
+        2 => ("prepare_keys", keys(draw).map(drop)),
+        3 => ("score", scores(draw)),
+        4 => ("combine", combined(draw)),
+        5 => ("retrieve", retrieved(draw)),
+        6 => ("score_backward", backward_of_scores(draw)),
+        7 => ("expand", expanded(draw, false)),
+        8 => ("expand_backward", expanded(draw, true)),
+        9 => ("row gradients", row_gradients(draw)),
+        10 => ("optimiser", optimised(draw)),
+        11 => ("baselines", baselines(draw)),
+        12 => ("mixture", mixture(draw)),
+        _ => ("plans", plans(draw)),
+    };
+    (name, result.is_ok())
+}
+
+fn maps<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
+    let ([tokens, depth, width], dtype) = ([draw.size(), draw.size(), draw.size()], draw.element());
+    let (input, weight) = (draw.tensor(&[tokens, depth], dtype), draw.tensor(&[depth, width], dtype));
+    let [rows, columns] = [draw.size(), draw.size()];
+    let matrix = draw.tensor(&[rows, columns], dtype);
+    if let Ok(transposed) = transpose(draw.client, &matrix) {
+        let shape = matrix.shape().to_vec();
+        shaped("transpose", &transposed, &[shape[1], shape[0]]);
+    }
+    let numbers = random(draw.client, "numbers", &[rows, columns], ElementType::F32, 1.0, 1)?;
+    shaped("random", &numbers, &[rows, columns]);
+    let strategy = draw.product();
+    let found = query(draw.client, &input, &weight, strategy);
+    let output = if draw.hostile && draw.one_in(4) { u32_storage() } else { draw.element() };
+    let mapped = project(draw.client, &input, &weight, output, strategy)?;
+    shaped("project", &mapped, &[input.shape()[0], weight.shape()[1]]);
+    found.map(|found| shaped("query", &found, &[input.shape()[0], weight.shape()[1]]))
+}
+
+fn backward_of_maps<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
+    let ([tokens, hidden, width, other], dtype) =
+        ([draw.size(), draw.size(), draw.size(), draw.size()], draw.element());
+    let input = draw.tensor(&[tokens, hidden], dtype);
+    let (weight, grad) = (draw.tensor(&[width, hidden], dtype), draw.float(&[tokens, width]));
+    let (second_weight, second_grad) = (draw.tensor(&[other, hidden], dtype), draw.float(&[tokens, other]));
+    let second = Map { weight: &second_weight, grad: &second_grad };
+    let second = draw.one_in(2).then_some(&second);
+    let map = Map { weight: &weight, grad: &grad };
+    let strategy = draw.product();
+    let found = query_backward(draw.client, &input, &map, second, strategy)?;
+    shaped("gradient of the input", &found.input, &input.shape().to_vec());
+    shaped("gradient of the weight", &found.weight, &weight.shape().to_vec());
+    Ok(())
+}
+
+/// Keys with their sizes: heads, side_keys, key_dim, rank.
+fn keys<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(Tensor<R>, PreparedKeys<R>, [usize; 4]), Error> {
+    let [heads, side_keys, key_dim, rank] = [draw.some().min(3), draw.some(), draw.some(), draw.some().min(4)];
+    let dtype = draw.element();
+    let keys = draw.tensor(&[heads, 2, side_keys, key_dim, rank], dtype);
+    let (weight, u, v) = (draw.float(&[key_dim]), draw.float(&[heads, rank]), draw.float(&[heads, rank]));
+    let norm = draw.norm();
+    let norm = draw.one_in(2).then_some((norm, 1e-5, &weight));
+    let vectors = draw.one_in(2).then_some((&u, &v));
+    let prepared = prepare_keys(draw.client, &keys, &KeyFactors { norm, vectors })?;
+    // Other keys than were meant may be keys, too.
+    let shape = keys.shape().to_vec();
+    Ok((keys, prepared, [shape[0], shape[2], shape[3], shape[4]]))
+}
+
+fn scores<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
+    let (_, keys, [heads, side_keys, key_dim, rank]) = keys(draw)?;
+    let (tokens, top_m) = (draw.size(), if draw.hostile { draw.size() } else { draw.some().min(side_keys) });
+    let pairs = if draw.one_in(2) { 1 } else { heads };
+    let (input, norm) = (draw.float(&[tokens, pairs * 2 * key_dim]), draw.float(&[key_dim]));
+    let (kind, strategy) = (draw.norm(), draw.split());
+    let kept = score(draw.client, &input, &norm, kind, 1e-5, &keys, top_m, strategy)?;
+    let tokens = input.shape()[0];
+    shaped("kept keys", &kept.keys, &[tokens, heads, 2, top_m]);
+    shaped("kept scores", &kept.scores, &[tokens, heads, 2, top_m, rank]);
+    Ok(())
+}
+
+fn combined<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
+    let additive = draw.one_in(2);
+    let [tokens, heads, top_m] = [draw.size(), draw.some().min(3), draw.some()];
+    let [rank, cores] = if additive { [1, 1] } else { [draw.some().min(4), draw.some().min(3)] };
+    let kept = Kept {
+        keys: draw.tensor(&[tokens, heads, 2, top_m], u32_storage()),
+        scores: draw.float(&[tokens, heads, 2, top_m, rank]),
+    };
+    let core = draw.float(&[cores, heads, rank, rank]);
+    let pairs = if additive { PairScore::Additive } else { PairScore::Tucker(&core) };
+    let side_keys = if draw.one_in(6) { [0, 65_535, 65_536, 1 << 20][draw.size() % 4] } else { top_m + draw.size() };
+    let chosen = combine(draw.client, &kept, side_keys, &pairs)?;
+    assert!((1..1 << 16).contains(&side_keys), "side_keys {side_keys}");
+    shaped("slots", &chosen.slots, &[tokens, heads, top_m]);
+    let grad = draw.float(&[tokens, heads, top_m, cores]);
+    let found = combine_backward(draw.client, &kept, side_keys, &pairs, &chosen, &grad)?;
+    shaped("gradient of the sides", &found.sides, &[tokens, heads, top_m, 2, rank]);
+    assert_eq!(found.core.is_some(), !additive);
+    Ok(())
+}
+
+fn retrieved<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
+    let (_, keys, [heads, side_keys, key_dim, rank]) = keys(draw)?;
+    let (tokens, top_m) = (draw.size(), draw.some().min(side_keys));
+    let (input, norm) = (draw.float(&[tokens, 2 * key_dim]), draw.float(&[key_dim]));
+    let core = draw.float(&[2, heads, rank, rank]);
+    let pairs = if rank == 1 && draw.one_in(2) { PairScore::Additive } else { PairScore::Tucker(&core) };
+    let (kind, strategy) = (draw.norm(), draw.split());
+    let (kept, chosen) = retrieve(draw.client, &input, &norm, kind, 1e-5, &keys, top_m, strategy, &pairs)?;
+    shaped("kept keys", &kept.keys, &[input.shape()[0], heads, 2, top_m]);
+    shaped("slots", &chosen.slots, &[input.shape()[0], heads, top_m]);
+    Ok(())
+}
+
+fn backward_of_scores<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
+    let (keys, prepared, [heads, side_keys, key_dim, rank]) = keys(draw)?;
+    let [tokens, top_m] = [draw.size(), draw.some()];
+    let pairs = if draw.one_in(2) { 1 } else { heads };
+    let (input, norm) = (draw.float(&[tokens, pairs * 2 * key_dim]), draw.float(&[key_dim]));
+    let slots = draw.tensor(&[tokens, heads, top_m], u32_storage());
+    let scored = Scored {
+        query: &input,
+        query_norm: &norm,
+        norm: draw.norm(),
+        eps: 1e-5,
+        keys: &keys,
+        keys_norm: draw.one_in(2).then_some(&norm),
+        prepared: &prepared,
+        slots: &slots,
+    };
+    let grad = draw.float(&[tokens, heads, top_m, 2, rank]);
+    let found = score_backward(draw.client, &scored, &grad)?;
+    shaped("gradient of the query", &found.query, &input.shape().to_vec());
+    assert_eq!(found.keys.table_rows(), heads * 2 * side_keys);
+    Ok(())
+}
+
+fn expanded<R: Runtime>(draw: &mut Draw<'_, R>, backward: bool) -> Result<(), Error> {
+    let ([tokens, heads, top_m, cores], dtype) =
+        ([draw.size(), draw.some().min(3), draw.some(), draw.some().min(3)], draw.element());
+    let [slice, expansion, hidden] = [draw.some(), draw.some().min(4), draw.some()];
+    let value_dim = cores * slice;
+    let pages = if draw.one_in(3) { draw.size().min(3) } else { 1 };
+    let values: Vec<_> = (0..pages).map(|_| (draw.some(), dtype)).collect();
+    let rows: usize = values.iter().map(|(rows, _)| rows).sum();
+    let values: Vec<_> = values.into_iter().map(|(rows, dtype)| draw.tensor(&[rows, value_dim], dtype)).collect();
+    let weight = draw.tensor(&[expansion * value_dim, hidden], dtype);
+    let shuffle = draw.tensor(&[expansion * rows], u32_storage());
+    let gate = draw.float(&[tokens, value_dim]);
+    let chosen = Chosen {
+        slots: draw.tensor(&[tokens, heads, top_m], u32_storage()),
+        scores: draw.float(&[tokens, heads, top_m, cores]),
+    };
+    let memory = Memory {
+        values: &values,
+        weight: &weight,
+        shuffle: draw.one_in(2).then_some(&shuffle),
+        gate: ((expansion == 1 || draw.hostile) && draw.one_in(2)).then_some(&gate),
+    };
+    // Another weight or other slots may fit each other, too.
+    let sizes = (chosen.scores.shape().to_vec(), memory.weight.shape().to_vec());
+    if backward {
+        let (own, grad) = (draw.tensor(&[hidden, expansion * value_dim], dtype), draw.tensor(&[tokens, hidden], dtype));
+        let strategy = draw.product();
+        let found = expand_backward(draw.client, &chosen, &memory, &own, None, &grad, strategy)?;
+        shaped("gradient of the scores", &found.scores, &sizes.0);
+        shaped("gradient of the weight", &found.weight, &[sizes.1[1], sizes.1[0]]);
+        return Ok(());
+    }
+    let pooled = pool(draw.client, &chosen, &memory)?;
+    shaped("pooled", &pooled, &[sizes.0[0], sizes.1[0]]);
+    let chosen_strategy = ExpandStrategy::choose(draw.client, tokens, heads * top_m, &memory);
+    let other = if draw.one_in(2) { ExpandStrategy::Fused } else { ExpandStrategy::Pooled(draw.product()) };
+    for strategy in [chosen_strategy, other] {
+        shaped("output", &expand(draw.client, &chosen, &memory, strategy)?, &[sizes.0[0], sizes.1[1]]);
+    }
+    Ok(())
+}
+
+fn row_gradients<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
+    let [rows, width] = [draw.size(), draw.some()];
+    let parts = (0..draw.size().min(3)).map(|_| draw.rows(rows, width)).collect::<Result<Vec<_>, _>>()?;
+    let sum = RowGradients::sum(draw.client, &parts, rows)?;
+    let table = if draw.hostile { draw.size() } else { rows };
+    let dense = sum.dense(draw.client, table)?;
+    assert_eq!(table, rows, "the table of a gradient");
+    shaped("dense", &dense, &[rows, width]);
+    Ok(())
+}
+
+fn optimised<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
+    let (width, dtype) = (draw.some(), draw.element());
+    let lengths: Vec<usize> = (0..draw.some().min(3)).map(|_| draw.some()).collect();
+    let rows = lengths.iter().sum();
+    let rule = *RULES.choose(&mut draw.rng).unwrap();
+    let mut optimiser = Optimiser::new(draw.client, rule, &lengths, width)?;
+    let table: Vec<_> = lengths.iter().map(|&rows| draw.tensor(&[rows, width], dtype)).collect();
+    let gradients = draw.rows(rows, width)?;
+    let mask = draw.tensor(&[rows.div_ceil(32)], u32_storage());
+    let step = Step { mask: draw.one_in(2).then_some(&mask), ..Step::new(0.1) };
+    optimiser.step(draw.client, &table, &gradients, &step)?;
+    assert_eq!(optimiser.steps(), 1);
+    let state: Vec<Vec<_>> =
+        optimiser.state().into_iter().map(|(_, pages)| pages.into_iter().cloned().collect()).collect();
+    optimiser.restore(7, &state)
+}
+
+fn baselines<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
+    let ([batch, heads, cached, head_dim], dtype) =
+        ([draw.size(), draw.some().min(4), draw.some(), draw.some()], draw.element());
+    let (keys, values) =
+        (draw.tensor(&[batch, heads, cached, head_dim], dtype), draw.tensor(&[batch, heads, cached, head_dim], dtype));
+    let projected = draw.tensor(&[batch, 3 * heads * head_dim], dtype);
+    if let Ok(output) = attention(draw.client, &projected, &keys, &values) {
+        shaped("attention", &output, &[batch, heads * head_dim]);
+    }
+    let [tokens, hidden, inner] = [draw.size(), draw.some(), draw.some()];
+    let (stream, update) = (draw.tensor(&[tokens, hidden], dtype), draw.tensor(&[tokens, hidden], dtype));
+    let weight = draw.float(&[hidden]);
+    if let Ok((sum, normed)) = residual(draw.client, &stream, &update, &weight, 1e-5) {
+        shaped("sum", &sum, &[tokens, hidden]);
+        shaped("normed", &normed, &[tokens, hidden]);
+    }
+    let (activation, columns) =
+        if draw.one_in(2) { (Activation::Gelu, inner) } else { (Activation::SwiGlu, 2 * inner) };
+    let (up, down) = (draw.tensor(&[hidden, columns], dtype), draw.tensor(&[inner, hidden], dtype));
+    let strategy = draw.product();
+    let output = dense(draw.client, &stream, &up, &down, activation, strategy)?;
+    shaped("dense", &output, &stream.shape().to_vec());
+    Ok(())
+}
+
+fn mixture<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
+    let ([tokens, count, inner, hidden], dtype) =
+        ([draw.size(), draw.some(), draw.some(), draw.some()], draw.element());
+    let top_k = if draw.hostile { draw.size().min(6) } else { draw.some().min(count).min(6) };
+    let logits = draw.float(&[tokens, count]);
+    if let Ok(routed) = route(draw.client, &logits, top_k) {
+        shaped("experts", &routed.experts, &[logits.shape()[0], top_k]);
+    }
+    let (input, router) = (draw.tensor(&[tokens, hidden], dtype), draw.tensor(&[hidden, count], dtype));
+    let (activation, columns) =
+        if draw.one_in(2) { (Activation::Gelu, inner) } else { (Activation::SwiGlu, 2 * inner) };
+    let (up, down) = (draw.tensor(&[count, hidden, columns], dtype), draw.tensor(&[count, inner, hidden], dtype));
+    let experts = Experts { router: &router, up: &up, down: &down, activation, top_k };
+    let found = moe(draw.client, &input, &experts)?;
+    shaped("mixture", &found.output, &input.shape().to_vec());
+    Ok(())
+}
+
+/// What plans say of sizes, however odd.
+fn plans<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
+    let most = [0, 1, 65_535, 65_536, 1 << 20, u32::MAX as usize, usize::MAX / 2, usize::MAX];
+    let [a, b, c, d, e] =
+        [(); 5].map(|()| if draw.one_in(3) { *most.choose(&mut draw.rng).unwrap() } else { draw.size() });
+    ScoreStrategy::choose(draw.client, a, b, c.min(1 << 12), d, e);
+    ProjectStrategy::choose(draw.client, a, ElementType::F16.storage());
+    let strategy = draw.split();
+    candidates(c, e, strategy);
+    core_shares(a, b);
+    column_sum_rows(a);
+    weight_tiles(draw.client, a.min(1 << 20), b.min(1 << 20), c.min(1 << 20));
+    norm_tile(draw.client, Norm::Rms, b.min(1 << 20), c.min(64));
+    sort_cost(draw.client, a.min(1 << 30), b);
+    empty(draw.client, "numbers", &[a.min(1 << 20), b], u32_storage()).map(drop)
+}

@@ -1,0 +1,22 @@
+//! Random calls of the kernels' launches that run: each gives what it documents or an error.
+
+#[path = "../common/launches.rs"]
+mod calls;
+
+use cubecl::future::block_on;
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+
+use crate::device::client;
+
+#[test]
+fn every_launch_is_right_or_an_error() {
+    let client = client();
+    let config = ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() };
+    TestRunner::new(config)
+        .run(&any::<u64>(), |seed| {
+            let (name, _) = calls::call(&client, seed);
+            block_on(client.sync()).map_err(|error| TestCaseError::fail(format!("{name}: {error:?}")))
+        })
+        .unwrap();
+}
