@@ -24,19 +24,25 @@
 //! | `values_proj.weight` | `[hidden_size, expansion · value_dim]` |
 //! | `swilu_projection.weight`, for `memory_plus` | `[value_dim, hidden_size]` |
 //!
-//! A file may hold more than that, for instance inputs and expected outputs.
+//! A file may hold more than that, for instance inputs and expected outputs. Without the feature `files`, for a browser, a checkpoint is
+//! read from bytes alone.
 
 mod header;
 mod metadata;
+#[cfg(feature = "files")]
 mod save;
 
-use std::{collections::BTreeMap, fmt, fs::File, path::Path};
+use std::{collections::BTreeMap, fmt};
+#[cfg(feature = "files")]
+use std::{fs::File, path::Path};
 
+#[cfg(feature = "files")]
 use memmap2::Mmap;
 use safetensors::Dtype;
 
 use crate::{ElementType, Error, HostTensor, Kind, MemoryConfig, Result, Weights, weights as names};
 use header::{Header, Place};
+#[cfg(feature = "files")]
 pub use save::{FileTensor, save};
 
 /// A layer in a safetensors file, its header and metadata checked; the module's page says what such a file holds.
@@ -48,6 +54,7 @@ pub struct Checkpoint {
 
 /// Where the file's bytes are.
 enum Bytes {
+    #[cfg(feature = "files")]
     Mapped(Mmap),
     Owned(Vec<u8>),
 }
@@ -69,6 +76,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`Error::Io`] if the file can't be opened or mapped, else as [`Checkpoint::from_bytes`].
+    #[cfg(feature = "files")]
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let io = |source| Error::Io { path: path.into(), source };
@@ -106,6 +114,7 @@ impl Checkpoint {
     /// [`Error::Tensor`] or [`Error::Length`] if `weights` do not fit `config` or two tensors have the same name,
     /// [`Error::Config`] if `expansion` is not a square, which the file's form can't express, [`Error::Io`] if the file
     /// can't be written.
+    #[cfg(feature = "files")]
     pub fn write(
         path: impl AsRef<Path>,
         config: &MemoryConfig,
@@ -248,6 +257,7 @@ impl fmt::Debug for Checkpoint {
 impl Bytes {
     fn as_slice(&self) -> &[u8] {
         match self {
+            #[cfg(feature = "files")]
             Self::Mapped(map) => map,
             Self::Owned(bytes) => bytes,
         }

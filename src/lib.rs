@@ -41,6 +41,8 @@ mod spectrum;
 mod table;
 mod training;
 pub mod versus;
+#[cfg(all(feature = "wgpu", not(target_family = "wasm")))]
+mod webgpu;
 mod weights;
 mod workspace;
 
@@ -56,4 +58,6 @@ pub use table::ValueTable;
 pub use training::SavedState;
 pub use ultramem_kernels as kernels;
 pub use ultramem_kernels::{RowGradients, Tensor};
+#[cfg(all(feature = "wgpu", not(target_family = "wasm")))]
+pub use webgpu::webgpu_limits;
 pub use weights::{HostTensor, Weights};

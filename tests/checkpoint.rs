@@ -1,5 +1,7 @@
 //! Checkpoints: what is written is read back, and a broken file is an error that says what is broken.
 
+#![cfg(feature = "files")]
+
 mod common;
 
 use std::collections::BTreeMap;

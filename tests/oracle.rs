@@ -1,5 +1,7 @@
 //! The oracle against PyTorch's results, against brute force, and against sums done by hand; and the initial weights.
 
+#![cfg(feature = "files")]
+
 mod common;
 
 use common::{KINDS, golden_files, random_input, relative_l2, small};

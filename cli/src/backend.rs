@@ -25,6 +25,15 @@ pub enum Backend {
     Reference,
 }
 
+/// What `--limits` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Limits {
+    /// All that the adapter has.
+    Adapter,
+    /// What every browser guarantees: 8 storage buffers, 16 KiB of shared memory, 128 MiB a binding.
+    Webgpu,
+}
+
 /// A device that a layer can run on.
 #[derive(Debug, Clone)]
 pub struct Adapter {
@@ -42,7 +51,11 @@ enum Place {
     #[cfg(feature = "cuda")]
     Cuda(cubecl::cuda::CudaDevice),
     #[cfg(feature = "wgpu")]
-    Wgpu(cubecl::wgpu::WgpuDevice),
+    Wgpu {
+        device: cubecl::wgpu::WgpuDevice,
+        /// Whether its memory is the host's.
+        shares_host: bool,
+    },
     Cpu,
 }
 
@@ -79,6 +92,17 @@ pub fn wgpu_adapters() -> Result<Vec<Adapter>> {
 }
 
 impl Backend {
+    /// The backend that has `limits`.
+    pub fn within(self, limits: Limits) -> Result<Self> {
+        match (limits, self) {
+            (Limits::Adapter, _) => Ok(self),
+            (Limits::Webgpu, Self::Auto | Self::Wgpu) => Ok(Self::Wgpu),
+            (Limits::Webgpu, Self::Cuda | Self::Reference) => {
+                Err(Failure::new("--limits webgpu is for --backend wgpu alone"))
+            }
+        }
+    }
+
     /// The device to use. Where `auto` can find none, says so on stderr and takes the reference.
     pub fn find(self) -> Result<Adapter> {
         match self {
@@ -124,6 +148,19 @@ impl Adapter {
         Self { backend: "reference", name: "CPU".to_string(), driver, place: Place::Cpu }
     }
 
+    /// The same adapter with no more than `limits`.
+    pub fn within(self, limits: Limits) -> Result<Self> {
+        match (limits, &self.place) {
+            #[cfg(feature = "wgpu")]
+            (Limits::Webgpu, Place::Wgpu { device, shares_host }) => {
+                let (device, shares_host) = (crate::failure::guard(|| wgpu::webgpu(device))?, *shares_host);
+                let driver = format!("{}, within WebGPU's limits", self.driver);
+                Ok(Self { driver, place: Place::Wgpu { device, shares_host }, ..self })
+            }
+            _ => Ok(self),
+        }
+    }
+
     /// Whether this is the oracle itself.
     pub fn is_reference(&self) -> bool {
         matches!(self.place, Place::Cpu)
@@ -135,7 +172,7 @@ impl Adapter {
             #[cfg(feature = "cuda")]
             Place::Cuda(device) => Some(cuda::client(device).properties().clone()),
             #[cfg(feature = "wgpu")]
-            Place::Wgpu(device) => Some(wgpu::client(device).properties().clone()),
+            Place::Wgpu { device, .. } => Some(wgpu::client(device).properties().clone()),
             Place::Cpu => None,
         }
     }
@@ -147,7 +184,7 @@ impl Adapter {
             #[cfg(feature = "cuda")]
             Place::Cuda(device) => cuda::memory(device),
             #[cfg(feature = "wgpu")]
-            Place::Wgpu(device) => wgpu::shares_host(device).then(host_memory).flatten(),
+            Place::Wgpu { shares_host, .. } => shares_host.then(host_memory).flatten(),
             Place::Cpu => host_memory(),
         }
     }
@@ -158,7 +195,7 @@ impl Adapter {
             #[cfg(feature = "cuda")]
             Place::Cuda(device) => job.run(&cuda::client(device)),
             #[cfg(feature = "wgpu")]
-            Place::Wgpu(device) => job.run(&wgpu::client(device)),
+            Place::Wgpu { device, .. } => job.run(&wgpu::client(device)),
             Place::Cpu => Err(Failure::new("the reference has no device")),
         }
     }
@@ -176,7 +213,7 @@ impl Adapter {
                 Box::new(ultramem::MemoryLayer::new(&cuda::client(device), config.clone(), weights, dtype)?)
             }
             #[cfg(feature = "wgpu")]
-            Place::Wgpu(device) => {
+            Place::Wgpu { device, .. } => {
                 Box::new(ultramem::MemoryLayer::new(&wgpu::client(device), config.clone(), weights, dtype)?)
             }
             Place::Cpu => Box::new(Oracle::new(config, weights, dtype)),

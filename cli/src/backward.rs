@@ -29,7 +29,7 @@ pub fn run(args: &BackwardArgs, common: &Common) -> Result<Report> {
     let tokens = input.len() / checkpoint.config().hidden_size;
     let grad_output = load::grad_output(&args.file, &checkpoint, tokens)?;
     let weights = checkpoint.weights().map_err(|error| Failure::in_file(&args.file, error))?;
-    let adapter = common.backend.find()?;
+    let adapter = common.find()?;
     let engine = adapter.engine(checkpoint.config(), &weights, common.dtype)?;
     let (_, gradients) = engine.backward(&input, &grad_output)?;
     let named = gradients.named(checkpoint.config())?;

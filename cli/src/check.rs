@@ -54,7 +54,7 @@ pub fn run(args: &CheckArgs, common: &Common) -> Result<Report> {
     let input = load::input(&args.file, &checkpoint)?;
     let weights = checkpoint.weights().map_err(|error| Failure::in_file(&args.file, error))?;
     let expected = Expected::read(&args.file, &checkpoint, input.len() / checkpoint.config().hidden_size)?;
-    let adapter = common.backend.find()?;
+    let adapter = common.find()?;
     let engine = adapter.engine(checkpoint.config(), &weights, common.dtype)?;
     let outcome = engine.forward(&input)?;
     let mut lines = match common.dtype {

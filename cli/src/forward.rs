@@ -29,7 +29,7 @@ pub fn run(args: &ForwardArgs, common: &Common) -> Result<Report> {
     let checkpoint = load::checkpoint(&args.file)?;
     let input = load::input(&args.file, &checkpoint)?;
     let weights = checkpoint.weights().map_err(|error| Failure::in_file(&args.file, error))?;
-    let adapter = common.backend.find()?;
+    let adapter = common.find()?;
     let engine = adapter.engine(checkpoint.config(), &weights, common.dtype)?;
     let outcome = engine.forward(&input)?;
     write(args, &checkpoint, &outcome)?;

@@ -30,7 +30,7 @@ use clap::{Args, Parser, Subcommand, error::ErrorKind as Usage};
 use tracing_subscriber::EnvFilter;
 use ultramem::ElementType;
 
-use crate::backend::Backend;
+use crate::backend::{Adapter, Backend, Limits};
 use crate::failure::{Failure, Result, guard, keep_panics};
 use crate::report::Report;
 
@@ -51,12 +51,27 @@ struct Common {
     /// What computes
     #[arg(long, global = true, value_enum, default_value = "auto")]
     backend: Backend,
+    /// What of an adapter is used, on the wgpu backend
+    #[arg(long, global = true, value_enum, default_value = "adapter")]
+    limits: Limits,
     /// Element type of weights and activations: f32, f16 or bf16
     #[arg(long, global = true, default_value = "f32")]
     dtype: ElementType,
     /// Print the report as JSON
     #[arg(long, global = true)]
     json: bool,
+}
+
+impl Common {
+    /// The device to use, within its limits.
+    fn find(&self) -> Result<Adapter> {
+        self.backend.within(self.limits)?.find()?.within(self.limits)
+    }
+
+    /// The device for a verb that means nothing on the reference.
+    fn find_device(&self, verb: &str) -> Result<Adapter> {
+        self.backend.within(self.limits)?.find_device(verb)?.within(self.limits)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -109,6 +124,12 @@ fn quieten_vulkan() {
 }
 
 fn run(cli: &Cli) -> Result<Report> {
+    let idle = matches!(cli.verb, Some(Verb::Info(_) | Verb::Kernels(_) | Verb::Devices));
+    if idle && cli.common.limits != Limits::Adapter {
+        return Err(Failure::new(
+            "--limits webgpu is for verbs that run a layer: demo, forward, backward, check, bench",
+        ));
+    }
     match &cli.verb {
         None => demo::run(&demo::DemoArgs::default(), &cli.common),
         Some(Verb::Demo(args)) => demo::run(args, &cli.common),

@@ -63,6 +63,29 @@ fn a_backend_that_is_not_there_is_an_error_with_the_cure() {
 }
 
 #[test]
+fn layers_run_within_webgpus_limits() {
+    let directory = directory();
+    let out = directory.path().join("out.safetensors").display().to_string();
+    for name in LAYERS {
+        let report = ultramem(&format!("check {} --limits webgpu --json", fixture(name))).json();
+        assert_eq!((&report["backend"], &report["passed"]), (&"wgpu".into(), &true.into()), "{name}");
+    }
+    let file = fixture("ultramem_v1_tiny");
+    for args in [format!("forward {file} -o {out}"), format!("backward {file} -o {out}"), "demo".into()] {
+        let text = ultramem(&format!("{args} --backend wgpu --limits webgpu")).well();
+        assert!(text.contains("within WebGPU's limits"), "{text}");
+    }
+    ultramem(&format!("{SMALL} --limits webgpu --json")).json();
+}
+
+#[test]
+fn limits_are_for_what_has_them() {
+    for args in ["demo --backend cuda", "demo --backend reference", "devices", "info nowhere.safetensors"] {
+        ultramem(&format!("{args} --limits webgpu")).refused(&["--limits webgpu"]);
+    }
+}
+
+#[test]
 fn a_panicking_driver_is_one_line() {
     ultramem_with("demo --backend wgpu", &[("CUBECL_WGPU_MAX_TASKS", "many"), ("RUST_BACKTRACE", "1")])
         .refused(&["CUBECL_WGPU_MAX_TASKS"]);

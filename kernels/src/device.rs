@@ -1,5 +1,6 @@
 //! What the strategies ask of a device: shared memory, planes, units and cubes. Read from its properties, never assumed.
 
+use cubecl::ir::HardwareProperties;
 use cubecl::prelude::*;
 
 use crate::{Error, Result};
@@ -21,7 +22,7 @@ pub(crate) struct Device {
     load_bytes: usize,
     max_width: usize,
     max_units: usize,
-    max_cubes: (u32, u32, u32),
+    max_cubes: (u32, u32),
     /// Cubes that reach every multiprocessor.
     pub processors: usize,
     /// Cubes that keep the whole device busy.
@@ -30,10 +31,17 @@ pub(crate) struct Device {
 
 impl Device {
     pub fn of<R: Runtime>(client: &ComputeClient<R>) -> Self {
-        let hardware = &client.properties().hardware;
+        Self::new(&client.properties().hardware, R::max_cube_count())
+    }
+
+    /// A device of `hardware`, driven by a runtime that launches at most `most_cubes` cubes in each dimension. Some adapters report more
+    /// than their drivers take: NVIDIA's on Vulkan.
+    fn new(hardware: &HardwareProperties, most_cubes: (u32, u32, u32)) -> Self {
+        // A device without planes says nothing, or 0: cubes are as large then as where planes are the usual 32.
+        let plane_size = if hardware.plane_size_max == 0 { USUAL_PLANE } else { hardware.plane_size_max };
         // Planes this narrow are a processor's vector registers: a load costs it many times a multiplication, so a unit
         // takes on as large a block as it can, and a barrier saves and restores every plane, so a cube has one.
-        let narrow = hardware.plane_size_max <= NARROW;
+        let narrow = plane_size <= NARROW;
         let processors = hardware.num_streaming_multiprocessors.unwrap_or(16) as usize;
         let (tile, block, planes) = if narrow { (16, 4, 1) } else { (8, 1, 8) };
         Self {
@@ -42,11 +50,11 @@ impl Device {
             planes,
             narrow,
             shared_bytes: hardware.max_shared_memory_size,
-            plane_size: hardware.plane_size_max.clamp(1, 64) as usize,
+            plane_size: plane_size.min(64) as usize,
             load_bytes: hardware.load_width as usize / 8,
             max_width: hardware.max_vector_size,
             max_units: (hardware.max_units_per_cube.min(hardware.max_cube_dim.0)) as usize,
-            max_cubes: hardware.max_cube_count,
+            max_cubes: (hardware.max_cube_count.0.min(most_cubes.0), hardware.max_cube_count.1.min(most_cubes.1)),
             processors,
             busy_cubes: 2 * processors,
         }
@@ -96,9 +104,9 @@ impl Device {
         if cubes == 0 {
             return Err(Error::Zero { what: "cubes" });
         }
-        let (max_x, max_y, _) = self.max_cubes;
-        let x = cubes.min(max_x as usize);
-        let y = cubes.div_ceil(x);
+        let (max_x, max_y) = self.max_cubes;
+        let y = cubes.div_ceil(max_x as usize);
+        let x = cubes.div_ceil(y);
         if y > max_y as usize {
             let limit = u64::from(max_x) * u64::from(max_y);
             return Err(Error::Exceeds { what: "cubes", value: cubes as u64, limit_name: "the device's grid", limit });
@@ -117,6 +125,77 @@ impl Device {
 
 /// Widest plane that is taken for a software device's.
 const NARROW: u32 = 8;
+const USUAL_PLANE: u32 = 32;
 const MAX_UNITS: usize = 256;
 /// Units of a cube where there are few items: a plane of any device.
 const FEW_UNITS: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of an adapter that reports what NVIDIA's driver does on Vulkan.
+    fn hardware() -> HardwareProperties {
+        HardwareProperties {
+            load_width: 128,
+            plane_size_min: 32,
+            plane_size_max: 32,
+            max_bindings: 7,
+            max_shared_memory_size: 48 << 10,
+            max_cube_count: (i32::MAX as u32, i32::MAX as u32, i32::MAX as u32),
+            max_units_per_cube: 1024,
+            max_cube_dim: (1024, 1024, 64),
+            num_streaming_multiprocessors: None,
+            num_tensor_cores: None,
+            min_tensor_cores_dim: None,
+            num_cpu_cores: None,
+            max_vector_size: 4,
+        }
+    }
+
+    /// What cubecl's wgpu runtime takes in a dimension.
+    const WGPU: (u32, u32, u32) = (65_535, 65_535, 65_535);
+
+    #[test]
+    fn a_grid_has_no_more_cubes_in_a_dimension_than_the_runtime_takes() {
+        let device = Device::new(&hardware(), WGPU);
+        for cubes in [1, 65_535, 65_536, 1 << 20, 65_535 * 65_535] {
+            let CubeCount::Static(x, y, z) = device.grid(cubes).unwrap() else { panic!("a grid of known size") };
+            assert!(x <= 65_535 && y <= 65_535 && z == 1, "{cubes}: {x} · {y} · {z}");
+            let launched = x as usize * y as usize;
+            assert!((cubes..cubes + x as usize).contains(&launched), "{cubes}: {x} · {y}");
+        }
+        let error = device.grid(65_535 * 65_535 + 1).unwrap_err().to_string();
+        assert!(error.contains("4294836226") && error.contains("4294836225"), "{error}");
+        // And where the adapter takes fewer than the runtime.
+        let small = Device::new(&HardwareProperties { max_cube_count: (16, 8, 1), ..hardware() }, WGPU);
+        let CubeCount::Static(x, y, _) = small.grid(128).unwrap() else { panic!("a grid of known size") };
+        assert_eq!((x, y), (16, 8));
+        assert!(small.grid(129).is_err());
+    }
+
+    #[test]
+    fn cubes_fit_devices_of_any_planes() {
+        for plane in [0, 1, 4, 8, 16, 32, 64, 128] {
+            for most in [64, 128, 256, 1024] {
+                let hardware = HardwareProperties {
+                    plane_size_min: plane.min(8),
+                    plane_size_max: plane,
+                    max_units_per_cube: most,
+                    ..hardware()
+                };
+                let device = Device::new(&hardware, WGPU);
+                let what = format!("planes of {plane}, {most} units");
+                for work in [1, 3, 64, 1000, usize::MAX] {
+                    for units in [device.units(work), device.units_for(4, work), device.flat(work), device.most_units()]
+                    {
+                        assert!(units.is_power_of_two() && units <= MAX_UNITS.min(most as usize), "{what}: {units}");
+                    }
+                    let whole = device.units(work).is_multiple_of(device.plane_size.min(device.most_units()));
+                    assert!(whole, "{what}: a part of a plane for {work}");
+                }
+                assert_eq!(device.narrow, (1..=NARROW).contains(&plane), "{what}");
+            }
+        }
+    }
+}

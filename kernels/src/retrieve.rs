@@ -13,7 +13,7 @@ use crate::loops::{check_loops, fits_loops};
 use crate::norm::Norm;
 use crate::score::{Kept, Place, PreparedKeys, ScorePlan, ScoreStrategy, Stage, merge, merge_bytes, write_keys};
 use crate::select::lane_of;
-use crate::tensor::{Tensor, arg};
+use crate::tensor::{Parts, Tensor, arg, f32_storage, u32_storage};
 
 /// Launches [`score`](crate::score::score), then [`combine`](crate::combine::combine); as one kernel what follows a split of the keys, where
 /// there are no more tokens than keep the device busy so.
@@ -34,12 +34,12 @@ pub fn retrieve<R: Runtime>(
 ) -> Result<(Kept<R>, Chosen<R>)> {
     let stage = Stage::check(client, query, query_norm, norm, eps, keys, top_m, strategy)?;
     if is_short(&stage) {
-        let kept = stage.kept()?;
-        let shape = Shape::check(&kept, pair_score)?;
+        let work = Work::empty(&stage)?;
+        let shape = Shape::check(&work.kept, pair_score)?;
         slots_fit(stage.plan.side_keys)?;
         if let Some(plan) = plan(&stage, &shape) {
-            let chosen = launch(&stage, &kept, &shape, plan)?;
-            return Ok((kept, chosen));
+            let chosen = launch(&stage, &work, &shape, plan)?;
+            return Ok((work.kept, chosen));
         }
     }
     let kept = stage.run()?;
@@ -110,19 +110,40 @@ fn plan<R: Runtime>(stage: &Stage<'_, R>, shape: &Shape<'_, R>) -> Option<Retrie
         .find(fits)
 }
 
+/// What the two launches hand on, in one buffer: the second would bind more arrays than WebGPU allows.
+struct Work<R: Runtime> {
+    words: Tensor<R>,
+    starts: [usize; 4],
+    candidates: Kept<R>,
+    kept: Kept<R>,
+}
+
+impl<R: Runtime> Work<R> {
+    fn empty(stage: &Stage<'_, R>) -> Result<Self> {
+        let (candidates, kept) = (stage.candidates_shape(), stage.kept_shape());
+        let (keys, scores) = (u32_storage(), f32_storage());
+        let parts = [(&candidates[..], keys), (&candidates, scores), (&kept[..4], keys), (&kept, scores)];
+        let Parts { words, starts, tensors } = Parts::empty(stage.client, "candidates and kept keys", parts)?;
+        let [candidate_keys, candidate_scores, keys, scores] = tensors;
+        let candidates = Kept { keys: candidate_keys, scores: candidate_scores };
+        Ok(Self { words, starts, candidates, kept: Kept { keys, scores } })
+    }
+}
+
 fn launch<R: Runtime>(
     stage: &Stage<'_, R>,
-    kept: &Kept<R>,
+    work: &Work<R>,
     shape: &Shape<'_, R>,
     plan: RetrievePlan,
 ) -> Result<Chosen<R>> {
     let (client, depth) = (stage.client, stage.depth_width());
     let cubes = stage.tokens * plan.score.heads;
     check_loops("retrieve_kernel", plan.loops(depth))?;
-    let candidates = stage.candidates()?;
     let chosen = shape.chosen(client)?;
-    // The kernel writes the kept scores: they can't stand for the core that product keys don't have.
-    let core = if plan.combine.additive { &candidates.scores } else { shape.core };
+    stage.launch_score(&work.candidates)?;
+    // The kernel writes what it keeps: that can't stand for the core that product keys don't have.
+    let core = if plan.combine.additive { stage.query_norm } else { shape.core };
+    let [_, candidate_scores, kept_keys, kept_scores] = work.starts.map(|start| start as u32);
     // SAFETY: both stages have checked every shape; a cube reads and writes what belongs to its token and head only.
     unsafe {
         retrieve_kernel::launch_unchecked::<R>(
@@ -132,16 +153,16 @@ fn launch<R: Runtime>(
             depth,
             arg(stage.query, depth),
             arg(stage.query_norm, depth),
-            arg(&candidates.keys, 1),
-            arg(&candidates.scores, 1),
+            arg(&work.words, 1),
             arg(&stage.keys.normalised, depth),
             arg(core, 1),
-            arg(&kept.keys, 1),
-            arg(&kept.scores, 1),
             arg(&chosen.slots, 1),
             arg(&chosen.scores, 1),
             stage.eps,
             stage.tokens as u32,
+            candidate_scores,
+            kept_keys,
+            kept_scores,
             cubes as u32,
             plan,
         );
@@ -149,21 +170,22 @@ fn launch<R: Runtime>(
     Ok(chosen)
 }
 
-/// `CUBE_POS` is `token · heads + head`.
+/// `work` holds candidate keys, their scores from `candidate_scores` on, and room for the kept keys and scores from `kept_keys` and
+/// `kept_scores` on; scores as bits. `CUBE_POS` is `token · heads + head`.
 #[cube(launch_unchecked)]
 fn retrieve_kernel<D: Size>(
     query: &Array<Vector<f32, D>>,
     query_norm: &Array<Vector<f32, D>>,
-    candidate_keys: &Array<u32>,
-    candidate_scores: &Array<f32>,
+    work: &mut Array<u32>,
     normalised: &Array<Vector<f32, D>>,
     core: &Array<f32>,
-    kept_keys: &mut Array<u32>,
-    kept_scores: &mut Array<f32>,
     slots: &mut Array<u32>,
     scores: &mut Array<f32>,
     eps: f32,
     tokens: u32,
+    candidate_scores: u32,
+    kept_keys: u32,
+    kept_scores: u32,
     cubes: u32,
     #[comptime] plan: RetrievePlan,
 ) {
@@ -178,8 +200,8 @@ fn retrieve_kernel<D: Size>(
     let keys = merge::<D>(
         query,
         query_norm,
-        candidate_keys,
-        candidate_scores,
+        &work.slice(0, candidate_scores as usize),
+        &work.slice(candidate_scores as usize, kept_keys as usize),
         normalised,
         &mut vectors.to_slice_mut(),
         side.row * size,
@@ -188,10 +210,17 @@ fn retrieve_kernel<D: Size>(
         eps,
         comptime!(plan.score),
     );
-    write_keys(&keys, kept_keys, place, side, comptime!(plan.score));
+    write_keys(
+        &keys,
+        &mut work.slice_mut(kept_keys as usize, kept_scores as usize),
+        place,
+        side,
+        comptime!(plan.score),
+    );
     // A cube's place is a row of its own, below the last.
     for i in range_stepped(side.lane, size, side.lanes) {
-        kept_scores[(CUBE_POS * 2 + side.row) * size + i] = vectors[side.row * size + i];
+        let score = vectors[side.row * size + i];
+        work[kept_scores as usize + (CUBE_POS * 2 + side.row) * size + i] = u32::reinterpret(score);
     }
     let row = Row { source: 0usize.runtime(), out: CUBE_POS, rows: cubes as usize, head };
     let at = lane_of(plan.combine.tile, plan.combine.units);

@@ -34,6 +34,44 @@ pub(crate) fn zeros<R: Runtime>(client: &ComputeClient<R>, name: &'static str, s
     Ok(Tensor::new_contiguous(shape.to_vec(), zeros.handle, f32_storage()))
 }
 
+/// Tensors of 4-byte elements that lie one after the other in one buffer: a kernel that would bind too many arrays takes them as one.
+pub(crate) struct Parts<R: Runtime, const N: usize> {
+    /// The whole buffer, as words.
+    pub words: Tensor<R>,
+    /// Each tensor's first word.
+    pub starts: [usize; N],
+    /// The tensors.
+    pub tensors: [Tensor<R>; N],
+}
+
+impl<R: Runtime, const N: usize> Parts<R, N> {
+    /// Tensors of the given shapes and types, their contents undefined.
+    pub fn empty(client: &ComputeClient<R>, name: &'static str, parts: [(&[usize], StorageType); N]) -> Result<Self> {
+        let align = PART_ALIGNMENT.max(client.properties().memory.alignment as usize) / WORD;
+        let size = |shape: &[usize]| shape.iter().fold(1, |size: usize, &of| size.saturating_mul(of));
+        let mut length = 0usize;
+        let starts = parts.map(|(shape, _)| {
+            let start = length.next_multiple_of(align);
+            length = size(shape).saturating_add(start).min(usize::MAX / (2 * WORD));
+            start
+        });
+        let words = empty(client, name, &[length], u32_storage())?;
+        let mut ends = parts.iter().zip(starts).map(|((shape, _), start)| start + size(shape));
+        let tensors = core::array::from_fn(|at| {
+            let (shape, storage) = parts[at];
+            let (before, after) = (starts[at] * WORD, (length - ends.next().unwrap_or(length)) * WORD);
+            let handle = words.handle.clone().offset_start(before as u64).offset_end(after as u64);
+            Tensor::new_contiguous(shape.to_vec(), handle, storage)
+        });
+        Ok(Self { words, starts, tensors })
+    }
+}
+
+/// Bytes of a u32 or an f32.
+const WORD: usize = 4;
+/// The most that a device may ask the beginning of a binding to be a multiple of.
+const PART_ALIGNMENT: usize = 256;
+
 /// The bytes of a tensor of `shape`, checked against the largest buffer that a kernel of this device can bind.
 ///
 /// # Errors

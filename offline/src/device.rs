@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cubecl::Runtime;
 use cubecl::client::ComputeClient;
 use cubecl::device::DeviceId;
-use cubecl::ir::{ContiguousElements, MatrixLayout, MmaProperties, TargetProperties};
+use cubecl::ir::{ContiguousElements, DeviceProperties, MatrixLayout, MmaProperties, TargetProperties};
 use cubecl::zspace::{Shape, Strides, striding::has_pitched_row_major_strides};
 use cubecl_common::device::Device;
 use cubecl_cpp::cuda::{CudaDialect, mma::CudaWmmaCompiler, mma::contiguous_elements_cuda};
@@ -32,6 +32,8 @@ pub struct Options {
     pub target: Target,
     /// What is done with a launch.
     pub execution: Execution,
+    /// What it reports, where that is not the GPU's.
+    pub adapter: Option<Adapter>,
     /// What the order of blocks and warps is drawn from; None draws that itself.
     pub seed: Option<u64>,
     /// Whether a launch that loads what nothing has written in a buffer is good all the same; its report lists the loads. CubeCL's own
@@ -45,9 +47,34 @@ impl Default for Options {
             gpu: Gpu::default(),
             target: Target::Cuda,
             execution: Execution::Watched,
+            adapter: None,
             seed: None,
             unwritten_loads: false,
         }
+    }
+}
+
+/// What another device reports of itself, for the plans that it leads to: a launch runs as on the GPU. It has no plane operations and no
+/// matrix units, whose width would be the GPU's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Adapter {
+    /// Units of a plane; 0 where there are none.
+    pub plane_size: u32,
+    /// Bytes of shared memory of a cube.
+    pub shared_bytes: usize,
+    /// Units of a cube.
+    pub units: u32,
+}
+
+impl Adapter {
+    pub(crate) fn alter(self, properties: &mut DeviceProperties) {
+        let hardware = &mut properties.hardware;
+        (hardware.plane_size_min, hardware.plane_size_max) = (self.plane_size, self.plane_size);
+        hardware.max_shared_memory_size = self.shared_bytes;
+        hardware.max_units_per_cube = self.units;
+        hardware.max_cube_dim = (self.units, self.units, self.units.min(64));
+        properties.features.plane = Default::default();
+        properties.features.matmul = Default::default();
     }
 }
 

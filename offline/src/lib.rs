@@ -38,7 +38,7 @@ mod target;
 pub mod trace;
 mod watch;
 
-pub use device::{CudaCompiler, Execution, OfflineDevice, OfflineRuntime, Options};
+pub use device::{Adapter, CudaCompiler, Execution, OfflineDevice, OfflineRuntime, Options};
 pub use error::{Error, Result};
 pub use gpu::{Gpu, Specification};
 pub use memory::{HostBuffer, HostStorage};

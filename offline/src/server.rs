@@ -53,8 +53,11 @@ impl std::fmt::Debug for OfflineServer {
 impl DeviceService for OfflineServer {
     fn init(id: DeviceId) -> Self {
         let device = OfflineDevice::from_id(id);
-        let Options { gpu, target, .. } = device.options();
-        let properties = target.properties(gpu);
+        let Options { gpu, target, adapter, .. } = device.options();
+        let mut properties = target.properties(gpu);
+        if let Some(adapter) = adapter {
+            adapter.alter(&mut properties);
+        }
         let logger = Arc::new(ServerLogger::default());
         let memory = MemoryManagement::from_configuration(
             HostStorage::default(),

@@ -2,14 +2,16 @@
 //! spills and stack but those that are listed with their reason, within the shared memory, and with loads of value rows as wide
 //! as a row allows. NVRTC and `ptxas` are needed: `./scripts/cuda-tools`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
+use cubecl::Runtime;
 use ultramem::kernels::{expand::ExpandStrategy, optimiser::Rule, query::ProjectStrategy, score::ScoreStrategy};
 use ultramem::versus::{Design, Plan, Scale};
 use ultramem::{Dimensions, ElementType, Kind, MemoryConfig, Norm, Strategies};
 use ultramem_offline::compile::{Architecture, Compiled, Resources, compile, compile_all};
 use ultramem_offline::trace::{Traced, Tracer, step, tracing_device};
-use ultramem_offline::{Argument, Kernel, OfflineDevice, Target, table};
+use ultramem_offline::{Argument, Kernel, OfflineDevice, OfflineRuntime, Target, table};
 
 /// Enough for whole tiles and matrix units.
 const TOKENS: usize = 1000;
@@ -155,6 +157,61 @@ fn steps() -> Vec<(Plan, ElementType, usize)> {
     let plans = [Design::Dense, Design::Moe].map(|design| Plan::new(design, &scale).unwrap());
     let each = |plan: &Plan| TYPES.map(|dtype| [1, 16, 256].map(|batch| (plan.clone(), dtype, batch)));
     plans.iter().flat_map(each).flatten().collect()
+}
+
+/// Storage buffers that a browser binds to a kernel, but for the one in which CubeCL hands over scalars and lengths.
+const BINDINGS: usize = 8 - 1;
+
+/// The kernels of `ultramem-kernels`, by their source.
+fn kernel_names(folder: &Path) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            names.extend(kernel_names(&path));
+            continue;
+        }
+        let source = std::fs::read_to_string(&path).unwrap();
+        let launched = source.split("#[cube(launch").skip(1);
+        let name =
+            |it: &str| it.split_once("fn ").and_then(|(_, rest)| rest.split(['(', '<']).next()).map(String::from);
+        names.extend(launched.filter_map(name));
+    }
+    names
+}
+
+/// Of every kernel there is, on CUDA and as a browser gets it.
+#[test]
+fn every_kernel_binds_no_more_buffers_than_a_browser_allows() {
+    let mut unseen = kernel_names(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels/src")));
+    assert!(unseen.len() > 40 && unseen.contains("retrieve_kernel"), "{unseen:?}");
+    let targets = [
+        Target::Cuda,
+        #[cfg(feature = "wgpu")]
+        Target::Wgsl,
+    ];
+    let mut complaints = BTreeSet::new();
+    for target in targets {
+        let device = tracing_device(Architecture::Sm90a.gpu(), target);
+        let client = OfflineRuntime::client(&device);
+        let mut traced = Vec::new();
+        let supported = |dtype: ElementType| client.properties().supports_type(dtype.storage());
+        for (dims, dtype) in layers(Architecture::Sm90a).into_iter().filter(|(_, dtype)| supported(*dtype)) {
+            traced.extend(launches(&device, &MemoryConfig::new(dims).unwrap(), dtype));
+        }
+        for (plan, dtype, batch) in steps().into_iter().filter(|(_, dtype, _)| supported(*dtype)) {
+            traced.extend(step(&device, &plan, dtype, batch, 2048).unwrap());
+        }
+        for Traced { launch, .. } in &traced {
+            unseen.retain(|name| !launch.kernel.name.split("::").any(|part| part == name));
+            let bound = launch.kernel.buffers.len();
+            if bound > BINDINGS {
+                complaints.insert(format!("{} binds {bound}", launch.kernel.name));
+            }
+        }
+    }
+    assert!(complaints.is_empty(), "more than {BINDINGS} buffers: {complaints:#?}");
+    assert!(unseen.is_empty(), "not launched, so not counted: {unseen:?}");
 }
 
 fn launches(device: &OfflineDevice, config: &MemoryConfig, dtype: ElementType) -> Vec<Traced> {

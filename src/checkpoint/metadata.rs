@@ -32,6 +32,7 @@ pub(super) fn config(metadata: &Metadata) -> Result<MemoryConfig> {
 }
 
 /// The entries that describe `config`.
+#[cfg(feature = "files")]
 pub(super) fn entries(config: &MemoryConfig) -> Result<Metadata> {
     let root = config.expansion.isqrt();
     if root * root != config.expansion {

@@ -25,6 +25,8 @@ pub fn client() -> Client {
     Adapter::client(&Default::default())
 }
 
+#[cfg(all(feature = "wgpu", not(feature = "vulkan")))]
+pub use self::adapter::webgpu_client;
 #[cfg(feature = "wgpu")]
 pub use self::adapter::{client, paged_client};
 
@@ -42,24 +44,45 @@ mod adapter {
 
     use super::Client;
 
+    /// Set to `webgpu`, the tests run on a device that has no more than WebGPU's default limits.
+    fn limited() -> bool {
+        match std::env::var("ULTRAMEM_LIMITS") {
+            Ok(limits) => {
+                assert_eq!(limits, "webgpu", "ULTRAMEM_LIMITS");
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
     /// The default adapter, opened once for the whole process.
     fn setup() -> &'static WgpuSetup {
         static SETUP: OnceLock<WgpuSetup> = OnceLock::new();
         SETUP.get_or_init(|| {
             let open = || init_setup::<AutoGraphicsApi>(&WgpuDevice::default(), RuntimeOptions::default());
-            catch_unwind(open).unwrap_or_else(|_| {
+            let setup = catch_unwind(open).unwrap_or_else(|_| {
                 panic!(
                     "no Vulkan adapter answers, and these tests need one: on Debian, `apt-get update && apt-get install -y \
                      mesa-vulkan-drivers` installs a software adapter"
                 )
-            })
+            });
+            if limited() { ultramem::webgpu_limits(&setup).unwrap() } else { setup }
         })
     }
 
     /// The client that the whole process shares.
     pub fn client() -> Client {
+        static DEVICE: OnceLock<WgpuDevice> = OnceLock::new();
+        let limited_device = || init_device(setup().clone(), RuntimeOptions::default());
+        let open = || if limited() { limited_device() } else { Default::default() };
         setup();
-        WgpuRuntime::client(&WgpuDevice::default())
+        WgpuRuntime::client(DEVICE.get_or_init(open))
+    }
+
+    /// A client of the same adapter that has no more than WebGPU's default limits.
+    pub fn webgpu_client() -> Client {
+        let limited = ultramem::webgpu_limits(setup()).unwrap();
+        WgpuRuntime::client(&init_device(limited, RuntimeOptions::default()))
     }
 
     /// A client of the same adapter whose threads have allocators of their own, in which every buffer has a page of its size, to

@@ -211,6 +211,34 @@ fn more_keys_than_shared_memory_holds_are_split() {
     }
 }
 
+/// What a browser guarantees is all that such a device has, and a layer that does not fit is told so with the numbers.
+#[cfg(all(feature = "wgpu", not(feature = "vulkan")))]
+#[test]
+fn a_device_within_webgpus_limits_says_what_does_not_fit() {
+    let client = crate::device::webgpu_client();
+    let properties = client.properties();
+    let hardware = &properties.hardware;
+    // One of eight bindings is CubeCL's own.
+    assert_eq!((hardware.max_bindings, hardware.max_shared_memory_size), (7, 16 << 10));
+    assert_eq!(properties.memory.max_page_size, 128 << 20);
+
+    let dims = Dimensions { hidden_size: 1 << 13, value_dim: 1026, ..(*small(Kind::UltraMem)).clone() };
+    let config = MemoryConfig::new(dims).unwrap();
+    let weights = Weights::random(&config, 0);
+    let too_wide = MemoryLayer::new(&client, config, &weights, ElementType::F32).map(|_| ());
+    assert_says(too_wide, &["values_proj", "134479872", "134217728"]);
+
+    // 1,024 keys a side that are all kept: the list of one token, its pairs and what selects among them.
+    let dims = Dimensions { side_keys: 1024, top_m: 1024, heads: 1, ..(*small(Kind::UltraMem)).clone() };
+    let config = MemoryConfig::new(dims).unwrap();
+    let layer = MemoryLayer::new(&client, config.clone(), &Weights::random(&config, 0), ElementType::F32).unwrap();
+    let input = layer.upload(&vec![0.5; config.hidden_size]).unwrap();
+    match layer.forward(&input) {
+        Ok(found) => assert_eq!(layer.read_slots(&found.chosen).unwrap().len(), 1024),
+        found => assert_says(found.map(|_| ()), &["shared memory", "16384"]),
+    }
+}
+
 #[cube(launch)]
 fn write_ones(numbers: &mut Array<f32>) {
     numbers[ABSOLUTE_POS] = 1.0;

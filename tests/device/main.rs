@@ -1,7 +1,7 @@
 //! The kernels on a device, held against PyTorch's results and against the oracle. The same tests run on wgpu with WGSL
 //! and, with the feature `vulkan`, with SPIR-V; with `cuda` and without `wgpu` on CUDA, in bf16 too.
 
-#![cfg(any(feature = "wgpu", feature = "cuda"))]
+#![cfg(all(any(feature = "wgpu", feature = "cuda"), feature = "files"))]
 
 #[path = "../common/mod.rs"]
 mod common;

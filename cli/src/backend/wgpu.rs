@@ -4,7 +4,7 @@ use cubecl::{
     Runtime,
     client::ComputeClient,
     future::block_on,
-    wgpu::{AutoGraphicsApi, GraphicsApi, WgpuDevice, WgpuRuntime},
+    wgpu::{AutoGraphicsApi, GraphicsApi, RuntimeOptions, WgpuDevice, WgpuRuntime, init_device, init_setup},
 };
 use wgpu::{AdapterInfo, Backends, DeviceType, Instance, InstanceDescriptor};
 
@@ -26,9 +26,10 @@ pub fn client(device: &WgpuDevice) -> ComputeClient<WgpuRuntime> {
     WgpuRuntime::client(device)
 }
 
-/// Whether the device's memory is the host's.
-pub fn shares_host(device: &WgpuDevice) -> bool {
-    matches!(device, WgpuDevice::Cpu | WgpuDevice::IntegratedGpu(_))
+/// The same adapter as a device with WebGPU's default limits.
+pub fn webgpu(device: &WgpuDevice) -> Result<WgpuDevice> {
+    let setup = init_setup::<AutoGraphicsApi>(device, RuntimeOptions::default());
+    Ok(init_device(ultramem::webgpu_limits(&setup)?, RuntimeOptions::default()))
 }
 
 fn rank(kind: DeviceType) -> usize {
@@ -53,5 +54,7 @@ fn adapter(found: &[AdapterInfo], at: usize) -> Adapter {
         DeviceType::Other => WgpuDevice::DefaultDevice,
     };
     let driver = format!("{:?}, {} {}", info.backend, info.driver, info.driver_info).trim().to_string();
-    Adapter { backend: "wgpu", name: info.name.clone(), driver, place: Place::Wgpu(device) }
+    let shares_host = matches!(device, WgpuDevice::Cpu | WgpuDevice::IntegratedGpu(_));
+    let place = Place::Wgpu { device, shares_host };
+    Adapter { backend: "wgpu", name: info.name.clone(), driver, place }
 }

@@ -55,7 +55,7 @@ const GROWING: [Design; 4] = [Design::Moe, Design::ProductKey, Design::MemoryPlu
 /// Runs the verb.
 pub fn run(args: &GrowthArgs, common: &Common) -> Result<Report> {
     let picture = args.series.plot.as_deref().map(Picture::at).transpose()?;
-    let adapter = common.backend.find_device("bench growth")?;
+    let adapter = common.find_device("bench growth")?;
     let step = Step { batch: args.batch, dtype: common.dtype, cached: Some(args.cached as usize) };
     let factors = super::ordered(&args.factors);
     let limits = Limits::of(&adapter)?;

@@ -87,7 +87,7 @@ pub fn run(args: &LayerArgs, common: &Common) -> Result<Report> {
     let config = MemoryConfig::new(args.shape.dimensions())?;
     let tokens = usize::try_from(args.tokens)?;
     fits_host(&config, tokens)?;
-    let adapter = common.backend.find()?;
+    let adapter = common.find()?;
     let weights = Weights::random(&config, SEED);
     let input = numbers(tokens * config.hidden_size);
     let start = Instant::now();

@@ -41,7 +41,7 @@ pub fn run(args: &StagesArgs, common: &Common) -> Result<Report> {
     let config = MemoryConfig::new(args.shape.dimensions())?;
     let tokens = ordered(&args.tokens);
     fits_host(&config, tokens.last().copied().unwrap_or(0))?;
-    let adapter = common.backend.find_device("bench stages")?;
+    let adapter = common.find_device("bench stages")?;
     let weights = Weights::random(&config, SEED);
     let engine = adapter.engine(&config, &weights, common.dtype)?;
     let rates = engine.rates()?.ok_or_else(|| Failure::new("bench stages needs a device"))?;

@@ -34,7 +34,7 @@ pub fn run(args: &TrainingArgs, common: &Common) -> Result<Report> {
     let config = MemoryConfig::new(args.shape.dimensions())?;
     let tokens = usize::try_from(args.tokens)?;
     fits_host(&config, tokens)?;
-    let adapter = common.backend.find_device("bench training")?;
+    let adapter = common.find_device("bench training")?;
     let weights = Weights::random(&config, SEED);
     let mut engine = adapter.engine(&config, &weights, common.dtype)?;
     let rates = engine.rates()?;

@@ -62,11 +62,10 @@ pub fn combine_backward<R: Runtime>(
             device.grid(entries.div_ceil(plan.units))?,
             CubeDim::new_1d(plan.units as u32),
             arg(&chosen.slots, 1),
-            arg(&chosen.scores, 1),
             arg(grad_scores, 1),
             arg(&kept.keys, 1),
             arg(&kept.scores, 1),
-            arg(core, 1),
+            arg(if additive { &chosen.scores } else { core }, 1),
             arg(&sides, 1),
             arg(&places, 1),
             entries as u32,
@@ -140,15 +139,15 @@ impl CombineBackwardPlan {
 }
 
 /// `grad_sides` `[tokens, heads, top_m, 2, rank]`, and `places` `[tokens, heads, top_m]`: where each slot's keys are among the kept ones,
-/// `row place · top_m + column place`.
+/// `row place · top_m + column place`. `through` is the core, and for additive pairs, which have none, the slots' scores: one array, for a
+/// browser binds eight.
 #[cube(launch_unchecked)]
 pub(crate) fn grad_sides_kernel(
     slots: &Array<u32>,
-    scores: &Array<f32>,
     grad_scores: &Array<f32>,
     kept_keys: &Array<u32>,
     kept_scores: &Array<f32>,
-    core: &Array<f32>,
+    through: &Array<f32>,
     grad_sides: &mut Array<f32>,
     places: &mut Array<u32>,
     entries: u32,
@@ -168,9 +167,9 @@ pub(crate) fn grad_sides_kernel(
         let first = row * plan.top_m;
         let mut mean = 0.0f32;
         for other in first..first + plan.top_m {
-            mean += scores[other] * grad_scores[other];
+            mean += through[other] * grad_scores[other];
         }
-        let grad = scores[item] * (grad_scores[item] - mean);
+        let grad = through[item] * (grad_scores[item] - mean);
         grad_sides[item * 2] = grad;
         grad_sides[item * 2 + 1] = grad;
     } else {
@@ -184,8 +183,8 @@ pub(crate) fn grad_sides_kernel(
                 let mut through_row = 0.0f32;
                 let mut through_column = 0.0f32;
                 for sigma in 0..plan.rank {
-                    through_row += core[of_core + rho * plan.rank + sigma] * kept_scores[b + sigma];
-                    through_column += core[of_core + sigma * plan.rank + rho] * kept_scores[a + sigma];
+                    through_row += through[of_core + rho * plan.rank + sigma] * kept_scores[b + sigma];
+                    through_column += through[of_core + sigma * plan.rank + rho] * kept_scores[a + sigma];
                 }
                 let grad = grad_scores[item * plan.cores + k];
                 to_row += grad * through_row;

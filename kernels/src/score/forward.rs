@@ -77,10 +77,10 @@ impl ScorePlan {
     }
 }
 
-/// Scores of a row's candidates where the splits left them, from `first` on.
+/// Scores of a row's candidates where the splits left them, as bits, from `first` on.
 #[derive(CubeType)]
 struct Listed {
-    scores: Slice<f32>,
+    scores: Slice<u32>,
     first: usize,
     #[cube(comptime)]
     count: usize,
@@ -93,7 +93,7 @@ impl Candidates for Listed {
         #[unroll]
         for n in 0..FOUR {
             if vector * FOUR + n < self.count {
-                keys[n] = order_key(self.scores[self.first + vector * FOUR + n]);
+                keys[n] = order_key(f32::reinterpret(self.scores[self.first + vector * FOUR + n]));
             }
         }
         keys
@@ -162,13 +162,13 @@ pub(crate) fn score_kernel<D: Size>(
 
 /// Selects among the candidates of all splits and scores what is kept.
 ///
-/// `candidate_keys` and `candidate_scores` are `[tokens, heads, 2, splits · keep]`; `CUBE_POS` runs over sides, then tiles.
+/// `candidate_keys` and `candidate_scores`, as bits, are `[tokens, heads, 2, splits · keep]`; `CUBE_POS` runs over sides, then tiles.
 #[cube(launch_unchecked)]
 pub(crate) fn merge_kernel<D: Size>(
     query: &Array<Vector<f32, D>>,
     query_norm: &Array<Vector<f32, D>>,
     candidate_keys: &Array<u32>,
-    candidate_scores: &Array<f32>,
+    candidate_scores: &Array<u32>,
     normalised: &Array<Vector<f32, D>>,
     kept_keys: &mut Array<u32>,
     kept_scores: &mut Array<f32>,
@@ -190,8 +190,8 @@ pub(crate) fn merge_kernel<D: Size>(
     let kept = merge::<D>(
         query,
         query_norm,
-        candidate_keys,
-        candidate_scores,
+        &candidate_keys.to_slice(),
+        &candidate_scores.to_slice(),
         normalised,
         scores,
         first,
@@ -200,7 +200,7 @@ pub(crate) fn merge_kernel<D: Size>(
         eps,
         plan,
     );
-    write_keys(&kept, kept_keys, place, at, plan);
+    write_keys(&kept, &mut kept_keys.to_slice_mut(), place, at, plan);
 }
 
 /// The best `top_m` of each row's candidates, `[tile, top_m]`, ascending; their score vectors go to `scores` from `first` on. Ends with a
@@ -210,8 +210,8 @@ pub(crate) fn merge_kernel<D: Size>(
 pub(crate) fn merge<D: Size>(
     query: &Array<Vector<f32, D>>,
     query_norm: &Array<Vector<f32, D>>,
-    candidate_keys: &Array<u32>,
-    candidate_scores: &Array<f32>,
+    candidate_keys: &Slice<u32>,
+    candidate_scores: &Slice<u32>,
     normalised: &Array<Vector<f32, D>>,
     scores: &mut SliceMut<f32>,
     first: usize,
@@ -232,7 +232,7 @@ pub(crate) fn merge<D: Size>(
     let mut scratch = Scratch::new(plan.tile, comptime!(plan.units / plan.tile));
 
     normalise_queries::<D>(query, query_norm, &mut queries, place, at, eps, plan);
-    let listed = Listed { scores: candidate_scores.to_slice(), first: list, count };
+    let listed = Listed { scores: *candidate_scores, first: list, count };
     if comptime!(plan.stored) {
         let mut order = SharedMemory::<Vector<u32, Four>>::new(comptime!(plan.tile * vectors));
         for vector in range_stepped(at.lane, vectors, at.lanes) {
@@ -268,7 +268,7 @@ pub(crate) fn merge<D: Size>(
 #[cube]
 pub(crate) fn write_keys(
     kept: &SharedMemory<u32>,
-    kept_keys: &mut Array<u32>,
+    kept_keys: &mut SliceMut<u32>,
     place: Place,
     at: Lane,
     #[comptime] plan: ScorePlan,

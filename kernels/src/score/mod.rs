@@ -305,9 +305,9 @@ impl<'a, R: Runtime> Stage<'a, R> {
         Ok(kept)
     }
 
-    /// What each split keeps: keys and approximate scores, both `[tokens, heads, 2, splits · keep]`.
-    pub fn candidates(&self) -> Result<Kept<R>> {
-        let shape = [self.tokens, self.plan.heads, 2, self.plan.splits * self.plan.keep];
+    /// What each split keeps: keys and approximate scores.
+    fn candidates(&self) -> Result<Kept<R>> {
+        let shape = self.candidates_shape();
         let candidates = Kept {
             keys: empty(self.client, "candidate keys", &shape, u32_storage())?,
             scores: empty(self.client, "candidate scores", &shape, f32_storage())?,
@@ -316,12 +316,22 @@ impl<'a, R: Runtime> Stage<'a, R> {
         Ok(candidates)
     }
 
+    /// Of the keys and of the scores that the splits keep.
+    pub fn candidates_shape(&self) -> [usize; 4] {
+        [self.tokens, self.plan.heads, 2, self.plan.splits * self.plan.keep]
+    }
+
+    /// Of the result's scores; its keys have all but the last.
+    pub fn kept_shape(&self) -> [usize; 5] {
+        [self.tokens, self.plan.heads, 2, self.plan.top_m, self.plan.rank]
+    }
+
     /// Room for the result.
-    pub fn kept(&self) -> Result<Kept<R>> {
-        let ScorePlan { heads, top_m, rank, .. } = self.plan;
+    fn kept(&self) -> Result<Kept<R>> {
+        let shape = self.kept_shape();
         Ok(Kept {
-            keys: empty(self.client, "kept keys", &[self.tokens, heads, 2, top_m], u32_storage())?,
-            scores: empty(self.client, "kept scores", &[self.tokens, heads, 2, top_m, rank], f32_storage())?,
+            keys: empty(self.client, "kept keys", &shape[..4], u32_storage())?,
+            scores: empty(self.client, "kept scores", &shape, f32_storage())?,
         })
     }
 
@@ -330,7 +340,8 @@ impl<'a, R: Runtime> Stage<'a, R> {
         self.device.width(4, &[self.plan.key_dim])
     }
 
-    fn launch_score(&self, kept: &Kept<R>) -> Result<()> {
+    /// The first launch: the result, or what each split keeps.
+    pub fn launch_score(&self, kept: &Kept<R>) -> Result<()> {
         let plan = self.plan;
         let cubes = self.tokens.div_ceil(plan.tile) * plan.heads * 2 * plan.splits;
         let depth = self.depth_width();
