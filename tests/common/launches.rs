@@ -303,11 +303,11 @@ fn optimised<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
     let rows = lengths.iter().sum();
     let rule = *RULES.choose(&mut draw.rng).unwrap();
     let mut optimiser = Optimiser::new(draw.client, rule, &lengths, width)?;
-    let table: Vec<_> = lengths.iter().map(|&rows| draw.tensor(&[rows, width], dtype)).collect();
+    let mut table: Vec<_> = lengths.iter().map(|&rows| draw.tensor(&[rows, width], dtype)).collect();
     let gradients = draw.rows(rows, width)?;
     let mask = draw.tensor(&[rows.div_ceil(32)], u32_storage());
     let step = Step { mask: draw.one_in(2).then_some(&mask), ..Step::new(0.1) };
-    optimiser.step(draw.client, &table, &gradients, &step)?;
+    optimiser.step(draw.client, &mut table, &gradients, &step)?;
     assert_eq!(optimiser.steps(), 1);
     let state: Vec<Vec<_>> =
         optimiser.state().into_iter().map(|(_, pages)| pages.into_iter().cloned().collect()).collect();

@@ -157,10 +157,10 @@ fn lists_of_rows_become_rows_of_the_table() {
     expected[4..6].copy_from_slice(&[3.0, 4.0]);
     expected[10..12].copy_from_slice(&[1.0 + 7.0, 2.0 + 8.0]);
     assert_eq!(dense, expected);
-    let table = [from_f32(&client, &[9, 2], &[1.0; 18]).unwrap()];
+    let mut table = [from_f32(&client, &[9, 2], &[1.0; 18]).unwrap()];
     let mut optimiser = Optimiser::new(&client, ADAM_W, &[9], 2).unwrap();
     let both = RowGradients::sum(&client, &[listed.clone(), listed], 9).unwrap();
-    optimiser.step(&client, &table, &both, &Step::new(0.1)).unwrap();
+    optimiser.step(&client, &mut table, &both, &Step::new(0.1)).unwrap();
     for (row, found) in download(&client, &table[0], ElementType::F32).chunks(2).enumerate() {
         assert_eq!(found.iter().all(|&x| x != 1.0), row == 2 || row == 5, "row {row}: {found:?}");
     }
@@ -258,14 +258,21 @@ fn goes_on(mut case: Case) {
 
 /// A table whose every row is used, and a gradient of ones for it.
 fn all_rows(client: &Client, [rows, width]: [usize; 2], number: f32, dtype: ElementType) -> AllRows {
+    all_rows_with(client, [rows, width], number, dtype, &vec![1.0; rows * width])
+}
+
+/// The same with another gradient.
+fn all_rows_with(
+    client: &Client,
+    [rows, width]: [usize; 2],
+    number: f32,
+    dtype: ElementType,
+    gradients: &[f32],
+) -> AllRows {
     let numbers = vec![number; rows * width];
     let values = HostTensor::from_f32([rows, width], &numbers).unwrap();
     let table = ValueTable::upload(client, &values, dtype).unwrap().pages().to_vec();
-    let gradients = RowGradients {
-        rows: from_u32(client, &[rows], &(0..rows as u32).collect::<Vec<_>>()).unwrap(),
-        count: from_u32(client, &[1], &[rows as u32]).unwrap(),
-        gradients: from_f32(client, &[rows, width], &vec![1.0; rows * width]).unwrap(),
-    };
+    let gradients = row_gradients(client, &(0..rows as u32).collect::<Vec<_>>(), rows, gradients, rows);
     (table, gradients)
 }
 
@@ -302,8 +309,7 @@ fn small_steps_of_a_half_precision_table_add_up() {
 fn chance_rounds_to_a_neighbour() {
     let (client, dtype) = (client(), ElementType::F16);
     let numbers = [0.02, -0.02, 3e-5, -3e-5, 6e-8, 1e-9, 0.0, 60000.0, -65519.0, 65519.0, f32::INFINITY, f32::NAN];
-    let (mut table, mut gradients) = all_rows(&client, [1, 12], 0.0, dtype);
-    gradients.gradients = from_f32(&client, &[1, 12], &numbers.map(|x| -x)).unwrap();
+    let (mut table, gradients) = all_rows_with(&client, [1, 12], 0.0, dtype, &numbers.map(|x| -x));
     let mut optimiser = Optimiser::new(&client, Rule::Sgd { momentum: 0.0 }, &[1], 12).unwrap();
     optimiser.step(&client, &mut table, &gradients, &Step::new(1.0)).unwrap();
     let mut oracle = reference::Optimiser::new(Rule::Sgd { momentum: 0.0 }).with_rounding(0, dtype);

@@ -327,7 +327,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
     }
 
     /// Room for the result.
-    fn kept(&self) -> Result<Kept<R>> {
+    pub fn kept(&self) -> Result<Kept<R>> {
         let shape = self.kept_shape();
         Ok(Kept {
             keys: empty(self.client, "kept keys", &shape[..4], u32_storage())?,
