@@ -89,7 +89,7 @@ impl<R: Runtime> LayerWeights<R> {
         Ok(Self {
             query_proj: stored("query_proj", &weights.query_proj)?,
             query_norm: full("query_norm", &weights.query_norm)?,
-            keys: Tensor::new_contiguous(key_shape, keys.handle, keys.dtype),
+            keys: keys.reshaped(key_shape),
             keys_norm: full("keys_norm", &weights.keys_norm)?,
             core: (config.kind == Kind::UltraMem).then(core).transpose()?,
             shuffle: match &weights.shuffle_index {
@@ -106,29 +106,29 @@ impl<R: Runtime> LayerWeights<R> {
     }
 
     /// Checks every shape and type against `config`.
-    pub(crate) fn check(&self, config: &MemoryConfig) -> Result<()> {
+    pub(crate) fn check(&self, client: &ComputeClient<R>, config: &MemoryConfig) -> Result<()> {
         let stored = self.values.dtype().storage();
         let full = ElementType::F32.storage();
         let (heads, rank, key_dim) = (config.heads, config.tucker_rank, config.key_dim);
         let queries = config.query_heads() * 2 * key_dim;
-        check(&self.query_proj, "query_proj", &[queries, config.hidden_size], stored)?;
-        check(&self.query_norm, "query_norm", &[key_dim], full)?;
-        check(&self.keys, "keys", &[heads, 2, config.side_keys, key_dim, rank], stored)?;
-        check(&self.keys_norm, "keys_norm", &[key_dim], full)?;
-        self.values.check(config.rows(), config.value_dim)?;
-        check(&self.values_proj, "values_proj", &[config.hidden_size, config.pooled_dim()], stored)?;
+        check(client, &self.query_proj, "query_proj", &[queries, config.hidden_size], stored)?;
+        check(client, &self.query_norm, "query_norm", &[key_dim], full)?;
+        check(client, &self.keys, "keys", &[heads, 2, config.side_keys, key_dim, rank], stored)?;
+        check(client, &self.keys_norm, "keys_norm", &[key_dim], full)?;
+        self.values.check(client, config.rows(), config.value_dim)?;
+        check(client, &self.values_proj, "values_proj", &[config.hidden_size, config.pooled_dim()], stored)?;
         present("core", self.core.is_some(), config.kind == Kind::UltraMem)?;
         present("gate_proj", self.gate_proj.is_some(), config.gated())?;
         if let Some(core) = &self.core {
-            check(&core.cores, "core", &[config.cores, heads, rank, rank], full)?;
-            check(&core.u, "core_u", &[heads, rank], full)?;
-            check(&core.v, "core_v", &[heads, rank], full)?;
+            check(client, &core.cores, "core", &[config.cores, heads, rank, rank], full)?;
+            check(client, &core.u, "core_u", &[heads, rank], full)?;
+            check(client, &core.v, "core_v", &[heads, rank], full)?;
         }
         if let Some(gate) = &self.gate_proj {
-            check(gate, "gate_proj", &[config.value_dim, config.hidden_size], stored)?;
+            check(client, gate, "gate_proj", &[config.value_dim, config.hidden_size], stored)?;
         }
         if let Some(shuffle) = &self.shuffle {
-            check(shuffle, "shuffle", &[config.slots()], u32_storage())?;
+            check(client, shuffle, "shuffle", &[config.slots()], u32_storage())?;
         }
         Ok(())
     }

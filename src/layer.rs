@@ -71,7 +71,7 @@ impl<R: Runtime> MemoryLayer<R> {
     pub fn from_device(client: &ComputeClient<R>, config: MemoryConfig, weights: LayerWeights<R>) -> Result<Self> {
         let dtype = weights.values.dtype();
         supports(client, dtype)?;
-        weights.check(&config)?;
+        weights.check(client, &config)?;
         let factors = KeyFactors {
             norm: config.normalises_keys().then_some((config.norm, config.norm_eps, &weights.keys_norm)),
             vectors: weights.core.as_ref().map(|core| (&core.u, &core.v)),
@@ -149,7 +149,7 @@ impl<R: Runtime> MemoryLayer<R> {
 
     pub(crate) fn check_input(&self, input: &Tensor<R>) -> Result<()> {
         let tokens = input.shape().first().copied().unwrap_or(0);
-        Ok(check(input, "input", &[tokens, self.config.hidden_size], self.dtype.storage())?)
+        Ok(check(&self.client, input, "input", &[tokens, self.config.hidden_size], self.dtype.storage())?)
     }
 
     /// Stage 2: the keys that each token keeps, and their scores.
@@ -267,6 +267,7 @@ impl<R: Runtime> MemoryLayer<R> {
         if tensor.shape().contains(&0) {
             return Ok(Vec::new());
         }
+        tensor.check_client("tensor", &self.client)?;
         let bytes = self.client.read_one(tensor.handle.clone()).map_err(device_error)?;
         self.client.flush().map_err(device_error)?;
         let used = tensor.shape().iter().product::<usize>() * tensor.dtype.size();

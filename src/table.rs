@@ -84,13 +84,13 @@ impl<R: Runtime> ValueTable<R> {
     }
 
     /// Checks that the pages, of which there is one at least, are `[rows, value_dim]` together.
-    pub(crate) fn check(&self, rows: usize, value_dim: usize) -> Result<()> {
+    pub(crate) fn check(&self, client: &ComputeClient<R>, rows: usize, value_dim: usize) -> Result<()> {
         let found = self.page_rows();
         let all: usize = found.iter().sum();
         for (at, (page, &found)) in self.pages.iter().zip(&found).enumerate() {
             let last = at + 1 == self.pages.len();
             let expected = if last { rows.saturating_sub(all - found) } else { found };
-            check(page, "values", &[expected, value_dim], self.dtype.storage())?;
+            check(client, page, "values", &[expected, value_dim], self.dtype.storage())?;
         }
         Ok(())
     }
@@ -128,5 +128,5 @@ pub(crate) fn upload<R: Runtime>(
 ) -> Result<Tensor<R>> {
     fits_binding(client, name, tensor.shape(), dtype.storage())?;
     let handle = client.create_from_slice(tensor.cast(dtype).bytes());
-    Ok(Tensor::new_contiguous(tensor.shape().to_vec(), handle, dtype.storage()))
+    Ok(Tensor::new_contiguous(client, tensor.shape().to_vec(), handle, dtype.storage()))
 }

@@ -96,6 +96,12 @@ pub enum Error {
         /// The element type, or types, that the stage takes.
         expected: String,
     },
+    /// A tensor's buffer belongs to another client than the one that the call names.
+    #[error("{tensor} is on another device: its client is not the one of this call")]
+    Client {
+        /// The tensor, by its name in the stage's documentation.
+        tensor: &'static str,
+    },
     /// The device can't compute with an element type.
     #[error("this device does not support {0} in kernels")]
     UnsupportedType(ElementType),

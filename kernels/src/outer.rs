@@ -45,8 +45,8 @@ pub(crate) fn outer<R: Runtime>(
     float_type(client, left, "left")?;
     float_type(client, right, "right")?;
     let ([tokens, m], [_, n]) = (sizes(left, "left")?, sizes(right, "right")?);
-    check(left, "left", &[tokens, m], left.dtype)?;
-    check(right, "right", &[tokens, n], right.dtype)?;
+    check(client, left, "left", &[tokens, m], left.dtype)?;
+    check(client, right, "right", &[tokens, n], right.dtype)?;
     if tokens * m * n == 0 {
         return zeros(client, "outer product", &[m, n]);
     }
@@ -54,7 +54,7 @@ pub(crate) fn outer<R: Runtime>(
         ProjectStrategy::Tile => launch_tile(client, left, right),
         ProjectStrategy::Cubek => {
             let outer = empty(client, "outer product", &[m, n], f32_storage())?;
-            let left = TensorHandle::new(left.handle.clone(), [m, tokens], [1, m], left.dtype);
+            let left = Tensor::new(client, TensorHandle::new(left.handle.clone(), [m, tokens], [1, m], left.dtype));
             launch_cubek(client, &left, right, &outer)?;
             Ok(outer)
         }
@@ -141,7 +141,7 @@ fn launch_tile<R: Runtime>(client: &ComputeClient<R>, left: &Tensor<R>, right: &
         );
     }
     let outer = if splits == 1 { sums } else { column_sum(client, &sums)? };
-    Ok(Tensor::new_contiguous(vec![m, n], outer.handle, outer.dtype))
+    Ok(outer.reshaped(vec![m, n]))
 }
 
 /// `rows` are the vectors of a left row, `columns` those of a right one; `sums` is `[splits, rows · width, columns]`.

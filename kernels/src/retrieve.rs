@@ -35,7 +35,7 @@ pub fn retrieve<R: Runtime>(
     let stage = Stage::check(client, query, query_norm, norm, eps, keys, top_m, strategy)?;
     if is_short(&stage) {
         let work = Work::empty(&stage)?;
-        let shape = Shape::check(&work.kept, pair_score)?;
+        let shape = Shape::check(client, &work.kept, pair_score)?;
         slots_fit(stage.plan.side_keys)?;
         if let Some(plan) = plan(&stage, &shape) {
             let chosen = launch(&stage, &work, &shape, plan)?;
@@ -65,7 +65,7 @@ pub fn retrieves_at_once<R: Runtime>(
 ) -> Result<bool> {
     let stage = Stage::check(client, query, query_norm, norm, eps, keys, top_m, strategy)?;
     let kept = stage.kept()?;
-    let shape = Shape::check(&kept, pair_score)?;
+    let shape = Shape::check(client, &kept, pair_score)?;
     Ok(is_short(&stage) && plan(&stage, &shape).is_some())
 }
 

@@ -98,7 +98,7 @@ impl<R: Runtime> RowGradients<R> {
     /// # Errors
     /// Another number of rows than the table has, or a table larger than one binding.
     pub fn dense(&self, client: &ComputeClient<R>, rows: usize) -> Result<Tensor<R>> {
-        let (capacity, width) = self.check()?;
+        let (capacity, width) = self.check(client)?;
         self.check_table(rows)?;
         let dense = zeros(client, "dense gradient", &[rows, width])?;
         if capacity == 0 {
@@ -137,18 +137,18 @@ impl<R: Runtime> RowGradients<R> {
         }
         match parts {
             [] => Err(Error::Zero { what: "gradients to add up" }),
-            [only] => only.check().map(|_| only.clone()),
+            [only] => only.check(client).map(|_| only.clone()),
             parts => join(client, &parts.iter().collect::<Vec<_>>(), rows),
         }
     }
 
     /// Checks the three tensors against each other and returns `(capacity, width)`.
-    pub(crate) fn check(&self) -> Result<(usize, usize)> {
+    pub(crate) fn check(&self, client: &ComputeClient<R>) -> Result<(usize, usize)> {
         let [capacity, width] = sizes(&self.gradients, "row gradients")?;
         positive(&[("width of the row gradients", width)])?;
-        check(&self.gradients, "row gradients", &[capacity, width], f32_storage())?;
-        check(&self.rows, "rows", &[capacity], u32_storage())?;
-        check(&self.count, "count", &[1], u32_storage())?;
+        check(client, &self.gradients, "row gradients", &[capacity, width], f32_storage())?;
+        check(client, &self.rows, "rows", &[capacity], u32_storage())?;
+        check(client, &self.count, "count", &[1], u32_storage())?;
         Ok((capacity, width))
     }
 }
@@ -160,9 +160,9 @@ fn join<R: Runtime>(client: &ComputeClient<R>, parts: &[&RowGradients<R>], rows:
     index("rows of a table", rows + 1)?;
     let (mut total, mut width) = (0, 0);
     for (at, part) in parts.iter().enumerate() {
-        let (capacity, own) = part.check()?;
+        let (capacity, own) = part.check(client)?;
         width = if at == 0 { own } else { width };
-        check(&part.gradients, "row gradients", &[capacity, width], f32_storage())?;
+        check(client, &part.gradients, "row gradients", &[capacity, width], f32_storage())?;
         total += capacity;
     }
     index("listed rows", total)?;
@@ -227,7 +227,7 @@ impl<R: Runtime> Joined<R> {
     /// Writes the entries from `base` on.
     fn put(&self, client: &ComputeClient<R>, part: &RowGradients<R>, base: usize, rows: usize) -> Result<()> {
         let device = Device::of(client);
-        let (capacity, width) = part.check()?;
+        let (capacity, width) = part.check(client)?;
         let vector = device.width(4, &[width]);
         let vectors = width / vector;
         let units = device.flat(capacity * vectors);

@@ -44,7 +44,7 @@ pub(crate) fn column_sum<R: Runtime>(client: &ComputeClient<R>, rows: &Tensor<R>
             );
         }
         if chunks == 1 {
-            return Ok(Tensor::new_contiguous(vec![width], sums.handle, sums.dtype));
+            return Ok(sums.reshaped(vec![width]));
         }
         rows = sums;
     }

@@ -1,14 +1,74 @@
-//! Device tensors as the stages take them: CubeCL's [`TensorHandle`], contiguous in row-major order, and the checks
-//! that every launch makes before anything runs.
+//! Device tensors as the stages take them, contiguous in row-major order, and the checks that every launch makes before anything runs.
+
+use core::ops::Deref;
 
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
+use cubecl::server::Handle;
 use cubecl::std::tensor::TensorHandle;
 
 use crate::{ElementType, Error, Result};
 
-/// A tensor on the device. Stages take contiguous ones only.
-pub type Tensor<R> = TensorHandle<R>;
+/// A tensor on a device: CubeCL's [`TensorHandle`], which it dereferences to, and the client whose device holds its buffer. Stages take
+/// contiguous ones only, and only those of the client that they are called with: a handle names no client, and CubeCL drops a launch with
+/// another's without a word.
+pub struct Tensor<R: Runtime> {
+    client: ComputeClient<R>,
+    tensor: TensorHandle<R>,
+}
+
+impl<R: Runtime> Clone for Tensor<R> {
+    fn clone(&self) -> Self {
+        Self { client: self.client.clone(), tensor: self.tensor.clone() }
+    }
+}
+
+impl<R: Runtime> Deref for Tensor<R> {
+    type Target = TensorHandle<R>;
+
+    fn deref(&self) -> &TensorHandle<R> {
+        &self.tensor
+    }
+}
+
+impl<R: Runtime> Tensor<R> {
+    /// A tensor of `client`'s device.
+    pub fn new(client: &ComputeClient<R>, tensor: TensorHandle<R>) -> Self {
+        Self { client: client.clone(), tensor }
+    }
+
+    /// A buffer of `client`'s device, read as `shape` in row-major order.
+    pub fn new_contiguous(client: &ComputeClient<R>, shape: Vec<usize>, handle: Handle, dtype: StorageType) -> Self {
+        Self::new(client, TensorHandle::new_contiguous(shape, handle, dtype))
+    }
+
+    /// The same buffer, read as `shape` in row-major order.
+    pub fn reshaped(&self, shape: Vec<usize>) -> Self {
+        Self::new_contiguous(&self.client, shape, self.handle.clone(), self.dtype)
+    }
+
+    /// The client whose device holds the buffer.
+    pub fn client(&self) -> &ComputeClient<R> {
+        &self.client
+    }
+
+    /// What CubeCL's own launches take.
+    pub(crate) fn binding(&self) -> TensorBinding<R> {
+        self.tensor.clone().binding()
+    }
+
+    /// Checks that the buffer is on `client`'s device. All clients of a device share its properties, at one address.
+    ///
+    /// # Errors
+    /// [`Error::Client`].
+    pub fn check_client(&self, name: &'static str, client: &ComputeClient<R>) -> Result<()> {
+        if core::ptr::eq(self.client.properties(), client.properties()) {
+            Ok(())
+        } else {
+            Err(Error::Client { tensor: name })
+        }
+    }
+}
 
 /// A tensor of `shape` on the device, its contents undefined.
 ///
@@ -21,7 +81,7 @@ pub fn empty<R: Runtime>(
     storage: StorageType,
 ) -> Result<Tensor<R>> {
     let bytes = fits_binding(client, name, shape, storage)?;
-    Ok(Tensor::new_contiguous(shape.to_vec(), client.empty(bytes), storage))
+    Ok(Tensor::new_contiguous(client, shape.to_vec(), client.empty(bytes), storage))
 }
 
 /// An f32 tensor of zeros.
@@ -31,7 +91,7 @@ pub(crate) fn zeros<R: Runtime>(client: &ComputeClient<R>, name: &'static str, s
     }
     fits_binding(client, name, shape, f32_storage())?;
     let zeros = TensorHandle::zeros(client, [shape.iter().product::<usize>()], f32_storage());
-    Ok(Tensor::new_contiguous(shape.to_vec(), zeros.handle, f32_storage()))
+    Ok(Tensor::new_contiguous(client, shape.to_vec(), zeros.handle, f32_storage()))
 }
 
 /// Tensors of 4-byte elements that lie one after the other in one buffer: a kernel that would bind too many arrays takes them as one.
@@ -61,7 +121,7 @@ impl<R: Runtime, const N: usize> Parts<R, N> {
             let (shape, storage) = parts[at];
             let (before, after) = (starts[at] * WORD, (length - ends.next().unwrap_or(length)) * WORD);
             let handle = words.handle.clone().offset_start(before as u64).offset_end(after as u64);
-            Tensor::new_contiguous(shape.to_vec(), handle, storage)
+            Tensor::new_contiguous(client, shape.to_vec(), handle, storage)
         });
         Ok(Self { words, starts, tensors })
     }
@@ -126,11 +186,12 @@ pub(crate) fn index(what: &'static str, size: usize) -> Result<u32> {
     u32::try_from(size).map_err(|_| Error::Exceeds { what, value: size as u64, limit_name: "the largest index", limit })
 }
 
-/// Checks one argument of a stage: contiguous, of the expected shape and type, with a buffer that is large enough.
+/// Checks one argument of a stage: on `client`'s device, contiguous, of the expected shape and type, with a buffer that is large enough.
 ///
 /// # Errors
 /// What does not fit, with both sides of it.
 pub fn check<R: Runtime>(
+    client: &ComputeClient<R>,
     tensor: &Tensor<R>,
     name: &'static str,
     expected: &[usize],
@@ -143,6 +204,7 @@ pub fn check<R: Runtime>(
     if tensor.dtype != storage {
         return Err(Error::Type { tensor: name, found: tensor.dtype.to_string(), expected: storage.to_string() });
     }
+    tensor.check_client(name, client)?;
     if shape.contains(&0) {
         return Ok(());
     }
@@ -228,5 +290,5 @@ fn from_bytes<R: Runtime>(
     if bytes.len() < needed {
         return Err(Error::Buffer { tensor: "tensor", bytes: needed as u64, found: bytes.len() as u64 });
     }
-    Ok(Tensor::new_contiguous(shape.to_vec(), client.create_from_slice(bytes), storage))
+    Ok(Tensor::new_contiguous(client, shape.to_vec(), client.create_from_slice(bytes), storage))
 }

@@ -15,7 +15,7 @@ use crate::tensor::{Tensor, arg, check, empty, float_type, index, sizes};
 pub fn transpose<R: Runtime>(client: &ComputeClient<R>, matrix: &Tensor<R>) -> Result<Tensor<R>> {
     float_type(client, matrix, "matrix")?;
     let [rows, columns] = sizes(matrix, "matrix")?;
-    check(matrix, "matrix", &[rows, columns], matrix.dtype)?;
+    check(client, matrix, "matrix", &[rows, columns], matrix.dtype)?;
     let device = Device::of(client);
     let transposed = empty(client, "transpose", &[columns, rows], matrix.dtype)?;
     if rows * columns == 0 {

@@ -367,7 +367,7 @@ impl Bench {
     fn numbers(&self, shape: &[usize], seed: usize, dtype: ElementType) -> Numbers {
         let host = HostTensor::from_f32(shape, &numbers(shape.iter().product(), seed)).unwrap();
         let handle = self.client.create_from_slice(host.cast(dtype).bytes());
-        let tensor = Tensor::new_contiguous(shape.to_vec(), handle, dtype.storage());
+        let tensor = Tensor::new_contiguous(&self.client, shape.to_vec(), handle, dtype.storage());
         Numbers { host: host.cast(dtype).to_f32(), tensor }
     }
 

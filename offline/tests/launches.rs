@@ -13,13 +13,14 @@ use ultramem_offline::{Execution, OfflineDevice, OfflineRuntime, Options};
 
 #[test]
 fn every_launch_is_right_or_an_error() {
-    let device = OfflineDevice::new(Options { execution: Execution::Dropped, ..Options::default() });
-    let client = OfflineRuntime::client(&device);
+    let open =
+        || OfflineRuntime::client(&OfflineDevice::new(Options { execution: Execution::Dropped, ..Options::default() }));
+    let (client, other) = (open(), open());
     let calls: Mutex<BTreeMap<&str, [u32; 2]>> = Mutex::default();
     let config = ProptestConfig { cases: 100_000, failure_persistence: None, ..ProptestConfig::default() };
     TestRunner::new(config)
         .run(&any::<u64>(), |seed| {
-            let (name, accepted) = launches::call(&client, seed);
+            let (name, accepted) = launches::call(&client, &other, seed);
             calls.lock().unwrap().entry(name).or_default()[usize::from(accepted)] += 1;
             block_on(client.sync()).map_err(|error| TestCaseError::fail(format!("{name}: {error:?}")))
         })

@@ -16,9 +16,9 @@ use burn::tensor::{
     ops::{FloatTensor, IntTensor},
 };
 use burn_cubecl::tensor::CubeTensor;
-use ultramem_kernels::{RowGradients, Tensor};
+use ultramem_kernels::RowGradients;
 
-use super::backend::{Call, MemoryBackend, Trace, contiguous, like};
+use super::backend::{Call, MemoryBackend, Trace, contiguous, device_tensor, like};
 use super::pending::Pending;
 use crate::Result;
 
@@ -191,7 +191,7 @@ fn inner<B: MemoryBackend, C: CheckpointStrategy>(call: Call<Autodiff<B, C>>) ->
 /// The output and what the backward pass needs.
 fn saving<B: MemoryBackend>(call: Call<B>) -> Result<(FloatTensor<B>, Trace<B::Runtime>)> {
     let (layer, input) = call.layer()?;
-    let (forward, saved) = layer.forward_saving(&Tensor::from(input.clone()))?;
+    let (forward, saved) = layer.forward_saving(&device_tensor(input.clone()))?;
     let output = like(&input, forward.output, input.dtype);
     Ok((B::float_from_cube(output), Trace { layer, input, saved }))
 }
@@ -209,8 +209,8 @@ fn backward<B: MemoryBackend>(
 ) -> Result<Found<B::Runtime>> {
     let Trace { layer, input, saved } = &kept.trace;
     let (client, config) = (layer.client(), layer.config());
-    let grad_output = Tensor::from(contiguous(grad_output, input.dtype));
-    let found = layer.backward(&Tensor::from(input.clone()), saved, &grad_output)?;
+    let grad_output = device_tensor(contiguous(grad_output, input.dtype));
+    let found = layer.backward(&device_tensor(input.clone()), saved, &grad_output)?;
     let own = |tensor| contiguous(like(input, tensor, DType::F32), input.dtype);
     let dense = |rows: &RowGradients<B::Runtime>, count| -> Result<CubeTensor<B::Runtime>> {
         Ok(own(rows.dense(client, count)?))

@@ -42,7 +42,7 @@ pub trait MemoryBackend: Backend {
             return Ok(call.input);
         }
         let (layer, input) = call.layer()?;
-        let output = layer.forward(&Tensor::from(input.clone()))?.output;
+        let output = layer.forward(&device_tensor(input.clone()))?.output;
         Ok(Self::float_from_cube(like(&input, output, input.dtype)))
     }
 }
@@ -94,8 +94,8 @@ impl<B: MemoryBackend> Call<B> {
     pub(super) fn layer(self) -> Result<Ready<B::Runtime>> {
         let input = stored(B::float_cube(self.input));
         let client = input.client.clone();
-        let stored = |tensor| Tensor::from(stored(B::float_cube(tensor)));
-        let full = |tensor| Tensor::from(contiguous(B::float_cube(tensor), DType::F32));
+        let stored = |tensor| device_tensor(stored(B::float_cube(tensor)));
+        let full = |tensor| device_tensor(contiguous(B::float_cube(tensor), DType::F32));
         let core = self.core.map(|[cores, u, v]| TuckerCore { cores: full(cores), u: full(u), v: full(v) });
         let weights = LayerWeights {
             query_proj: stored(self.query_proj),
@@ -132,11 +132,17 @@ pub(super) fn stored<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
     contiguous(tensor, dtype)
 }
 
+/// Burn's tensor as the kernels take it.
+pub(super) fn device_tensor<R: CubeRuntime>(tensor: CubeTensor<R>) -> Tensor<R> {
+    let client = tensor.client.clone();
+    Tensor::new(&client, tensor.into())
+}
+
 /// The shuffle as the kernels take it. Its numbers are below 2³¹, so that the bits of an i32 are a u32's.
 fn indices<R: CubeRuntime>(tensor: CubeTensor<R>) -> Tensor<R> {
     let dtype = if tensor.dtype == DType::I32 { DType::I32 } else { DType::U32 };
     let tensor = contiguous(tensor, dtype);
-    Tensor::new_contiguous(tensor.meta.shape().to_vec(), tensor.handle, u32_storage())
+    Tensor::new_contiguous(&tensor.client, tensor.meta.shape().to_vec(), tensor.handle, u32_storage())
 }
 
 /// What a kernel gave, contiguous, as Burn's tensor on the device of `other`.
@@ -152,7 +158,7 @@ pub(super) fn on_device<R: CubeRuntime>(
     dtype: DType,
 ) -> CubeTensor<R> {
     let shape = tensor.shape().to_vec().into();
-    CubeTensor::new_contiguous(client.clone(), device.clone(), shape, tensor.handle, dtype)
+    CubeTensor::new_contiguous(client.clone(), device.clone(), shape, tensor.handle.clone(), dtype)
 }
 
 /// What the backward pass of a call needs.

@@ -12,7 +12,7 @@ use burn::{
 use burn_cubecl::tensor::CubeTensor;
 
 use super::MemoryModel;
-use super::backend::{Call, MemoryBackend, stored};
+use super::backend::{Call, MemoryBackend, device_tensor, stored};
 use super::pending::Learning;
 use crate::{Checkpoint, Error, HostTensor, Kind, MemoryConfig, MemoryLayer, Result, Weights};
 
@@ -135,9 +135,9 @@ impl<B: MemoryBackend> Memory<B> {
     /// # Errors
     /// [`NotContiguous`](ultramem_kernels::Error::NotContiguous) with shape and strides.
     pub(super) fn check_table(&self) -> Result<()> {
-        let table = ultramem_kernels::Tensor::from(B::float_cube(primitive(self.values.val())));
+        let table = device_tensor(B::float_cube(primitive(self.values.val())));
         let (shape, storage) = ([self.config.rows(), self.config.value_dim], table.dtype);
-        Ok(ultramem_kernels::check(&table, "values", &shape, storage)?)
+        Ok(ultramem_kernels::check(table.client(), &table, "values", &shape, storage)?)
     }
 
     /// The layer's output for `input` `[.., hidden_size]`, in the same shape; empty for an empty batch, whose gradients are zeros.

@@ -15,7 +15,7 @@ use cubecl::prelude::ComputeClient;
 use ultramem_kernels::optimiser::{Optimiser, Rounding, Rule, Step};
 use ultramem_kernels::{RowGradients, Tensor as DeviceTensor};
 
-use super::backend::{MemoryBackend, on_device};
+use super::backend::{MemoryBackend, device_tensor, on_device};
 use super::gradients::{read, square_sum};
 use super::module::{Memory, primitive};
 use super::pending::{Found, wrong_list};
@@ -268,7 +268,7 @@ where
                 record.map(|at| self.restored.swap_remove(at));
             }
             let Some(Table { optimiser, client, .. }) = self.tables.get(&id) else { continue };
-            optimiser.check(client, &[DeviceTensor::from(table)], gradient, step)?;
+            optimiser.check(client, &[device_tensor(table)], gradient, step)?;
         }
         Ok(())
     }
@@ -298,7 +298,7 @@ impl<R: CubeRuntime> Table<R> {
             }
             let shaped = |(tensor, shape): (Tensor<B, 1>, Vec<usize>)| {
                 let tensor = B::float_cube(primitive(tensor));
-                vec![DeviceTensor::new_contiguous(shape, tensor.handle, tensor.dtype.into())]
+                vec![device_tensor(tensor).reshaped(shape)]
             };
             // A Burn tensor is one buffer, so its table has one page.
             let state: Vec<_> = record.state.into_iter().zip(own).map(shaped).collect();
@@ -310,7 +310,7 @@ impl<R: CubeRuntime> Table<R> {
     fn record<B: MemoryBackend<Runtime = R>>(&self, id: ParamId, rule: Rule) -> TableRecord<B> {
         let tensor = |tensor: &DeviceTensor<R>| {
             let count = tensor.shape().iter().product::<usize>();
-            let flat = DeviceTensor::new_contiguous(vec![count], tensor.handle.clone(), tensor.dtype);
+            let flat = tensor.reshaped(vec![count]);
             let cube = on_device(&self.client, &self.device, flat, DType::F32);
             Tensor::from_primitive(TensorPrimitive::Float(B::float_from_cube(cube)))
         };
@@ -339,7 +339,7 @@ impl<B: MemoryBackend> Memory<B> {
         let (id, values, mapper) = std::mem::replace(&mut self.values, nothing).consume();
         let cube = B::float_cube(primitive(values));
         let (device, dtype) = (cube.device.clone(), cube.dtype);
-        let mut pages = [DeviceTensor::from(cube)];
+        let mut pages = [device_tensor(cube)];
         let done = table.optimiser.step(&table.client, &mut pages, gradient, step);
         let [values] = pages;
         let values = B::float_from_cube(on_device(&table.client, &device, values, dtype));

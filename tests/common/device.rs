@@ -100,6 +100,14 @@ mod adapter {
     }
 }
 
+/// A client of another device, where the tests have one; else the same.
+pub fn other_client() -> Client {
+    #[cfg(feature = "wgpu")]
+    return paged_client();
+    #[cfg(not(feature = "wgpu"))]
+    client()
+}
+
 /// Every way to compute a layer, the keys whole and cut in two and in five.
 pub fn every_strategy() -> Vec<Strategies> {
     let products = [ProjectStrategy::Tile, ProjectStrategy::Cubek];

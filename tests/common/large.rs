@@ -96,7 +96,7 @@ impl<'a, R: Runtime> Large<'a, R> {
             slots: from_u32(client, &[TOKENS, 1, TOP_M], &indices)?,
             scores: from_f32(client, &[TOKENS, 1, TOP_M, 1], &scores)?,
         };
-        let transposed = Tensor::new_contiguous(vec![HIDDEN, WIDTH], weight.handle.clone(), weight.dtype);
+        let transposed = weight.reshaped(vec![HIDDEN, WIDTH]);
         let large = Self { client, dtype, slots, scores, chosen, values, weight: [weight, transposed] };
         for row in large.used() {
             // SAFETY: what is left of the buffer is one row.
@@ -137,7 +137,7 @@ impl<'a, R: Runtime> Large<'a, R> {
         let expected = expected(&self.slots, &self.scores);
         for strategy in [ExpandStrategy::Fused, ExpandStrategy::Pooled(ProjectStrategy::Tile)] {
             let output = expand(self.client, &self.chosen, &self.memory(), strategy)?;
-            self.assert_close(&format!("{strategy:?}"), &self.read(output.handle, self.dtype), &expected);
+            self.assert_close(&format!("{strategy:?}"), &self.read(output.handle.clone(), self.dtype), &expected);
         }
         Ok(())
     }
@@ -147,7 +147,7 @@ impl<'a, R: Runtime> Large<'a, R> {
         let numbers: Vec<f32> = (0..TOKENS * HIDDEN).map(|at| gradient(at / HIDDEN, at % HIDDEN)).collect();
         let rounded = HostTensor::from_f32([TOKENS, HIDDEN], &numbers).unwrap();
         let handle = self.client.create_from_slice(rounded.cast(self.dtype).bytes());
-        let grad_output = Tensor::new_contiguous(vec![TOKENS, HIDDEN], handle, self.dtype.storage());
+        let grad_output = Tensor::new_contiguous(self.client, vec![TOKENS, HIDDEN], handle, self.dtype.storage());
         let (memory, tile) = (self.memory(), ProjectStrategy::Tile);
         let found = expand_backward(self.client, &self.chosen, &memory, &self.weight[1], None, &grad_output, tile)?;
 
@@ -157,7 +157,7 @@ impl<'a, R: Runtime> Large<'a, R> {
         let entries = || self.slots.iter().enumerate().map(|(at, &row)| (at, at / TOP_M, row));
         let score = |token: usize, row: usize| (0..WIDTH).map(|c| of_pooled(token, c) * number(row, c)).sum();
         let scores: Vec<f64> = entries().map(|(_, token, row)| score(token, row)).collect();
-        self.assert_close("gradient of the scores", &self.read(found.scores.handle, ElementType::F32), &scores);
+        self.assert_close("gradient of the scores", &self.read(found.scores.handle.clone(), ElementType::F32), &scores);
         let row_gradient = |row: usize, column: usize| -> f64 {
             let own = entries().filter(|(_, _, other)| *other == row);
             own.map(|(at, token, _)| f64::from(self.scores[at]) * of_pooled(token, column)).sum()

@@ -1,5 +1,5 @@
-//! Random calls of every public launch of the kernels: sizes of 0, 1, odd ones and round ones, now and then a tensor of another shape, type or
-//! length than it should have. A call gives what it documents or an error; it never panics.
+//! Random calls of every public launch of the kernels: sizes of 0, 1, odd ones and round ones, now and then a tensor of another shape, type,
+//! length or device than it should have. A call gives what it documents or an error; it never panics.
 
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
@@ -29,6 +29,8 @@ const RULES: [Rule; 4] = [
 /// What a call is drawn with.
 struct Draw<'a, R: Runtime> {
     client: &'a ComputeClient<R>,
+    /// Of another device.
+    other: &'a ComputeClient<R>,
     rng: StdRng,
     /// Whether some tensor may be another than it should be.
     hostile: bool,
@@ -59,20 +61,21 @@ impl<R: Runtime> Draw<'_, R> {
 
     /// What is written in it is nobody's: zeros, so that words are rows that there are.
     fn tensor(&mut self, shape: &[usize], dtype: StorageType) -> Tensor<R> {
-        let (mut shape, mut dtype, mut short) = (shape.to_vec(), dtype, 0);
+        let (mut shape, mut dtype, mut short, mut client) = (shape.to_vec(), dtype, 0, self.client);
         if self.hostile && self.one_in(8) {
             let at = self.rng.random_range(0..shape.len());
-            match self.rng.random_range(0..5) {
+            match self.rng.random_range(0..6) {
                 0 => shape[at] = self.size(),
                 1 => drop(shape.remove(at)),
                 2 => shape.push(self.size()),
                 3 => dtype = if self.one_in(2) { u32_storage() } else { self.element() },
+                4 => client = self.other,
                 _ => short = 4,
             }
         }
         let bytes = shape.iter().product::<usize>() * dtype.size();
-        let handle = self.client.create_from_slice(&vec![0; bytes.saturating_sub(short)]);
-        Tensor::new_contiguous(shape, handle, dtype)
+        let handle = client.create_from_slice(&vec![0; bytes.saturating_sub(short)]);
+        Tensor::new_contiguous(client, shape, handle, dtype)
     }
 
     fn norm(&mut self) -> Norm {
@@ -99,12 +102,13 @@ fn shaped<R: Runtime>(what: &str, tensor: &Tensor<R>, shape: &[usize]) {
     assert_eq!(tensor.shape().to_vec(), shape, "{what}");
 }
 
-/// Draws a call from `seed` and makes it; returns its name and whether it was accepted.
-pub fn call<R: Runtime>(client: &ComputeClient<R>, seed: u64) -> (&'static str, bool) {
+/// Draws a call from `seed` and makes it on `client`; now and then a tensor is of `other`, of another device. Returns the call's name and whether
+/// it was accepted.
+pub fn call<R: Runtime>(client: &ComputeClient<R>, other: &ComputeClient<R>, seed: u64) -> (&'static str, bool) {
     let mut rng = StdRng::seed_from_u64(seed);
     let hostile = rng.random_range(0..2) == 0;
     let which = rng.random_range(0..14);
-    let draw = &mut Draw { client, rng, hostile };
+    let draw = &mut Draw { client, other, rng, hostile };
     let (name, result) = match which {
         0 => ("maps", maps(draw)),
         1 => ("query_backward", backward_of_maps(draw)),

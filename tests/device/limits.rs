@@ -3,17 +3,22 @@
 use std::fmt::Display;
 
 use cubecl::prelude::*;
+use cubecl::std::tensor::TensorHandle;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ultramem::kernels::combine::{Chosen, PairScore, combine};
 use ultramem::kernels::expand::{ExpandStrategy, Memory, expand, pool};
+use ultramem::kernels::optimiser::{Rule, Step};
 use ultramem::kernels::query::{ProjectStrategy, query};
 use ultramem::kernels::score::{Kept, KeyFactors, PreparedKeys, ScoreStrategy, prepare_keys, score};
 use ultramem::kernels::{from_f32, from_u32};
 use ultramem::{
-    Dimensions, ElementType, HostTensor, Kind, MemoryConfig, MemoryLayer, Norm, Tensor, ValueTable, Weights, reference,
+    Dimensions, ElementType, HostTensor, Kind, LayerWeights, MemoryConfig, MemoryLayer, Norm, Tensor, ValueTable,
+    Weights, reference,
 };
 
 use crate::common::small;
+#[cfg(feature = "wgpu")]
+use crate::device::other_client;
 use crate::device::{Adapter, client, host, judge_kept, normalised, poison};
 
 type Device = Tensor<Adapter>;
@@ -39,7 +44,7 @@ fn indices(shape: &[usize]) -> Device {
 /// A matrix read column by column.
 fn transposed(rows: usize, columns: usize) -> Device {
     let stored = floats(&[columns, rows]);
-    Tensor::new(stored.handle, [rows, columns], [1, rows], stored.dtype)
+    Tensor::new(&client(), TensorHandle::new(stored.handle.clone(), [rows, columns], [1, rows], stored.dtype))
 }
 
 #[test]
@@ -48,10 +53,10 @@ fn query_refuses_what_does_not_fit() {
     let run = |input: &Device, weight: &Device| query(&client, input, weight, tile);
     assert_says(run(&floats(&[3, 7]), &floats(&[8, 4])), &["input", "[3, 7]", "[3, 8]"]);
     assert_says(run(&floats(&[3, 8]), &floats(&[8])), &["weight", "[8]"]);
-    assert_eq!(run(&floats(&[0, 8]), &floats(&[8, 4])).unwrap().shape(), [0, 4]);
+    assert_eq!(run(&floats(&[0, 8]), &floats(&[8, 4])).unwrap().shape().to_vec(), [0, 4]);
     assert_says(run(&indices(&[3, 8]), &floats(&[8, 4])), &["input", "u32", "f32"]);
     assert_says(run(&transposed(3, 8), &floats(&[8, 4])), &["input", "[1, 3]", "contiguous"]);
-    let short = Tensor::new_contiguous(vec![4, 8], floats(&[3, 8]).handle, floats(&[1]).dtype);
+    let short = floats(&[3, 8]).reshaped(vec![4, 8]);
     assert_says(run(&short, &floats(&[8, 4])), &["input", "128", "96"]);
 }
 
@@ -85,7 +90,7 @@ fn score_refuses_what_does_not_fit() {
     };
     let (query, norm) = (floats(&[4, 10]), floats(&[5]));
     assert_says(run(&floats(&[4, 12]), &norm, 2), &["query", "[4, 12]", "[4, 3, 2, 5]"]);
-    assert_eq!(run(&floats(&[0, 10]), &norm, 2).unwrap().scores.shape(), [0, 3, 2, 2, 2]);
+    assert_eq!(run(&floats(&[0, 10]), &norm, 2).unwrap().scores.shape().to_vec(), [0, 3, 2, 2, 2]);
     assert_says(run(&indices(&[4, 10]), &norm, 2), &["query", "u32", "f32"]);
     assert_says(run(&query, &floats(&[6]), 2), &["query_norm", "[6]", "[5]"]);
     assert_says(run(&query, &norm, 0), &["top_m", "0"]);
@@ -135,7 +140,7 @@ fn expand_refuses_what_does_not_fit() {
     assert_says(run(Chosen { scores: floats(&[4, 15, 2]), ..chosen() }, memory()), &["scores", "[4, 15, 2]"]);
     assert_says(run(Chosen { scores: floats(&[4, 3, 5, 4]), ..chosen() }, memory()), &["value_dim 6", "cores 4"]);
     let none = Chosen { slots: indices(&[0, 3, 5]), scores: floats(&[0, 3, 5, 2]) };
-    assert_eq!(pool(&client, &none, &memory()).unwrap().shape(), [0, 24]);
+    assert_eq!(pool(&client, &none, &memory()).unwrap().shape().to_vec(), [0, 24]);
     let (odd, table) = (floats(&[23, 11]), [indices(&[16, 6])]);
     assert_says(run(chosen(), Memory { weight: &odd, ..memory() }), &["23", "value_dim 6"]);
     assert_says(run(chosen(), Memory { values: &table, ..memory() }), &["values", "u32"]);
@@ -153,7 +158,7 @@ fn a_layer_refuses_what_does_not_fit() {
     let weights = Weights::random(&config, 0);
     let layer = MemoryLayer::new(&client(), config.clone(), &weights, ElementType::F32).unwrap();
     assert_says(layer.upload(&[0.0; 23]), &["23", "22"]);
-    assert_eq!(layer.forward(&layer.upload(&[]).unwrap()).unwrap().output.shape(), [0, 11]);
+    assert_eq!(layer.forward(&layer.upload(&[]).unwrap()).unwrap().output.shape().to_vec(), [0, 11]);
     assert_says(layer.forward(&floats(&[2, 12])).map(|_| ()), &["input", "[2, 12]", "[2, 11]"]);
     assert_says(layer.forward(&indices(&[2, 11])).map(|_| ()), &["input", "u32", "f32"]);
     let half = MemoryLayer::new(&client(), config.clone(), &weights, ElementType::F16).unwrap();
@@ -162,6 +167,46 @@ fn a_layer_refuses_what_does_not_fit() {
     let found = MemoryLayer::new(&client(), config.clone(), &short, ElementType::F32);
     assert_says(found.map(|_| ()), &["values_for_look_up", "[15, 6]", "[16, 6]"]);
     assert_says(MemoryConfig::new(Dimensions { top_m: 9, ..(*config).clone() }), &["top_m 9 exceeds side_keys 8"]);
+}
+
+/// CubeCL would drop such a launch without a word, and panic at such a read.
+#[cfg(feature = "wgpu")]
+#[test]
+fn tensors_of_another_device_are_refused() {
+    let config = small(Kind::UltraMem);
+    let weights = Weights::random(&config, 0);
+    let [here, there] = [client(), other_client()].map(|client| {
+        let layer = MemoryLayer::new(&client, config.clone(), &weights, ElementType::F32).unwrap();
+        let input = layer.upload(&[0.5; 22]).unwrap();
+        let (forward, saved) = layer.forward_saving(&input).unwrap();
+        let gradients = layer.backward(&input, &saved, &forward.output).unwrap();
+        (layer, input, forward, saved, gradients)
+    });
+    let (layer, input, forward, saved, _) = &here;
+    let (_, other_input, other, other_saved, other_gradients) = &there;
+    let chosen = &other.chosen;
+    assert_says(layer.forward(other_input).map(|_| ()), &["input is on another device"]);
+    let query = there.0.query(other_input, ProjectStrategy::Tile).unwrap();
+    assert_says(layer.score(&query, ScoreStrategy::Whole).map(|_| ()), &["query is on another device"]);
+    let kept = there.0.score(&query, ScoreStrategy::Whole).unwrap();
+    assert_says(layer.combine(&kept).map(|_| ()), &["kept scores is on another device"]);
+    assert_says(layer.expand(input, chosen, layer.strategies(2)).map(|_| ()), &["scores is on another device"]);
+    assert_says(layer.backward(other_input, saved, &forward.output).map(|_| ()), &["on another device"]);
+    assert_says(layer.backward(input, other_saved, &forward.output).map(|_| ()), &["on another device"]);
+    assert_says(layer.backward(input, saved, &other.output).map(|_| ()), &["on another device"]);
+    assert_says(layer.read(&other.output), &["tensor is on another device"]);
+    assert_says(layer.read_slots(chosen), &["tensor is on another device"]);
+    let (mut layer, _, _, _, gradients) = here;
+    let mut optimiser = layer.value_optimiser(Rule::Sgd { momentum: 0.0 }).unwrap();
+    let step = Step::new(0.1);
+    let found = layer.update_values(&mut optimiser, &other_gradients.values, &step);
+    assert_says(found, &["row gradients is on another device"]);
+    let mut of_other = there.0.value_optimiser(Rule::Adagrad { eps: 1e-8 }).unwrap();
+    assert_says(layer.update_values(&mut of_other, &gradients.values, &step), &["is on another device"]);
+    layer.update_values(&mut optimiser, &gradients.values, &step).unwrap();
+    let elsewhere = LayerWeights::upload(&client(), &config, &weights, ElementType::F32).unwrap();
+    let found = MemoryLayer::from_device(&other_client(), config, elsewhere);
+    assert_says(found.map(|_| ()), &["query_proj is on another device"]);
 }
 
 /// So is a table without rows.

@@ -30,9 +30,9 @@ pub fn attention<R: Runtime>(
         return Err(Error::Dimensions { tensor: "keys", found, expected });
     };
     positive(&[("heads", heads), ("cached", cached), ("head_dim", head_dim)])?;
-    check(keys, "keys", &[batch, heads, cached, head_dim], dtype)?;
-    check(values, "values", &[batch, heads, cached, head_dim], dtype)?;
-    check(projected, "projected", &[batch, 3 * heads * head_dim], dtype)?;
+    check(client, keys, "keys", &[batch, heads, cached, head_dim], dtype)?;
+    check(client, values, "values", &[batch, heads, cached, head_dim], dtype)?;
+    check(client, projected, "projected", &[batch, 3 * heads * head_dim], dtype)?;
     if batch == 0 {
         return empty(client, "output", &[0, heads * head_dim], dtype);
     }

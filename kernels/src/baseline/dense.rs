@@ -44,8 +44,8 @@ pub fn dense<R: Runtime>(
 ) -> Result<Tensor<R>> {
     let inner = down.shape().first().copied().unwrap_or(0);
     let hidden = input.shape().last().copied().unwrap_or(0);
-    crate::check(up, "up", &[hidden, inner * activation.columns()], input.dtype)?;
-    crate::check(down, "down", &[inner, hidden], input.dtype)?;
+    crate::check(client, up, "up", &[hidden, inner * activation.columns()], input.dtype)?;
+    crate::check(client, down, "down", &[inner, hidden], input.dtype)?;
     let raised = project(client, input, up, input.dtype, strategy)?;
     let activated = activate(client, &raised, activation)?;
     project(client, &activated, down, input.dtype, strategy)

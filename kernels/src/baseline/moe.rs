@@ -51,10 +51,10 @@ pub fn moe<R: Runtime>(client: &ComputeClient<R>, input: &Tensor<R>, experts: &E
         return Err(Error::Dimensions { tensor: "down", found, expected });
     };
     positive(&[("experts", count), ("inner", inner), ("hidden", hidden)])?;
-    check(input, "input", &[tokens, hidden], dtype)?;
-    check(experts.router, "router", &[hidden, count], dtype)?;
-    check(experts.up, "up", &[count, hidden, inner * experts.activation.columns()], dtype)?;
-    check(experts.down, "down", &[count, inner, hidden], dtype)?;
+    check(client, input, "input", &[tokens, hidden], dtype)?;
+    check(client, experts.router, "router", &[hidden, count], dtype)?;
+    check(client, experts.up, "up", &[count, hidden, inner * experts.activation.columns()], dtype)?;
+    check(client, experts.down, "down", &[count, inner, hidden], dtype)?;
     let strategy = ProjectStrategy::choose(client, tokens, dtype);
     let logits = project(client, input, experts.router, f32_storage(), strategy)?;
     if tokens == 0 {

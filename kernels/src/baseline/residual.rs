@@ -26,9 +26,9 @@ pub fn residual<R: Runtime>(
 ) -> Result<(Tensor<R>, Tensor<R>)> {
     float_type(client, stream, "stream")?;
     let (tokens, size) = (tokens_of(stream, "stream")?, weight.shape().first().copied().unwrap_or(0));
-    check(stream, "stream", &[tokens, size], stream.dtype)?;
-    check(update, "update", &[tokens, size], stream.dtype)?;
-    check(weight, "weight", &[size], f32_storage())?;
+    check(client, stream, "stream", &[tokens, size], stream.dtype)?;
+    check(client, update, "update", &[tokens, size], stream.dtype)?;
+    check(client, weight, "weight", &[size], f32_storage())?;
     positive(&[("width of the stream", size)])?;
     let device = Device::of(client);
     let width = device.width(4, &[size]);

@@ -67,7 +67,7 @@ impl RoutePlan {
 /// # Errors
 /// Shapes, types or sizes that don't fit; nothing is launched then.
 pub fn route<R: Runtime>(client: &ComputeClient<R>, logits: &Tensor<R>, top_k: usize) -> Result<Routed<R>> {
-    let (tokens, experts) = sizes(logits, top_k)?;
+    let (tokens, experts) = sizes(client, logits, top_k)?;
     let device = Device::of(client);
     let routed = routed(client, tokens, top_k)?;
     if tokens == 0 {
@@ -98,7 +98,7 @@ pub(crate) fn route_and_group<R: Runtime>(
     top_k: usize,
     tile: usize,
 ) -> Result<(Routed<R>, Grouped<R>)> {
-    let (tokens, experts) = sizes(logits, top_k)?;
+    let (tokens, experts) = sizes(client, logits, top_k)?;
     let device = Device::of(client);
     let entries = tokens * top_k;
     let units = tally_units(&device, tokens, experts)?;
@@ -140,9 +140,9 @@ pub(crate) fn route_and_group<R: Runtime>(
 /// Logits of a unit that one cube still takes on.
 const FEW_LOGITS: usize = 1024;
 
-fn sizes<R: Runtime>(logits: &Tensor<R>, top_k: usize) -> Result<(usize, usize)> {
+fn sizes<R: Runtime>(client: &ComputeClient<R>, logits: &Tensor<R>, top_k: usize) -> Result<(usize, usize)> {
     let (tokens, experts) = (tokens_of(logits, "logits")?, logits.shape().get(1).copied().unwrap_or(0));
-    check(logits, "logits", &[tokens, experts], f32_storage())?;
+    check(client, logits, "logits", &[tokens, experts], f32_storage())?;
     positive(&[("experts", experts), ("top_k", top_k)])?;
     if top_k > experts {
         let (value, limit) = (top_k as u64, experts as u64);

@@ -40,10 +40,10 @@ pub fn combine_backward<R: Runtime>(
     grad_scores: &Tensor<R>,
 ) -> Result<CombineGradients<R>> {
     let device = Device::of(client);
-    let Shape { tokens, heads, top_m, rank, cores, core, .. } = Shape::check(kept, pair_score)?;
-    check(&chosen.slots, "slots", &[tokens, heads, top_m], u32_storage())?;
-    check(&chosen.scores, "scores", &[tokens, heads, top_m, cores], f32_storage())?;
-    check(grad_scores, "gradient of the scores", &[tokens, heads, top_m, cores], f32_storage())?;
+    let Shape { tokens, heads, top_m, rank, cores, core, .. } = Shape::check(client, kept, pair_score)?;
+    check(client, &chosen.slots, "slots", &[tokens, heads, top_m], u32_storage())?;
+    check(client, &chosen.scores, "scores", &[tokens, heads, top_m, cores], f32_storage())?;
+    check(client, grad_scores, "gradient of the scores", &[tokens, heads, top_m, cores], f32_storage())?;
     slots_fit(side_keys)?;
     let additive = matches!(pair_score, PairScore::Additive);
     let entries = tokens * heads * top_m;
@@ -95,8 +95,7 @@ pub fn combine_backward<R: Runtime>(
         );
     }
     let sum = column_sum(client, &parts)?;
-    let core = Tensor::new_contiguous(vec![cores, heads, rank, rank], sum.handle, sum.dtype);
-    Ok(CombineGradients { sides, core: Some(core) })
+    Ok(CombineGradients { sides, core: Some(sum.reshaped(vec![cores, heads, rank, rank])) })
 }
 
 /// How the tokens are shared out among parts of the core's gradient.

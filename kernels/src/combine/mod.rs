@@ -53,7 +53,7 @@ pub fn combine<R: Runtime>(
     pair_score: &PairScore<'_, R>,
 ) -> Result<Chosen<R>> {
     let device = Device::of(client);
-    let shape = Shape::check(kept, pair_score)?;
+    let shape = Shape::check(client, kept, pair_score)?;
     slots_fit(side_keys)?;
     let rows = shape.tokens * shape.heads;
     if rows == 0 {
@@ -103,19 +103,19 @@ pub(crate) struct Shape<'a, R: Runtime> {
 }
 
 impl<'a, R: Runtime> Shape<'a, R> {
-    pub fn check(kept: &'a Kept<R>, pair_score: &PairScore<'a, R>) -> Result<Self> {
+    pub fn check(client: &ComputeClient<R>, kept: &'a Kept<R>, pair_score: &PairScore<'a, R>) -> Result<Self> {
         let [tokens, heads, 2, top_m, rank] = *kept.scores.shape().as_slice() else {
             let (found, expected) = (kept.scores.shape().to_vec(), "[tokens, heads, 2, top_m, rank]");
             return Err(Error::Dimensions { tensor: "kept scores", found, expected });
         };
-        check(&kept.scores, "kept scores", &[tokens, heads, 2, top_m, rank], f32_storage())?;
-        check(&kept.keys, "kept keys", &[tokens, heads, 2, top_m], u32_storage())?;
+        check(client, &kept.scores, "kept scores", &[tokens, heads, 2, top_m, rank], f32_storage())?;
+        check(client, &kept.keys, "kept keys", &[tokens, heads, 2, top_m], u32_storage())?;
         let (cores, core) = match *pair_score {
             PairScore::Tucker(core) => (core.shape().first().copied().unwrap_or(0), core),
             PairScore::Additive => (1, &kept.scores),
         };
         if let PairScore::Tucker(core) = pair_score {
-            check(core, "core", &[cores, heads, rank, rank], f32_storage())?;
+            check(client, core, "core", &[cores, heads, rank, rank], f32_storage())?;
         } else if rank != 1 {
             let (found, expected) = (kept.scores.shape().to_vec(), vec![tokens, heads, 2, top_m, 1]);
             return Err(Error::Shape { tensor: "kept scores", found, expected });

@@ -57,11 +57,11 @@ pub fn expand_backward<R: Runtime>(
     let stage = Stage::check(client, chosen, memory)?;
     let (tokens, hidden_size, dtype) = (stage.tokens, stage.hidden_size, stage.dtype);
     let pooled_dim = stage.plan.expansion * stage.plan.value_dim;
-    check(weight, "weight", &[hidden_size, pooled_dim], dtype)?;
-    check(grad_output, "gradient of the output", &[tokens, hidden_size], dtype)?;
+    check(client, weight, "weight", &[hidden_size, pooled_dim], dtype)?;
+    check(client, grad_output, "gradient of the output", &[tokens, hidden_size], dtype)?;
     if let Some(pooled) = pooled {
         let sums = if stage.plan.paged { f32_storage() } else { dtype };
-        check(pooled, "pooled", &[tokens, pooled_dim], sums)?;
+        check(client, pooled, "pooled", &[tokens, pooled_dim], sums)?;
     }
     if tokens == 0 {
         return stage.nothing();

@@ -138,20 +138,20 @@ impl<'a, R: Runtime> Stage<'a, R> {
         multiple("rows of the weight", pooled_dim, "value_dim", value_dim)?;
         let expansion = pooled_dim / value_dim;
         index("virtual rows", expansion.saturating_mul(rows))?;
-        check(&chosen.scores, "scores", &[tokens, heads, top_m, cores], f32_storage())?;
-        check(&chosen.slots, "slots", &[tokens, heads, top_m], u32_storage())?;
+        check(client, &chosen.scores, "scores", &[tokens, heads, top_m, cores], f32_storage())?;
+        check(client, &chosen.slots, "slots", &[tokens, heads, top_m], u32_storage())?;
         for (page, window) in memory.values.iter().zip(&windows) {
-            check(page, "values", &[window.rows, value_dim], dtype)?;
+            check(client, page, "values", &[window.rows, value_dim], dtype)?;
             if window.rows == 0 {
                 return Err(Error::Zero { what: "rows of a page" });
             }
         }
-        check(memory.weight, "weight", &[pooled_dim, hidden_size], dtype)?;
+        check(client, memory.weight, "weight", &[pooled_dim, hidden_size], dtype)?;
         if let Some(shuffle) = memory.shuffle {
-            check(shuffle, "shuffle", &[expansion * rows], u32_storage())?;
+            check(client, shuffle, "shuffle", &[expansion * rows], u32_storage())?;
         }
         if let Some(gate) = memory.gate {
-            check(gate, "gate", &[tokens, value_dim], f32_storage())?;
+            check(client, gate, "gate", &[tokens, value_dim], f32_storage())?;
             if expansion > 1 {
                 let value = expansion as u64;
                 return Err(Error::Exceeds { what: "expansion", value, limit_name: "what a gate takes,", limit: 1 });

@@ -250,7 +250,7 @@ impl<R: Runtime> Optimiser<R> {
         for ((name, own), pages) in own.iter().zip(state) {
             count("pages of the optimiser's state", pages.len(), own.len())?;
             for (own, page) in own.iter().zip(pages) {
-                check(page, name, own.shape(), f32_storage())?;
+                check(own.client(), page, name, own.shape(), f32_storage())?;
             }
         }
         for (at, page) in self.pages.iter_mut().enumerate() {
@@ -325,7 +325,7 @@ impl<R: Runtime> Optimiser<R> {
         let checked = |((table, window), state): ((&'a Tensor<R>, Window), &State<R>)| {
             let update = Update::check(client, table, window, gradients, step, key)?;
             for (name, tensor) in state.tensors() {
-                check(tensor, name, &self.rule.state_shape(update.rows, update.width), f32_storage())?;
+                check(client, tensor, name, &self.rule.state_shape(update.rows, update.width), f32_storage())?;
             }
             if let State::Squares(_) = state {
                 adagrad::check(&update)?;
@@ -343,7 +343,7 @@ fn make_own<'a, R: Runtime>(client: &ComputeClient<R>, tensors: impl Iterator<It
     for tensor in tensors.filter(|tensor| !tensor.handle.can_mut()) {
         let bytes = tensor.shape().iter().product::<usize>() * tensor.dtype.size();
         tracing::debug!(bytes, "a shared buffer is copied before its update");
-        *tensor = into_contiguous(client, tensor.clone().binding(), tensor.dtype);
+        *tensor = Tensor::new(client, into_contiguous(client, tensor.binding(), tensor.dtype));
     }
     Ok(())
 }
@@ -392,16 +392,16 @@ impl<'a, R: Runtime> Update<'a, R> {
         step: &'a Step<'a, R>,
         key: Option<u32>,
     ) -> Result<Self> {
-        let (_, width) = gradients.check()?;
+        let (_, width) = gradients.check(client)?;
         let Window { first_row, rows, all_rows } = window;
         index("rows of the table", all_rows)?;
         gradients.check_table(all_rows)?;
         let dtype = float_type(client, table, "table")?;
-        check(table, "table", &[rows, width], table.dtype)?;
+        check(client, table, "table", &[rows, width], table.dtype)?;
         in_range("learning_rate", step.learning_rate, step.learning_rate.is_finite(), "a finite number")?;
         in_range("scale", step.scale, step.scale.is_finite(), "a finite number")?;
         if let Some(mask) = step.mask {
-            check(mask, "mask", &[all_rows.div_ceil(32)], u32_storage())?;
+            check(client, mask, "mask", &[all_rows.div_ceil(32)], u32_storage())?;
         }
         let device = Device::of(client);
         let vector = device.width(4, &[width]);

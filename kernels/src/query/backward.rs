@@ -44,7 +44,7 @@ pub fn query_backward<R: Runtime>(
 ) -> Result<QueryGradients<R>> {
     for map in core::iter::once(map).chain(second) {
         let ([_, width], [_, hidden_size]) = (sizes(map.grad, "gradient of the map")?, sizes(input, "input")?);
-        check(map.weight, "weight", &[width, hidden_size], input.dtype)?;
+        check(client, map.weight, "weight", &[width, hidden_size], input.dtype)?;
     }
     let weight = outer(client, map.grad, input, strategy)?;
     let through = |map: &Map<'_, R>, dtype| project(client, map.grad, map.weight, dtype, strategy);
@@ -70,8 +70,8 @@ fn add<R: Runtime>(
 ) -> Result<Tensor<R>> {
     let device = Device::of(client);
     let shape = like.shape().to_vec();
-    check(left, "gradient of the input", &shape, f32_storage())?;
-    check(right, "gradient of the input through the second map", &shape, f32_storage())?;
+    check(client, left, "gradient of the input", &shape, f32_storage())?;
+    check(client, right, "gradient of the input through the second map", &shape, f32_storage())?;
     let sum = empty(client, "gradient of the input", &shape, like.dtype)?;
     let count: usize = shape.iter().product();
     if count == 0 {

@@ -71,8 +71,8 @@ pub fn project<R: Runtime>(
     float_type(client, weight, "weight")?;
     let tokens = tokens_of(input, "input")?;
     let [depth, width] = sizes(weight, "weight")?;
-    check(input, "input", &[tokens, depth], input.dtype)?;
-    check(weight, "weight", &[depth, width], weight.dtype)?;
+    check(client, input, "input", &[tokens, depth], input.dtype)?;
+    check(client, weight, "weight", &[depth, width], weight.dtype)?;
     positive(&[("rows of the weight", depth)])?;
     let sums = ElementType::from_storage(output).ok_or_else(|| Error::Type {
         tensor: "output",
@@ -147,9 +147,9 @@ pub(crate) fn launch_cubek<R: Runtime>(
         launch_ref(
             &strategy,
             client,
-            InputBinding::new(input.clone().binding(), input.dtype),
-            InputBinding::new(weight.clone().binding(), weight.dtype),
-            output.clone().binding(),
+            InputBinding::new(input.binding(), input.dtype),
+            InputBinding::new(weight.binding(), weight.dtype),
+            output.binding(),
             &mut types,
         )
     };

@@ -132,16 +132,16 @@ impl<'a, R: Runtime> Stage<'a, R> {
         float_type(client, scored.keys, "keys")?;
         let per_token = scored.query.shape().iter().skip(1).product::<usize>();
         let query_heads = if per_token == 2 * key_dim { 1 } else { heads };
-        check(grad_sides, "gradient of the side scores", &[tokens, heads, top_m, 2, rank], f32_storage())?;
-        check(scored.query, "query", &[tokens, query_heads * 2 * key_dim], f32_storage())?;
-        check(scored.query_norm, "query_norm", &[key_dim], f32_storage())?;
-        check(scored.keys, "keys", &[heads, 2, side_keys, key_dim, rank], scored.keys.dtype)?;
+        check(client, grad_sides, "gradient of the side scores", &[tokens, heads, top_m, 2, rank], f32_storage())?;
+        check(client, scored.query, "query", &[tokens, query_heads * 2 * key_dim], f32_storage())?;
+        check(client, scored.query_norm, "query_norm", &[key_dim], f32_storage())?;
+        check(client, scored.keys, "keys", &[heads, 2, side_keys, key_dim, rank], scored.keys.dtype)?;
         let normalised = [heads, 2, side_keys, rank, key_dim];
-        check(&scored.prepared.normalised, "normalised keys", &normalised, f32_storage())?;
+        check(client, &scored.prepared.normalised, "normalised keys", &normalised, f32_storage())?;
         if let Some(weight) = scored.keys_norm {
-            check(weight, "keys_norm", &[key_dim], f32_storage())?;
+            check(client, weight, "keys_norm", &[key_dim], f32_storage())?;
         }
-        check(scored.slots, "slots", &[tokens, heads, top_m], u32_storage())?;
+        check(client, scored.slots, "slots", &[tokens, heads, top_m], u32_storage())?;
         let device = Device::of(client);
         let block = device.run(key_dim / device.width(4, &[key_dim]));
         let plan = ScoreBackwardPlan {
@@ -264,7 +264,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
     /// Turns the normalised keys' gradient into the keys'; returns the norm weight's. Listed keys are below `heads · 2 · side_keys`, as
     /// `list_keys_kernel` has clamped them.
     fn through_keys_norm(&self, grad: &RowGradients<R>, weight: &Tensor<R>) -> Result<Tensor<R>> {
-        let (groups, _) = grad.check()?;
+        let (groups, _) = grad.check(self.client)?;
         let Scored { keys: numbers, norm, eps, .. } = *self.scored;
         let listed = Some((&grad.rows, &grad.count));
         let normed = Normed { numbers, weight, norm, eps, step: self.plan.rank, listed };

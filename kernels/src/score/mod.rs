@@ -80,7 +80,7 @@ pub fn prepare_keys<R: Runtime>(
     };
     float_type(client, keys, "keys")?;
     positive(&[("heads", heads), ("side_keys", side_keys), ("key_dim", key_dim), ("rank", rank)])?;
-    check(keys, "keys", &[heads, 2, side_keys, key_dim, rank], keys.dtype)?;
+    check(client, keys, "keys", &[heads, 2, side_keys, key_dim, rank], keys.dtype)?;
     let (u, v) = match factors.vectors {
         Some((u, v)) => (u.clone(), v.clone()),
         None => {
@@ -89,10 +89,10 @@ pub fn prepare_keys<R: Runtime>(
         }
     };
     let (u, v) = (&u, &v);
-    check(u, "core_u", &[heads, rank], f32_storage())?;
-    check(v, "core_v", &[heads, rank], f32_storage())?;
+    check(client, u, "core_u", &[heads, rank], f32_storage())?;
+    check(client, v, "core_v", &[heads, rank], f32_storage())?;
     if let Some((_, _, weight)) = factors.norm {
-        check(weight, "keys_norm", &[key_dim], f32_storage())?;
+        check(client, weight, "keys_norm", &[key_dim], f32_storage())?;
     }
     let padded = side_keys.next_multiple_of(FOUR);
     let normalised = empty(client, "normalised keys", &[heads, 2, side_keys, rank, key_dim], f32_storage())?;
@@ -255,11 +255,11 @@ impl<'a, R: Runtime> Stage<'a, R> {
             let (found, expected) = (query.shape().to_vec(), vec![tokens, heads, 2, key_dim]);
             return Err(Error::Shape { tensor: "query", found, expected });
         }
-        check(query, "query", &query.shape().to_vec(), f32_storage())?;
-        check(query_norm, "query_norm", &[key_dim], f32_storage())?;
-        check(&keys.normalised, "normalised keys", &[heads, 2, side_keys, rank, key_dim], f32_storage())?;
+        check(client, query, "query", &query.shape().to_vec(), f32_storage())?;
+        check(client, query_norm, "query_norm", &[key_dim], f32_storage())?;
+        check(client, &keys.normalised, "normalised keys", &[heads, 2, side_keys, rank, key_dim], f32_storage())?;
         let padded = side_keys.next_multiple_of(FOUR);
-        check(&keys.projected, "projected keys", &[heads, 2, key_dim, padded], f32_storage())?;
+        check(client, &keys.projected, "projected keys", &[heads, 2, key_dim, padded], f32_storage())?;
         positive(&[("top_m", top_m)])?;
         if top_m > side_keys {
             let (value, limit) = (top_m as u64, side_keys as u64);
