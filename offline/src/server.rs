@@ -268,7 +268,7 @@ impl ComputeServer for OfflineServer {
         });
         match bound {
             // Memory that nothing reads is not touched, however large it is.
-            Ok(_) if self.device.options().execution == Execution::Skipped => {}
+            Ok(_) if matches!(self.device.options().execution, Execution::Skipped | Execution::Dropped) => {}
             Ok(buffer) => buffer.forget(),
             Err(error) => self.errors.push(error.into()),
         }

@@ -6,8 +6,8 @@ use cubecl::{Runtime, client::ComputeClient, future::block_on};
 use ultramem::kernels::baseline::{Activation, Experts, attention, dense, moe, residual};
 use ultramem::kernels::{expand::ExpandStrategy, from_f32, from_u32, query::ProjectStrategy, score::ScoreStrategy};
 use ultramem::{
-    Caches, Checkpoint, Dimensions, ElementType, HostTensor, Kind, LayerWeights, MemoryConfig, MemoryLayer, Norm,
-    RowGradients, Strategies, Tensor, ValueTable, Weights,
+    Caches, Checkpoint, Chosen, Dimensions, ElementType, HostTensor, Kept, Kind, LayerWeights, MemoryConfig,
+    MemoryLayer, Norm, RowGradients, Strategies, Tensor, ValueTable, Weights,
     reference::{self, baseline as oracle},
 };
 use ultramem_offline::{Gpu, LaunchReport, OfflineDevice, OfflineRuntime};
@@ -15,14 +15,16 @@ use ultramem_offline::{Gpu, LaunchReport, OfflineDevice, OfflineRuntime};
 const TYPES: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::BF16];
 
 /// Buffers that are not written in full by design: the lists of used rows and what belongs to them, of which only the first `count`
-/// rows are set, the parts of rows that are longer than a block, and what several launches write, a part each.
-const LISTS: [&str; 6] = [
+/// rows are set, the parts of rows that are longer than a block, what several launches write, a part each, and what lies between tensors that
+/// share a buffer.
+const LISTS: [&str; 7] = [
     "mark_heads_kernel",
     "sum_rows_kernel",
     "sum_blocks_kernel",
     "sum_parts_kernel",
     "norm_backward_kernel",
     "join_rows_kernel",
+    "retrieve_kernel",
 ];
 
 /// What is stored in half precision may be off by this much.
@@ -256,6 +258,8 @@ fn retrieving_is_scoring_and_combining() {
         let (kept, chosen) = layer.retrieve(&query, split).unwrap();
         let apart = layer.score(&query, split).unwrap();
         let of_apart = layer.combine(&apart).unwrap();
+        let keys = |kept: &Kept<_>| layer.read_slots(&Chosen { slots: kept.keys.clone(), scores: kept.scores.clone() });
+        assert_eq!(keys(&kept).unwrap(), keys(&apart).unwrap());
         assert_eq!(layer.read(&kept.scores).unwrap(), layer.read(&apart.scores).unwrap());
         assert_eq!(layer.read_slots(&chosen).unwrap(), layer.read_slots(&of_apart).unwrap());
         assert_eq!(layer.read(&chosen.scores).unwrap(), layer.read(&of_apart.scores).unwrap());

@@ -297,7 +297,7 @@ fn row_gradients<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
     let table = if draw.hostile { draw.size() } else { rows };
     let dense = sum.dense(draw.client, table)?;
     assert_eq!(table, rows, "the table of a gradient");
-    shaped("dense", &dense, &[rows, width]);
+    shaped("dense", &dense, &[rows, sum.gradients().shape()[1]]);
     Ok(())
 }
 
