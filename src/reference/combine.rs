@@ -4,13 +4,15 @@
 //! S_col[j]`, and a softmax over the chosen. Of the `top_m²` pairs of each head the `top_m` with the largest total are
 //! chosen; the slot of a pair is `i · side_keys + j`.
 
+use rayon::prelude::*;
+
 use super::{below, length, selection_order, whole_rows};
 use crate::{Kind, MemoryConfig, Result, Weights};
 
 use super::Kept;
 
 /// The slots that [`combine`] chooses, largest total first; of equal totals the smaller slot first, NaN last.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Chosen {
     /// Before the shuffle: `[tokens, heads, top_m]`.
     pub slots: Vec<u32>,
@@ -35,11 +37,16 @@ pub fn combine(config: &MemoryConfig, weights: &Weights<'_>, kept: &Kept) -> Res
     length("kept.scores", kept.scores.len(), pairs * scores_width)?;
     below("kept.keys", &kept.keys, config.side_keys)?;
     let cores: Vec<f64> = weights.cores.iter().map(|&c| f64::from(c)).collect();
-    let mut chosen = Chosen { slots: Vec::new(), scores: Vec::new(), totals: Vec::new() };
-    let grids = kept.keys.chunks_exact(keys_width).zip(kept.scores.chunks_exact(scores_width));
-    for (at, (keys, scores)) in grids.enumerate() {
-        let grid = Grid { config, cores: &cores, head: at % config.heads, keys, scores };
-        choose(&grid, &mut chosen);
+    let of_head = |(at, (keys, scores)): (usize, (_, _))| {
+        choose(&Grid { config, cores: &cores, head: at % config.heads, keys, scores })
+    };
+    let grids = kept.keys.par_chunks_exact(keys_width).zip(kept.scores.par_chunks_exact(scores_width));
+    let heads: Vec<_> = grids.enumerate().map(of_head).collect();
+    let mut chosen = Chosen::default();
+    for head in heads {
+        chosen.slots.extend(head.slots);
+        chosen.scores.extend(head.scores);
+        chosen.totals.extend(head.totals);
     }
     Ok(chosen)
 }
@@ -88,8 +95,8 @@ impl Grid<'_> {
     }
 }
 
-/// Appends the best `top_m` pairs of one grid to `chosen`.
-fn choose(grid: &Grid<'_>, chosen: &mut Chosen) {
+/// The best `top_m` pairs of one grid.
+fn choose(grid: &Grid<'_>) -> Chosen {
     let top_m = grid.config.top_m;
     let mut pairs = Vec::with_capacity(top_m * top_m);
     for i in 0..top_m {
@@ -99,13 +106,13 @@ fn choose(grid: &Grid<'_>, chosen: &mut Chosen) {
     }
     pairs.sort_by(|a, b| selection_order(a.0, b.0).then(a.1.cmp(&b.1)));
     pairs.truncate(top_m);
-    chosen.slots.extend(pairs.iter().map(|pair| pair.1));
-    chosen.totals.extend(pairs.iter().map(|pair| pair.0));
-    if grid.config.kind == Kind::UltraMem {
-        chosen.scores.extend(pairs.iter().flat_map(|pair| grid.pair_scores(pair.2, pair.3)));
+    let scores = if grid.config.kind == Kind::UltraMem {
+        pairs.iter().flat_map(|pair| grid.pair_scores(pair.2, pair.3)).collect()
     } else {
-        chosen.scores.extend(softmax(pairs.iter().map(|pair| pair.0)));
-    }
+        softmax(pairs.iter().map(|pair| pair.0))
+    };
+    let totals = pairs.iter().map(|pair| pair.0).collect();
+    Chosen { slots: pairs.iter().map(|pair| pair.1).collect(), scores, totals }
 }
 
 /// The softmax of `totals`, of which the first is the largest.

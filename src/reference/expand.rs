@@ -4,6 +4,8 @@
 //! V[row, slice k]` `[expansion, value_dim]`, then `y = W_o · pooled` `[hidden_size]`; Memory+ multiplies `pooled` by
 //! `silu(W_g x)` first. Only the chosen rows of the table are read.
 
+use rayon::prelude::*;
+
 use super::{Chosen, below, length, linear, to_f64, whole_rows, widen};
 use crate::{Error, MemoryConfig, Result, Weights};
 
@@ -23,8 +25,7 @@ pub fn expand(config: &MemoryConfig, weights: &Weights<'_>, input: &[f32], chose
     below("chosen.slots", &chosen.slots, config.slots())?;
     let projection = widen(&weights.values_proj);
     let gate = weights.gate_proj.as_ref().map(widen);
-    let mut output = Vec::with_capacity(input.len());
-    for token in 0..tokens {
+    let of_token = |token: usize| -> Result<Vec<f64>> {
         let slots = &chosen.slots[token * slots_width..][..slots_width];
         let scores = &chosen.scores[token * scores_width..][..scores_width];
         let mut pooled = pool(config, weights, slots, scores)?;
@@ -34,9 +35,10 @@ pub fn expand(config: &MemoryConfig, weights: &Weights<'_>, input: &[f32], chose
                 *pooled *= silu(x);
             }
         }
-        output.extend(linear(&projection, &pooled));
-    }
-    Ok(output)
+        Ok(linear(&projection, &pooled))
+    };
+    let output: Vec<_> = (0..tokens).into_par_iter().map(of_token).collect::<Result<_>>()?;
+    Ok(output.concat())
 }
 
 /// One token's weighted values `[expansion, value_dim]`.

@@ -3,6 +3,8 @@
 //! `input` `[tokens, hidden_size]` and `W_q` `[query_heads · 2 · key_dim, hidden_size]` give `[tokens, query_heads, 2,
 //! key_dim]`: a row query and a column query, each normalised over `key_dim` with the weight that all of them share.
 
+use rayon::prelude::*;
+
 use super::{linear, normalise, to_f64, whole_rows, widen};
 use crate::{MemoryConfig, Result, Weights};
 
@@ -17,13 +19,13 @@ pub fn query(config: &MemoryConfig, weights: &Weights<'_>, input: &[f32]) -> Res
     whole_rows("input", input.len(), "hidden_size", config.hidden_size)?;
     let projection = widen(&weights.query_proj);
     let norm_weight = widen(&weights.query_norm);
-    let mut queries = Vec::new();
-    for token in input.chunks_exact(config.hidden_size) {
+    let query = |token: &[f32]| {
         let mut product = linear(&projection, &to_f64(token));
         for half in product.chunks_exact_mut(config.key_dim) {
             normalise(config, &norm_weight, half);
         }
-        queries.extend(product);
-    }
-    Ok(queries)
+        product
+    };
+    let queries: Vec<_> = input.par_chunks_exact(config.hidden_size).map(query).collect();
+    Ok(queries.concat())
 }

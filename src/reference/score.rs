@@ -4,11 +4,13 @@
 //! `query` `[tokens, query_heads, 2, key_dim]` and `keys` `[heads, 2, side_keys, key_dim, tucker_rank]` give the `top_m`
 //! keys of each side and their `S` `[tokens, heads, 2, top_m, tucker_rank]`.
 
+use rayon::prelude::*;
+
 use super::{dot, normalise, selection_order, whole_rows, widen};
 use crate::{Kind, MemoryConfig, Result, Weights};
 
 /// The keys that [`score`] keeps.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Kept {
     /// `[tokens, heads, 2, top_m]`, in ascending order of the key.
     pub keys: Vec<u32>,
@@ -33,8 +35,8 @@ pub fn score(config: &MemoryConfig, weights: &Weights<'_>, query: &[f64]) -> Res
     whole_rows("query", query.len(), "query_heads · 2 · key_dim", query_width)?;
     let keys = scored_keys(config, weights);
     let side_len = config.side_keys * config.tucker_rank * config.key_dim;
-    let mut kept = Kept { keys: Vec::new(), approximate: Vec::new(), scores: Vec::new() };
-    for token in query.chunks_exact(query_width) {
+    let of_token = |token: &[f64]| {
+        let mut kept = Kept::default();
         for head in 0..config.heads {
             let pair = head % config.query_heads();
             for side in 0..2 {
@@ -44,6 +46,14 @@ pub fn score(config: &MemoryConfig, weights: &Weights<'_>, query: &[f64]) -> Res
                 keep(config, keys, query, &judge, &mut kept);
             }
         }
+        kept
+    };
+    let tokens: Vec<_> = query.par_chunks_exact(query_width).map(of_token).collect();
+    let mut kept = Kept::default();
+    for token in tokens {
+        kept.keys.extend(token.keys);
+        kept.approximate.extend(token.approximate);
+        kept.scores.extend(token.scores);
     }
     Ok(kept)
 }

@@ -283,7 +283,7 @@ fn what_does_not_fit_is_an_error_with_its_numbers() {
     );
     says(moe(&client, &mix.input.tensor, &Experts { down: &flat, ..mix.on_device() }).err(), "down has shape [3, 8]");
     let none = mix.input.tensor.reshaped(vec![0, 8]);
-    says(moe(&client, &none, &mix.on_device()).err(), "tokens must be at least 1");
+    assert_eq!(moe(&client, &none, &mix.on_device()).unwrap().output.shape().to_vec(), [0, 8]);
     let words = from_u32(&client, &[2, 3], &[0; 6]).unwrap();
     says(route(&client, &words, 1).err(), "logits holds u32, expected f32");
     let run =
@@ -295,5 +295,5 @@ fn what_does_not_fit_is_an_error_with_its_numbers() {
     let long = tensor(&[1, 1, 1 << 20, 1]);
     says(attention(&client, &tensor(&[1, 3]), &long, &long).err(), "bytes of shared memory");
     says(residual(&client, &tensor(&[2, 8]), &tensor(&[2, 7]), &tensor(&[8]), 0.0).err(), "update has shape [2, 7]");
-    says(random(&client, "table", &[3, 0], ElementType::F32, 1.0, 1).err(), "table must be at least 1");
+    assert_eq!(random(&client, "table", &[3, 0], ElementType::F32, 1.0, 1).unwrap().shape().to_vec(), [3, 0]);
 }
