@@ -26,6 +26,7 @@
 //! call copies those alone that an optimiser of Burn's has made since. Trainers refuse a sparse table that is not contiguous: loading the model's own
 //! record (`model.clone().load_record(model.into_record())`) mends it.
 
+mod adamw;
 mod autodiff;
 mod backend;
 mod config;

@@ -4,8 +4,8 @@
 //! 1. everything is checked: an error gives the model back as it was;
 //! 2. the auxiliary loss's gradient is added to the cores' (the loss itself never enters the graph: it can't be forgotten);
 //! 3. the whole gradient, sparse tables included, is clipped to a norm;
-//! 4. every parameter takes an AdamW step; the value tables without weight decay, at a rate that falls from 4 times the others' to
-//!    theirs; of a sparse table, only the rows that were read;
+//! 4. every parameter takes an AdamW step, in f32 whatever its type; the value tables without weight decay, at a rate that falls from
+//!    4 times the others' to theirs; of a sparse table, only the rows that were read;
 //! 5. `u` and `v` follow the cores.
 
 use std::{error, fmt};
@@ -13,11 +13,12 @@ use std::{error, fmt};
 use burn::{
     config::Config,
     module::{AutodiffModule, Param},
-    optim::{AdamW, AdamWConfig, GradientsAccumulator, GradientsParams, Optimizer, adaptor::OptimizerAdaptor},
+    optim::{AdamWConfig, GradientsAccumulator, GradientsParams, Optimizer, adaptor::OptimizerAdaptor},
     tensor::{Tensor, TensorData, backend::AutodiffBackend},
 };
 use ultramem_kernels::optimiser::{Rounding, Rule, Step};
 
+use super::adamw::FullAdamW;
 use super::backend::MemoryBackend;
 use super::gradients::{Ready, auxiliary, norm, read};
 use super::module::{Core, Memory};
@@ -61,8 +62,8 @@ pub struct TrainerConfig {
 /// The optimiser of a model with memory layers, and its state. [`SparseTables`] tells what memory the sparse tables' takes.
 pub struct Trainer<B: MemoryBackend + AutodiffBackend, M: AutodiffModule<B>> {
     config: TrainerConfig,
-    weights: OptimizerAdaptor<AdamW, M, B>,
-    values: OptimizerAdaptor<AdamW, M, B>,
+    weights: OptimizerAdaptor<FullAdamW, M, B>,
+    values: OptimizerAdaptor<FullAdamW, M, B>,
     /// What [`accumulate`](Self::accumulate) has taken for the next step waits here and in `gradients`.
     tables: SparseTables<B>,
     gradients: GradientsAccumulator<M>,
@@ -112,7 +113,7 @@ pub type Stepped<M> = std::result::Result<(M, StepReport), StepError<M>>;
 
 /// The state of a [`Trainer`]: steps, AdamW's for weights and for dense tables, and the sparse tables' optimisers.
 pub type TrainerRecord<B, M> = (usize, AdamRecord<B, M>, AdamRecord<B, M>, Vec<TableRecord<B>>);
-type AdamRecord<B, M> = <OptimizerAdaptor<AdamW, M, B> as Optimizer<M, B>>::Record;
+type AdamRecord<B, M> = <OptimizerAdaptor<FullAdamW, M, B> as Optimizer<M, B>>::Record;
 
 impl<B: MemoryBackend + AutodiffBackend, M: MemoryModel<B>> Trainer<B, M>
 where
@@ -124,8 +125,8 @@ where
         let adam = adam.with_epsilon(config.epsilon);
         let (beta1, beta2, eps) = (config.beta_1, config.beta_2, config.epsilon);
         Self {
-            weights: adam.clone().with_weight_decay(config.weight_decay).init(),
-            values: adam.with_weight_decay(0.0).init(),
+            weights: FullAdamW::init(&adam.clone().with_weight_decay(config.weight_decay)),
+            values: FullAdamW::init(&adam.with_weight_decay(0.0)),
             tables: SparseTables::new(Rule::Adam { beta1, beta2, eps, weight_decay: 0.0, decoupled: true }),
             gradients: GradientsAccumulator::new(),
             steps: 0,

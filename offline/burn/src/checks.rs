@@ -1,0 +1,313 @@
+//! Each check on any backend.
+
+use std::collections::BTreeMap;
+
+use burn::{
+    backend::Autodiff,
+    module::{Module, ModuleMapper, ModuleVisitor, Param},
+    record::{BinBytesRecorder, FullPrecisionSettings, Recorder},
+    tensor::{
+        FloatDType, Tensor, TensorData,
+        backend::{AutodiffBackend, Backend, set_default_float_dtype},
+    },
+};
+use ultramem::{
+    Dimensions, ElementType, HostTensor, Kind, MemoryConfig, Weights,
+    burn::{Memory, MemoryBackend, MemoryModel, StepError, Trainer, TrainerConfig},
+    kernels::optimiser::Rule,
+    reference,
+};
+use ultramem_offline::{Fault, Finding, Gpu, LaunchReport, OfflineDevice, Options, Space};
+
+use crate::Card;
+use common::{random_input, relative_l2};
+
+#[path = "../../../tests/common/mod.rs"]
+mod common;
+
+/// A new device whose floats are of `dtype`.
+fn card<B: MemoryBackend<Device = Card>>(dtype: ElementType) -> Card {
+    let card = Card(OfflineDevice::new(Options { gpu: Gpu::H100, unwritten_loads: true, ..Options::default() }));
+    let float = match dtype {
+        ElementType::F32 => FloatDType::F32,
+        ElementType::F16 => FloatDType::F16,
+        ElementType::BF16 => FloatDType::BF16,
+    };
+    set_default_float_dtype::<B>(&card, float).unwrap();
+    card
+}
+
+/// A layer of two heads; `tucker_rank` 1 is a product-key memory's.
+fn layer(tucker_rank: usize, key_dim: usize, value_dim: usize) -> MemoryConfig {
+    let (kind, cores, expansion) = if tucker_rank > 1 { (Kind::UltraMem, 2, 4) } else { (Kind::ProductKey, 1, 1) };
+    let (hidden_size, heads, side_keys, top_m) = (16, 2, 8, 4);
+    let dims = Dimensions {
+        kind,
+        hidden_size,
+        heads,
+        side_keys,
+        key_dim,
+        tucker_rank,
+        top_m,
+        value_dim,
+        cores,
+        expansion,
+        ..Default::default()
+    };
+    MemoryConfig::new(dims).unwrap()
+}
+
+const TOKENS: usize = 5;
+
+/// A model that is one layer.
+#[derive(Module, Debug)]
+struct Model<B: Backend> {
+    memory: Memory<B>,
+}
+
+impl<B: MemoryBackend + AutodiffBackend> MemoryModel<B> for Model<B> {
+    fn memories(&mut self) -> Vec<&mut Memory<B>> {
+        vec![&mut self.memory]
+    }
+}
+
+fn model<B: MemoryBackend>(config: &MemoryConfig, weights: &Weights<'_>, sparse: bool, card: &Card) -> Model<B>
+where
+    B: Backend<Device = Card>,
+{
+    Model { memory: Memory::from_weights(config.clone(), weights, sparse, card).unwrap() }
+}
+
+/// On numbers that `dtype` holds.
+pub fn is_the_oracle<B: MemoryBackend<Device = Card>>(
+    dtype: ElementType,
+    (rank, key_dim, value_dim): (usize, usize, usize),
+) where
+    Autodiff<B>: MemoryBackend<Runtime = B::Runtime> + AutodiffBackend<InnerBackend = B, Device = Card>,
+{
+    let (config, card) = (&layer(rank, key_dim, value_dim), &card::<B>(dtype));
+    let name = format!("{:?}, {dtype:?}, key_dim {}, value_dim {}", config.kind, config.key_dim, config.value_dim);
+    // Fixed seeds: where two scores are nearly equal, half precision may choose another slot than the oracle.
+    let weights = rounded(&Weights::random(config, 1), dtype);
+    let [input, grad_output] = [2, 3].map(|seed| round(&random_input(config, TOKENS, seed), dtype));
+    let model = model::<Autodiff<B>>(config, &weights, true, card);
+    let (output_off, gradient_off) = if dtype == ElementType::F32 { (1e-5, 1e-4) } else { (1e-2, 2e-2) };
+
+    let tensor = |numbers: &[f32]| {
+        let data = TensorData::new(numbers.to_vec(), [TOKENS, config.hidden_size]);
+        Tensor::<Autodiff<B>, 2>::from_data(data, card)
+    };
+    let x = tensor(&input).require_grad();
+    assert_eq!(numbers(x.clone()), input);
+    reports(&name, card);
+    let output = model.memory.forward(x.clone());
+    let forward = reference::forward(config, &weights, &input).unwrap();
+    let off = relative_l2(&numbers(output.clone()), &forward.output);
+    assert!(off < output_off, "{name}: output {off}");
+    // A copy reads a whole table; Burn's kernels read the norms and cores alone, which they cast.
+    let bytes = weights.values.to_f32().len().min(weights.keys.to_f32().len()) * dtype.size();
+    for launch in reports(&name, card).iter().filter(|launch| !is_ours(launch)) {
+        let read = launch.traffic.iter().map(|traffic| traffic.read.distinct_bytes).max();
+        assert!(read < Some(bytes as u64), "{name}: {} reads {read:?} of {bytes} bytes", launch.kernel.name);
+    }
+
+    let gradients = (output * tensor(&grad_output)).sum().backward();
+    let expected = reference::backward(config, &weights, &input, &forward.slots, &grad_output).unwrap();
+    let mut found = Named::<Autodiff<B>> { gradients: &gradients, path: vec![], found: BTreeMap::new() };
+    model.visit(&mut found);
+    let mut found = found.found;
+    found.insert("input".into(), numbers(x.grad(&gradients).unwrap()));
+    let mut all = vec![
+        ("input", &expected.input),
+        ("query_proj", &expected.query_proj),
+        ("query_norm", &expected.query_norm),
+        ("keys", &expected.keys),
+        ("keys_norm", &expected.keys_norm),
+        ("values_proj", &expected.values_proj),
+    ];
+    if config.kind == Kind::UltraMem {
+        all.push(("cores", &expected.cores));
+    }
+    assert_eq!(found.len(), all.len(), "{name}: {:?}", found.keys());
+    for (weight, expected) in all {
+        let off = relative_l2(&found[weight], expected);
+        assert!(off < gradient_off, "{name}: gradient of {weight} {off}");
+    }
+
+    // Gradient descent, whose step is the gradient; the greatest moves a value by a tenth.
+    let greatest = expected.values.values().flatten().fold(0.0f64, |greatest, g| greatest.max(g.abs()));
+    let rate = 0.1 / greatest;
+    let mut values: Vec<f64> = weights.values.to_f32().into_iter().map(f64::from).collect();
+    let start = values.clone();
+    for (row, gradient) in &expected.values {
+        let row = &mut values[row * config.value_dim..][..config.value_dim];
+        row.iter_mut().zip(gradient).for_each(|(value, g)| *value -= rate * g);
+    }
+    let no_clip = TrainerConfig::new(10).with_clip(1e30).with_value_rate(4.0);
+    let mut trainer = Trainer::new(no_clip).with_rule(Rule::Sgd { momentum: 0.0 });
+    let (model, report) = trainer.step(rate / 4.0, model, gradients).unwrap_or_else(|error| panic!("{name}: {error}"));
+    assert!(report.done, "{name}: {report:?}");
+    let weights = model.memory.layer(card).unwrap().read_weights().unwrap();
+    let off = relative_l2(&weights.values.to_f32(), &values);
+    let moved = relative_l2(&start, &values);
+    assert!(off < gradient_off && moved > 10.0 * gradient_off, "{name}: values {off}, moved {moved}");
+
+    // The layer goes on with what the optimiser left.
+    let expected = reference::forward(config, &weights, &input).unwrap().output;
+    let off = relative_l2(&numbers(model.memory.forward(tensor(&input))), &expected);
+    assert!(off < output_off, "{name}: output after the step {off}");
+    assert!(values_are_contiguous(&model), "{name}");
+    reports(&name, card);
+}
+
+/// What was launched since this was last called, all of it sound.
+fn reports(name: &str, card: &Card) -> Vec<LaunchReport> {
+    let reports = card.0.take_reports();
+    for launch in &reports {
+        let faults = &launch.faults;
+        // Burn's and CubeCL's own kernels load padding, in units whose numbers go nowhere.
+        let padding = |fault: &Fault| matches!(fault.finding, Finding::Unwritten { space: Space::Buffer { .. } });
+        let sound = faults.iter().all(|fault| !is_ours(launch) && padding(fault));
+        assert!(launch.executed && sound, "{name}: {}: {faults:?}", launch.kernel.name);
+    }
+    reports
+}
+
+fn is_ours(launch: &LaunchReport) -> bool {
+    launch.kernel.name.starts_with("ultramem")
+}
+
+pub fn tables_are_contiguous<B: MemoryBackend<Device = Card>>() {
+    let (card, config) = (card::<B>(ElementType::F32), layer(1, 6, 6));
+    for sparse in [true, false] {
+        let [first, second] = [1, 2].map(|seed| model::<B>(&config, &Weights::random(&config, seed), sparse, &card));
+        assert!(values_are_contiguous(&first), "new, sparse {sparse}");
+        let recorder = BinBytesRecorder::<FullPrecisionSettings>::default();
+        let bytes = Recorder::<B>::record(&recorder, first.clone().into_record(), ()).unwrap();
+        let second = second.load_record(Recorder::<B>::load(&recorder, bytes, &card).unwrap());
+        assert!(values_are_contiguous(&second), "loaded, sparse {sparse}");
+        let [first, second] = [first, second].map(|it| it.memory.layer(&card).unwrap().read_weights().unwrap());
+        assert!(first.values == second.values, "loaded, sparse {sparse}");
+    }
+}
+
+/// Whoever gives a layer another table has to give it one that can be updated in place; the model is there again after the error.
+pub fn a_padded_table_is_refused<B: MemoryBackend<Device = Card>>()
+where
+    Autodiff<B>: MemoryBackend<Runtime = B::Runtime> + AutodiffBackend<InnerBackend = B, Device = Card>,
+{
+    let (card, config) = (card::<B>(ElementType::F32), layer(1, 6, 6));
+    let weights = Weights::random(&config, 3);
+    let model = model::<Autodiff<B>>(&config, &weights, true, &card).map(&mut Doubled);
+    assert!(!values_are_contiguous(&model));
+    let input = random_input(&config, TOKENS, 4);
+    let data = TensorData::new(input.clone(), [TOKENS, config.hidden_size]);
+    let output = model.memory.forward(Tensor::<Autodiff<B>, 2>::from_data(data, &card));
+    let twice: Vec<f32> = weights.values.to_f32().iter().map(|value| 2.0 * value).collect();
+    let weights = Weights { values: HostTensor::from_f32(weights.values.shape(), &twice).unwrap(), ..weights };
+    let expected = reference::forward(&config, &weights, &input).unwrap().output;
+    assert!(relative_l2(&numbers(output.clone()), &expected) < 1e-5);
+    let mut trainer = Trainer::new(TrainerConfig::new(10));
+    let StepError { model, error } = trainer.step(0.1, model, output.square().sum().backward()).unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains("of shape [64, 6] has strides [8, 1], expected a contiguous tensor"), "{error}");
+    assert_eq!(trainer.steps(), 0);
+    assert!(model.memory.layer(&card).unwrap().read_weights().unwrap() == weights);
+    let record = model.clone().into_record();
+    assert!(values_are_contiguous(&model.load_record(record)));
+}
+
+/// Puts a table of twice the numbers in the table's place, as Burn allocates it.
+struct Doubled;
+
+impl<B: MemoryBackend> ModuleMapper<B> for Doubled {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        // The table alone is a matrix of 64 rows and 6 columns.
+        if param.val().dims()[..] != [64, 6] {
+            return param;
+        }
+        param.map(|tensor| {
+            let twice = numbers(tensor.clone()).into_iter().map(|value| 2.0 * value).collect::<Vec<f32>>();
+            Tensor::from_data(TensorData::new(twice, tensor.dims()), &tensor.device())
+        })
+    }
+}
+
+fn values_are_contiguous<B: MemoryBackend>(model: &Model<B>) -> bool {
+    let mut table = Table { path: vec![], contiguous: None };
+    model.visit(&mut table);
+    table.contiguous.unwrap()
+}
+
+/// How the table lies in memory.
+struct Table {
+    path: Vec<String>,
+    contiguous: Option<bool>,
+}
+
+impl<B: MemoryBackend> ModuleVisitor<B> for Table {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.into());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        if self.path.last().is_some_and(|name| name == "values") {
+            self.contiguous = Some(B::float_cube(param.val().into_primitive().tensor()).is_contiguous());
+        }
+    }
+}
+
+/// The gradients of a module's parameters by the fields' names.
+struct Named<'a, B: AutodiffBackend> {
+    gradients: &'a B::Gradients,
+    path: Vec<String>,
+    found: BTreeMap<String, Vec<f32>>,
+}
+
+impl<B: AutodiffBackend> ModuleVisitor<B> for Named<'_, B> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.into());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        if let Some(gradient) = param.val().grad(self.gradients) {
+            let numbers = gradient.into_data().convert::<f32>().to_vec().unwrap();
+            self.found.insert(self.path.last().unwrap().clone(), numbers);
+        }
+    }
+}
+
+fn numbers<B: MemoryBackend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+    tensor.into_data().convert::<f32>().to_vec().unwrap()
+}
+
+/// What the numbers are in `dtype`.
+fn round(numbers: &[f32], dtype: ElementType) -> Vec<f32> {
+    HostTensor::from_f32([numbers.len()], numbers).unwrap().cast(dtype).to_f32()
+}
+
+fn rounded(weights: &Weights<'_>, dtype: ElementType) -> Weights<'static> {
+    let tensor =
+        |tensor: &HostTensor<'_>| HostTensor::from_f32(tensor.shape(), &round(&tensor.to_f32(), dtype)).unwrap();
+    Weights {
+        query_proj: tensor(&weights.query_proj),
+        query_norm: tensor(&weights.query_norm),
+        keys: tensor(&weights.keys),
+        keys_norm: tensor(&weights.keys_norm),
+        cores: round(&weights.cores, dtype),
+        core_u: round(&weights.core_u, dtype),
+        core_v: round(&weights.core_v, dtype),
+        shuffle_index: weights.shuffle_index.clone(),
+        values: tensor(&weights.values),
+        values_proj: tensor(&weights.values_proj),
+        gate_proj: weights.gate_proj.as_ref().map(tensor),
+    }
+}
