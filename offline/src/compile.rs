@@ -253,7 +253,7 @@ impl Tools {
     }
 
     fn resources(&self, kernel: &Kernel, ptx: &str, architecture: Architecture) -> Result<Resources> {
-        let file = cache::draft(&cache::file(&[ptx], "ptx")).with_extension("ptxas");
+        let file = cache::draft(&cache::file(&[ptx], "ptx"));
         cache::write(&file, ptx.as_bytes())?;
         let output = self.assemble(&file, architecture);
         std::fs::remove_file(&file).map_err(Error::io(&file))?;
