@@ -20,9 +20,10 @@ use crate::{Error, Result};
 /// It takes the sum of every backward pass that went through the layers since its last step, as a learner that accumulates gradients gives
 /// them: passes whose other gradients are thrown away count, too.
 ///
-/// Memory: that of [`SparseTables`]. A learner holds the old model while the optimiser makes the new one, so that each step copies the tables,
-/// as it does every other parameter: for a moment there are two of each, and a step moves twice a table's bytes. [`Trainer`](super::Trainer) updates
-/// in place.
+/// Memory: that of [`SparseTables`]. A learner keeps its model while the optimiser makes the next one of a clone, and nothing of ours can change
+/// that: each step copies the tables, as it does every other parameter. For a moment there are two of each, and a step reads and writes all bytes
+/// of the tables once: 2 GiB moved for one of 1 GiB, some 0.7 ms at the 3 TB/s of a large GPU and 40 ms at 50 GB/s.
+/// [`Trainer`](super::Trainer) updates in place.
 ///
 /// # Panics
 /// In `step`, which has no error to give, where [`Trainer::apply`](super::Trainer::apply) has one, and in `step_multi`, for gradients of several

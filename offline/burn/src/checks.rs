@@ -71,9 +71,9 @@ impl<B: MemoryBackend + AutodiffBackend> MemoryModel<B> for Model<B> {
     }
 }
 
-fn model<B: MemoryBackend>(config: &MemoryConfig, weights: &Weights<'_>, sparse: bool, card: &Card) -> Model<B>
+fn model<B>(config: &MemoryConfig, weights: &Weights<'_>, sparse: bool, card: &Card) -> Model<B>
 where
-    B: Backend<Device = Card>,
+    B: MemoryBackend<Device = Card>,
 {
     Model { memory: Memory::from_weights(config.clone(), weights, sparse, card).unwrap() }
 }
