@@ -164,7 +164,9 @@ fn backward_of_maps<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
 }
 
 /// Keys with their sizes: heads, side_keys, key_dim, rank.
-fn keys<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(Tensor<R>, PreparedKeys<R>, [usize; 4]), Error> {
+type Keys<R> = (Tensor<R>, PreparedKeys<R>, [usize; 4]);
+
+fn keys<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<Keys<R>, Error> {
     let [heads, side_keys, key_dim, rank] = [draw.some().min(3), draw.some(), draw.some(), draw.some().min(4)];
     let dtype = draw.element();
     let keys = draw.tensor(&[heads, 2, side_keys, key_dim, rank], dtype);
