@@ -328,7 +328,7 @@ fn bench_refuses_what_can_not_run() {
     ultramem("bench layer --value-dim 63 --cores 2").refused(&["63", "2"]);
     ultramem("bench layer --tokens 1000000000000000").refused(&["host memory"]);
     ultramem("bench layer --tokens 99999999999999999999").refused(&["99999999999999999999"]);
-    ultramem("bench layer --side-keys 65535 --value-dim 1048576").refused(&["host memory"]);
+    ultramem("bench layer --side-keys 65534 --value-dim 1048576").refused(&["host memory"]);
 }
 
 const DESIGNS: [&str; 5] = ["dense", "MoE", "PKM", "Memory+", "UltraMem"];
