@@ -6,12 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use cubecl::Runtime;
+use cubecl::future::block_on;
+use ultramem::kernels::baseline::route;
+use ultramem::kernels::{empty, u32_storage};
 use ultramem::kernels::{expand::ExpandStrategy, optimiser::Rule, query::ProjectStrategy, score::ScoreStrategy};
 use ultramem::versus::{Design, Plan, Scale};
-use ultramem::{Dimensions, ElementType, Kind, MemoryConfig, Norm, Strategies};
+use ultramem::{Dimensions, ElementType, Kind, MemoryConfig, Norm, RowGradients, Strategies};
 use ultramem_offline::compile::{Architecture, Compiled, Resources, compile, compile_all};
 use ultramem_offline::trace::{Traced, Tracer, step, tracing_device};
-use ultramem_offline::{Argument, Kernel, OfflineDevice, OfflineRuntime, Target, table};
+use ultramem_offline::{Argument, Kernel, LaunchReport, OfflineDevice, OfflineRuntime, Target, table};
 
 /// Enough for whole tiles and matrix units.
 const TOKENS: usize = 1000;
@@ -181,6 +184,21 @@ fn kernel_names(folder: &Path) -> BTreeSet<String> {
     names
 }
 
+/// What no layer and no step launches: routing without a product, a gradient of the whole table, and the sort of more entries than one cube
+/// adds up.
+fn others(device: &OfflineDevice) -> Vec<LaunchReport> {
+    let client = OfflineRuntime::client(device);
+    let tensor = |shape: &[usize], storage| empty(&client, "tensor", shape, storage).unwrap();
+    let float = ElementType::F32.storage();
+    route(&client, &tensor(&[64, 8], float), 2).unwrap();
+    let (entries, rows) = (1 << 25, 1 << 20);
+    let (listed, count) = (tensor(&[entries], u32_storage()), tensor(&[1], u32_storage()));
+    let gradients = RowGradients::new(&client, &listed, &count, &tensor(&[entries, 1], float), rows).unwrap();
+    gradients.dense(&client, rows).unwrap();
+    block_on(client.sync()).unwrap();
+    device.take_reports()
+}
+
 /// Of every kernel there is, on CUDA and as a browser gets it.
 #[test]
 fn every_kernel_binds_no_more_buffers_than_a_browser_allows() {
@@ -204,7 +222,8 @@ fn every_kernel_binds_no_more_buffers_than_a_browser_allows() {
             // A cache of keys that one binding of every target holds.
             traced.extend(step(&device, &plan, dtype, batch, 1024).unwrap());
         }
-        for Traced { launch, .. } in &traced {
+        let traced = traced.into_iter().map(|it: Traced| it.launch);
+        for launch in traced.chain(others(&device)) {
             unseen.retain(|name| !launch.kernel.name.split("::").any(|part| part == name));
             let bound = launch.kernel.buffers.len();
             if bound > BINDINGS {
