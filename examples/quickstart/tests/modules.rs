@@ -4,21 +4,20 @@
 mod quickstart;
 mod support;
 
-use std::collections::BTreeMap;
-
 use burn::{
     backend::Autodiff,
-    module::{Module, ModuleVisitor, Param},
+    module::Module,
     record::{BinBytesRecorder, FullPrecisionSettings, Recorder},
-    tensor::{Tensor, backend::AutodiffBackend, f16},
+    tensor::{Tensor, f16},
 };
 use ultramem::{
-    HostTensor, Kind, Weights,
+    Kind, Weights,
     burn::{Memories, Memory, MemoryBackend, MemoryPlus, ProductKeyMemory, UltraMem, UltraMemConfig},
     reference,
 };
 
 use support::common::{random_input, relative_l2, small};
+use support::modules::{gradients_by_field, rounded};
 use support::{Half, KINDS, Plain, memory, numbers, on_each_backend, tensor};
 
 on_each_backend! {
@@ -37,30 +36,6 @@ fn forward_is_the_oracle<B: MemoryBackend>() {
     }
 }
 
-/// The gradients of a module's parameters by the fields' names.
-struct Named<'a, B: AutodiffBackend> {
-    gradients: &'a B::Gradients,
-    path: Vec<String>,
-    found: BTreeMap<String, Vec<f32>>,
-}
-
-impl<B: AutodiffBackend> ModuleVisitor<B> for Named<'_, B> {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        if let Some(gradient) = param.val().grad(self.gradients) {
-            let numbers = gradient.into_data().convert::<f32>().to_vec().unwrap();
-            self.found.insert(self.path.last().unwrap().clone(), numbers);
-        }
-    }
-}
-
 fn gradients_are_the_oracle<B: MemoryBackend>() {
     hold_gradients::<B>(<[f32]>::to_vec, 1e-4);
 }
@@ -69,23 +44,6 @@ fn gradients_are_the_oracle<B: MemoryBackend>() {
 #[test]
 fn half_precision_is_near_the_oracle() {
     hold_gradients::<Half>(|numbers| numbers.iter().map(|&x| f16::from_f32(x).to_f32()).collect(), 1e-2);
-}
-
-fn rounded(weights: &Weights<'_>, round: fn(&[f32]) -> Vec<f32>) -> Weights<'static> {
-    let tensor = |tensor: &HostTensor<'_>| HostTensor::from_f32(tensor.shape(), &round(&tensor.to_f32())).unwrap();
-    Weights {
-        query_proj: tensor(&weights.query_proj),
-        query_norm: tensor(&weights.query_norm),
-        keys: tensor(&weights.keys),
-        keys_norm: tensor(&weights.keys_norm),
-        cores: round(&weights.cores),
-        core_u: round(&weights.core_u),
-        core_v: round(&weights.core_v),
-        shuffle_index: weights.shuffle_index.clone(),
-        values: tensor(&weights.values),
-        values_proj: tensor(&weights.values_proj),
-        gate_proj: weights.gate_proj.as_ref().map(tensor),
-    }
 }
 
 /// Output and gradients of weights and inputs that are rounded by `round` first.
@@ -104,9 +62,7 @@ fn hold_gradients<B: MemoryBackend>(round: fn(&[f32]) -> Vec<f32>, tolerance: f6
         for (row, gradient) in &expected.values {
             values[row * config.value_dim..][..config.value_dim].copy_from_slice(gradient);
         }
-        let mut visitor = Named::<Autodiff<B>> { gradients: &gradients, path: vec![], found: BTreeMap::new() };
-        memory.visit(&mut visitor);
-        let mut found = visitor.found;
+        let mut found = gradients_by_field(&memory, &gradients);
         found.insert("input".into(), numbers(x.grad(&gradients).unwrap()));
         let mut all = vec![
             ("input", expected.input),

@@ -1,7 +1,5 @@
 //! Each check on any backend.
 
-use std::collections::BTreeMap;
-
 use burn::{
     backend::Autodiff,
     module::{Module, ModuleMapper, ModuleVisitor, Param},
@@ -21,9 +19,12 @@ use ultramem_offline::{Fault, Finding, Gpu, LaunchReport, OfflineDevice, Options
 
 use crate::Card;
 use common::{random_input, relative_l2};
+use modules::{gradients_by_field, numbers, rounded};
 
 #[path = "../../../tests/common/mod.rs"]
 mod common;
+#[path = "../../../tests/common/modules.rs"]
+mod modules;
 
 /// A new device whose floats are of `dtype`.
 fn card<B: MemoryBackend<Device = Card>>(dtype: ElementType) -> Card {
@@ -88,7 +89,7 @@ pub fn is_the_oracle<B: MemoryBackend<Device = Card>>(
     let (config, card) = (&layer(rank, key_dim, value_dim), &card::<B>(dtype));
     let name = format!("{:?}, {dtype:?}, key_dim {}, value_dim {}", config.kind, config.key_dim, config.value_dim);
     // Fixed seeds: where two scores are nearly equal, half precision may choose another slot than the oracle.
-    let weights = rounded(&Weights::random(config, 1), dtype);
+    let weights = rounded(&Weights::random(config, 1), |numbers| round(numbers, dtype));
     let [input, grad_output] = [2, 3].map(|seed| round(&random_input(config, TOKENS, seed), dtype));
     let model = model::<Autodiff<B>>(config, &weights, true, card);
     let (output_off, gradient_off) = if dtype == ElementType::F32 { (1e-5, 1e-4) } else { (1e-2, 2e-2) };
@@ -113,9 +114,7 @@ pub fn is_the_oracle<B: MemoryBackend<Device = Card>>(
 
     let gradients = (output * tensor(&grad_output)).sum().backward();
     let expected = reference::backward(config, &weights, &input, &forward.slots, &grad_output).unwrap();
-    let mut found = Named::<Autodiff<B>> { gradients: &gradients, path: vec![], found: BTreeMap::new() };
-    model.visit(&mut found);
-    let mut found = found.found;
+    let mut found = gradients_by_field(&model, &gradients);
     found.insert("input".into(), numbers(x.grad(&gradients).unwrap()));
     let mut all = vec![
         ("input", &expected.input),
@@ -261,53 +260,7 @@ impl<B: MemoryBackend> ModuleVisitor<B> for Table {
     }
 }
 
-/// The gradients of a module's parameters by the fields' names.
-struct Named<'a, B: AutodiffBackend> {
-    gradients: &'a B::Gradients,
-    path: Vec<String>,
-    found: BTreeMap<String, Vec<f32>>,
-}
-
-impl<B: AutodiffBackend> ModuleVisitor<B> for Named<'_, B> {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        if let Some(gradient) = param.val().grad(self.gradients) {
-            let numbers = gradient.into_data().convert::<f32>().to_vec().unwrap();
-            self.found.insert(self.path.last().unwrap().clone(), numbers);
-        }
-    }
-}
-
-fn numbers<B: MemoryBackend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
-    tensor.into_data().convert::<f32>().to_vec().unwrap()
-}
-
 /// What the numbers are in `dtype`.
 fn round(numbers: &[f32], dtype: ElementType) -> Vec<f32> {
     HostTensor::from_f32([numbers.len()], numbers).unwrap().cast(dtype).to_f32()
-}
-
-fn rounded(weights: &Weights<'_>, dtype: ElementType) -> Weights<'static> {
-    let tensor =
-        |tensor: &HostTensor<'_>| HostTensor::from_f32(tensor.shape(), &round(&tensor.to_f32(), dtype)).unwrap();
-    Weights {
-        query_proj: tensor(&weights.query_proj),
-        query_norm: tensor(&weights.query_norm),
-        keys: tensor(&weights.keys),
-        keys_norm: tensor(&weights.keys_norm),
-        cores: round(&weights.cores, dtype),
-        core_u: round(&weights.core_u, dtype),
-        core_v: round(&weights.core_v, dtype),
-        shuffle_index: weights.shuffle_index.clone(),
-        values: tensor(&weights.values),
-        values_proj: tensor(&weights.values_proj),
-        gate_proj: weights.gate_proj.as_ref().map(tensor),
-    }
 }

@@ -4,6 +4,8 @@
 
 #[path = "../../../../tests/common/mod.rs"]
 pub mod common;
+#[path = "../../../../tests/common/modules.rs"]
+pub mod modules;
 
 use burn::{
     backend::Autodiff,
@@ -17,6 +19,7 @@ use ultramem::{
 };
 
 use common::random_input;
+pub use modules::numbers;
 
 pub type Plain = CubeBackend<WgpuRuntime, f32, i32, u32>;
 pub type Fused = burn_wgpu::Wgpu;
@@ -40,10 +43,6 @@ pub const KINDS: [Kind; 3] = [Kind::UltraMem, Kind::ProductKey, Kind::MemoryPlus
 pub fn tensor<B: MemoryBackend>(numbers: &[f32], width: usize) -> Tensor<B, 2> {
     let shape = [numbers.len() / width, width];
     Tensor::from_data(TensorData::new(numbers.to_vec(), shape), &Default::default())
-}
-
-pub fn numbers<B: MemoryBackend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
-    tensor.into_data().convert::<f32>().to_vec().unwrap()
 }
 
 pub fn memory<B: MemoryBackend>(config: &MemoryConfig, seed: u64, sparse: bool) -> (Memory<B>, Weights<'static>) {
