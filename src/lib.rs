@@ -49,7 +49,7 @@ mod workspace;
 pub use backward::{Gradients, Saved};
 pub use checkpoint::Checkpoint;
 pub use config::{Dimensions, ElementType, Kind, MemoryConfig, Norm};
-pub use cost::{Caches, Cost, StageCost};
+pub use cost::{Caches, Choices, Cost, StageCost};
 pub use device_weights::{LayerWeights, TuckerCore};
 pub use error::{Error, Result};
 pub use layer::{Chosen, Forward, Kept, MemoryLayer, Strategies};

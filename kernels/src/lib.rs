@@ -31,7 +31,7 @@ mod transpose;
 
 pub use element::ElementType;
 pub use error::Error;
-pub use group::{SortCost, sort_cost};
+pub use group::{SortCost, block_of, sort_cost};
 pub use loops::{LOOPS_TARGET, MAX_LOOPS};
 pub use norm::{Norm, norm_tile};
 pub use outer::{WeightTiles, weight_tiles};

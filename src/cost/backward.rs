@@ -1,15 +1,15 @@
 //! What a backward pass and an update of the value table cost.
 //!
-//! A row, or a key, that several slots read has one gradient; how many there are hangs on the input. The figures of a backward pass
-//! are those of slots that all differ, as far as the table has so many.
+//! A row, or a key, that several slots read has one gradient; how many there are hangs on the input. Where nothing else is said
+//! ([`Choices`]), the figures of a backward pass are those of slots that all differ, as far as the table has so many.
 
 use cubecl::Runtime;
 use ultramem_kernels::combine::core_shares;
 use ultramem_kernels::optimiser::Rule;
 use ultramem_kernels::query::ProjectStrategy;
-use ultramem_kernels::{column_sum_rows, norm_tile, sort_cost, weight_tiles};
+use ultramem_kernels::{block_of, column_sum_rows, norm_tile, sort_cost, weight_tiles};
 
-use super::{Caches, Cost, Sizes, StageCost, WORD, sum, wide};
+use super::{Caches, Choices, Cost, Sizes, StageCost, WORD, sectors, sum, wide};
 use crate::{ElementType, MemoryConfig, MemoryLayer};
 
 impl MemoryConfig {
@@ -43,7 +43,7 @@ impl MemoryConfig {
     pub fn update_traffic(&self, rows: usize, dtype: ElementType, rule: Rule, caches: Caches) -> u64 {
         let (used, value_dim) = (wide(rows), wide(self.value_dim));
         let gradients = used * (1 + value_dim) * WORD;
-        let access = |width: u128| caches.gather(wide(self.rows()) * width, used, width);
+        let access = |width: u128| caches.gather(wide(self.rows()) * width, used, used, width);
         let state = match rule {
             Rule::Sgd { momentum: 0.0 } => 0,
             Rule::Sgd { .. } => 2 * access(value_dim * WORD),
@@ -172,10 +172,16 @@ impl<R: Runtime> MemoryLayer<R> {
     /// their launches. What [`MemoryConfig::traffic`] says of caches holds here too. For a table of
     /// one page: each further one is a launch more that reads places and pooled gradients. Zeros for no tokens.
     pub fn backward_traffic(&self, tokens: usize, caches: Caches) -> [(&'static str, u64); 4] {
+        self.backward_traffic_of(tokens, Choices::most(&self.config, tokens), caches)
+    }
+
+    /// The same for tokens that choose as many different rows and keys as `choices` says.
+    pub fn backward_traffic_of(&self, tokens: usize, choices: Choices, caches: Caches) -> [(&'static str, u64); 4] {
         if tokens == 0 {
             return ["expand", "combine", "score", "query"].map(|stage| (stage, 0));
         }
-        let moves = Moves { layer: self, sizes: Sizes::new(&self.config, tokens, self.dtype()), tokens, caches };
+        let sizes = Sizes::new(&self.config, tokens, self.dtype());
+        let moves = Moves { layer: self, sizes, tokens, choices, caches };
         [
             ("expand", sum(&[moves.expand()])),
             ("combine", sum(&[moves.combine()])),
@@ -190,7 +196,23 @@ struct Moves<'a, R: Runtime> {
     layer: &'a MemoryLayer<R>,
     sizes: Sizes<'a>,
     tokens: usize,
+    choices: Choices,
     caches: Caches,
+}
+
+/// Entries that are summed by rows.
+struct Summed {
+    entries: usize,
+    /// Factors of an entry.
+    factors: u128,
+    /// What is summed: so many rows of `width` bytes.
+    sources: u128,
+    width: u128,
+    /// Sums, of `row` bytes each.
+    rows: usize,
+    row: u128,
+    /// Blocks of the rows that have more entries than a block.
+    parts: usize,
 }
 
 impl<R: Runtime> Moves<'_, R> {
@@ -205,11 +227,20 @@ impl<R: Runtime> Moves<'_, R> {
         let gate = sizes.gate() + pooled * sizes.element + sizes.gate() + 3 * sizes.gate();
         let gate = if config.gated() { pool + gate } else { 0 };
         let locate = sizes.slot_numbers() + self.shuffle() + 2 * sizes.slot_numbers();
-        let of_pooled = self.caches.gather(pooled * WORD, sizes.slots(), sizes.value_dim * WORD);
+        let pooled_rows = sizes.tokens * wide(config.expansion);
+        let of_pooled =
+            self.caches.gather(pooled * WORD, sizes.slots(), pooled_rows.min(sizes.slots()), sizes.value_dim * WORD);
         let scores = 2 * sizes.slot_numbers() + rows + of_pooled + sizes.grad_scores();
-        let groups = self.group(self.entries(), config.rows());
-        let sums = self.sum_rows(sizes.slots(), sizes.cores(), of_pooled)
-            + sizes.used_rows() * (WORD + sizes.value_dim * WORD);
+        let groups = self.group(self.entries(), config.rows(), self.choices.rows);
+        let sums = self.sum_rows(&Summed {
+            entries: self.entries(),
+            factors: sizes.cores(),
+            sources: pooled_rows,
+            width: sizes.value_dim * WORD,
+            rows: self.choices.rows,
+            row: sizes.value_dim * WORD,
+            parts: self.choices.row_parts,
+        });
         let gated = if config.gated() { WORD } else { sizes.element };
         let weight = self.outer(config.hidden_size, config.pooled_dim(), sizes.element, gated);
         through_weight + gate + locate + scores + groups + sums + weight
@@ -236,18 +267,25 @@ impl<R: Runtime> Moves<'_, R> {
         let (sizes, config) = (&self.sizes, self.sizes.config);
         let normalise = 2 * sizes.queries();
         let table = sizes.all_keys() * sizes.key();
-        let of_keys = self.caches.gather(table, 2 * sizes.slots(), sizes.key());
+        let of_keys = self.caches.gather(table, 2 * sizes.slots(), wide(self.choices.keys), sizes.key());
         let grad_queries = sizes.slot_numbers() + sizes.grad_sides() + of_keys + sizes.queries();
         let through_norm =
             3 * sizes.queries() + self.norm_parts(self.tokens.saturating_mul(config.query_heads() * 2), 1);
         let list = sizes.slot_numbers() + 4 * sizes.slot_numbers();
-        let groups = self.group(self.entries().saturating_mul(2), sizes.all_keys() as usize);
-        let of_queries = self.caches.gather(sizes.queries(), 2 * sizes.slots(), sizes.key_dim * WORD);
-        let keys = sizes.used_keys();
-        let sums = self.sum_rows(2 * sizes.slots(), sizes.rank, of_queries) + keys * (WORD + sizes.key());
+        let groups = self.group(self.entries().saturating_mul(2), sizes.all_keys() as usize, self.choices.keys);
+        let sums = self.sum_rows(&Summed {
+            entries: self.entries().saturating_mul(2),
+            factors: sizes.rank,
+            sources: sizes.tokens * wide(config.query_heads() * 2),
+            width: sizes.key_dim * WORD,
+            rows: self.choices.keys,
+            row: sizes.key(),
+            parts: self.choices.key_parts,
+        });
+        let keys = wide(self.choices.keys);
         let keys_norm = if config.normalises_keys() {
             let stored = sizes.rank * sizes.key_dim * sizes.element;
-            let read = self.caches.gather(sizes.all_keys() * stored, keys, stored);
+            let read = self.caches.gather(sizes.all_keys() * stored, keys, keys, stored);
             keys * (WORD + 2 * sizes.key()) + read + self.norm_parts(keys as usize, config.tucker_rank)
         } else {
             0
@@ -280,33 +318,47 @@ impl<R: Runtime> Moves<'_, R> {
 
     fn rows(&self) -> u128 {
         let (sizes, row) = (&self.sizes, self.sizes.value_dim * self.sizes.element);
-        self.caches.gather(wide(sizes.config.rows()) * row, sizes.slots(), row)
+        self.caches.gather(wide(sizes.config.rows()) * row, sizes.slots(), wide(self.choices.rows), row)
     }
 
     fn shuffle(&self) -> u128 {
         if self.sizes.product_keys() {
             return 0;
         }
-        self.caches.gather(wide(self.sizes.config.slots()) * WORD, self.sizes.slots(), WORD)
+        let slots = wide(self.choices.slots);
+        self.caches.gather(wide(self.sizes.config.slots()) * WORD, self.sizes.slots(), slots, WORD)
     }
 
     /// Sorting entries by keys below `limit`, and finding where each key begins. A unit walks along its own entries, so a warp's
     /// accesses lie apart.
-    fn group(&self, entries: usize, limit: usize) -> u128 {
+    fn group(&self, entries: usize, limit: usize, distinct: usize) -> u128 {
         let cost = sort_cost(&self.layer.client, entries, limit);
         let (count, passes) = (wide(entries), wide(cost.passes));
-        let walked = self.caches.gather(count * WORD, count, WORD);
+        let walked = self.caches.gather(count * WORD, count, count, WORD);
         let counts = wide(cost.counts) * WORD;
         let pass = walked + counts + 2 * counts + walked + counts + 2 * walked;
-        let (distinct, heads) = (count.min(wide(limit)), wide(cost.cubes) * WORD);
+        let (distinct, heads) = (wide(distinct), wide(cost.cubes) * WORD);
         passes * pass + (passes - 1) * walked + 2 * walked + 4 * heads + (2 * distinct + 1) * WORD
     }
 
-    /// What summing entries by their rows reads: order, sources and `factors` numbers of each, where each row starts, and
-    /// `of_sources` bytes of what is summed.
-    fn sum_rows(&self, entries: u128, factors: u128, of_sources: u128) -> u128 {
-        let each = |numbers: u128| self.caches.gather(entries * numbers * WORD, entries, numbers * WORD);
-        2 * each(1) + each(factors) + of_sources
+    /// What summing entries by their rows moves: order, sources and `factors` numbers of each entry, what is summed, where each row starts,
+    /// and the sums.
+    fn sum_rows(&self, of: &Summed) -> u128 {
+        let (entries, parts, block) = (wide(of.entries), wide(of.parts), wide(block_of(of.entries)));
+        let each = |numbers: u128| self.caches.gather(entries * numbers * WORD, entries, entries, numbers * WORD);
+        let (places, factors) = (each(1), each(of.factors));
+        let sources = self.caches.gather(of.sources * of.width, entries, of.sources.min(entries), of.width);
+        let sums = 2 * places + factors + sources + wide(of.rows) * (WORD + of.row);
+        if entries <= block {
+            return sums;
+        }
+        // Entries of long rows lie anywhere, in the sectors of others too: a second launch finds those in no cache.
+        let long = parts * block;
+        let again =
+            |table: u128, width: u128| if self.caches.hold(table) { table.min(long * sectors(width)) } else { 0 };
+        let again = again(places, WORD) + again(factors, of.factors * WORD) + again(of.sources * of.width, of.width);
+        let starts = 2 * (wide(of.rows) + entries.div_ceil(block)) * WORD;
+        sums + again + starts + 2 * parts * of.row
     }
 
     /// The gradient of a weight `[m, n]`, of which the left factor's numbers have `left` bytes and the right one's `right`.

@@ -83,10 +83,36 @@ impl Caches {
         if self.hold(bytes) { bytes } else { bytes * wide(tokens.div_ceil(self.tile.max(1))) }
     }
 
-    /// What a table of `table` bytes moves of which each of `reads` reads takes `width` bytes.
-    fn gather(&self, table: u128, reads: u128, width: u128) -> u128 {
-        let moved = reads * sectors(width);
-        if self.hold(table) { moved.min(table) } else { moved }
+    /// What a table of `table` bytes moves of which each of `reads` reads takes `width` bytes, `distinct` of them different.
+    fn gather(&self, table: u128, reads: u128, distinct: u128, width: u128) -> u128 {
+        if self.hold(table) { (distinct * sectors(width)).min(table) } else { reads * sectors(width) }
+    }
+}
+
+/// How many different things the tokens of a pass choose, which hangs on the input: what several choose is moved once where a cache holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Choices {
+    /// Slots.
+    pub slots: usize,
+    /// Rows of the value table.
+    pub rows: usize,
+    /// Keys that are kept, of all heads and both sides.
+    pub kept: usize,
+    /// Keys of the chosen slots, likewise.
+    pub keys: usize,
+    /// Parts, a block of sorted entries each ([`block_of`](ultramem_kernels::block_of)), of the rows that more entries than a block choose.
+    pub row_parts: usize,
+    /// The same of keys.
+    pub key_parts: usize,
+}
+
+impl Choices {
+    /// The most that `tokens` tokens can choose: as if no two chose the same, as far as there are so many.
+    pub fn most(config: &MemoryConfig, tokens: usize) -> Self {
+        let entries = tokens.saturating_mul(config.heads * config.top_m);
+        let keys = entries.saturating_mul(2).min(config.heads * 2 * config.side_keys);
+        let (slots, rows) = (entries.min(config.slots()), entries.min(config.rows()));
+        Self { slots, rows, kept: keys, keys, row_parts: 0, key_parts: 0 }
     }
 }
 
@@ -105,16 +131,28 @@ impl MemoryConfig {
         strategies: Strategies,
         caches: Caches,
     ) -> [(&'static str, u64); 4] {
+        self.traffic_of(tokens, Choices::most(self, tokens), dtype, strategies, caches)
+    }
+
+    /// The same for tokens that choose as many different rows and keys as `choices` says.
+    pub fn traffic_of(
+        &self,
+        tokens: usize,
+        choices: Choices,
+        dtype: ElementType,
+        strategies: Strategies,
+        caches: Caches,
+    ) -> [(&'static str, u64); 4] {
         let sizes = Sizes::new(self, tokens, dtype);
         let weight = |bytes| caches.weight(bytes, tokens);
-        let gather = |table, reads, width| caches.gather(table, reads, width);
+        let gather = |table, reads, distinct, width| caches.gather(table, reads, wide(distinct), width);
         let (heads, side_keys) = (wide(self.heads), wide(self.side_keys));
         let keys = heads * 2 * side_keys * sizes.key_dim * WORD;
         let candidates = wide(candidates(self.side_keys, self.top_m, strategies.score));
         let listed = sizes.tokens * heads * 2 * candidates * 2 * WORD;
         let exact = if sizes.product_keys() { 0 } else { sizes.rank };
         let kept_rows = sizes.tokens * sizes.entries * 2;
-        let normalised = gather(keys * exact, kept_rows, exact * sizes.key_dim * WORD);
+        let normalised = gather(keys * exact, kept_rows, choices.kept, exact * sizes.key_dim * WORD);
         let query_reads = if candidates > 0 { 2 * sizes.queries() } else { sizes.queries() };
         let pooled = match strategies.expand {
             ExpandStrategy::Fused => 0,
@@ -123,10 +161,10 @@ impl MemoryConfig {
         let shuffle = if sizes.product_keys() {
             0
         } else {
-            gather(wide(self.slots()) * WORD, sizes.tokens * sizes.entries, WORD)
+            gather(wide(self.slots()) * WORD, sizes.tokens * sizes.entries, choices.slots, WORD)
         };
         let table = wide(self.rows()) * sizes.value_dim * sizes.element;
-        let rows = gather(table, sizes.tokens * sizes.entries, sizes.value_dim * sizes.element);
+        let rows = gather(table, sizes.tokens * sizes.entries, choices.rows, sizes.value_dim * sizes.element);
         let output = weight(wide(self.pooled_dim()) * sizes.hidden * sizes.element);
         let gate = match self.gated() {
             true => {

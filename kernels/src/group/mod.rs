@@ -39,7 +39,7 @@ pub(crate) struct Groups<R: Runtime> {
 }
 
 /// Entries of a block of `entries`: few enough that a unit can go through one of them, or through as many numbers as there are blocks.
-fn block_of(entries: usize) -> usize {
+pub fn block_of(entries: usize) -> usize {
     (entries / MOST_BLOCKS).next_power_of_two().max(MIN_BLOCK)
 }
 
