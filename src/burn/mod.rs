@@ -30,6 +30,7 @@ mod adamw;
 mod autodiff;
 mod backend;
 mod config;
+mod full;
 #[cfg(feature = "burn-fusion")]
 mod fusion;
 mod gradients;
@@ -42,6 +43,7 @@ mod training;
 
 pub use backend::{Call, MemoryBackend};
 pub use config::{MemoryPlusConfig, ProductKeyMemoryConfig, UltraMemConfig};
+pub use full::FullTensor;
 pub use module::{Core, Memory, MemoryPlus, ProductKeyMemory, UltraMem};
 pub use optimiser::{SparseOptimizer, SparseOptimizerRecord};
 pub use placement::{Carried, Memories, Placement};

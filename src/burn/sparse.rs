@@ -16,6 +16,7 @@ use ultramem_kernels::optimiser::{Optimiser, Rounding, Rule, Step};
 use ultramem_kernels::{RowGradients, Tensor as DeviceTensor};
 
 use super::backend::{MemoryBackend, device_tensor, on_device};
+use super::full::FullTensor;
 use super::gradients::{read, square_sum};
 use super::module::{Memory, primitive};
 use super::pending::{Found, wrong_list};
@@ -61,7 +62,7 @@ pub struct TableRecord<B: Backend> {
     /// Its steps.
     pub steps: u64,
     /// Its tensors, flat, in the order of [`Optimiser::state`].
-    pub state: Vec<Tensor<B, 1>>,
+    pub state: Vec<FullTensor<B, 1>>,
 }
 
 impl<R: CubeRuntime> Clone for Table<R> {
@@ -296,8 +297,8 @@ impl<R: CubeRuntime> Table<R> {
             if record.state.len() != own.len() {
                 return Err(record.refused("tensors", &record.state.len().to_string(), &own.len().to_string()));
             }
-            let shaped = |(tensor, shape): (Tensor<B, 1>, Vec<usize>)| {
-                let tensor = B::float_cube(primitive(tensor));
+            let shaped = |(tensor, shape): (FullTensor<B, 1>, Vec<usize>)| {
+                let tensor = B::float_cube(primitive(tensor.0));
                 vec![device_tensor(tensor).reshaped(shape)]
             };
             // A Burn tensor is one buffer, so its table has one page.
@@ -312,7 +313,7 @@ impl<R: CubeRuntime> Table<R> {
             let count = tensor.shape().iter().product::<usize>();
             let flat = tensor.reshaped(vec![count]);
             let cube = on_device(&self.client, &self.device, flat, DType::F32);
-            Tensor::from_primitive(TensorPrimitive::Float(B::float_from_cube(cube)))
+            FullTensor(Tensor::from_primitive(TensorPrimitive::Float(B::float_from_cube(cube))))
         };
         TableRecord {
             table: id.serialize(),

@@ -5,20 +5,19 @@ mod quickstart;
 mod support;
 
 use burn::{
-    backend::Autodiff,
     module::Module,
     record::{BinBytesRecorder, FullPrecisionSettings, Recorder},
-    tensor::{Tensor, f16},
+    tensor::Tensor,
 };
 use ultramem::{
-    Kind, Weights,
-    burn::{Memories, Memory, MemoryBackend, MemoryPlus, ProductKeyMemory, UltraMem, UltraMemConfig},
+    Kind,
+    burn::{Memories, MemoryBackend, MemoryPlus, ProductKeyMemory, UltraMem, UltraMemConfig},
     reference,
 };
 
+use support::checks::hold_gradients;
 use support::common::{random_input, relative_l2, small};
-use support::modules::{gradients_by_field, rounded};
-use support::{Half, KINDS, Plain, memory, numbers, on_each_backend, tensor};
+use support::{KINDS, Plain, memory, numbers, on_each_backend, tensor};
 
 on_each_backend! {
     forward_is_the_oracle
@@ -38,56 +37,6 @@ fn forward_is_the_oracle<B: MemoryBackend>() {
 
 fn gradients_are_the_oracle<B: MemoryBackend>() {
     hold_gradients::<B>(<[f32]>::to_vec, 1e-4);
-}
-
-/// The module in half precision, against the oracle with the numbers that parameters and inputs round to.
-#[test]
-fn half_precision_is_near_the_oracle() {
-    hold_gradients::<Half>(|numbers| numbers.iter().map(|&x| f16::from_f32(x).to_f32()).collect(), 1e-2);
-}
-
-/// Output and gradients of weights and inputs that are rounded by `round` first.
-fn hold_gradients<B: MemoryBackend>(round: fn(&[f32]) -> Vec<f32>, tolerance: f64) {
-    for config in KINDS.map(small) {
-        let weights = rounded(&Weights::random(&config, 3), round);
-        let memory = Memory::<Autodiff<B>>::from_weights(config.clone(), &weights, false, &Default::default()).unwrap();
-        let (input, grad_output) = (round(&random_input(&config, 7, 4)), round(&random_input(&config, 7, 5)));
-        let x = tensor::<Autodiff<B>>(&input, config.hidden_size).require_grad();
-        let output = memory.forward(x.clone());
-        let forward = reference::forward(&config, &weights, &input).unwrap();
-        assert!(relative_l2(&numbers(output.clone()), &forward.output) < tolerance, "{:?}", config.kind);
-        let gradients = (output * tensor(&grad_output, config.hidden_size)).sum().backward();
-        let expected = reference::backward(&config, &weights, &input, &forward.slots, &grad_output).unwrap();
-        let mut values = vec![0.0; config.rows() * config.value_dim];
-        for (row, gradient) in &expected.values {
-            values[row * config.value_dim..][..config.value_dim].copy_from_slice(gradient);
-        }
-        let mut found = gradients_by_field(&memory, &gradients);
-        found.insert("input".into(), numbers(x.grad(&gradients).unwrap()));
-        let mut all = vec![
-            ("input", expected.input),
-            ("query_proj", expected.query_proj),
-            ("query_norm", expected.query_norm),
-            ("keys", expected.keys),
-            ("keys_norm", expected.keys_norm),
-            ("values", values),
-            ("values_proj", expected.values_proj),
-        ];
-        match config.kind {
-            Kind::UltraMem => all.push(("cores", expected.cores)),
-            Kind::ProductKey => (),
-            Kind::MemoryPlus => {
-                // Its keys are taken as they are.
-                all.retain(|(name, _)| *name != "keys_norm");
-                all.push(("gate_proj", expected.gate_proj));
-            }
-        }
-        assert_eq!(found.len(), all.len(), "{:?}", found.keys());
-        for (name, expected) in all {
-            let off = relative_l2(&found[name], &expected);
-            assert!(off < tolerance, "{:?} {name}: {off}", config.kind);
-        }
-    }
 }
 
 /// A golden file as a module of its kind gives PyTorch's output; of another kind it is refused.

@@ -9,7 +9,6 @@ use burn::{
     backend::Autodiff,
     module::{AutodiffModule, Module, Param},
     optim::{AdamWConfig, GradientsAccumulator, GradientsParams, Optimizer},
-    record::{BinBytesRecorder, FullPrecisionSettings, Recorder},
     tensor::{
         Tensor,
         backend::{AutodiffBackend, Backend},
@@ -21,6 +20,7 @@ use ultramem::{
     kernels::optimiser::Rule,
 };
 
+use support::checks::trainer_goes_on_with_the_same_bits;
 use support::common::{self, random_input, relative_l2, small};
 use support::{KINDS, One, Plain, memory, numbers, on_each_backend, step, tensor, weights_of};
 
@@ -116,36 +116,6 @@ fn frozen_layer_stays<B: MemoryBackend>() {
     let (found, start) = (weights_of(&model.memory), Weights::random(&config, 6));
     assert!(found.values == start.values && found.keys == start.keys);
     assert!(format!("{:?}", model.memory).contains("Pending(0)"));
-}
-
-fn trainer_goes_on_with_the_same_bits<B: MemoryBackend>() {
-    for (config, sparse) in
-        [(small(Kind::UltraMem), true), (small(Kind::UltraMem), false), (small(Kind::ProductKey), true)]
-    {
-        let new = || Trainer::<Autodiff<B>, One<Autodiff<B>>>::new(TrainerConfig::new(10));
-        let mut trainer = new();
-        let mut model = One { memory: memory(&config, 11, sparse).0 };
-        for seed in 0..2 {
-            model = step::<B>(&mut trainer, model, seed);
-        }
-        let recorder = BinBytesRecorder::<FullPrecisionSettings>::default();
-        let state = Recorder::<Autodiff<B>>::record(&recorder, trainer.to_record(), ()).unwrap();
-        let weights = Recorder::<Autodiff<B>>::record(&recorder, model.clone().into_record(), ()).unwrap();
-        for seed in 2..4 {
-            model = step::<B>(&mut trainer, model, seed);
-        }
-        let device = Default::default();
-        let mut again = One { memory: memory(&config, 12, sparse).0 }
-            .load_record(Recorder::<Autodiff<B>>::load(&recorder, weights, &device).unwrap());
-        let state = Recorder::<Autodiff<B>>::load(&recorder, state, &device).unwrap();
-        let mut trainer = new().load_record(state).unwrap();
-        assert_eq!(trainer.steps(), 2);
-        for seed in 2..4 {
-            again = step::<B>(&mut trainer, again, seed);
-        }
-        let same = weights_of(&again.memory) == weights_of(&model.memory);
-        assert!(same, "{:?}, sparse {sparse}", config.kind);
-    }
 }
 
 fn core_follows_and_auxiliary_loss_is_pytorch<B: MemoryBackend>() {

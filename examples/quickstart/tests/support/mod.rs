@@ -1,7 +1,8 @@
 //! What the tests of the Burn modules share: backends, a model that is one layer, and a step of it. Each test runs on the plain backend and on
 //! the one with fusion.
-#![allow(dead_code, reason = "each test uses a part")]
+#![allow(dead_code, unused_imports, unused_macros, reason = "each test uses a part")]
 
+pub mod checks;
 #[path = "../../../../tests/common/mod.rs"]
 pub mod common;
 #[path = "../../../../tests/common/modules.rs"]
@@ -10,7 +11,7 @@ pub mod modules;
 use burn::{
     backend::Autodiff,
     module::Module,
-    tensor::{Tensor, TensorData, backend::AutodiffBackend, f16},
+    tensor::{Tensor, TensorData, backend::AutodiffBackend},
 };
 use burn_wgpu::{CubeBackend, WgpuRuntime};
 use ultramem::{
@@ -23,7 +24,6 @@ pub use modules::numbers;
 
 pub type Plain = CubeBackend<WgpuRuntime, f32, i32, u32>;
 pub type Fused = burn_wgpu::Wgpu;
-pub type Half = CubeBackend<WgpuRuntime, f16, i32, u32>;
 
 /// Runs a generic test on each backend.
 macro_rules! on_each_backend {
