@@ -10,7 +10,7 @@ use cubecl::prelude::*;
 use timing::time;
 use ultramem::ElementType;
 use ultramem::kernels::baseline::{Activation, Experts, attention, dense, moe, residual};
-use ultramem::kernels::query::ProjectStrategy;
+use ultramem::kernels::linear::ProjectStrategy;
 use ultramem::kernels::{Tensor, random};
 use ultramem::versus::{Design, Plan, Scale};
 use ultramem_benches::Adapter;

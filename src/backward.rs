@@ -20,7 +20,8 @@ use std::collections::BTreeMap;
 use cubecl::prelude::*;
 use ultramem_kernels::combine::{Chosen, CombineGradients, combine_backward};
 use ultramem_kernels::expand::{ExpandGradients, expand_backward, pool};
-use ultramem_kernels::query::{Map, ProjectStrategy, QueryGradients, project, query_backward};
+use ultramem_kernels::linear::{ProjectStrategy, project};
+use ultramem_kernels::query::{Map, QueryGradients, query_backward};
 use ultramem_kernels::score::{Kept, ScoreGradients, Scored, score_backward};
 use ultramem_kernels::{RowGradients, Tensor};
 

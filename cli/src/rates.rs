@@ -8,7 +8,8 @@ use cubecl::prelude::*;
 use serde_json::{Value, json};
 use ultramem::ElementType;
 use ultramem::kernels::empty;
-use ultramem::kernels::query::{ProjectStrategy, query};
+use ultramem::kernels::linear::ProjectStrategy;
+use ultramem::kernels::query::query;
 
 use crate::failure::Result;
 use crate::report::{flops, rate};

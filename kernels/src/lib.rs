@@ -4,43 +4,26 @@
 //! strategy with a `choose`), enqueues and returns; none waits for the host.
 
 pub mod baseline;
-pub mod combine;
-mod device;
-mod element;
-mod error;
-pub mod expand;
-mod group;
-mod interleave;
-mod loops;
-mod norm;
-pub mod optimiser;
-mod outer;
-mod pages;
-mod product;
-pub mod query;
-mod random;
-mod retrieve;
-mod row_gradients;
-mod rows;
-pub mod score;
+mod launch;
+pub mod linear;
 mod select;
-mod sort;
-mod sums;
-mod tensor;
-mod transpose;
+mod stages;
+mod table;
 
-pub use element::ElementType;
-pub use error::Error;
-pub use group::{SortCost, block_of, sort_cost};
-pub use loops::{LOOPS_TARGET, MAX_LOOPS};
-pub use norm::{Norm, norm_tile};
-pub use outer::{WeightTiles, weight_tiles};
-pub use random::random;
-pub use retrieve::{retrieve, retrieves_at_once};
-pub use row_gradients::RowGradients;
-pub use sums::column_sum_rows;
-pub use tensor::{Tensor, check, empty, fits_binding, from_f32, from_u32, supports, u32_storage};
-pub use transpose::transpose;
+pub use launch::element::ElementType;
+pub use launch::error::Error;
+pub use launch::loops::{LOOPS_TARGET, MAX_LOOPS};
+pub use launch::random::random;
+pub use launch::tensor::{Tensor, check, empty, fits_binding, from_f32, from_u32, supports, u32_storage};
+pub use linear::column_sum::column_sum_rows;
+pub use linear::outer::{WeightTiles, weight_tiles};
+pub use linear::transpose::transpose;
+pub use stages::norm::{Norm, norm_tile};
+pub use stages::retrieve::{retrieve, retrieves_at_once};
+pub use stages::{combine, expand, query, score};
+pub use table::group::{SortCost, block_of, sort_cost};
+pub use table::optimiser;
+pub use table::row_gradients::RowGradients;
 
 /// The kernels' result.
 pub type Result<T> = core::result::Result<T, Error>;

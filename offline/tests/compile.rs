@@ -9,7 +9,7 @@ use cubecl::Runtime;
 use cubecl::future::block_on;
 use ultramem::kernels::baseline::route;
 use ultramem::kernels::{empty, u32_storage};
-use ultramem::kernels::{expand::ExpandStrategy, optimiser::Rule, query::ProjectStrategy, score::ScoreStrategy};
+use ultramem::kernels::{expand::ExpandStrategy, linear::ProjectStrategy, optimiser::Rule, score::ScoreStrategy};
 use ultramem::versus::{Design, Plan, Scale};
 use ultramem::{Dimensions, ElementType, Kind, MemoryConfig, Norm, RowGradients, Strategies};
 use ultramem_offline::compile::{Architecture, Compiled, Resources, compile, compile_all};

@@ -4,7 +4,7 @@
 
 use cubecl::{Runtime, client::ComputeClient, future::block_on};
 use ultramem::kernels::baseline::{Activation, Experts, attention, dense, moe, residual};
-use ultramem::kernels::{expand::ExpandStrategy, from_f32, from_u32, query::ProjectStrategy, score::ScoreStrategy};
+use ultramem::kernels::{expand::ExpandStrategy, from_f32, from_u32, linear::ProjectStrategy, score::ScoreStrategy};
 use ultramem::{
     Caches, Checkpoint, Chosen, Dimensions, ElementType, Gradients, HostTensor, Kept, Kind, LayerWeights, MemoryConfig,
     MemoryLayer, Norm, RowGradients, Strategies, Tensor, ValueTable, Weights,

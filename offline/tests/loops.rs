@@ -9,7 +9,7 @@ use tracing::field::{Field, Visit};
 use tracing_subscriber::{Layer, layer::Context, prelude::*};
 use ultramem::kernels::LOOPS_TARGET;
 use ultramem::kernels::optimiser::{Rule, Step};
-use ultramem::kernels::{expand::ExpandStrategy, query::ProjectStrategy, score::ScoreStrategy};
+use ultramem::kernels::{expand::ExpandStrategy, linear::ProjectStrategy, score::ScoreStrategy};
 use ultramem::{Dimensions, ElementType, Kind, MemoryConfig, MemoryLayer, Norm, Strategies, Weights};
 use ultramem_offline::{Gpu, LaunchReport, OfflineDevice, OfflineRuntime};
 

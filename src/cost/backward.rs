@@ -5,8 +5,8 @@
 
 use cubecl::Runtime;
 use ultramem_kernels::combine::core_shares;
+use ultramem_kernels::linear::ProjectStrategy;
 use ultramem_kernels::optimiser::Rule;
-use ultramem_kernels::query::ProjectStrategy;
 use ultramem_kernels::{block_of, column_sum_rows, norm_tile, sort_cost, weight_tiles};
 
 use super::{Caches, Choices, Cost, Sizes, StageCost, WORD, sectors, sum, wide};

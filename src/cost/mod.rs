@@ -319,7 +319,7 @@ fn sum(parts: &[u128]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use ultramem_kernels::{query::ProjectStrategy, score::ScoreStrategy};
+    use ultramem_kernels::{linear::ProjectStrategy, score::ScoreStrategy};
 
     use super::*;
     use crate::Dimensions;

@@ -6,7 +6,7 @@
 
 use cubecl::prelude::*;
 use ultramem_kernels::baseline::{Activation, Experts, attention, dense, moe, residual};
-use ultramem_kernels::query::{ProjectStrategy, project};
+use ultramem_kernels::linear::{ProjectStrategy, project};
 use ultramem_kernels::{Tensor, from_f32, from_u32, random};
 
 use super::{Plan, Scale};

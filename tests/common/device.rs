@@ -6,7 +6,7 @@
 
 use cubecl::future::block_on;
 use cubecl::prelude::*;
-use ultramem::kernels::{expand::ExpandStrategy, query::ProjectStrategy, score::ScoreStrategy};
+use ultramem::kernels::{expand::ExpandStrategy, linear::ProjectStrategy, score::ScoreStrategy};
 use ultramem::{
     ElementType, HostTensor, Kept, Kind, MemoryConfig, MemoryLayer, Strategies, Tensor, Weights, reference,
 };

@@ -7,8 +7,8 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 use ultramem::kernels::combine::Chosen;
 use ultramem::kernels::expand::{ExpandStrategy, Memory, expand, expand_backward};
+use ultramem::kernels::linear::ProjectStrategy;
 use ultramem::kernels::optimiser::{Optimiser, Rule, Step};
-use ultramem::kernels::query::ProjectStrategy;
 use ultramem::kernels::{Error, Tensor, empty, from_f32, from_u32};
 use ultramem::{ElementType, HostTensor};
 

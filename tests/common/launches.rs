@@ -8,8 +8,9 @@ use ultramem::ElementType;
 use ultramem::kernels::baseline::{Activation, Experts, attention, dense, moe, residual, route};
 use ultramem::kernels::combine::{Chosen, PairScore, combine, combine_backward, core_shares};
 use ultramem::kernels::expand::{ExpandStrategy, Memory, expand, expand_backward, pool};
+use ultramem::kernels::linear::{ProjectStrategy, project};
 use ultramem::kernels::optimiser::{Optimiser, Rule, Step};
-use ultramem::kernels::query::{Map, ProjectStrategy, project, query, query_backward};
+use ultramem::kernels::query::{Map, query, query_backward};
 use ultramem::kernels::score::{
     Kept, KeyFactors, PreparedKeys, ScoreStrategy, Scored, candidates, prepare_keys, score, score_backward,
 };

@@ -2,7 +2,7 @@
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ultramem::kernels::baseline::{Activation, Experts, Mixture, attention, dense, moe, residual, route};
-use ultramem::kernels::query::ProjectStrategy;
+use ultramem::kernels::linear::ProjectStrategy;
 use ultramem::kernels::{empty, from_f32, from_u32, random, supports};
 use ultramem::{ElementType, HostTensor, Tensor, reference::baseline as oracle};
 

@@ -3,7 +3,8 @@
 
 use ultramem::kernels::combine::{Chosen, PairScore, combine};
 use ultramem::kernels::expand::{ExpandStrategy, Memory, expand};
-use ultramem::kernels::query::{ProjectStrategy, query};
+use ultramem::kernels::linear::ProjectStrategy;
+use ultramem::kernels::query::query;
 use ultramem::kernels::score::{Kept, KeyFactors, ScoreStrategy, prepare_keys, score};
 use ultramem::kernels::{from_f32, from_u32};
 use ultramem::{Norm, Tensor};

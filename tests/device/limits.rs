@@ -7,8 +7,9 @@ use cubecl::std::tensor::TensorHandle;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ultramem::kernels::combine::{Chosen, PairScore, combine};
 use ultramem::kernels::expand::{ExpandStrategy, Memory, expand, pool};
+use ultramem::kernels::linear::ProjectStrategy;
 use ultramem::kernels::optimiser::{Rule, Step};
-use ultramem::kernels::query::{ProjectStrategy, query};
+use ultramem::kernels::query::query;
 use ultramem::kernels::score::{Kept, KeyFactors, PreparedKeys, ScoreStrategy, prepare_keys, score};
 use ultramem::kernels::{from_f32, from_u32};
 use ultramem::{

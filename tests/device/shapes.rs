@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestError, TestRunner};
-use ultramem::kernels::{expand::ExpandStrategy, query::ProjectStrategy, score::ScoreStrategy};
+use ultramem::kernels::{expand::ExpandStrategy, linear::ProjectStrategy, score::ScoreStrategy};
 use ultramem::{Dimensions, ElementType, Kind, MemoryConfig, Norm, Strategies, Weights};
 
 use crate::common::random_input;

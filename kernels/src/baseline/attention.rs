@@ -7,10 +7,10 @@
 
 use cubecl::prelude::*;
 
-use crate::device::Device;
-use crate::loops::{check_loops, strided};
-use crate::product::component_sum;
-use crate::tensor::{Tensor, arg, check, empty, float_type, positive};
+use crate::launch::device::Device;
+use crate::launch::loops::{check_loops, strided};
+use crate::launch::tensor::{Tensor, arg, check, empty, float_type, positive};
+use crate::linear::tile::component_sum;
 use crate::{Error, Result};
 
 /// Launches the attention: all arguments of one type, f32, f16 or bf16; returns `[batch, heads · head_dim]` of that type. The caches are

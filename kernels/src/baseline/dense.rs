@@ -6,9 +6,9 @@
 use cubecl::prelude::*;
 
 use crate::Result;
-use crate::device::Device;
-use crate::query::{ProjectStrategy, project};
-use crate::tensor::{Tensor, arg, empty};
+use crate::launch::device::Device;
+use crate::launch::tensor::{Tensor, arg, empty};
+use crate::linear::{ProjectStrategy, project};
 
 /// What an FFN does between its two matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -10,11 +10,11 @@ use cubecl::prelude::*;
 
 use super::dense::{Activation, activate};
 use super::route::{Grouped, Routed, route, route_and_group};
-use crate::device::Device;
-use crate::loops::check_loops;
-use crate::product::{Columns, Outputs, Places, Product, Sharing, multiply};
-use crate::query::{ProjectStrategy, project};
-use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, positive, tokens_of};
+use crate::launch::device::Device;
+use crate::launch::loops::check_loops;
+use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, float_type, positive, tokens_of};
+use crate::linear::tile::{Columns, Outputs, Places, Product, Sharing, multiply};
+use crate::linear::{ProjectStrategy, project};
 use crate::{Error, Result};
 
 /// The weights of a mixture, all of one type, f32, f16 or bf16.

@@ -6,11 +6,11 @@
 use cubecl::prelude::*;
 
 use crate::Result;
-use crate::device::Device;
-use crate::loops::{check_loops, strided};
-use crate::norm::scale_of;
-use crate::product::component_sum;
-use crate::tensor::{Tensor, arg, check, empty, f32_storage, float_type, positive, tokens_of};
+use crate::launch::device::Device;
+use crate::launch::loops::{check_loops, strided};
+use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, float_type, positive, tokens_of};
+use crate::linear::tile::component_sum;
+use crate::stages::norm::scale_of;
 
 /// Launches the addition and the norm: `stream` and `update` `[tokens, width]` of one type, f32, f16 or bf16, `weight` f32 `[width]`.
 /// Returns the sum and the normed sum, `[tokens, width]` of that type.

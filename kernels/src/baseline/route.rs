@@ -7,10 +7,10 @@
 
 use cubecl::prelude::*;
 
-use crate::device::Device;
-use crate::loops::{check_loops, strided};
+use crate::launch::device::Device;
+use crate::launch::loops::{check_loops, strided};
+use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, positive, tokens_of, u32_storage};
 use crate::select::order_key;
-use crate::tensor::{Tensor, arg, check, empty, f32_storage, positive, tokens_of, u32_storage};
 use crate::{Error, Result};
 
 /// What the router chose.

@@ -1,0 +1,10 @@
+//! Products: linear maps by a tile or by cubek, a weight's gradient as outer products, transposes, column sums.
+
+pub(crate) mod column_sum;
+pub(crate) mod interleave;
+pub(crate) mod outer;
+pub(crate) mod project;
+pub(crate) mod tile;
+pub(crate) mod transpose;
+
+pub use self::project::{ProjectStrategy, project};

@@ -1,0 +1,205 @@
+//! Linear maps, `output[t, o] = Σ_k input[t, k] · weight[k, o]`: shapes input `[tokens, depth]`, weight `[depth, width]` (the transpose of PyTorch's
+//! `Linear.weight`), output `[tokens, width]`. cubek's product, or ours for any device and shape:, a tile of tokens by a tile of columns in each cube.
+//!
+//! A unit reads the input rows of its tile and its own columns of the weight straight from global memory: units of a cube read the
+//! same rows at the same time, which caches serve, and there is no barrier to wait at. Moves the input once per column tile,
+//! the weight once per token tile (from cache where it fits: tiles of tokens run next to each other) and the output once. At few
+//! tokens a cube takes few columns and its units share out the depth.
+
+use cubecl::ir::StorageType;
+use cubecl::prelude::*;
+use cubek::matmul::definition::{MatmulElems, MatmulSetupError};
+use cubek::matmul::launch::{Strategy, launch_ref};
+use cubek::std::InputBinding;
+
+use crate::launch::device::Device;
+use crate::launch::loops::check_loops;
+use crate::launch::tensor::{Tensor, arg, check, empty, float_type, positive, sizes, supports, tokens_of};
+use crate::linear::tile::{Columns, Outputs, Product, Rows, Sharing, multiply};
+use crate::{ElementType, Error, Result};
+
+/// How a linear map is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProjectStrategy {
+    /// A tile of tokens against a tile of columns, read through the caches: any device, any shape.
+    Tile,
+    /// cubek's matrix product, which uses matrix units for 16-bit numbers where the device has them.
+    Cubek,
+}
+
+impl ProjectStrategy {
+    /// Matrix units for prefill where they take this element type, the tile otherwise.
+    pub fn choose<R: Runtime>(client: &ComputeClient<R>, tokens: usize, weight: StorageType) -> Self {
+        let units = client.features().matmul.cmma.iter().any(|unit| unit.a_type == weight && unit.b_type == weight);
+        if units && tokens >= 64 { Self::Cubek } else { Self::Tile }
+    }
+}
+
+/// Launches any linear map: `input [tokens, depth] · weight [depth, width]`, summed in f32, stored as `output`. No tokens give no output,
+/// `[0, width]`.
+///
+/// # Errors
+/// Shapes, types or sizes that don't fit; nothing is launched then.
+pub fn project<R: Runtime>(
+    client: &ComputeClient<R>,
+    input: &Tensor<R>,
+    weight: &Tensor<R>,
+    output: StorageType,
+    strategy: ProjectStrategy,
+) -> Result<Tensor<R>> {
+    float_type(client, input, "input")?;
+    float_type(client, weight, "weight")?;
+    let tokens = tokens_of(input, "input")?;
+    let [depth, width] = sizes(weight, "weight")?;
+    check(client, input, "input", &[tokens, depth], input.dtype)?;
+    check(client, weight, "weight", &[depth, width], weight.dtype)?;
+    positive(&[("rows of the weight", depth)])?;
+    let sums = ElementType::from_storage(output).ok_or_else(|| Error::Type {
+        tensor: "output",
+        found: output.to_string(),
+        expected: "f32, f16 or bf16".to_string(),
+    })?;
+    supports(client, sums)?;
+    let output = empty(client, "output", &[tokens, width], output)?;
+    if tokens * width == 0 {
+        return Ok(output);
+    }
+    match strategy {
+        ProjectStrategy::Tile => launch_tile(client, input, weight, &output)?,
+        ProjectStrategy::Cubek => launch_cubek(client, input, weight, &output)?,
+    }
+    Ok(output)
+}
+
+fn launch_tile<R: Runtime>(
+    client: &ComputeClient<R>,
+    input: &Tensor<R>,
+    weight: &Tensor<R>,
+    output: &Tensor<R>,
+) -> Result<()> {
+    let device = Device::of(client);
+    let (tokens, depth, out) = (input.shape()[0], weight.shape()[0], weight.shape()[1]);
+    let width = device.width(weight.dtype.size(), &[out]);
+    let row_width = device.width(4, &[depth]);
+    let columns = out / width;
+    let tile = tokens.next_power_of_two().min(device.tile);
+    let bytes = width * weight.dtype.size();
+    let product = Product { columns, depth: depth / row_width, tile, bytes, width };
+    let tiles = tokens.div_ceil(tile);
+    let sharing = Sharing::choose(&device, &product, tiles);
+    let plan = ProjectPlan { sharing, tile };
+    let cubes = tiles * sharing.cubes(columns);
+    check_loops("project_kernel", (depth / row_width).div_ceil(sharing.slices))?;
+    // SAFETY: shapes are checked; a unit reads and writes below `tokens` and `columns` only.
+    unsafe {
+        project_kernel::launch_unchecked::<R>(
+            client,
+            device.grid(cubes)?,
+            CubeDim::new_1d(sharing.units() as u32),
+            width,
+            row_width,
+            arg(input, row_width),
+            arg(weight, width),
+            arg(output, width),
+            (depth / row_width) as u32,
+            columns as u32,
+            tokens as u32,
+            cubes as u32,
+            plan,
+            input.dtype,
+            weight.dtype,
+            output.dtype,
+        );
+    }
+    Ok(())
+}
+
+/// `output = input · weight` by cubek, `input` of any strides.
+pub(crate) fn launch_cubek<R: Runtime>(
+    client: &ComputeClient<R>,
+    input: &Tensor<R>,
+    weight: &Tensor<R>,
+    output: &Tensor<R>,
+) -> Result<()> {
+    let launch = |strategy: Strategy| {
+        let mut types = MatmulElems::from_single_dtype(weight.dtype.into());
+        (types.lhs_global, types.acc_global) = (input.dtype, output.dtype);
+        launch_ref(
+            &strategy,
+            client,
+            InputBinding::new(input.binding(), input.dtype),
+            InputBinding::new(weight.binding(), weight.dtype),
+            output.binding(),
+            &mut types,
+        )
+    };
+    let (matrix_units, units) =
+        (Strategy::SimpleCyclicCmma(Default::default()), Strategy::SimpleUnit(Default::default()));
+    // Matrix units would round f32 to tf32, which has ten bits.
+    let launched = match weight.dtype.size() {
+        4 => launch(units),
+        _ => match launch(matrix_units) {
+            Err(MatmulSetupError::Unavailable(_)) => launch(units),
+            launched => launched,
+        },
+    };
+    launched.map_err(|reason| Error::Matmul {
+        m: input.shape()[0],
+        k: weight.shape()[0],
+        n: weight.shape()[1],
+        reason: format!("{reason:?}"),
+    })
+}
+
+/// What is fixed when the kernel is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ProjectPlan {
+    pub sharing: Sharing,
+    /// Tokens of a cube.
+    pub tile: usize,
+}
+
+/// `depth` is the vectors of an input row, `width` those of a weight row. They are known only when the kernel runs, so that every
+/// product of a layer is one kernel, compiled once.
+///
+/// One cube computes `tile` tokens by `lanes · block` column vectors; `CUBE_POS` runs over token tiles first.
+#[cube(launch_unchecked)]
+pub(crate) fn project_kernel<I: Float, E: Float, O: Float, N: Size, W: Size>(
+    input: &Array<Vector<I, W>>,
+    weight: &Array<Vector<E, N>>,
+    output: &mut Array<Vector<O, N>>,
+    depth: u32,
+    width: u32,
+    tokens: u32,
+    cubes: u32,
+    #[comptime] plan: ProjectPlan,
+    #[define(I)] _input_type: StorageType,
+    #[define(E)] _weight_type: StorageType,
+    #[define(O)] _output_type: StorageType,
+) {
+    let token_tiles = tokens.div_ceil(plan.tile as u32) as usize;
+    let sharing = comptime!(plan.sharing);
+    let first = CUBE_POS / token_tiles * comptime!(sharing.lanes * sharing.block);
+    let columns = Columns {
+        first: first + UNIT_POS as usize % sharing.lanes,
+        last: width as usize - 1,
+        stride: sharing.lanes,
+        count: sharing.block,
+    };
+    if CUBE_POS >= cubes as usize {
+        terminate!();
+    }
+    let token = CUBE_POS % token_tiles * plan.tile;
+    let rows = Rows { first: token, last: tokens as usize - 1, pitch: depth as usize, count: plan.tile };
+    let outputs = Outputs { first: token, end: tokens as usize };
+    multiply::<I, E, O, N, W>(
+        &input.to_slice(),
+        &rows.places(),
+        weight,
+        0usize,
+        output,
+        outputs,
+        columns,
+        sharing.slices,
+    );
+}

@@ -1,0 +1,339 @@
+//! Gather and pool: `pooled[t, e, c] = Σ s_k(c) · V[row, c]` over the slots of token t whose address lies in block e, then, in the fused
+//! kernel, `output[t] = W_o · pooled[t]`.
+//!
+//! One cube takes a tile of tokens. It turns slots into addresses, orders each token's entries by virtual block, and gives every
+//! `(token, block, run of vectors)` to one unit, which sums its rows in slot order in registers: each selected row is read
+//! once, in loads as wide as the row allows, and nothing is accumulated in memory. Entries are ordered by counting: a unit counts those of
+//! one block in a chunk of a token's entries, and knows from the counts before it where they go. Reads `heads · top_m` rows of
+//! `value_dim` per token, and W_o once per tile; scores come from cache.
+//!
+//! At few tokens several cubes share out a tile's output columns. Each of them pools the tile anew, from rows that the others have
+//! brought into the cache, and reads its own part of W_o.
+
+use cubecl::prelude::*;
+
+use crate::launch::loops::strided;
+use crate::linear::tile::{Columns, Outputs, Rows, Sharing, multiply, zero_sums};
+use crate::table::pages::Page;
+
+/// What is fixed when the kernels are compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ExpandPlan {
+    /// Entries of a token: `heads · top_m`.
+    pub entries: usize,
+    pub cores: usize,
+    pub expansion: usize,
+    pub rows: usize,
+    pub value_dim: usize,
+    pub shuffled: bool,
+    pub gated: bool,
+    /// Whether the table has several pages.
+    pub paged: bool,
+    /// Vectors of a row that a unit sums; divides a core's slice.
+    pub run: usize,
+    /// Vectors of an output row; 0 where pooling is all.
+    pub columns: usize,
+    /// How the units of a cube project.
+    pub sharing: Sharing,
+    /// Cubes of a tile, each of which projects every `splits`-th group of `lanes · block` columns.
+    pub splits: usize,
+    /// Tokens of a cube.
+    pub tile: usize,
+    pub units: usize,
+}
+
+impl ExpandPlan {
+    /// Chunks that a token's entries are ordered in: one for each unit that the tile's blocks leave.
+    pub fn chunks(&self) -> usize {
+        (self.units / (self.tile * self.expansion)).clamp(1, self.entries)
+    }
+
+    /// Words of shared memory that ordering takes: addresses, order, counts and where blocks start.
+    pub fn entry_words(&self) -> usize {
+        self.tile * (2 * self.entries + self.expansion * (self.chunks() + 1) + 1)
+    }
+
+    /// Loop iterations of a unit that orders the entries and pools, rows being read in vectors of `width`.
+    pub fn pool_loops(&self, width: usize) -> usize {
+        let counted = strided(self.tile * self.expansion * self.chunks(), self.units);
+        let count = 1 + strided(self.entries, self.chunks());
+        let order =
+            strided(self.tile * self.entries, self.units) + counted * (2 * count + self.expansion * self.chunks());
+        // At most: all entries of every token lie in one block.
+        let runs = self.value_dim / width / self.run;
+        let all = strided(self.tile * self.expansion * runs, self.units);
+        order + all + self.entries * all.min(self.tile * (1 + strided(runs, self.units)))
+    }
+
+    /// Those of a unit that projects as well, pooled rows being `depth` vectors.
+    pub fn fused_loops(&self, width: usize) -> usize {
+        let depth = self.expansion * self.value_dim / width;
+        let groups = strided(self.columns, self.splits * self.sharing.lanes * self.sharing.block);
+        self.pool_loops(width) + groups * (1 + strided(depth, self.sharing.slices))
+    }
+}
+
+/// A tile's entries, ordered by virtual block.
+#[derive(CubeType)]
+struct Entries {
+    /// `[tile, entries]`: each entry's virtual address.
+    addresses: SharedMemory<u32>,
+    /// `[tile, entries]`: the entries by block, those of one block in their own order.
+    order: SharedMemory<u32>,
+    /// `[tile, expansion + 1]`: where a block's entries start.
+    starts: SharedMemory<u32>,
+}
+
+/// The pooled values, projected: `output` `[tokens, columns]`. `CUBE_POS` runs over the splits of a tile of tokens first.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(crate) fn expand_kernel<E: Float, N: Size, O: Size>(
+    slots: &Array<u32>,
+    scores: &Array<f32>,
+    shuffle: &Array<u32>,
+    values: &Array<Vector<E, N>>,
+    gate: &Array<f32>,
+    weight: &Array<Vector<E, O>>,
+    output: &mut Array<Vector<E, O>>,
+    tokens: u32,
+    cubes: u32,
+    #[comptime] plan: ExpandPlan,
+    #[define(E)] _dtype: StorageType,
+) {
+    if CUBE_POS >= cubes as usize {
+        terminate!();
+    }
+    let width = N::value();
+    let depth = comptime!(plan.expansion * plan.value_dim / width);
+    let token = CUBE_POS / plan.splits * plan.tile;
+    let mut pooled = SharedMemory::<Vector<f32, N>>::new(comptime!(plan.tile * depth));
+    let entries = order_entries(slots, shuffle, token, tokens as usize, plan);
+    let page = Page { first_row: 0u32, rows: comptime!(plan.rows as u32).runtime() };
+    for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * depth / plan.run), plan.units) {
+        let sums = pool::<E, N>(&entries, scores, values, page, gate, token, tokens as usize, item, plan);
+        #[unroll]
+        for r in 0..plan.run {
+            pooled[item * plan.run + r] = sums[r];
+        }
+    }
+    sync_cube();
+    let rows = Rows::of_tile(depth, plan.tile).places();
+    let outputs = Outputs { first: token, end: tokens as usize };
+    let sharing = comptime!(plan.sharing);
+    let group = comptime!(sharing.lanes * sharing.block);
+    for start in range_stepped(CUBE_POS % plan.splits * group, plan.columns, comptime!(plan.splits * group)) {
+        let columns = Columns {
+            first: start + UNIT_POS as usize % sharing.lanes,
+            last: comptime!(plan.columns - 1).runtime(),
+            stride: sharing.lanes,
+            count: sharing.block,
+        };
+        multiply::<f32, E, E, O, N>(
+            &pooled.to_slice(),
+            &rows,
+            weight,
+            0usize,
+            output,
+            outputs,
+            columns,
+            sharing.slices,
+        );
+    }
+}
+
+/// The pooled values alone, of the rows of one page: `pooled` `[tokens, expansion · value_dim]`, added to where `adds`.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(crate) fn pool_kernel<E: Float, P: Float, N: Size>(
+    slots: &Array<u32>,
+    scores: &Array<f32>,
+    shuffle: &Array<u32>,
+    values: &Array<Vector<E, N>>,
+    gate: &Array<f32>,
+    pooled: &mut Array<Vector<P, N>>,
+    first_row: u32,
+    page_rows: u32,
+    tokens: u32,
+    cubes: u32,
+    #[comptime] adds: bool,
+    #[comptime] plan: ExpandPlan,
+    #[define(E)] _dtype: StorageType,
+    #[define(P)] _sums: StorageType,
+) {
+    if CUBE_POS >= cubes as usize {
+        terminate!();
+    }
+    let width = N::value();
+    let vectors = comptime!(plan.expansion * plan.value_dim / width);
+    let token = CUBE_POS * plan.tile;
+    let page = Page { first_row, rows: page_rows };
+    let entries = order_entries(slots, shuffle, token, tokens as usize, plan);
+    for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * vectors / plan.run), plan.units) {
+        let sums = pool::<E, N>(&entries, scores, values, page, gate, token, tokens as usize, item, plan);
+        let first = item * plan.run;
+        if token + first / vectors < tokens as usize {
+            #[unroll]
+            for r in 0..plan.run {
+                let at = token * vectors + first + r;
+                let mut sum = sums[r];
+                if adds {
+                    sum += Vector::cast_from(pooled[at]);
+                }
+                pooled[at] = Vector::cast_from(sum);
+            }
+        }
+    }
+}
+
+/// Reads a tile's slots and orders them by virtual block, in slot order within a block. Past the last token addresses are 0. Ends with a
+/// barrier.
+#[cube]
+fn order_entries(
+    slots: &Array<u32>,
+    shuffle: &Array<u32>,
+    token: usize,
+    tokens: usize,
+    #[comptime] plan: ExpandPlan,
+) -> Entries {
+    let size = comptime!(plan.tile * plan.entries);
+    let of_token = comptime!(plan.expansion * plan.chunks());
+    let mut addresses = SharedMemory::<u32>::new(size);
+    let mut order = SharedMemory::<u32>::new(size);
+    let mut counts = SharedMemory::<u32>::new(comptime!(plan.tile * of_token));
+    let mut starts = SharedMemory::<u32>::new(comptime!(plan.tile * (plan.expansion + 1)));
+    let last = comptime!((plan.rows * plan.expansion - 1) as u32);
+    let present = min(size, (tokens - token) * plan.entries);
+    for i in range_stepped(UNIT_POS as usize, size, plan.units) {
+        let mut address = 0u32;
+        if i < present {
+            address = min(slots[token * plan.entries + i], last);
+            if plan.shuffled {
+                address = min(shuffle[address as usize], last);
+            }
+        }
+        addresses[i] = address;
+    }
+    sync_cube();
+    for i in range_stepped(UNIT_POS as usize, comptime!(plan.tile * of_token), plan.units) {
+        let own = part_of(i, plan);
+        let mut count = 0u32;
+        for entry in own.first..own.last {
+            count += u32::cast_from(addresses[entry] / comptime!(plan.rows as u32) == own.block);
+        }
+        counts[i] = count;
+    }
+    sync_cube();
+    for i in range_stepped(UNIT_POS as usize, comptime!(plan.tile * of_token), plan.units) {
+        let own = part_of(i, plan);
+        let t = i / of_token;
+        let mut place = 0u32;
+        for before in t * of_token..i {
+            place += counts[before];
+        }
+        let start = t * comptime!(plan.expansion + 1) + own.block as usize;
+        if i % comptime!(plan.chunks()) == 0 {
+            starts[start] = place;
+        }
+        for entry in own.first..own.last {
+            if addresses[entry] / comptime!(plan.rows as u32) == own.block {
+                order[t * plan.entries + place as usize] = entry as u32;
+                place += 1;
+            }
+        }
+        if i % of_token == comptime!(of_token - 1) {
+            starts[start + 1] = place;
+        }
+    }
+    sync_cube();
+    Entries { addresses, order, starts }
+}
+
+/// A chunk of a token's entries, `first..last` of the tile's, and the block that is looked for in it.
+#[derive(CubeType, Clone, Copy)]
+struct Part {
+    first: usize,
+    last: usize,
+    block: u32,
+}
+
+/// Part `i` of `[tile, expansion, chunks]`.
+#[cube]
+fn part_of(i: usize, #[comptime] plan: ExpandPlan) -> Part {
+    let chunks = comptime!(plan.chunks());
+    let share = comptime!(plan.entries.div_ceil(chunks));
+    let entries = i / comptime!(chunks * plan.expansion) * plan.entries;
+    let first = min(i % chunks * share, plan.entries);
+    let last = min(first + share, plan.entries);
+    Part { first: entries + first, last: entries + last, block: (i / chunks % plan.expansion) as u32 }
+}
+
+/// Run `item` of a tile's pooled vectors, summed over the rows of a page, `[tile, expansion, value_dim / width]` flattened, gated where the layer has a gate.
+#[cube]
+#[allow(
+    clippy::collapsible_if,
+    clippy::if_same_then_else,
+    reason = "the outer one is decided when the kernel is compiled"
+)]
+fn pool<E: Float, N: Size>(
+    entries: &Entries,
+    scores: &Array<f32>,
+    values: &Array<Vector<E, N>>,
+    page: Page,
+    gate: &Array<f32>,
+    token: usize,
+    tokens: usize,
+    item: usize,
+    #[comptime] plan: ExpandPlan,
+) -> Array<Vector<f32, N>> {
+    let width = N::value();
+    let vectors = comptime!(plan.value_dim / width);
+    let first = item * plan.run;
+    let block = first / vectors % plan.expansion;
+    let t = first / comptime!(vectors * plan.expansion);
+    let column = first % vectors;
+    let core = column / comptime!(vectors / plan.cores);
+    let starts = t * comptime!(plan.expansion + 1) + block;
+    let mut sums = zero_sums::<N>(plan.run);
+    let base = block as u32 * comptime!(plan.rows as u32);
+    let mut end = entries.starts[starts + 1];
+    if token + t >= tokens {
+        end = entries.starts[starts];
+    }
+    for place in entries.starts[starts]..end {
+        let entry = entries.order[t * plan.entries + place as usize] as usize;
+        let score = scores[(token * plan.entries + entry) * plan.cores + core];
+        let row = page.place(entries.addresses[entry] - base);
+        if comptime!(!plan.paged) {
+            add_run::<E, N>(&mut sums, values, row as usize * vectors + column, score, plan.run);
+        } else if row < page.rows {
+            add_run::<E, N>(&mut sums, values, row as usize * vectors + column, score, plan.run);
+        }
+    }
+    if comptime!(plan.gated) {
+        if token + t < tokens {
+            #[unroll]
+            for r in 0..plan.run {
+                let mut sum = sums[r];
+                #[unroll]
+                for n in 0..width {
+                    let g = gate[(token + t) * plan.value_dim + (column + r) * width + n];
+                    sum[n] = sum[n] * g / (1.0 + f32::exp(-g));
+                }
+                sums[r] = sum;
+            }
+        }
+    }
+    sums
+}
+
+#[cube]
+fn add_run<E: Float, N: Size>(
+    sums: &mut Array<Vector<f32, N>>,
+    values: &Array<Vector<E, N>>,
+    first: usize,
+    score: f32,
+    #[comptime] run: usize,
+) {
+    #[unroll]
+    for r in 0..run {
+        sums[r] += Vector::cast_from(values[first + r]) * Vector::new(score);
+    }
+}

@@ -1,0 +1,380 @@
+//! Backward of score: from the score vectors of the chosen slots' keys to the query before its norm, and to the keys.
+//!
+//! - `grad_q̂[t, side] = Σ_{h, m, ρ} grad_sides[t, h, m, side, ρ] · K̂[h, side, key, ρ]`, through the query's norm to the query;
+//! - `grad_K̂[h, side, i, ρ] = Σ grad_sides[t, h, m, side, ρ] · q̂[t, side]` over the slots with that key, grouped by key and summed in the
+//!   order of the slots ([`RowGradients`]), through the keys' norm to the keys;
+//! - each norm's backward in place of the gradient that comes to it, and its weight's from the parts that every query, or key, has in it.
+//!
+//! Which keys are kept is a constant, so no score but those of chosen slots is looked at: no `[tokens, side_keys]` anywhere. Reads
+//! `2 · heads · top_m · rank` normalised keys per token and as many queries, mostly from cache, and writes a gradient for each used key.
+
+use cubecl::prelude::*;
+
+use super::PreparedKeys;
+use crate::launch::device::Device;
+use crate::launch::loops::check_loops;
+use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, float_type, index, positive, u32_storage, zeros};
+use crate::linear::tile::zero_sums;
+use crate::stages::norm::{Norm, Normed, moments, norm_backward};
+use crate::table::group::group;
+use crate::table::row_gradients::RowGradients;
+use crate::table::segment_sum::{Entries, sum_rows};
+use crate::{Error, Result};
+
+/// What the stage's forward pass was given, and the slots that came of it.
+pub struct Scored<'a, R: Runtime> {
+    /// f32 `[tokens, query_heads · 2 · key_dim]`, before its norm.
+    pub query: &'a Tensor<R>,
+    /// f32 `[key_dim]`.
+    pub query_norm: &'a Tensor<R>,
+    /// How queries are normalised.
+    pub norm: Norm,
+    /// The epsilon under the norm's root.
+    pub eps: f32,
+    /// The keys `[heads, 2, side_keys, key_dim, rank]`, before their norm.
+    pub keys: &'a Tensor<R>,
+    /// f32 `[key_dim]`; None takes the keys as they are.
+    pub keys_norm: Option<&'a Tensor<R>>,
+    /// The keys as scoring reads them.
+    pub prepared: &'a PreparedKeys<R>,
+    /// u32 `[tokens, heads, top_m]`.
+    pub slots: &'a Tensor<R>,
+}
+
+/// Gradients of the stage.
+pub struct ScoreGradients<R: Runtime> {
+    /// f32 `[tokens, query_heads · 2 · key_dim]`: of the query before its norm.
+    pub query: Tensor<R>,
+    /// f32 `[key_dim]`.
+    pub query_norm: Tensor<R>,
+    /// Of the keys as a table `[heads · 2 · side_keys, key_dim · rank]`.
+    pub keys: RowGradients<R>,
+    /// f32 `[key_dim]`; None where the keys are taken as they are.
+    pub keys_norm: Option<Tensor<R>>,
+}
+
+/// Launches the backward pass of [`score`](super::score).
+///
+/// - `grad_sides` f32 `[tokens, heads, top_m, 2, rank]`, as [`combine_backward`](crate::stages::combine::combine_backward) gives it; no tokens give
+///   zeros, and no used key
+///
+/// # Errors
+/// Shapes, types or sizes that don't fit; nothing is launched then.
+pub fn score_backward<R: Runtime>(
+    client: &ComputeClient<R>,
+    scored: &Scored<'_, R>,
+    grad_sides: &Tensor<R>,
+) -> Result<ScoreGradients<R>> {
+    let stage = Stage::check(client, scored, grad_sides)?;
+    if stage.tokens == 0 {
+        return stage.nothing();
+    }
+    let queries = stage.normalise()?;
+    let grad_queries = stage.grad_queries(grad_sides)?;
+    let query_norm = stage.through_query_norm(&grad_queries)?;
+    let keys = stage.grad_keys(&queries, grad_sides)?;
+    drop(queries);
+    let keys_norm = scored.keys_norm.map(|weight| stage.through_keys_norm(&keys, weight)).transpose()?;
+    Ok(ScoreGradients { query: grad_queries, query_norm, keys, keys_norm })
+}
+
+/// What is fixed when the kernels are compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ScoreBackwardPlan {
+    pub heads: usize,
+    pub query_heads: usize,
+    pub side_keys: usize,
+    pub key_dim: usize,
+    pub rank: usize,
+    pub top_m: usize,
+    pub norm: Norm,
+    /// Vectors of a query that a unit sums; divides their number.
+    pub block: usize,
+    /// Units of a cube, launch by launch.
+    pub units: usize,
+}
+
+impl ScoreBackwardPlan {
+    /// Loop iterations of a unit that sums a query's gradient.
+    fn grad_loops(&self) -> usize {
+        let ranks = if self.rank <= FEW_RANKS { 0 } else { self.rank };
+        self.heads / self.query_heads * (1 + self.top_m * (1 + ranks))
+    }
+}
+
+/// The checked arguments.
+struct Stage<'a, R: Runtime> {
+    client: &'a ComputeClient<R>,
+    device: Device,
+    scored: &'a Scored<'a, R>,
+    tokens: usize,
+    plan: ScoreBackwardPlan,
+}
+
+impl<'a, R: Runtime> Stage<'a, R> {
+    fn check(client: &'a ComputeClient<R>, scored: &'a Scored<'a, R>, grad_sides: &Tensor<R>) -> Result<Self> {
+        let [tokens, heads, top_m, 2, rank] = *grad_sides.shape().as_slice() else {
+            let (found, expected) = (grad_sides.shape().to_vec(), "[tokens, heads, top_m, 2, rank]");
+            return Err(Error::Dimensions { tensor: "gradient of the side scores", found, expected });
+        };
+        let [_, _, side_keys, key_dim, _] = *scored.keys.shape().as_slice() else {
+            let (found, expected) = (scored.keys.shape().to_vec(), "[heads, 2, side_keys, key_dim, rank]");
+            return Err(Error::Dimensions { tensor: "keys", found, expected });
+        };
+        positive(&[
+            ("heads", heads),
+            ("top_m", top_m),
+            ("rank", rank),
+            ("side_keys", side_keys),
+            ("key_dim", key_dim),
+        ])?;
+        index("keys of all heads and sides", heads.saturating_mul(2).saturating_mul(side_keys))?;
+        float_type(client, scored.keys, "keys")?;
+        let per_token = scored.query.shape().iter().skip(1).product::<usize>();
+        let query_heads = if per_token == 2 * key_dim { 1 } else { heads };
+        check(client, grad_sides, "gradient of the side scores", &[tokens, heads, top_m, 2, rank], f32_storage())?;
+        check(client, scored.query, "query", &[tokens, query_heads * 2 * key_dim], f32_storage())?;
+        check(client, scored.query_norm, "query_norm", &[key_dim], f32_storage())?;
+        check(client, scored.keys, "keys", &[heads, 2, side_keys, key_dim, rank], scored.keys.dtype)?;
+        let normalised = [heads, 2, side_keys, rank, key_dim];
+        check(client, &scored.prepared.normalised, "normalised keys", &normalised, f32_storage())?;
+        if let Some(weight) = scored.keys_norm {
+            check(client, weight, "keys_norm", &[key_dim], f32_storage())?;
+        }
+        check(client, scored.slots, "slots", &[tokens, heads, top_m], u32_storage())?;
+        let device = Device::of(client);
+        let block = device.run(key_dim / device.width(4, &[key_dim]));
+        let plan = ScoreBackwardPlan {
+            heads,
+            query_heads,
+            side_keys,
+            key_dim,
+            rank,
+            top_m,
+            norm: scored.norm,
+            block,
+            units: 0,
+        };
+        Ok(Self { client, device, scored, tokens, plan })
+    }
+
+    /// The gradients for no tokens: zeros, and no used key.
+    fn nothing(&self) -> Result<ScoreGradients<R>> {
+        let ScoreBackwardPlan { heads, side_keys, key_dim, rank, .. } = self.plan;
+        let zeros = || zeros(self.client, "gradient of a norm", &[key_dim]);
+        Ok(ScoreGradients {
+            query: empty(self.client, "gradient of the query", self.scored.query.shape(), f32_storage())?,
+            query_norm: zeros()?,
+            keys: RowGradients::none(self.client, heads * 2 * side_keys, key_dim * rank)?,
+            keys_norm: self.scored.keys_norm.map(|_| zeros()).transpose()?,
+        })
+    }
+
+    /// A unit for each of `items`.
+    fn spread(&self, items: usize) -> Result<(CubeCount, CubeDim, ScoreBackwardPlan)> {
+        let units = self.device.flat(items);
+        let plan = ScoreBackwardPlan { units, ..self.plan };
+        Ok((self.device.grid(items.div_ceil(units))?, CubeDim::new_1d(units as u32), plan))
+    }
+
+    /// Queries of all tokens: `tokens · query_heads · 2`.
+    fn queries(&self) -> usize {
+        self.tokens * self.plan.query_heads * 2
+    }
+
+    /// The normalised queries, as scoring has them.
+    fn normalise(&self) -> Result<Tensor<R>> {
+        let queries = empty(self.client, "normalised queries", self.scored.query.shape(), f32_storage())?;
+        let (grid, cube_dim, plan) = self.spread(self.queries())?;
+        check_loops("normalise_kernel", 3 * self.plan.key_dim)?;
+        // SAFETY: shapes are checked; a unit reads and writes its own query.
+        unsafe {
+            normalise_kernel::launch_unchecked::<R>(
+                self.client,
+                grid,
+                cube_dim,
+                arg(self.scored.query, 1),
+                arg(self.scored.query_norm, 1),
+                arg(&queries, 1),
+                self.scored.eps,
+                self.queries() as u32,
+                plan,
+            );
+        }
+        Ok(queries)
+    }
+
+    /// The gradient of the normalised queries.
+    fn grad_queries(&self, grad_sides: &Tensor<R>) -> Result<Tensor<R>> {
+        let width = self.device.width(4, &[self.plan.key_dim]);
+        let grad = empty(self.client, "gradient of the queries", self.scored.query.shape(), f32_storage())?;
+        let pieces = self.plan.key_dim / width / self.plan.block;
+        let (grid, cube_dim, plan) = self.spread(self.queries() * pieces)?;
+        check_loops("grad_queries_kernel", self.plan.grad_loops())?;
+        // SAFETY: shapes are checked; the kernel clamps keys to the side's.
+        unsafe {
+            grad_queries_kernel::launch_unchecked::<R>(
+                self.client,
+                grid,
+                cube_dim,
+                width,
+                arg(self.scored.slots, 1),
+                arg(grad_sides, 1),
+                arg(&self.scored.prepared.normalised, width),
+                arg(&grad, width),
+                self.queries() as u32,
+                plan,
+            );
+        }
+        Ok(grad)
+    }
+
+    /// Turns the normalised queries' gradient into the queries'; returns the norm weight's.
+    fn through_query_norm(&self, grad: &Tensor<R>) -> Result<Tensor<R>> {
+        let Scored { query: numbers, query_norm: weight, norm, eps, .. } = *self.scored;
+        norm_backward(self.client, &Normed { numbers, weight, norm, eps, step: 1, listed: None }, grad, self.queries())
+    }
+
+    /// The gradient of the normalised keys, `[heads · 2 · side_keys, key_dim · rank]`.
+    fn grad_keys(&self, queries: &Tensor<R>, grad_sides: &Tensor<R>) -> Result<RowGradients<R>> {
+        let entries = self.tokens * self.plan.heads * self.plan.top_m * 2;
+        let keys = empty(self.client, "keys of the slots", &[entries], u32_storage())?;
+        let source = empty(self.client, "queries of the slots", &[entries], u32_storage())?;
+        let (grid, cube_dim, plan) = self.spread(entries)?;
+        // SAFETY: shapes are checked; a unit writes its own entry.
+        unsafe {
+            list_keys_kernel::launch_unchecked::<R>(
+                self.client,
+                grid,
+                cube_dim,
+                arg(self.scored.slots, 1),
+                arg(&keys, 1),
+                arg(&source, 1),
+                entries as u32,
+                plan,
+            );
+        }
+        let rows = self.plan.heads * 2 * self.plan.side_keys;
+        let groups = group(self.client, &keys, rows)?;
+        let (count, slice) = (self.plan.rank, self.plan.key_dim);
+        let entries = Entries { source: &source, factors: grad_sides, sources: queries, count, slice, shared: true };
+        sum_rows(self.client, groups, &entries, rows)
+    }
+
+    /// Turns the normalised keys' gradient into the keys'; returns the norm weight's. Listed keys are below `heads · 2 · side_keys`, as
+    /// `list_keys_kernel` has clamped them.
+    fn through_keys_norm(&self, grad: &RowGradients<R>, weight: &Tensor<R>) -> Result<Tensor<R>> {
+        let (groups, _) = grad.check(self.client)?;
+        let Scored { keys: numbers, norm, eps, .. } = *self.scored;
+        let listed = Some((&grad.rows, &grad.count));
+        let normed = Normed { numbers, weight, norm, eps, step: self.plan.rank, listed };
+        norm_backward(self.client, &normed, &grad.gradients, groups)
+    }
+}
+
+/// Ranks whose products are added in one go.
+const FEW_RANKS: usize = 4;
+
+/// The key of a slot on one side, below `side_keys` whatever the slot is.
+#[cube]
+fn key_of(slot: u32, side: usize, #[comptime] plan: ScoreBackwardPlan) -> usize {
+    let side_keys = comptime!(plan.side_keys as u32);
+    let mut key = slot % side_keys;
+    if side == 0 {
+        key = min(slot / side_keys, side_keys - 1);
+    }
+    key as usize
+}
+
+/// The query that a head's side is scored with, of all queries of its token.
+#[cube]
+fn query_of(head: usize, side: usize, #[comptime] plan: ScoreBackwardPlan) -> usize {
+    head % plan.query_heads * 2 + side
+}
+
+/// A unit normalises one query.
+#[cube(launch_unchecked)]
+fn normalise_kernel(
+    query: &Array<f32>,
+    weight: &Array<f32>,
+    queries: &mut Array<f32>,
+    eps: f32,
+    count: u32,
+    #[comptime] plan: ScoreBackwardPlan,
+) {
+    let item = CUBE_POS * plan.units + UNIT_POS as usize;
+    if item >= count as usize {
+        terminate!();
+    }
+    let first = item * plan.key_dim;
+    let of = moments::<f32>(query, first, eps, plan.key_dim, 1usize, plan.norm);
+    for d in 0..plan.key_dim {
+        queries[first + d] = (query[first + d] - of.mean) * of.scale * weight[d];
+    }
+}
+
+/// A unit sums `block` vectors of one query's gradient, over the slots of the heads that it serves.
+#[cube(launch_unchecked)]
+fn grad_queries_kernel<D: Size>(
+    slots: &Array<u32>,
+    grad_sides: &Array<f32>,
+    normalised: &Array<Vector<f32, D>>,
+    grad: &mut Array<Vector<f32, D>>,
+    count: u32,
+    #[comptime] plan: ScoreBackwardPlan,
+) {
+    let width = D::value();
+    let depth = comptime!(plan.key_dim / width);
+    let pieces = comptime!(depth / plan.block);
+    let item = CUBE_POS * plan.units + UNIT_POS as usize;
+    let query = item / pieces;
+    if query >= count as usize {
+        terminate!();
+    }
+    let first = item % pieces * plan.block;
+    let side = query % 2;
+    let token = query / comptime!(plan.query_heads * 2);
+    let served = comptime!(plan.heads / plan.query_heads);
+    let mut sums = zero_sums::<D>(plan.block);
+    for share in 0..served {
+        let head = query / 2 % plan.query_heads + share * plan.query_heads;
+        let row = token * plan.heads + head;
+        for m in 0..plan.top_m {
+            let entry = row * plan.top_m + m;
+            let key = (head * 2 + side) * plan.side_keys + key_of(slots[entry], side, plan);
+            #[unroll(plan.rank <= FEW_RANKS)]
+            for rho in 0..plan.rank {
+                let factor = Vector::new(grad_sides[(entry * 2 + side) * plan.rank + rho]);
+                let base = (key * plan.rank + rho) * depth + first;
+                #[unroll]
+                for b in 0..plan.block {
+                    sums[b] += factor * normalised[base + b];
+                }
+            }
+        }
+    }
+    #[unroll]
+    for b in 0..plan.block {
+        grad[query * depth + first + b] = sums[b];
+    }
+}
+
+/// `keys[t, h, m, side]`: the slot's key among those of all heads and sides; `source`: its query among those of all tokens.
+#[cube(launch_unchecked)]
+fn list_keys_kernel(
+    slots: &Array<u32>,
+    keys: &mut Array<u32>,
+    source: &mut Array<u32>,
+    entries: u32,
+    #[comptime] plan: ScoreBackwardPlan,
+) {
+    let item = CUBE_POS * plan.units + UNIT_POS as usize;
+    if item >= entries as usize {
+        terminate!();
+    }
+    let side = item % 2;
+    let head = item / comptime!(2 * plan.top_m) % plan.heads;
+    let token = item / comptime!(2 * plan.top_m * plan.heads);
+    keys[item] = ((head * 2 + side) * plan.side_keys + key_of(slots[item / 2], side, plan)) as u32;
+    source[item] = (token * comptime!(plan.query_heads * 2) + query_of(head, side, plan)) as u32;
+}

@@ -1,0 +1,439 @@
+//! Score: which keys of each side a token keeps, and their score vectors (DESIGN §2.2; the paper's TDQKR, section 3.2).
+//!
+//! Shapes: query `[tokens, query_heads, 2, key_dim]` as [`query`](crate::stages::query::query) makes it, before its norm; result
+//! `keys` `[tokens, heads, 2, top_m]` in ascending order of the key, `scores` `[tokens, heads, 2, top_m, rank]`.
+//!
+//! Two strategies. At prefill sizes one cube holds a tile of tokens against all keys of a side ([`ScoreStrategy::Whole`]). For a
+//! few tokens, or more keys than shared memory holds, the keys are split over cubes and a second launch merges what the
+//! splits keep ([`ScoreStrategy::Split`]).
+
+mod backward;
+mod forward;
+mod prepare;
+
+use cubecl::prelude::*;
+
+pub use self::backward::{ScoreGradients, Scored, score_backward};
+pub(crate) use self::forward::{Place, ScorePlan, merge, write_keys};
+use self::forward::{merge_kernel, score_kernel};
+use self::prepare::{PreparePlan, prepare_kernel};
+use crate::launch::device::Device;
+use crate::launch::loops::{check_loops, fits_loops};
+use crate::launch::tensor::{
+    Tensor, arg, check, empty, f32_storage, float_type, from_f32, positive, tokens_of, u32_storage,
+};
+use crate::select::{FOUR, scratch_bytes};
+use crate::stages::norm::Norm;
+use crate::{Error, Result};
+
+/// Keys of a layer in the two forms that scoring reads, both f32.
+pub struct PreparedKeys<R: Runtime> {
+    /// `[heads, 2, side_keys, rank, key_dim]`.
+    pub normalised: Tensor<R>,
+    /// `[heads, 2, key_dim, padded]`, `padded` being `side_keys` rounded up to whole vectors.
+    pub projected: Tensor<R>,
+    /// Whether the approximate score of a key is its score: rank 1 with a factor of one, as product keys have it.
+    direct: bool,
+}
+
+impl<R: Runtime> Clone for PreparedKeys<R> {
+    fn clone(&self) -> Self {
+        Self { normalised: self.normalised.clone(), projected: self.projected.clone(), direct: self.direct }
+    }
+}
+
+/// What a token keeps of each side.
+pub struct Kept<R: Runtime> {
+    /// u32 `[tokens, heads, 2, top_m]`, ascending along the last dimension.
+    pub keys: Tensor<R>,
+    /// f32 `[tokens, heads, 2, top_m, rank]`.
+    pub scores: Tensor<R>,
+}
+
+impl<R: Runtime> Clone for Kept<R> {
+    fn clone(&self) -> Self {
+        Self { keys: self.keys.clone(), scores: self.scores.clone() }
+    }
+}
+
+/// How keys are normalised and projected.
+pub struct KeyFactors<'a, R: Runtime> {
+    /// `keys_norm.weight` f32 `[key_dim]` with the norm and its epsilon; None takes the keys as they are.
+    pub norm: Option<(Norm, f32, &'a Tensor<R>)>,
+    /// `u` and `v`, f32 `[heads, rank]`; None for product keys, whose rank is 1.
+    pub vectors: Option<(&'a Tensor<R>, &'a Tensor<R>)>,
+}
+
+/// Makes keys ready for scoring. Once per change of the weights, not per call.
+///
+/// - `keys` `[heads, 2, side_keys, key_dim, rank]`, f32, f16 or bf16
+///
+/// # Errors
+/// Shapes, types or sizes that don't fit; nothing is launched then.
+pub fn prepare_keys<R: Runtime>(
+    client: &ComputeClient<R>,
+    keys: &Tensor<R>,
+    factors: &KeyFactors<'_, R>,
+) -> Result<PreparedKeys<R>> {
+    let device = Device::of(client);
+    let [heads, 2, side_keys, key_dim, rank] = *keys.shape().as_slice() else {
+        let (found, expected) = (keys.shape().to_vec(), "[heads, 2, side_keys, key_dim, rank]");
+        return Err(Error::Dimensions { tensor: "keys", found, expected });
+    };
+    float_type(client, keys, "keys")?;
+    positive(&[("heads", heads), ("side_keys", side_keys), ("key_dim", key_dim), ("rank", rank)])?;
+    check(client, keys, "keys", &[heads, 2, side_keys, key_dim, rank], keys.dtype)?;
+    let (u, v) = match factors.vectors {
+        Some((u, v)) => (u.clone(), v.clone()),
+        None => {
+            let ones = from_f32(client, &[heads, rank], &vec![1.0; heads * rank])?;
+            (ones.clone(), ones)
+        }
+    };
+    let (u, v) = (&u, &v);
+    check(client, u, "core_u", &[heads, rank], f32_storage())?;
+    check(client, v, "core_v", &[heads, rank], f32_storage())?;
+    if let Some((_, _, weight)) = factors.norm {
+        check(client, weight, "keys_norm", &[key_dim], f32_storage())?;
+    }
+    let padded = side_keys.next_multiple_of(FOUR);
+    let normalised = empty(client, "normalised keys", &[heads, 2, side_keys, rank, key_dim], f32_storage())?;
+    let projected = empty(client, "projected keys", &[heads, 2, key_dim, padded], f32_storage())?;
+    let (norm, eps, weight) = match factors.norm {
+        Some((norm, eps, weight)) => (Some(norm), eps, weight),
+        None => (None, 0.0, u),
+    };
+    let plan = PreparePlan { heads, side_keys, padded, key_dim, rank, norm };
+    check_loops("prepare_kernel", key_dim + rank * (1 + 3 * key_dim))?;
+    let units = device.units(usize::MAX);
+    // SAFETY: shapes are checked; a unit writes its own key's numbers only, units past the last side leave at once.
+    unsafe {
+        prepare_kernel::launch_unchecked::<R>(
+            client,
+            device.grid((heads * 2 * padded).div_ceil(units))?,
+            CubeDim::new_1d(units as u32),
+            arg(keys, 1),
+            arg(weight, 1),
+            arg(u, 1),
+            arg(v, 1),
+            arg(&normalised, 1),
+            arg(&projected, 1),
+            eps,
+            plan,
+            keys.dtype,
+        );
+    }
+    Ok(PreparedKeys { normalised, projected, direct: factors.vectors.is_none() && rank == 1 })
+}
+
+/// How the keys of a side are shared out among cubes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ScoreStrategy {
+    /// A cube holds a tile of tokens against all keys of a side: one launch.
+    Whole,
+    /// The keys of a side are cut into `splits` ranges, one a cube; a second launch merges. Keeps the whole device busy on a
+    /// few tokens, and takes any number of keys.
+    Split {
+        /// Ranges per side, at least 2.
+        splits: usize,
+    },
+}
+
+impl ScoreStrategy {
+    /// Splits where whole sides would leave most of the device idle or would not fit its shared memory.
+    pub fn choose<R: Runtime>(
+        client: &ComputeClient<R>,
+        tokens: usize,
+        heads: usize,
+        side_keys: usize,
+        key_dim: usize,
+        top_m: usize,
+    ) -> Self {
+        let device = Device::of(client);
+        let [heads, side_keys, key_dim, top_m] = [heads, side_keys, key_dim, top_m].map(|size| size.min(MOST));
+        let sides = tokens.saturating_mul(heads * 2).max(1);
+        let wanted = (device.busy_cubes / sides).min(side_keys / (2 * top_m).max(MIN_RANGE));
+        let fitting = (1..=side_keys).find(|&splits| {
+            let range = side_keys.div_ceil(splits).next_multiple_of(FOUR);
+            shared_bytes(1, range, key_dim, top_m.min(range), device.units(range)) <= device.shared_bytes
+        });
+        match wanted.max(fitting.unwrap_or(1)) {
+            0 | 1 => Self::Whole,
+            splits => Self::Split { splits },
+        }
+    }
+}
+
+/// More than any layer has: larger sizes count as this one.
+const MOST: usize = 1 << 20;
+/// Fewer keys than this are not worth a cube of their own.
+const MIN_RANGE: usize = 128;
+
+/// Launches the stage.
+///
+/// - `query` f32 `[tokens, query_heads, 2, key_dim]` (any shape of as many numbers, tokens first); `query_heads` is 1 or `heads`
+/// - `query_norm` f32 `[key_dim]`, with `norm` and `eps`
+/// - returns [`Kept`]: the `top_m` keys of each side with the largest approximate score, equal scores by smaller key; of no tokens, no keys
+///
+/// # Errors
+/// Shapes, types or sizes that don't fit; nothing is launched then.
+#[allow(clippy::too_many_arguments, reason = "a stage's inputs, each with its own shape")]
+pub fn score<R: Runtime>(
+    client: &ComputeClient<R>,
+    query: &Tensor<R>,
+    query_norm: &Tensor<R>,
+    norm: Norm,
+    eps: f32,
+    keys: &PreparedKeys<R>,
+    top_m: usize,
+    strategy: ScoreStrategy,
+) -> Result<Kept<R>> {
+    Stage::check(client, query, query_norm, norm, eps, keys, top_m, strategy)?.run()
+}
+
+/// Candidates per token and side that the first launch of [`score`] hands to the second; 0 where one launch does it all.
+/// Their keys and scores, 4 bytes each, are the stage's only memory besides its result.
+pub fn candidates(side_keys: usize, top_m: usize, strategy: ScoreStrategy) -> usize {
+    let cut = Cut::of(side_keys, top_m, strategy);
+    if cut.splits > 1 { cut.splits * cut.keep } else { 0 }
+}
+
+/// How the keys of a side are cut.
+struct Cut {
+    /// Keys of a split, whole vectors.
+    range: usize,
+    splits: usize,
+    /// Candidates that a split hands on.
+    keep: usize,
+}
+
+impl Cut {
+    fn of(side_keys: usize, top_m: usize, strategy: ScoreStrategy) -> Self {
+        let side_keys = side_keys.min(u32::MAX as usize);
+        let splits = match strategy {
+            ScoreStrategy::Whole => 1,
+            ScoreStrategy::Split { splits } => splits.clamp(2, side_keys.max(2)),
+        };
+        let range = side_keys.div_ceil(splits).next_multiple_of(FOUR).max(FOUR);
+        Self { range, splits: side_keys.div_ceil(range), keep: top_m.min(range) }
+    }
+}
+
+/// The checked arguments.
+pub(crate) struct Stage<'a, R: Runtime> {
+    pub client: &'a ComputeClient<R>,
+    pub device: Device,
+    pub query: &'a Tensor<R>,
+    pub query_norm: &'a Tensor<R>,
+    pub eps: f32,
+    pub keys: &'a PreparedKeys<R>,
+    pub tokens: usize,
+    /// Of the first launch.
+    pub plan: ScorePlan,
+}
+
+impl<'a, R: Runtime> Stage<'a, R> {
+    #[allow(clippy::too_many_arguments, reason = "a stage's inputs, each with its own shape")]
+    pub fn check(
+        client: &'a ComputeClient<R>,
+        query: &'a Tensor<R>,
+        query_norm: &'a Tensor<R>,
+        norm: Norm,
+        eps: f32,
+        keys: &'a PreparedKeys<R>,
+        top_m: usize,
+        strategy: ScoreStrategy,
+    ) -> Result<Self> {
+        let device = Device::of(client);
+        let [heads, 2, side_keys, rank, key_dim] = *keys.normalised.shape().as_slice() else {
+            let (found, expected) = (keys.normalised.shape().to_vec(), "[heads, 2, side_keys, rank, key_dim]");
+            return Err(Error::Dimensions { tensor: "normalised keys", found, expected });
+        };
+        positive(&[("heads", heads), ("side_keys", side_keys), ("key_dim", key_dim), ("rank", rank)])?;
+        let tokens = tokens_of(query, "query")?;
+        let per_token = query.shape()[1..].iter().product::<usize>();
+        let query_heads = if per_token == 2 * key_dim { 1 } else { heads };
+        if per_token != query_heads * 2 * key_dim {
+            let (found, expected) = (query.shape().to_vec(), vec![tokens, heads, 2, key_dim]);
+            return Err(Error::Shape { tensor: "query", found, expected });
+        }
+        check(client, query, "query", &query.shape().to_vec(), f32_storage())?;
+        check(client, query_norm, "query_norm", &[key_dim], f32_storage())?;
+        check(client, &keys.normalised, "normalised keys", &[heads, 2, side_keys, rank, key_dim], f32_storage())?;
+        let padded = side_keys.next_multiple_of(FOUR);
+        check(client, &keys.projected, "projected keys", &[heads, 2, key_dim, padded], f32_storage())?;
+        positive(&[("top_m", top_m)])?;
+        if top_m > side_keys {
+            let (value, limit) = (top_m as u64, side_keys as u64);
+            return Err(Error::Exceeds { what: "top_m", value, limit_name: "side_keys", limit });
+        }
+        let Cut { range, splits, keep } = Cut::of(side_keys, top_m, strategy);
+        let plan = ScorePlan {
+            heads,
+            query_heads,
+            side_keys,
+            key_dim,
+            rank,
+            top_m,
+            norm,
+            direct: keys.direct,
+            range,
+            splits,
+            keep,
+            stored: true,
+            tile: 1,
+            units: 1,
+            block: 1,
+        };
+        let width = device.width(4, &[key_dim]);
+        let plan = tiled(&device, tokens, range, |tile, units| {
+            let block = (range / FOUR / units).clamp(1, device.block);
+            let plan = ScorePlan { tile, units, block, ..plan };
+            (shared_bytes(tile, range, key_dim, keep, units), plan.score_loops(width), plan)
+        })?;
+        Ok(Self { client, device, query, query_norm, eps, keys, tokens, plan })
+    }
+
+    /// The stage in one launch, or in two where it is split.
+    pub fn run(&self) -> Result<Kept<R>> {
+        if self.tokens == 0 {
+            return self.kept();
+        }
+        if self.plan.splits > 1 {
+            return self.merge(&self.candidates()?);
+        }
+        let kept = self.kept()?;
+        self.launch_score(&kept)?;
+        Ok(kept)
+    }
+
+    /// What each split keeps: keys and approximate scores.
+    fn candidates(&self) -> Result<Kept<R>> {
+        let shape = self.candidates_shape();
+        let candidates = Kept {
+            keys: empty(self.client, "candidate keys", &shape, u32_storage())?,
+            scores: empty(self.client, "candidate scores", &shape, f32_storage())?,
+        };
+        self.launch_score(&candidates)?;
+        Ok(candidates)
+    }
+
+    /// Of the keys and of the scores that the splits keep.
+    pub fn candidates_shape(&self) -> [usize; 4] {
+        [self.tokens, self.plan.heads, 2, self.plan.splits * self.plan.keep]
+    }
+
+    /// Of the result's scores; its keys have all but the last.
+    pub fn kept_shape(&self) -> [usize; 5] {
+        [self.tokens, self.plan.heads, 2, self.plan.top_m, self.plan.rank]
+    }
+
+    /// Room for the result.
+    pub fn kept(&self) -> Result<Kept<R>> {
+        let shape = self.kept_shape();
+        Ok(Kept {
+            keys: empty(self.client, "kept keys", &shape[..4], u32_storage())?,
+            scores: empty(self.client, "kept scores", &shape, f32_storage())?,
+        })
+    }
+
+    /// Vectors in which queries and keys are read.
+    pub fn depth_width(&self) -> usize {
+        self.device.width(4, &[self.plan.key_dim])
+    }
+
+    /// The first launch: the result, or what each split keeps.
+    pub fn launch_score(&self, kept: &Kept<R>) -> Result<()> {
+        let plan = self.plan;
+        let cubes = self.tokens.div_ceil(plan.tile) * plan.heads * 2 * plan.splits;
+        let depth = self.depth_width();
+        check_loops("score_kernel", plan.score_loops(depth))?;
+        // SAFETY: `check` has seen every shape; keys stay below `side_keys` and tokens below `tokens`.
+        unsafe {
+            score_kernel::launch_unchecked::<R>(
+                self.client,
+                self.device.grid(cubes)?,
+                CubeDim::new_1d(plan.units as u32),
+                depth,
+                arg(self.query, depth),
+                arg(self.query_norm, depth),
+                arg(&self.keys.projected, FOUR),
+                arg(&self.keys.normalised, depth),
+                arg(&kept.keys, 1),
+                arg(&kept.scores, 1),
+                self.eps,
+                self.tokens as u32,
+                cubes as u32,
+                plan,
+            );
+        }
+        Ok(())
+    }
+
+    /// The second launch, of a split stage.
+    fn merge(&self, candidates: &Kept<R>) -> Result<Kept<R>> {
+        let depth = self.depth_width();
+        let with = |stored| {
+            tiled(&self.device, self.tokens, self.plan.splits * self.plan.keep, |tile, units| {
+                let plan = ScorePlan { tile, units, stored, ..self.plan };
+                (merge_bytes(&plan), plan.merge_loops(depth), plan)
+            })
+        };
+        let plan = with(true).or_else(|_| with(false))?;
+        check_loops("merge_kernel", plan.merge_loops(depth))?;
+        let cubes = self.tokens.div_ceil(plan.tile) * plan.heads * 2;
+        let kept = self.kept()?;
+        // SAFETY: `check` has seen every shape; keys stay below `side_keys` and tokens below `tokens`.
+        unsafe {
+            merge_kernel::launch_unchecked::<R>(
+                self.client,
+                self.device.grid(cubes)?,
+                CubeDim::new_1d(plan.units as u32),
+                depth,
+                arg(self.query, depth),
+                arg(self.query_norm, depth),
+                arg(&candidates.keys, 1),
+                arg(&candidates.scores, 1),
+                arg(&self.keys.normalised, depth),
+                arg(&kept.keys, 1),
+                arg(&kept.scores, 1),
+                self.eps,
+                self.tokens as u32,
+                cubes as u32,
+                plan,
+            );
+        }
+        Ok(kept)
+    }
+}
+
+/// The plan of a cube that selects among `range` keys, with the largest tile of tokens that fits; more units for one token where they would
+/// go through too many iterations. `plan` gives shared bytes and loop iterations of a tile and units, and the plan.
+fn tiled(
+    device: &Device,
+    tokens: usize,
+    range: usize,
+    plan: impl Fn(usize, usize) -> (usize, usize, ScorePlan),
+) -> Result<ScorePlan> {
+    let most = device.tile.min(tokens.next_power_of_two()).min(device.units(range));
+    let tiles = [16, 8, 4, 2, 1].into_iter().filter(|&tile| tile <= most);
+    let tiles = tiles.map(|tile| plan(tile, device.units_for(tile, range)));
+    let fewest = device.units_for(1, range);
+    let widened = core::iter::successors(Some(2 * fewest), |units| Some(2 * units));
+    let widened = widened.take_while(|&units| units <= device.most_units()).map(|units| plan(1, units));
+    let fits = |(bytes, loops, _): &(usize, usize, ScorePlan)| *bytes <= device.shared_bytes && fits_loops(*loops);
+    let (bytes, _, plan) = tiles.chain(widened).find(fits).unwrap_or_else(|| plan(1, fewest));
+    device.fits_shared("score", bytes)?;
+    Ok(plan)
+}
+
+/// Shared memory of a cube: queries, scores, kept positions, the norm's partial sums and the selection's scratch.
+fn shared_bytes(tile: usize, range: usize, key_dim: usize, keep: usize, units: usize) -> usize {
+    4 * (tile * (key_dim + range.next_multiple_of(FOUR) + keep) + units) + scratch_bytes(tile, units / tile)
+}
+
+/// Shared memory of [`merge`](forward::merge): the same for the candidates, where they are stored.
+pub(crate) fn merge_bytes(plan: &ScorePlan) -> usize {
+    let ScorePlan { tile, units, key_dim, top_m, .. } = *plan;
+    shared_bytes(tile, if plan.stored { plan.splits * plan.keep } else { 0 }, key_dim, top_m, units)
+}

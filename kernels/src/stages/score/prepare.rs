@@ -1,0 +1,74 @@
+//! Keys made ready for scoring, once per change of the weights:
+//!
+//! - `normalised[h, s, i, ρ, d] = K̂[h, s, i, d, ρ]`, the keys normalised over `key_dim`, each ρ's vector contiguous;
+//! - `projected[h, s, d, i] = Σ_ρ w_s[h, ρ] · K̂[h, s, i, d, ρ]` with `w_0 = u`, `w_1 = v`: the approximate score of a key is one dot
+//!   product with it. Keys run innermost, zero-padded to whole vectors, so that neighbouring units read neighbouring keys.
+//!
+//! Reads the keys three times (twice for RMSNorm) and writes both forms in f32.
+
+use cubecl::prelude::*;
+
+use crate::stages::norm::{Norm, moments};
+
+/// What is fixed when the kernel is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct PreparePlan {
+    pub heads: usize,
+    pub side_keys: usize,
+    /// `side_keys` rounded up to whole vectors.
+    pub padded: usize,
+    pub key_dim: usize,
+    pub rank: usize,
+    /// None takes the keys as they are.
+    pub norm: Option<Norm>,
+}
+
+/// One unit prepares one key of one side of one head.
+#[cube(launch_unchecked)]
+pub(crate) fn prepare_kernel<E: Float>(
+    keys: &Array<E>,
+    weight: &Array<f32>,
+    core_u: &Array<f32>,
+    core_v: &Array<f32>,
+    normalised: &mut Array<f32>,
+    projected: &mut Array<f32>,
+    eps: f32,
+    #[comptime] plan: PreparePlan,
+    #[define(E)] _dtype: StorageType,
+) {
+    let side = ABSOLUTE_POS / plan.padded;
+    let key = ABSOLUTE_POS % plan.padded;
+    if side >= comptime!(plan.heads * 2) {
+        terminate!();
+    }
+    let columns = side * plan.key_dim * plan.padded + key;
+    for d in 0..plan.key_dim {
+        projected[columns + d * plan.padded] = 0.0;
+    }
+    if key < plan.side_keys {
+        let first = (side * plan.side_keys + key) * plan.key_dim * plan.rank;
+        for rho in 0..plan.rank {
+            let core = side / 2 * plan.rank + rho;
+            let mut factor = core_u[core];
+            if side % 2 == 1 {
+                factor = core_v[core];
+            }
+            let mut mean = 0.0f32;
+            let mut scale = 1.0f32;
+            if comptime!(plan.norm.is_some()) {
+                let norm = comptime!(plan.norm.unwrap_or(Norm::Rms));
+                let of_key = moments::<E>(keys, first + rho, eps, plan.key_dim, plan.rank, norm);
+                mean = of_key.mean;
+                scale = of_key.scale;
+            }
+            for d in 0..plan.key_dim {
+                let mut value = (f32::cast_from(keys[first + d * plan.rank + rho]) - mean) * scale;
+                if comptime!(plan.norm.is_some()) {
+                    value *= weight[d];
+                }
+                normalised[first + rho * plan.key_dim + d] = value;
+                projected[columns + d * plan.padded] += factor * value;
+            }
+        }
+    }
+}
