@@ -66,7 +66,7 @@ impl<B: Backend> Composition<B> {
     /// # Panics
     /// If the layer is not of kind [`Kind::UltraMem`] or has no `shuffle_index`.
     pub fn new(config: MemoryConfig, weights: &Weights, device: &B::Device) -> Self {
-        assert_eq!(config.kind, Kind::UltraMem, "the composition computes UltraMem only");
+        assert_eq!(config.kind(), Some(Kind::UltraMem), "the composition computes UltraMem only");
         let (heads, n, d, r) = (config.heads, config.side_keys, config.key_dim, config.tucker_rank);
         let keys_norm = upload::<B, 1>(&weights.keys_norm, device).reshape([1, 1, 1, d, 1]);
         let keys = normalise(upload::<B, 5>(&weights.keys, device), 3, keys_norm, &config);

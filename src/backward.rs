@@ -152,7 +152,7 @@ impl<R: Runtime> MemoryLayer<R> {
             norm: config.norm,
             eps: config.norm_eps,
             keys: &weights.keys,
-            keys_norm: config.normalises_keys().then_some(&weights.keys_norm),
+            keys_norm: config.capabilities.normalises_keys.then_some(&weights.keys_norm),
             prepared: &self.keys,
             slots: &saved.chosen.slots,
         };
@@ -171,10 +171,10 @@ impl<R: Runtime> MemoryLayer<R> {
         grad_gate: Option<&Tensor<R>>,
     ) -> Result<QueryGradients<R>> {
         self.check_input(input)?;
-        if self.config.gated() != grad_gate.is_some() {
+        if self.config.capabilities.gated != grad_gate.is_some() {
             let (what, value) =
                 ("gradient of a gate", if grad_gate.is_some() { "given" } else { "missing" }.to_string());
-            return Err(Error::Config { what, value, expected: "given for Memory+, for no other kind" });
+            return Err(Error::Config { what, value, expected: "given for a layer with a gate, and for no other" });
         }
         let (weights, strategy) = (&self.weights, self.backward_product(input.shape()[0]));
         let gate = weights.gate_proj.as_ref().zip(grad_gate).map(|(weight, grad)| Map { weight, grad });

@@ -40,7 +40,7 @@ use std::{fs::File, path::Path};
 use memmap2::Mmap;
 use safetensors::Dtype;
 
-use crate::{ElementType, Error, HostTensor, Kind, MemoryConfig, Result, Weights, weights as names};
+use crate::{ElementType, Error, HostTensor, MemoryConfig, Result, Weights, weights as names};
 use header::{Header, Place};
 #[cfg(feature = "files")]
 pub use save::{FileTensor, save};
@@ -180,19 +180,19 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Tensor`] if a weight is missing or has the wrong shape, type or values.
     pub fn weights(&self) -> Result<Weights<'_>> {
-        let ultramem = self.config.kind == Kind::UltraMem;
+        let tucker = self.config.tucker();
         let weights = Weights {
             query_proj: self.tensor(names::QUERY_PROJ)?,
             query_norm: self.tensor(names::QUERY_NORM)?,
             keys: self.tensor(names::KEYS)?,
             keys_norm: self.tensor(names::KEYS_NORM)?,
-            cores: if ultramem { self.cores()? } else { Vec::new() },
-            core_u: if ultramem { self.core_vector(names::CORE_U)? } else { Vec::new() },
-            core_v: if ultramem { self.core_vector(names::CORE_V)? } else { Vec::new() },
-            shuffle_index: if ultramem { Some(self.shuffle()?) } else { None },
+            cores: if tucker { self.cores()? } else { Vec::new() },
+            core_u: if tucker { self.core_vector(names::CORE_U)? } else { Vec::new() },
+            core_v: if tucker { self.core_vector(names::CORE_V)? } else { Vec::new() },
+            shuffle_index: if self.config.capabilities.shuffled { Some(self.shuffle()?) } else { None },
             values: self.tensor(self.values_name())?,
             values_proj: self.tensor(names::VALUES_PROJ)?,
-            gate_proj: if self.config.gated() { Some(self.tensor(names::GATE_PROJ)?) } else { None },
+            gate_proj: if self.config.capabilities.gated { Some(self.tensor(names::GATE_PROJ)?) } else { None },
         };
         weights.check(&self.config)?;
         Ok(weights)

@@ -9,7 +9,7 @@ pub use ultramem_kernels::{ElementType, Norm};
 
 use crate::{Error, Result};
 
-/// The member of the family.
+/// A member of the family: a choice of [`Capabilities`] that has a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// UltraMem (arXiv 2411.12364): Tucker-decomposed scores, no softmax, implicit value expansion.
@@ -21,12 +21,84 @@ pub enum Kind {
     MemoryPlus,
 }
 
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::UltraMem, Self::ProductKey, Self::MemoryPlus];
+
+    /// What it is called.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::UltraMem => "UltraMem",
+            Self::ProductKey => "ProductKey",
+            Self::MemoryPlus => "MemoryPlus",
+        }
+    }
+
+    /// What its stages do.
+    pub const fn capabilities(self) -> Capabilities {
+        let product_key = Capabilities {
+            queries: Queries::Shared,
+            normalises_keys: true,
+            scores: Scores::Additive,
+            shuffled: false,
+            shares_table: false,
+            gated: false,
+        };
+        match self {
+            Self::UltraMem => Capabilities { scores: Scores::Tucker, shuffled: true, ..product_key },
+            Self::ProductKey => product_key,
+            Self::MemoryPlus => Capabilities {
+                queries: Queries::PerHead,
+                normalises_keys: false,
+                shares_table: true,
+                gated: true,
+                ..product_key
+            },
+        }
+    }
+}
+
+/// What the stages of a layer do, a choice for each. Code asks for the choice that it depends on, and never for a kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Capabilities {
+    /// Query: which heads share a pair of queries.
+    pub queries: Queries,
+    /// Score: whether keys are normalised with `keys_norm.weight`, or taken as they are.
+    pub normalises_keys: bool,
+    /// Combine: how a pair of kept keys is scored.
+    pub scores: Scores,
+    /// Expand: whether a slot's address is `shuffle_index[slot]`, or the slot itself.
+    pub shuffled: bool,
+    /// Expand: whether files keep the table in a module that layers share.
+    pub shares_table: bool,
+    /// Expand: whether the pooled value is multiplied by `silu(W_g x)` before the output projection.
+    pub gated: bool,
+}
+
+/// Which heads share a pair of queries, one for the row side and one for the column side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Queries {
+    /// All of them.
+    Shared,
+    /// None: each has its own.
+    PerHead,
+}
+
+/// How a pair of kept keys is scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scores {
+    /// `S_row[i]ᵀ · C_k · S_col[j]`, one score a core (arXiv 2411.12364 section 3.1).
+    Tucker,
+    /// `S_row[i] + S_col[j]`, and a softmax over a head's chosen slots (arXiv 1907.05242 section 3.2). Rank 1, one core.
+    Additive,
+}
+
 /// The dimensions of a layer, not yet checked: fill in what differs from a preset and give it to
 /// [`MemoryConfig::new`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dimensions {
-    /// The member of the family.
-    pub kind: Kind,
+    /// What the stages do; those of a kind are [`Kind::capabilities`].
+    pub capabilities: Capabilities,
     /// Width of input and output.
     pub hidden_size: usize,
     /// Independent retrievals per token.
@@ -35,13 +107,13 @@ pub struct Dimensions {
     pub side_keys: usize,
     /// Width of one key (d_k).
     pub key_dim: usize,
-    /// Width of a side's score vector (r). 1 for product keys.
+    /// Width of a side's score vector (r). 1 for additive scores.
     pub tucker_rank: usize,
     /// Slots kept per head (m).
     pub top_m: usize,
-    /// Scores per slot, one per slice of the value (multi-core scoring, h). 1 for product keys.
+    /// Scores per slot, one per slice of the value (multi-core scoring, h). 1 for additive scores.
     pub cores: usize,
-    /// Virtual blocks per physical table (implicit value expansion, E). 1 for product keys.
+    /// Virtual blocks per physical table (implicit value expansion, E).
     pub expansion: usize,
     /// Width of one value row (d_v).
     pub value_dim: usize,
@@ -56,7 +128,7 @@ impl Default for Dimensions {
     /// make the table are small; set them.
     fn default() -> Self {
         Self {
-            kind: Kind::UltraMem,
+            capabilities: Kind::UltraMem.capabilities(),
             hidden_size: 256,
             heads: 2,
             side_keys: 128,
@@ -144,14 +216,16 @@ impl MemoryConfig {
                 expected: "a finite number, zero or more",
             });
         }
-        if dims.kind != Kind::UltraMem {
-            for (what, value) in
-                [("tucker_rank", dims.tucker_rank), ("cores", dims.cores), ("expansion", dims.expansion)]
-            {
+        if dims.capabilities.scores == Scores::Additive {
+            for (what, value) in [("tucker_rank", dims.tucker_rank), ("cores", dims.cores)] {
                 if value != 1 {
-                    return Err(Error::Config { what, value: value.to_string(), expected: "1 for product keys" });
+                    return Err(Error::Config { what, value: value.to_string(), expected: "1 for additive scores" });
                 }
             }
+        }
+        if dims.capabilities.gated && dims.expansion != 1 {
+            let (what, value) = ("expansion", dims.expansion.to_string());
+            return Err(Error::Config { what, value, expected: "1 for a layer with a gate" });
         }
         Ok(Self(dims))
     }
@@ -166,19 +240,22 @@ impl MemoryConfig {
         self.side_keys * self.side_keys
     }
 
-    /// Query pairs per token: one per head for Memory+, else one that all heads share.
+    /// Query pairs per token: one per head, or one that all heads share.
     pub fn query_heads(&self) -> usize {
-        if self.kind == Kind::MemoryPlus { self.heads } else { 1 }
+        match self.capabilities.queries {
+            Queries::PerHead => self.heads,
+            Queries::Shared => 1,
+        }
     }
 
-    /// Whether the keys are normalised with `keys_norm.weight` before they are scored.
-    pub fn normalises_keys(&self) -> bool {
-        self.kind != Kind::MemoryPlus
+    /// Whether pairs are scored through a Tucker core.
+    pub fn tucker(&self) -> bool {
+        self.capabilities.scores == Scores::Tucker
     }
 
-    /// Whether the pooled value is multiplied by `silu(W_g x)` before the output projection.
-    pub fn gated(&self) -> bool {
-        self.kind == Kind::MemoryPlus
+    /// The kind that makes these choices, if one does.
+    pub fn kind(&self) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.capabilities() == self.capabilities)
     }
 
     /// Width of the pooled value before the output projection: `expansion · value_dim`.

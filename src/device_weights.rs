@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 use ultramem_kernels::{ElementType, Tensor, check, from_f32, from_u32, supports, u32_storage};
 
 use crate::table::{ValueTable, upload};
-use crate::{Error, HostTensor, Kind, MemoryConfig, Result, Weights};
+use crate::{Error, HostTensor, MemoryConfig, Result, Weights};
 
 /// A layer's weights on the device, shaped as a checkpoint has them, contiguous. Cheap to clone: the buffers are shared.
 pub struct LayerWeights<R: Runtime> {
@@ -91,7 +91,7 @@ impl<R: Runtime> LayerWeights<R> {
             query_norm: full("query_norm", &weights.query_norm)?,
             keys: keys.reshaped(key_shape),
             keys_norm: full("keys_norm", &weights.keys_norm)?,
-            core: (config.kind == Kind::UltraMem).then(core).transpose()?,
+            core: config.tucker().then(core).transpose()?,
             shuffle: match &weights.shuffle_index {
                 Some(index) => Some(from_u32(client, &[config.slots()], index)?),
                 None => None,
@@ -117,8 +117,9 @@ impl<R: Runtime> LayerWeights<R> {
         check(client, &self.keys_norm, "keys_norm", &[key_dim], full)?;
         self.values.check(client, config.rows(), config.value_dim)?;
         check(client, &self.values_proj, "values_proj", &[config.hidden_size, config.pooled_dim()], stored)?;
-        present("core", self.core.is_some(), config.kind == Kind::UltraMem)?;
-        present("gate_proj", self.gate_proj.is_some(), config.gated())?;
+        present("shuffle", self.shuffle.is_some(), config.capabilities.shuffled)?;
+        present("core", self.core.is_some(), config.tucker())?;
+        present("gate_proj", self.gate_proj.is_some(), config.capabilities.gated)?;
         if let Some(core) = &self.core {
             check(client, &core.cores, "core", &[config.cores, heads, rank, rank], full)?;
             check(client, &core.u, "core_u", &[heads, rank], full)?;
@@ -134,11 +135,11 @@ impl<R: Runtime> LayerWeights<R> {
     }
 }
 
-/// Checks that a layer has a tensor if its kind has it.
+/// Checks that a layer has a tensor if its configuration calls for it.
 fn present(name: &str, found: bool, expected: bool) -> Result<()> {
     if found == expected {
         return Ok(());
     }
-    let problem = if expected { "is missing" } else { "does not belong to this kind of layer" };
+    let problem = if expected { "is missing" } else { "does not belong to this layer" };
     Err(Error::Tensor { name: name.into(), problem: problem.into() })
 }

@@ -74,7 +74,7 @@ impl<R: Runtime> MemoryLayer<R> {
         supports(client, dtype)?;
         weights.check(client, &config)?;
         let factors = KeyFactors {
-            norm: config.normalises_keys().then_some((config.norm, config.norm_eps, &weights.keys_norm)),
+            norm: config.capabilities.normalises_keys.then_some((config.norm, config.norm_eps, &weights.keys_norm)),
             vectors: weights.core.as_ref().map(|core| (&core.u, &core.v)),
         };
         Ok(Self {

@@ -48,7 +48,7 @@ mod workspace;
 
 pub use backward::{Gradients, Saved};
 pub use checkpoint::Checkpoint;
-pub use config::{Dimensions, ElementType, Kind, MemoryConfig, Norm};
+pub use config::{Capabilities, Dimensions, ElementType, Kind, MemoryConfig, Norm, Queries, Scores};
 pub use cost::{Caches, Choices, Cost, StageCost};
 pub use device_weights::{LayerWeights, TuckerCore};
 pub use error::{Error, Result};

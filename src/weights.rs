@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use rand_distr::{Distribution, StandardNormal};
 
-use crate::{ElementType, Error, Kind, MemoryConfig, Result, Spectrum};
+use crate::{ElementType, Error, MemoryConfig, Result, Spectrum};
 
 /// A row-major tensor on the host, its bytes owned or borrowed (from a memory-mapped file).
 #[derive(Debug, Clone, PartialEq)]
@@ -141,8 +141,12 @@ impl<'a> Weights<'a> {
                 return Err(Error::Tensor { name: name.into(), problem });
             }
         }
-        if self.gate_proj.is_some() != config.gated() {
-            let problem = if config.gated() { "is missing" } else { "belongs to Memory+ alone" };
+        if self.gate_proj.is_some() != config.capabilities.gated {
+            let problem = if config.capabilities.gated {
+                "is missing"
+            } else {
+                "does not belong to this layer, which has no gate"
+            };
             return Err(Error::Tensor { name: GATE_PROJ.into(), problem: problem.into() });
         }
         self.check_cores(config)?;
@@ -157,7 +161,7 @@ impl<'a> Weights<'a> {
     }
 
     fn check_cores(&self, config: &MemoryConfig) -> Result<()> {
-        let heads = if config.kind == Kind::UltraMem { config.heads } else { 0 };
+        let heads = if config.tucker() { config.heads } else { 0 };
         let rank = config.tucker_rank;
         for (name, found, expected) in [
             (CORES, self.cores.len(), config.cores * heads * rank * rank),
@@ -174,10 +178,10 @@ impl<'a> Weights<'a> {
     fn check_shuffle(&self, config: &MemoryConfig) -> Result<()> {
         let wrong = |problem: String| Err(Error::Tensor { name: SHUFFLE.into(), problem });
         let shuffle = match &self.shuffle_index {
-            Some(shuffle) if config.kind == Kind::UltraMem => shuffle,
-            None if config.kind != Kind::UltraMem => return Ok(()),
+            Some(shuffle) if config.capabilities.shuffled => shuffle,
+            None if !config.capabilities.shuffled => return Ok(()),
             None => return wrong("is missing".into()),
-            Some(_) => return wrong("belongs to UltraMem alone".into()),
+            Some(_) => return wrong("does not belong to this layer, whose slots are their own addresses".into()),
         };
         let slots = config.slots();
         if shuffle.len() != slots {
@@ -208,7 +212,7 @@ impl<'a> Weights<'a> {
             cores,
             core_u,
             core_v,
-            shuffle_index: (config.kind == Kind::UltraMem).then(|| permutation(config.slots(), rng)),
+            shuffle_index: config.capabilities.shuffled.then(|| permutation(config.slots(), rng)),
             values: normal(&[config.rows(), config.value_dim], 0.02, rng),
             values_proj: normal(
                 &[config.hidden_size, config.pooled_dim()],
@@ -216,7 +220,8 @@ impl<'a> Weights<'a> {
                 rng,
             ),
             gate_proj: config
-                .gated()
+                .capabilities
+                .gated
                 .then(|| normal(&[config.value_dim, config.hidden_size], (config.hidden_size as f32).powf(-0.5), rng)),
         }
     }
@@ -252,15 +257,15 @@ pub(crate) const SHARED_VALUES: &str = "full_memory_layer.values_for_look_up";
 pub(crate) const VALUES_PROJ: &str = "values_proj.weight";
 pub(crate) const GATE_PROJ: &str = "swilu_projection.weight";
 
-/// The checkpoint's name of the value table: Memory+ keeps it in a module that its layers share.
+/// The checkpoint's name of the value table.
 fn values_name(config: &MemoryConfig) -> &'static str {
-    if config.kind == Kind::MemoryPlus { SHARED_VALUES } else { VALUES }
+    if config.capabilities.shares_table { SHARED_VALUES } else { VALUES }
 }
 
 /// `[heads, 2, side_keys, key_dim, tucker_rank]`; product keys leave the last dimension out.
 fn keys_shape(config: &MemoryConfig) -> Vec<usize> {
     let mut shape = vec![config.heads, 2, config.side_keys, config.key_dim];
-    if config.kind == Kind::UltraMem {
+    if config.tucker() {
         shape.push(config.tucker_rank);
     }
     shape
@@ -288,7 +293,7 @@ fn permutation(count: usize, rng: &mut StdRng) -> Vec<u32> {
 
 /// Cores `[cores, heads, r, r]` and the singular vectors `u`, `v` `[heads, r]` of their sum; empty for product keys.
 fn random_cores(config: &MemoryConfig, rng: &mut StdRng) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
-    if config.kind != Kind::UltraMem {
+    if !config.tucker() {
         return (Vec::new(), Vec::new(), Vec::new());
     }
     let (heads, rank) = (config.heads, config.tucker_rank);

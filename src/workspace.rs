@@ -31,7 +31,7 @@ impl<R: Runtime> MemoryLayer<R> {
         let candidates = 2 * WORD * config.heads * 2 * candidates;
         let kept = WORD * config.heads * 2 * config.top_m * (1 + config.tucker_rank);
         let chosen = WORD * config.heads * config.top_m * (1 + config.cores);
-        let gate = if config.gated() { WORD * config.value_dim } else { 0 };
+        let gate = if config.capabilities.gated { WORD * config.value_dim } else { 0 };
         let pooled = match strategies.expand {
             ExpandStrategy::Fused => 0,
             ExpandStrategy::Pooled(_) if self.table().pages().len() > 1 => WORD * config.pooled_dim(),

@@ -145,7 +145,7 @@ fn config(dims: Dimensions) -> MemoryConfig {
 
 fn hand_dims(kind: Kind) -> Dimensions {
     Dimensions {
-        kind,
+        capabilities: kind.capabilities(),
         hidden_size: 1,
         heads: 1,
         side_keys: 4,
@@ -394,7 +394,7 @@ fn weights_that_do_not_fit_are_refused_by_name() {
     assert_says(weights.check(&plus), &["swilu_projection.weight", "missing"]);
     let mut weights = Weights::random(&plus, 0);
     weights.shuffle_index = Some(vec![0; 64]);
-    assert_says(weights.check(&plus), &["shuffle_index", "UltraMem"]);
+    assert_says(weights.check(&plus), &["shuffle_index", "addresses"]);
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn config(metadata: &HashMap<String, String>) -> MemoryConfig {
     let number = |key: &str| metadata[key].parse::<usize>().expect("the entry is a whole number");
     let expansion = number("value_expand_time");
     MemoryConfig::new(Dimensions {
-        kind: Kind::UltraMem,
+        capabilities: Kind::UltraMem.capabilities(),
         hidden_size: number("hidden_size"),
         heads: number("head"),
         side_keys: number("knum") * expansion.isqrt(),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
-use ultramem::{Checkpoint, ElementType, Kind, MemoryConfig, Spectrum, Weights};
+use ultramem::{Checkpoint, ElementType, MemoryConfig, Spectrum, Weights};
 
 use crate::Common;
 use crate::compare::{Comparison, F32_BOUND, GRADIENT_BOUND, HALF_BOUND, relative_l2};
@@ -142,7 +142,7 @@ impl Expected {
         let entries = config.heads * config.top_m;
         let flat = vec![tokens, entries];
         let cored = vec![tokens, entries, config.cores];
-        let score_shapes = if config.kind == Kind::UltraMem { vec![cored] } else { vec![flat.clone(), cored] };
+        let score_shapes = if config.tucker() { vec![cored] } else { vec![flat.clone(), cored] };
         let floats = |name, shapes: &[Vec<usize>]| match checkpoint.has(name) {
             true => floats(checkpoint, name, shapes).map(Some).map_err(|failure| in_file(path, &failure)),
             false => Ok(None),
@@ -155,10 +155,7 @@ impl Expected {
             },
             scores: floats(SCORES, &score_shapes)?,
             gradients: names(checkpoint, |name| name.starts_with(GRADIENT)),
-            tail_loss: match config.kind {
-                Kind::UltraMem => floats(TAIL_LOSS, &[vec![1], vec![]])?,
-                _ => None,
-            },
+            tail_loss: if config.tucker() { floats(TAIL_LOSS, &[vec![1], vec![]])? } else { None },
             others: others(checkpoint),
         };
         let forward = expected.output.is_some() || expected.slots.is_some() || expected.scores.is_some();
@@ -276,7 +273,7 @@ fn not_checked(name: &str, why: &str) -> Line {
 }
 
 fn others(checkpoint: &Checkpoint) -> Vec<Line> {
-    let cored = checkpoint.config().kind == Kind::UltraMem;
+    let cored = checkpoint.config().tucker();
     let known = |name: &str| {
         [OUTPUT, SLOTS, SCORES].contains(&name) || name.starts_with(GRADIENT) || (cored && name == TAIL_LOSS)
     };

@@ -99,12 +99,12 @@ fn groups(config: &MemoryConfig) -> Vec<(&'static str, String, u64)> {
         group("keys", &[heads, 2, config.side_keys, config.key_dim, rank]),
         group("query and key norm", &[2, config.key_dim]),
     ];
-    if config.kind == Kind::UltraMem {
+    if config.tucker() {
         groups.push(group("Tucker cores", &[config.cores, heads, rank, rank]));
     }
     groups.push(group("values", &[config.rows(), config.value_dim]));
     groups.push(group("output projection", &[hidden, config.pooled_dim()]));
-    if config.gated() {
+    if config.capabilities.gated {
         groups.push(group("gate projection", &[config.value_dim, hidden]));
     }
     groups
@@ -112,10 +112,9 @@ fn groups(config: &MemoryConfig) -> Vec<(&'static str, String, u64)> {
 
 /// The shuffle, and the vectors `u` and `v` of the cores: not trained, but kept in memory.
 fn shuffle_bytes(config: &MemoryConfig) -> u64 {
-    match config.kind {
-        Kind::UltraMem => 4 * (config.slots() + 2 * config.heads * config.tucker_rank) as u64,
-        Kind::ProductKey | Kind::MemoryPlus => 0,
-    }
+    let shuffle = if config.capabilities.shuffled { config.slots() } else { 0 };
+    let vectors = if config.tucker() { 2 * config.heads * config.tucker_rank } else { 0 };
+    4 * (shuffle + vectors) as u64
 }
 
 /// Normalised and projected keys, which a device makes for itself in f32.
@@ -124,10 +123,11 @@ fn prepared_key_bytes(config: &MemoryConfig) -> u64 {
 }
 
 fn config_text(config: &MemoryConfig) -> String {
-    let name = match config.kind {
-        Kind::UltraMem => "UltraMem",
-        Kind::ProductKey => "Product-key memory",
-        Kind::MemoryPlus => "Memory+",
+    let name = match config.kind() {
+        Some(Kind::UltraMem) => "UltraMem",
+        Some(Kind::ProductKey) => "Product-key memory",
+        Some(Kind::MemoryPlus) => "Memory+",
+        None => "A memory layer of no kind with a name",
     };
     let mut table = Table::default();
     for (name, value) in [

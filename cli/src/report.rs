@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use ultramem::{Cost, ElementType, MemoryConfig, StageCost};
+use ultramem::{Cost, ElementType, Kind, MemoryConfig, StageCost};
 
 use crate::backend::Adapter;
 use crate::engine::{Measured, StageTimes};
@@ -162,7 +162,7 @@ pub fn device_line(adapter: &Adapter, dtype: ElementType) -> String {
 /// The dimensions by their names.
 pub fn dimensions_json(config: &MemoryConfig) -> Value {
     json!({
-        "kind": format!("{:?}", config.kind),
+        "kind": config.kind().map(Kind::name),
         "hidden_size": config.hidden_size,
         "heads": config.heads,
         "side_keys": config.side_keys,

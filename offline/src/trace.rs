@@ -9,8 +9,8 @@ use ultramem::kernels::optimiser::{Rule, Step};
 use ultramem::kernels::{empty, u32_storage};
 use ultramem::versus::{Cache, Decoder, Plan};
 use ultramem::{
-    ElementType, Error, Kind, LayerWeights, MemoryConfig, MemoryLayer, Result, RowGradients, Strategies, Tensor,
-    TuckerCore, ValueTable,
+    ElementType, Error, LayerWeights, MemoryConfig, MemoryLayer, Result, RowGradients, Strategies, Tensor, TuckerCore,
+    ValueTable,
 };
 
 use crate::{Execution, Gpu, LaunchReport, OfflineDevice, OfflineRuntime, Options, Target};
@@ -171,7 +171,6 @@ fn unwritten_weights(
     let full = |name, shape: &[usize]| tensor(name, shape, ElementType::F32.storage());
     let stored = |name, shape: &[usize]| tensor(name, shape, dtype.storage());
     let (heads, rank, key_dim) = (config.heads, config.tucker_rank, config.key_dim);
-    let ultramem = config.kind == Kind::UltraMem;
     let core = || -> Result<_> {
         Ok(TuckerCore {
             cores: full("core", &[config.cores, heads, rank, rank])?,
@@ -186,10 +185,10 @@ fn unwritten_weights(
         query_norm: full("query_norm", &[key_dim])?,
         keys: stored("keys", &[heads, 2, config.side_keys, key_dim, rank])?,
         keys_norm: full("keys_norm", &[key_dim])?,
-        core: ultramem.then(core).transpose()?,
-        shuffle: ultramem.then(shuffle).transpose()?,
+        core: config.tucker().then(core).transpose()?,
+        shuffle: config.capabilities.shuffled.then(shuffle).transpose()?,
         values: ValueTable::from_device(stored("values", &[config.rows(), config.value_dim])?)?,
         values_proj: stored("values_proj", &[config.hidden_size, config.pooled_dim()])?,
-        gate_proj: config.gated().then(gate).transpose()?,
+        gate_proj: config.capabilities.gated.then(gate).transpose()?,
     })
 }

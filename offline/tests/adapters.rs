@@ -15,7 +15,13 @@ fn layers() -> [Dimensions; 2] {
         value_dim: 12,
         ..Dimensions::default()
     };
-    let memory_plus = Dimensions { kind: Kind::MemoryPlus, tucker_rank: 1, cores: 1, expansion: 1, ..plain.clone() };
+    let memory_plus = Dimensions {
+        capabilities: Kind::MemoryPlus.capabilities(),
+        tucker_rank: 1,
+        cores: 1,
+        expansion: 1,
+        ..plain.clone()
+    };
     [plain, memory_plus]
 }
 
@@ -26,7 +32,7 @@ fn assert_close(what: &str, found: impl Iterator<Item = f64>, expected: &[f64], 
 }
 
 fn hold(adapter: Adapter, dims: Dimensions, tokens: usize) {
-    let what = format!("{adapter:?}, {:?}, {tokens} tokens", dims.kind);
+    let what = format!("{adapter:?}, {:?}, {tokens} tokens", dims.capabilities.scores);
     let device = OfflineDevice::new(Options { adapter: Some(adapter), ..Options::default() });
     let client = OfflineRuntime::client(&device);
     let config = MemoryConfig::new(dims).unwrap();

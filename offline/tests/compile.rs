@@ -68,14 +68,14 @@ fn real() -> Dimensions {
 /// kinds, LayerNorm and odd widths add on fewer.
 fn layers(architecture: Architecture) -> Vec<(Dimensions, ElementType)> {
     let product_keys = Dimensions { tucker_rank: 1, cores: 1, expansion: 1, ..real() };
-    let memory_plus = Dimensions { kind: Kind::MemoryPlus, ..product_keys.clone() };
+    let memory_plus = Dimensions { capabilities: Kind::MemoryPlus.capabilities(), ..product_keys.clone() };
     let odd =
         Dimensions { hidden_size: 13, side_keys: 34, key_dim: 7, top_m: 5, value_dim: 22, norm: Norm::Layer, ..real() };
     let mut layers: Vec<_> = TYPES.map(|dtype| (real(), dtype)).to_vec();
     layers.push((memory_plus.clone(), ElementType::BF16));
     if architecture == Architecture::Sm90a {
         layers.extend([ElementType::F32, ElementType::F16].map(|dtype| (memory_plus.clone(), dtype)));
-        layers.push((Dimensions { kind: Kind::ProductKey, ..product_keys }, ElementType::F32));
+        layers.push((Dimensions { capabilities: Kind::ProductKey.capabilities(), ..product_keys }, ElementType::F32));
         layers.extend([ElementType::F32, ElementType::BF16].map(|dtype| (odd.clone(), dtype)));
     }
     layers
@@ -126,7 +126,7 @@ fn cases(architectures: &[Architecture]) -> Vec<Case> {
             let (table, slice) = (config.rows() * config.value_dim, config.value_dim / config.cores);
             let sizes = ((table * dtype.size()) as u64, slice * dtype.size());
             for traced in launches(&device, &config, dtype) {
-                let about = format!("{:?} layer, {dtype}, {}", config.kind, traced.stage);
+                let about = format!("{:?} layer, {dtype}, {}", config.kind(), traced.stage);
                 let key = (architecture, traced.launch.kernel.source.clone());
                 found.entry(key).or_insert((about, traced, sizes.0, sizes.1));
             }

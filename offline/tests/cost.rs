@@ -178,8 +178,8 @@ const RULES: [Rule; 4] = [
 #[test]
 fn no_stage_moves_more_backwards_than_the_model_says() {
     let product_keys = Dimensions { tucker_rank: 1, cores: 1, expansion: 1, ..dimensions() };
-    let memory_plus = Dimensions { kind: Kind::MemoryPlus, ..product_keys.clone() };
-    let plain = Dimensions { kind: Kind::ProductKey, ..product_keys };
+    let memory_plus = Dimensions { capabilities: Kind::MemoryPlus.capabilities(), ..product_keys.clone() };
+    let plain = Dimensions { capabilities: Kind::ProductKey.capabilities(), ..product_keys };
     for (dims, dtype, tokens, cache) in [
         (dimensions(), ElementType::F32, 200, LARGE),
         (dimensions(), ElementType::F32, 1, LARGE),
@@ -197,7 +197,7 @@ fn no_stage_moves_more_backwards_than_the_model_says() {
         assert!(model.iter().zip(&most).all(|((_, model), (_, most))| model <= most), "{model:?}, {most:?}");
         assert!(many.iter().zip(&model).all(|((_, many), (_, few))| many > few), "{many:?}");
         let config = scale.layer.config();
-        let about = format!("{:?}, {dtype}, {tokens} tokens, cache of {cache}", config.kind);
+        let about = format!("{:?}, {dtype}, {tokens} tokens, cache of {cache}", config.kind());
         hold(&about, model, measured, COUNTS);
         let used = choices.rows;
         for (rule, measured) in RULES.into_iter().zip(updates) {

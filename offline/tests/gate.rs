@@ -151,7 +151,7 @@ impl Raw {
             top_m: wide(config.top_m),
             value_dim: wide(config.value_dim),
             pooled_dim: wide(config.pooled_dim()),
-            gated: config.gated(),
+            gated: config.capabilities.gated,
         }
     }
 
@@ -312,7 +312,7 @@ impl Case {
         self.hold_launches(&format!("{what}, combine backward"), of_combine.1, most.combine_backward());
         let score = layer.score_backward(&saved, &combine.sides).unwrap();
         self.hold_launches(&format!("{what}, score backward"), of_score.1, most.score_backward());
-        let other = if config.gated() { None } else { Some(&input) };
+        let other = if config.capabilities.gated { None } else { Some(&input) };
         assert!(
             layer.query_backward(&input, &score.query, other).is_err(),
             "{what}: a gate's gradient too many or too few"
@@ -383,7 +383,7 @@ fn dimensions() -> Dimensions {
 }
 
 fn product_keys(kind: Kind) -> Dimensions {
-    Dimensions { kind, tucker_rank: 1, cores: 1, expansion: 1, ..dimensions() }
+    Dimensions { capabilities: kind.capabilities(), tucker_rank: 1, cores: 1, expansion: 1, ..dimensions() }
 }
 
 /// Scoring and combining in one kernel gives what the two stages give, to the bit.

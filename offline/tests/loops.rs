@@ -84,7 +84,13 @@ fn plans_count_the_iterations_that_execute() {
         value_dim: 16,
         ..Dimensions::default()
     };
-    let additive = |kind| Dimensions { kind, tucker_rank: 1, cores: 1, expansion: 1, ..plain.clone() };
+    let additive = |kind: Kind| Dimensions {
+        capabilities: kind.capabilities(),
+        tucker_rank: 1,
+        cores: 1,
+        expansion: 1,
+        ..plain.clone()
+    };
     let (tile, whole, split) = (ProjectStrategy::Tile, ScoreStrategy::Whole, ScoreStrategy::Split { splits: 3 });
     let by = |score, expand| Strategies { query: tile, score, expand };
     let shapes = [

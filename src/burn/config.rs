@@ -106,7 +106,7 @@ impl UltraMemConfig {
     /// As [`MemoryConfig::new`].
     pub fn dimensions(&self) -> crate::Result<MemoryConfig> {
         MemoryConfig::new(Dimensions {
-            kind: Kind::UltraMem,
+            capabilities: Kind::UltraMem.capabilities(),
             hidden_size: self.hidden_size,
             heads: self.heads,
             side_keys: self.side_keys,
@@ -137,7 +137,7 @@ impl ProductKeyMemoryConfig {
     /// As [`MemoryConfig::new`].
     pub fn dimensions(&self) -> crate::Result<MemoryConfig> {
         MemoryConfig::new(Dimensions {
-            kind: Kind::ProductKey,
+            capabilities: Kind::ProductKey.capabilities(),
             hidden_size: self.hidden_size,
             heads: self.heads,
             side_keys: self.side_keys,
@@ -168,7 +168,7 @@ impl MemoryPlusConfig {
     /// As [`MemoryConfig::new`].
     pub fn dimensions(&self) -> crate::Result<MemoryConfig> {
         MemoryConfig::new(Dimensions {
-            kind: Kind::MemoryPlus,
+            capabilities: Kind::MemoryPlus.capabilities(),
             hidden_size: self.hidden_size,
             heads: self.heads,
             side_keys: self.side_keys,

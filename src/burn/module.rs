@@ -43,9 +43,12 @@ pub struct Memory<B: Backend> {
     keys: Param<Tensor<B, 5>>,
     keys_norm: Param<Tensor<B, 1>>,
     pub(super) core: Option<Core<B>>,
+    /// Slot to virtual address, `[side_keys²]`, where a slot is not its own. A list, for Burn passes over the record of an optional
+    /// parameter of integers.
+    shuffle: Vec<Param<Tensor<B, 1, Int>>>,
     pub(super) values: Param<Tensor<B, 2>>,
     values_proj: Param<Tensor<B, 2>>,
-    /// For Memory+ alone.
+    /// Where the pooled value is gated.
     gate_proj: Option<Param<Tensor<B, 2>>>,
     #[module(skip)]
     pub(super) config: MemoryConfig,
@@ -53,15 +56,12 @@ pub struct Memory<B: Backend> {
     pub(super) learning: Learning<B>,
 }
 
-/// What UltraMem has beside product keys: the Tucker core, and the shuffle of its slots. No gradient reaches `u` and `v`: they follow the
-/// cores.
+/// The Tucker core. No gradient reaches `u` and `v`: they follow the cores.
 #[derive(Module, Debug)]
 pub struct Core<B: Backend> {
     pub(super) cores: Param<Tensor<B, 4>>,
     pub(super) u: Param<Tensor<B, 2>>,
     pub(super) v: Param<Tensor<B, 2>>,
-    /// Slot to virtual address, `[side_keys²]`. Here, for Burn passes over the record of an optional parameter of integers.
-    shuffle: Param<Tensor<B, 1, Int>>,
 }
 
 impl<B: MemoryBackend> Memory<B> {
@@ -77,12 +77,12 @@ impl<B: MemoryBackend> Memory<B> {
         }
         let (heads, rank) = (config.heads, config.tucker_rank);
         let vector = |numbers: &[f32]| fixed(floats(numbers, [heads, rank], device));
-        let core = weights.shuffle_index.as_ref().map(|index| Core {
+        let core = config.tucker().then(|| Core {
             cores: learned(floats(&weights.cores, [config.cores, heads, rank, rank], device)),
             u: vector(&weights.core_u),
             v: vector(&weights.core_v),
-            shuffle: Param::initialized(ParamId::new(), integers(index, device)),
         });
+        let shuffle = |index: &Vec<u32>| Param::initialized(ParamId::new(), integers(index, device));
         let values = upload(&weights.values, [config.rows(), config.value_dim], device);
         Ok(Self {
             query_proj: learned(upload(
@@ -94,6 +94,7 @@ impl<B: MemoryBackend> Memory<B> {
             keys: learned(upload(&weights.keys, [heads, 2, config.side_keys, config.key_dim, rank], device)),
             keys_norm: learned(upload(&weights.keys_norm, [config.key_dim], device)),
             core,
+            shuffle: weights.shuffle_index.iter().map(shuffle).collect(),
             values: if sparse { fixed(values) } else { learned(values) },
             values_proj: learned(upload(&weights.values_proj, [config.hidden_size, config.pooled_dim()], device)),
             gate_proj: (weights.gate_proj.as_ref())
@@ -185,7 +186,7 @@ impl<B: MemoryBackend> Memory<B> {
                 .core
                 .as_ref()
                 .map(|core| [primitive(core.cores.val()), primitive(core.u.val()), primitive(core.v.val())]),
-            shuffle: self.core.as_ref().map(|core| core.shuffle.val().into_primitive()),
+            shuffle: self.shuffle.first().map(|shuffle| shuffle.val().into_primitive()),
             values: primitive(self.values.val()),
             values_proj: primitive(self.values_proj.val()),
             gate_proj: self.gate_proj.as_ref().map(|gate| primitive(gate.val())),
@@ -286,13 +287,10 @@ layers!(UltraMem: UltraMem, ProductKeyMemory: ProductKey, MemoryPlus: MemoryPlus
 
 /// The layer of a checkpoint that must be of a kind.
 fn of_kind<B: MemoryBackend>(file: &Checkpoint, kind: Kind, sparse: bool, device: &B::Device) -> Result<Memory<B>> {
-    if file.config().kind == kind {
+    let found = file.config().kind();
+    if found == Some(kind) {
         return Memory::from_checkpoint(file, sparse, device);
     }
-    let expected = match kind {
-        Kind::UltraMem => "UltraMem",
-        Kind::ProductKey => "ProductKey",
-        Kind::MemoryPlus => "MemoryPlus",
-    };
-    Err(Error::Config { what: "kind of the checkpoint's layer", value: format!("{:?}", file.config().kind), expected })
+    let value = found.map_or("none with a name", Kind::name).to_string();
+    Err(Error::Config { what: "kind of the checkpoint's layer", value, expected: kind.name() })
 }

@@ -298,7 +298,7 @@ impl<B: MemoryBackend> Memory<B> {
     /// # Errors
     /// [`Error::Device`] if the device failed in what was enqueued before.
     pub fn follow_cores(&mut self) -> crate::Result<()> {
-        let Some(Core { cores, u, v, .. }) = &mut self.core else { return Ok(()) };
+        let Some(Core { cores, u, v }) = &mut self.core else { return Ok(()) };
         let spectrum = Spectrum::new(&self.config, &read(cores.val())?)?;
         let (left, right) = spectrum.leading((&read(u.val())?, &read(v.val())?));
         for (param, numbers) in [(u, left), (v, right)] {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Dimensions, Error, Kind, MemoryConfig, Norm, Result};
+use crate::{Dimensions, Error, Kind, MemoryConfig, Norm, Result, Scores};
 
 /// What [`config`] reads and [`entries`] writes.
 type Metadata = BTreeMap<String, String>;
@@ -11,12 +11,12 @@ type Metadata = BTreeMap<String, String>;
 pub(super) fn config(metadata: &Metadata) -> Result<MemoryConfig> {
     let kind = kind(metadata)?;
     let optional = |key| match metadata.get(key) {
-        None if kind != Kind::UltraMem => Ok(1),
+        None if kind.capabilities().scores == Scores::Additive => Ok(1),
         _ => size(metadata, key),
     };
     let expansion = optional("value_expand_time")?;
     MemoryConfig::new(Dimensions {
-        kind,
+        capabilities: kind.capabilities(),
         hidden_size: size(metadata, "hidden_size")?,
         heads: size(metadata, "head")?,
         side_keys: size(metadata, "knum")? * root(metadata, expansion)?,
@@ -34,13 +34,21 @@ pub(super) fn config(metadata: &Metadata) -> Result<MemoryConfig> {
 /// The entries that describe `config`.
 #[cfg(feature = "files")]
 pub(super) fn entries(config: &MemoryConfig) -> Result<Metadata> {
+    let Some(kind) = config.kind() else {
+        let value = format!("{:?}", config.capabilities);
+        return Err(Error::Config {
+            what: "capabilities",
+            value,
+            expected: "those of a kind, to be written to a checkpoint",
+        });
+    };
     let root = config.expansion.isqrt();
     if root * root != config.expansion {
         let value = config.expansion.to_string();
         return Err(Error::Config { what: "expansion", value, expected: "a square, to be written to a checkpoint" });
     }
     let mut entries = vec![
-        ("kind", kind_name(config.kind).to_string()),
+        ("kind", kind_name(kind).to_string()),
         ("hidden_size", config.hidden_size.to_string()),
         ("head", config.heads.to_string()),
         // root² divides side_keys², so root divides side_keys.
@@ -51,7 +59,8 @@ pub(super) fn entries(config: &MemoryConfig) -> Result<Metadata> {
         ("norm", norm_name(config.norm).to_string()),
         ("norm_eps", config.norm_eps.to_string()),
     ];
-    if config.kind == Kind::UltraMem {
+    // A file without them has 1.
+    if kind == Kind::UltraMem || config.expansion > 1 {
         entries.push(("tucker_rank", config.tucker_rank.to_string()));
         entries.push(("tucker_multihead", config.cores.to_string()));
         entries.push(("value_expand_time", config.expansion.to_string()));
@@ -87,8 +96,7 @@ fn epsilon(metadata: &Metadata) -> Result<f32> {
 
 fn kind(metadata: &Metadata) -> Result<Kind> {
     let text = get(metadata, "kind")?;
-    let kinds = [Kind::UltraMem, Kind::MemoryPlus, Kind::ProductKey];
-    if let Some(kind) = kinds.into_iter().find(|&kind| kind_name(kind) == text) {
+    if let Some(kind) = Kind::ALL.into_iter().find(|&kind| kind_name(kind) == text) {
         return Ok(kind);
     }
     let expected = "ultramem_v1, memory_plus or pkm";

@@ -13,7 +13,7 @@ use std::{
 use safetensors::{Dtype, SafeTensorError, View, tensor::serialize_to_file};
 
 use super::{Integers, core_name, header::METADATA, metadata, wrong};
-use crate::{ElementType, Error, HostTensor, Kind, MemoryConfig, Result, Weights, weights as names};
+use crate::{ElementType, Error, HostTensor, MemoryConfig, Result, Weights, weights as names};
 
 /// A tensor to be written.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,7 +54,7 @@ pub(super) fn layer(
     metadata.extend(metadata::entries(config)?);
     let mut entries: Vec<Entry<'_>> =
         weights.tensors(config).into_iter().map(|(name, tensor, _)| Entry::floats(name, tensor)).collect();
-    if config.kind == Kind::UltraMem {
+    if config.tucker() {
         entries.extend(core_entries(config, weights));
     }
     if let Some(shuffle) = &weights.shuffle_index {

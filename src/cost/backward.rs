@@ -10,7 +10,7 @@ use ultramem_kernels::optimiser::Rule;
 use ultramem_kernels::{block_of, column_sum_rows, norm_tile, sort_cost, weight_tiles};
 
 use super::{Caches, Choices, Cost, Sizes, StageCost, WORD, sectors, sum, wide};
-use crate::{ElementType, MemoryConfig, MemoryLayer};
+use crate::{ElementType, MemoryConfig, MemoryLayer, Scores};
 
 impl MemoryConfig {
     /// What a backward pass over `tokens` tokens must cost with weights and activations of `dtype`.
@@ -104,12 +104,12 @@ impl Sizes<'_> {
 
     /// Numbers of W_g.
     fn gate_weight(&self) -> u128 {
-        if self.config.gated() { self.value_dim * self.hidden } else { 0 }
+        if self.config.capabilities.gated { self.value_dim * self.hidden } else { 0 }
     }
 
     /// The gate, f32 `[tokens, value_dim]`, in bytes.
     fn gate(&self) -> u128 {
-        if self.config.gated() { self.tokens * self.value_dim * WORD } else { 0 }
+        if self.config.capabilities.gated { self.tokens * self.value_dim * WORD } else { 0 }
     }
 
     /// A number for each slot, in bytes.
@@ -119,11 +119,11 @@ impl Sizes<'_> {
 
     /// Numbers of the cores.
     fn core(&self) -> u128 {
-        if self.product_keys() { 0 } else { self.cores() * wide(self.config.heads) * self.rank * self.rank }
+        if self.config.tucker() { self.cores() * wide(self.config.heads) * self.rank * self.rank } else { 0 }
     }
 
     fn expand_backward(&self) -> StageCost {
-        let pooled = if self.config.gated() { 0 } else { self.tokens * self.pooled_dim() * self.element };
+        let pooled = if self.config.capabilities.gated { 0 } else { self.tokens * self.pooled_dim() * self.element };
         let bytes = [
             self.input(),
             pooled,
@@ -136,21 +136,21 @@ impl Sizes<'_> {
             2 * self.gate(),
         ];
         // The gradients of pooled values and of W_o; scores and rows slot by slot, and the pooled values where a gate came between.
-        let by_slot = if self.config.gated() { 3 } else { 2 };
+        let by_slot = if self.config.capabilities.gated { 3 } else { 2 };
         let flops = 2 * self.tokens * (2 * self.output_weight() + by_slot * self.entries * self.value_dim);
         StageCost { bytes: sum(&bytes), flops: sum(&[flops]) }
     }
 
     fn combine_backward(&self) -> StageCost {
         // A softmax's gradient hangs on the scores alone.
-        let forward = if self.product_keys() { self.slot_numbers() } else { self.kept() + self.slot_numbers() };
+        let forward = if self.config.tucker() { self.kept() + self.slot_numbers() } else { self.slot_numbers() };
         let bytes = [forward, self.grad_scores(), self.grad_sides(), self.core() * WORD];
-        let flops = if self.product_keys() { 4 } else { self.cores() * 7 * self.rank * self.rank };
+        let flops = if self.config.tucker() { self.cores() * 7 * self.rank * self.rank } else { 4 };
         StageCost { bytes: sum(&bytes), flops: sum(&[self.slots() * flops]) }
     }
 
     fn score_backward(&self) -> StageCost {
-        let through_norm = if self.config.normalises_keys() { self.element } else { 0 };
+        let through_norm = if self.config.capabilities.normalises_keys { self.element } else { 0 };
         let keys = self.used_keys() * (2 * self.key() + WORD + self.rank * self.key_dim * through_norm);
         StageCost {
             bytes: sum(&[2 * self.queries(), self.slot_numbers(), self.grad_sides(), keys]),
@@ -225,7 +225,7 @@ impl<R: Runtime> Moves<'_, R> {
         let rows = self.rows();
         let pool = sizes.chosen() + self.shuffle() + rows + pooled * sizes.element;
         let gate = sizes.gate() + pooled * sizes.element + sizes.gate() + 3 * sizes.gate();
-        let gate = if config.gated() { pool + gate } else { 0 };
+        let gate = if config.capabilities.gated { pool + gate } else { 0 };
         let locate = sizes.slot_numbers() + self.shuffle() + 2 * sizes.slot_numbers();
         let pooled_rows = sizes.tokens * wide(config.expansion);
         let of_pooled =
@@ -241,7 +241,7 @@ impl<R: Runtime> Moves<'_, R> {
             row: sizes.value_dim * WORD,
             parts: self.choices.row_parts,
         });
-        let gated = if config.gated() { WORD } else { sizes.element };
+        let gated = if config.capabilities.gated { WORD } else { sizes.element };
         let weight = self.outer(config.hidden_size, config.pooled_dim(), sizes.element, gated);
         through_weight + gate + locate + scores + groups + sums + weight
     }
@@ -249,9 +249,9 @@ impl<R: Runtime> Moves<'_, R> {
     /// The side scores' gradient, and the core's in parts.
     fn combine(&self) -> u128 {
         let (sizes, core) = (&self.sizes, self.sizes.core());
-        let forward = match sizes.product_keys() {
-            true => sizes.chosen() + 2 * sizes.slot_numbers(),
-            false => sizes.slot_numbers() + sizes.kept(),
+        let forward = match sizes.config.capabilities.scores {
+            Scores::Additive => sizes.chosen() + 2 * sizes.slot_numbers(),
+            Scores::Tucker => sizes.slot_numbers() + sizes.kept(),
         };
         let sides = forward + sizes.grad_scores() + sizes.grad_sides() + sizes.slot_numbers();
         if core == 0 {
@@ -283,7 +283,7 @@ impl<R: Runtime> Moves<'_, R> {
             parts: self.choices.key_parts,
         });
         let keys = wide(self.choices.keys);
-        let keys_norm = if config.normalises_keys() {
+        let keys_norm = if config.capabilities.normalises_keys {
             let stored = sizes.rank * sizes.key_dim * sizes.element;
             let read = self.caches.gather(sizes.all_keys() * stored, keys, keys, stored);
             keys * (WORD + 2 * sizes.key()) + read + self.norm_parts(keys as usize, config.tucker_rank)
@@ -301,7 +301,7 @@ impl<R: Runtime> Moves<'_, R> {
         let query = sizes.queries()
             + through(sizes.hidden * sizes.query_width())
             + self.outer(width, config.hidden_size, WORD, sizes.element);
-        if !config.gated() {
+        if !config.capabilities.gated {
             return query + sizes.input();
         }
         let parts = 2 * sizes.tokens * sizes.hidden * WORD;
@@ -322,7 +322,7 @@ impl<R: Runtime> Moves<'_, R> {
     }
 
     fn shuffle(&self) -> u128 {
-        if self.sizes.product_keys() {
+        if !self.sizes.config.capabilities.shuffled {
             return 0;
         }
         let slots = wide(self.choices.slots);

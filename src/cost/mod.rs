@@ -9,7 +9,7 @@ mod backward;
 
 use ultramem_kernels::{expand::ExpandStrategy, score::candidates};
 
-use crate::{ElementType, Kind, MemoryConfig, Strategies};
+use crate::{ElementType, MemoryConfig, Scores, Strategies};
 
 /// The cost of one forward pass, or of one backward pass, stage by stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,7 +150,7 @@ impl MemoryConfig {
         let keys = heads * 2 * side_keys * sizes.key_dim * WORD;
         let candidates = wide(candidates(self.side_keys, self.top_m, strategies.score));
         let listed = sizes.tokens * heads * 2 * candidates * 2 * WORD;
-        let exact = if sizes.product_keys() { 0 } else { sizes.rank };
+        let exact = if self.tucker() { sizes.rank } else { 0 };
         let kept_rows = sizes.tokens * sizes.entries * 2;
         let normalised = gather(keys * exact, kept_rows, choices.kept, exact * sizes.key_dim * WORD);
         let query_reads = if candidates > 0 { 2 * sizes.queries() } else { sizes.queries() };
@@ -158,15 +158,15 @@ impl MemoryConfig {
             ExpandStrategy::Fused => 0,
             ExpandStrategy::Pooled(_) => 2 * sizes.tokens * wide(self.pooled_dim()) * sizes.element,
         };
-        let shuffle = if sizes.product_keys() {
-            0
-        } else {
+        let shuffle = if self.capabilities.shuffled {
             gather(wide(self.slots()) * WORD, sizes.tokens * sizes.entries, choices.slots, WORD)
+        } else {
+            0
         };
         let table = wide(self.rows()) * sizes.value_dim * sizes.element;
         let rows = gather(table, sizes.tokens * sizes.entries, choices.rows, sizes.value_dim * sizes.element);
         let output = weight(wide(self.pooled_dim()) * sizes.hidden * sizes.element);
-        let gate = match self.gated() {
+        let gate = match self.capabilities.gated {
             true => {
                 sizes.input()
                     + weight(sizes.value_dim * sizes.hidden * sizes.element)
@@ -231,7 +231,7 @@ impl<'a> Sizes<'a> {
     fn score(&self) -> StageCost {
         let (heads, side_keys) = (wide(self.config.heads), wide(self.config.side_keys));
         let projected = heads * 2 * self.key_dim * side_keys * WORD;
-        let exact = if self.product_keys() { 0 } else { self.rank };
+        let exact = if self.config.tucker() { self.rank } else { 0 };
         let rows = (self.tokens * wide(self.config.top_m)).min(side_keys);
         let normalised = rows * heads * 2 * exact * self.key_dim * WORD;
         let dots = side_keys + wide(self.config.top_m) * exact;
@@ -243,9 +243,9 @@ impl<'a> Sizes<'a> {
 
     fn combine(&self) -> StageCost {
         let top_m = self.config.top_m;
-        let pairs = match self.product_keys() {
-            true => (1..=top_m).map(|x| wide(top_m / x)).sum(),
-            false => wide(top_m) * wide(top_m) * 2 * self.rank,
+        let pairs = match self.config.capabilities.scores {
+            Scores::Additive => (1..=top_m).map(|x| wide(top_m / x)).sum(),
+            Scores::Tucker => wide(top_m) * wide(top_m) * 2 * self.rank,
         };
         StageCost {
             bytes: sum(&[self.kept(), self.chosen()]),
@@ -255,8 +255,8 @@ impl<'a> Sizes<'a> {
 
     fn expand(&self) -> StageCost {
         let output = wide(self.config.pooled_dim()) * self.hidden;
-        let gate = if self.config.gated() { self.value_dim * self.hidden } else { 0 };
-        let gating = match self.config.gated() {
+        let gate = if self.config.capabilities.gated { self.value_dim * self.hidden } else { 0 };
+        let gating = match self.config.capabilities.gated {
             true => self.input() + gate * self.element + 2 * self.tokens * self.value_dim * WORD,
             false => 0,
         };
@@ -271,10 +271,6 @@ impl<'a> Sizes<'a> {
             ]),
             flops: sum(&[2 * self.tokens * (self.entries * self.value_dim + output + gate)]),
         }
-    }
-
-    fn product_keys(&self) -> bool {
-        self.config.kind != Kind::UltraMem
     }
 
     fn query_width(&self) -> u128 {
@@ -300,7 +296,7 @@ impl<'a> Sizes<'a> {
     }
 
     fn shuffle(&self) -> u128 {
-        if self.product_keys() { 0 } else { self.tokens * self.entries * WORD }
+        if self.config.capabilities.shuffled { self.tokens * self.entries * WORD } else { 0 }
     }
 
     fn rows(&self) -> u128 {
@@ -322,7 +318,7 @@ mod tests {
     use ultramem_kernels::{linear::ProjectStrategy, score::ScoreStrategy};
 
     use super::*;
-    use crate::Dimensions;
+    use crate::{Dimensions, Kind};
 
     fn preset() -> MemoryConfig {
         MemoryConfig::new(Dimensions::ultramem_v1_1b()).expect("the preset is sound")
@@ -369,14 +365,14 @@ mod tests {
     #[test]
     fn product_keys_look_at_few_pairs_and_pay_for_the_gate() {
         let plain = Dimensions {
-            kind: Kind::ProductKey,
+            capabilities: Kind::ProductKey.capabilities(),
             tucker_rank: 1,
             cores: 1,
             expansion: 1,
             top_m: 4,
             ..Dimensions::default()
         };
-        let gated = Dimensions { kind: Kind::MemoryPlus, ..plain.clone() };
+        let gated = Dimensions { capabilities: Kind::MemoryPlus.capabilities(), ..plain.clone() };
         let cost = |dims: Dimensions| MemoryConfig::new(dims).map(|config| config.cost(1, ElementType::F32));
         let (plain, gated) = (cost(plain).expect("sound"), cost(gated).expect("sound"));
         assert_eq!(plain.combine.flops, 2 * (4 + 2 + 1 + 1));

@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use super::{below, length, selection_order, whole_rows};
-use crate::{Kind, MemoryConfig, Result, Weights};
+use crate::{MemoryConfig, Result, Weights};
 
 use super::Kept;
 
@@ -75,7 +75,7 @@ impl Grid<'_> {
         let rank = self.config.tucker_rank;
         let row = &self.scores[i * rank..][..rank];
         let column = &self.scores[(self.config.top_m + j) * rank..][..rank];
-        if self.config.kind != Kind::UltraMem {
+        if !self.config.tucker() {
             return vec![row[0] + column[0]];
         }
         (0..self.config.cores).map(|core| self.bilinear(core, row, column)).collect()
@@ -106,7 +106,7 @@ fn choose(grid: &Grid<'_>) -> Chosen {
     }
     pairs.sort_by(|a, b| selection_order(a.0, b.0).then(a.1.cmp(&b.1)));
     pairs.truncate(top_m);
-    let scores = if grid.config.kind == Kind::UltraMem {
+    let scores = if grid.config.tucker() {
         pairs.iter().flat_map(|pair| grid.pair_scores(pair.2, pair.3)).collect()
     } else {
         softmax(pairs.iter().map(|pair| pair.0))

@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use super::{dot, normalise, selection_order, whole_rows, widen};
-use crate::{Kind, MemoryConfig, Result, Weights};
+use crate::{MemoryConfig, Result, Weights};
 
 /// The keys that [`score`] keeps.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -66,7 +66,7 @@ pub(super) fn scored_keys(config: &MemoryConfig, weights: &Weights<'_>) -> Vec<f
     for key in keys.chunks_exact(config.key_dim * config.tucker_rank) {
         for rank in 0..config.tucker_rank {
             let mut vector: Vec<f64> = key.iter().skip(rank).step_by(config.tucker_rank).copied().collect();
-            if config.normalises_keys() {
+            if config.capabilities.normalises_keys {
                 normalise(config, &norm_weight, &mut vector);
             }
             scored.extend(vector);
@@ -77,7 +77,7 @@ pub(super) fn scored_keys(config: &MemoryConfig, weights: &Weights<'_>) -> Vec<f
 
 /// `w_side[head, :]`: the weight of each rank in `p`. 1 for product keys.
 fn judge(config: &MemoryConfig, weights: &Weights<'_>, head: usize, side: usize) -> Vec<f64> {
-    if config.kind != Kind::UltraMem {
+    if !config.tucker() {
         return vec![1.0];
     }
     let vectors = if side == 0 { &weights.core_u } else { &weights.core_v };

@@ -79,7 +79,7 @@ fn memory_bytes(memory: &MemoryConfig, element: u64) -> u64 {
     let values = (memory.rows() * memory.value_dim) as u64 * element;
     let shuffle = if memory.expansion > 1 { memory.slots() as u64 * WORD } else { 0 };
     let keys = key_numbers(memory);
-    let gate = if memory.gated() { memory.value_dim } else { 0 };
+    let gate = if memory.capabilities.gated { memory.value_dim } else { 0 };
     let width = memory.query_heads() * 2 * memory.key_dim + memory.pooled_dim() + gate;
     values + shuffle + keys * (element + 2 * WORD) + 2 * (width * memory.hidden_size) as u64 * element
 }

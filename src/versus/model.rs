@@ -11,7 +11,7 @@ use ultramem_kernels::{Tensor, from_f32, from_u32, random};
 
 use super::{Plan, Scale};
 use crate::table::ValueTable;
-use crate::{ElementType, Kind, LayerWeights, MemoryConfig, MemoryLayer, Result, TuckerCore};
+use crate::{ElementType, LayerWeights, MemoryConfig, MemoryLayer, Result, TuckerCore};
 
 /// A plan's model on a device.
 pub struct Decoder<R: Runtime> {
@@ -102,15 +102,15 @@ impl<R: Runtime> Draw<'_, R> {
         let gate = |draw: &mut Self| draw.weights("gate_proj", &[config.value_dim, hidden], hidden);
         let shuffle = || from_u32(self.client, &[config.slots()], &scattered(config.slots()));
         let weights = LayerWeights {
-            shuffle: (config.kind == Kind::UltraMem).then(shuffle).transpose()?,
-            core: (config.kind == Kind::UltraMem).then(|| self.core(config)).transpose()?,
+            shuffle: config.capabilities.shuffled.then(shuffle).transpose()?,
+            core: config.tucker().then(|| self.core(config)).transpose()?,
             query_proj: self.weights("query_proj", &[config.query_heads() * 2 * key_dim, hidden], hidden)?,
             query_norm: self.ones(key_dim)?,
             keys: self.weights("keys", &[heads, 2, config.side_keys, key_dim, rank], key_dim)?,
             keys_norm: self.ones(key_dim)?,
             values: ValueTable::from_device(self.weights("values", &[config.rows(), config.value_dim], 1)?)?,
             values_proj: self.weights("values_proj", &[hidden, config.pooled_dim()], config.pooled_dim())?,
-            gate_proj: config.gated().then(|| gate(self)).transpose()?,
+            gate_proj: config.capabilities.gated.then(|| gate(self)).transpose()?,
         };
         MemoryLayer::from_device(self.client, config.clone(), weights)
     }

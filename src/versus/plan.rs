@@ -151,7 +151,7 @@ impl Scale {
         let step = shape.expansion.isqrt();
         let side_keys = ((rows * shape.expansion as f64).sqrt() / step as f64).round() as usize * step;
         MemoryConfig::new(Dimensions {
-            kind,
+            capabilities: kind.capabilities(),
             hidden_size: self.hidden_size,
             side_keys,
             top_m: self.top_m,
@@ -316,7 +316,7 @@ mod tests {
                     let exact = if memory.tucker_rank > 1 { memory.top_m * memory.tucker_rank } else { 0 };
                     let keys = memory.heads * 2 * (memory.side_keys + exact) * memory.key_dim;
                     let queries = memory.query_heads() * 2 * memory.key_dim * memory.hidden_size;
-                    let gate = if memory.gated() { memory.value_dim * memory.hidden_size } else { 0 };
+                    let gate = if memory.capabilities.gated { memory.value_dim * memory.hidden_size } else { 0 };
                     let output = memory.pooled_dim() * memory.hidden_size;
                     let gathered = memory.heads * memory.top_m * memory.value_dim;
                     activated += layers * (keys + queries + gate + output + gathered) as f64;

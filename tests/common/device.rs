@@ -330,7 +330,7 @@ pub fn normalised(config: &MemoryConfig, weights: &Weights<'_>, products: &[f32]
     let weights = Weights {
         query_proj: HostTensor::from_f32([width, width], &identity).unwrap(),
         values_proj: zeros(width, config.pooled_dim()),
-        gate_proj: config.gated().then(|| zeros(config.value_dim, width)),
+        gate_proj: config.capabilities.gated.then(|| zeros(config.value_dim, width)),
         ..weights.clone()
     };
     reference::query(&wide, &weights, products).unwrap()
@@ -413,7 +413,7 @@ fn total_of(config: &MemoryConfig, weights: &Weights<'_>, kept: &reference::Kept
     };
     let (i, j) = (slot as usize / config.side_keys, slot as usize % config.side_keys);
     let (left, right) = (score_at(config, kept, place(0, i)), score_at(config, kept, place(1, j)));
-    if config.kind != Kind::UltraMem {
+    if !config.tucker() {
         return left[0] + right[0];
     }
     let (rank, head) = (config.tucker_rank, row % config.heads);

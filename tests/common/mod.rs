@@ -55,7 +55,7 @@ pub fn relative_l2<A: Copy + Into<f64>, B: Copy + Into<f64>>(found: &[A], expect
 /// A small layer of each kind, no two sizes of which are equal.
 pub fn small(kind: Kind) -> MemoryConfig {
     let dims = Dimensions {
-        kind,
+        capabilities: kind.capabilities(),
         hidden_size: 11,
         heads: 3,
         side_keys: 8,

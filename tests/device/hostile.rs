@@ -23,7 +23,7 @@ fn assert_contained(case: &Case, strategies: Strategies) {
             let mut input = case.input.clone();
             input[spoilt * config.hidden_size + 1] = bad;
             let found = case.run(&input, strategies);
-            let what = format!("{:?}, {strategies:?}: {bad} in token {spoilt}", config.kind);
+            let what = format!("{:?}, {strategies:?}: {bad} in token {spoilt}", config.kind());
             for token in (0..TOKENS).filter(|&token| token != spoilt) {
                 assert_eq!(found.bits(TOKENS, token), clean.bits(TOKENS, token), "{what}, token {token}");
             }

@@ -15,7 +15,7 @@ const TOKENS: usize = 1024;
 fn layer(client: &Client, kind: Kind, dtype: ElementType) -> (Layer, Tensor<Adapter>) {
     let (tucker_rank, cores, expansion) = if kind == Kind::UltraMem { (3, 2, 4) } else { (1, 1, 1) };
     let dims = Dimensions {
-        kind,
+        capabilities: kind.capabilities(),
         hidden_size: 24,
         heads: 2,
         side_keys: 40,

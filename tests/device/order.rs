@@ -14,7 +14,7 @@ fn exact_config(kind: Kind, key_dim: usize) -> MemoryConfig {
     let (tucker_rank, cores, expansion) = if kind == Kind::UltraMem { (2, 2, 4) } else { (1, 1, 1) };
     let query_heads = if kind == Kind::MemoryPlus { 2 } else { 1 };
     MemoryConfig::new(Dimensions {
-        kind,
+        capabilities: kind.capabilities(),
         hidden_size: query_heads * 2 * key_dim,
         heads: 2,
         side_keys: 22,
@@ -69,7 +69,7 @@ fn assert_exact(config: &MemoryConfig, weights: &Weights<'_>, seed: u64) -> Vec<
     for strategies in every_strategy() {
         let found = case.run(&input, strategies);
         assert_eq!(found.slots, expected.slots, "{config:?}, {strategies:?}");
-        let tolerance = if config.kind == Kind::UltraMem { 0.0 } else { 1e-6 };
+        let tolerance = if config.tucker() { 0.0 } else { 1e-6 };
         assert_close("scores", &found.scores, &expected.scores, tolerance);
         assert_close("output", &found.output, &expected.output, tolerance);
     }

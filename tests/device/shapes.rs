@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestError, TestRunner};
 use ultramem::kernels::{expand::ExpandStrategy, linear::ProjectStrategy, score::ScoreStrategy};
-use ultramem::{Dimensions, ElementType, Kind, MemoryConfig, Norm, Strategies, Weights};
+use ultramem::{Capabilities, Dimensions, ElementType, Kind, MemoryConfig, Norm, Queries, Scores, Strategies, Weights};
 
 use crate::common::random_input;
 use crate::device::{Case, Tally, client, every_strategy, hold};
@@ -15,7 +15,7 @@ pub fn plain() -> Dimensions {
 }
 
 pub fn product_keys(kind: Kind) -> Dimensions {
-    Dimensions { kind, tucker_rank: 1, cores: 1, expansion: 1, ..plain() }
+    Dimensions { capabilities: kind.capabilities(), tucker_rank: 1, cores: 1, expansion: 1, ..plain() }
 }
 
 /// Random weights and input for `dims`.
@@ -70,19 +70,34 @@ fn awkward_shapes_agree_with_the_oracle() {
     tally.assert_rare();
 }
 
-/// Sizes small enough to compile and run in about a second; every one of them can be odd.
+/// Any choice of capabilities, of a kind or not. Sizes small enough to compile and run in about a second; every one of them can be odd.
 pub fn any_dimensions() -> impl Strategy<Value = Dimensions> {
-    let kinds = prop_oneof![2 => Just(Kind::UltraMem), 1 => Just(Kind::ProductKey), 1 => Just(Kind::MemoryPlus)];
+    let scores = prop_oneof![Just(Scores::Tucker), Just(Scores::Additive)];
+    let queries = prop_oneof![Just(Queries::Shared), Just(Queries::PerHead)];
+    let switches = [any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()];
+    let capabilities =
+        (queries, scores, switches).prop_map(|(queries, scores, [normalises_keys, shuffled, shares_table, gated])| {
+            Capabilities { queries, normalises_keys, scores, shuffled, shares_table, gated }
+        });
     let blocks = prop_oneof![Just((1, 1)), Just((4, 2)), Just((9, 3))];
     let norms = prop_oneof![Just(Norm::Rms), Just(Norm::Layer)];
     let widths = (1..40usize, 1..20usize, 1..10usize);
     let selection = (1..15usize, 1..20usize, 1..=4usize);
-    (kinds, blocks, norms, widths, selection, 1..=4usize, 1..=3usize).prop_map(
-        |(kind, (expansion, root), norm, (hidden_size, key_dim, slice), (side, top_m, heads), tucker_rank, cores)| {
-            let (expansion, root, tucker_rank, cores) =
-                if kind == Kind::UltraMem { (expansion, root, tucker_rank, cores) } else { (1, 1, 1, 1) };
+    (capabilities, blocks, norms, widths, selection, 1..=4usize, 1..=3usize).prop_map(
+        |(
+            capabilities,
+            (expansion, root),
+            norm,
+            (hidden_size, key_dim, slice),
+            (side, top_m, heads),
+            tucker_rank,
+            cores,
+        )| {
+            let (tucker_rank, cores) =
+                if capabilities.scores == Scores::Tucker { (tucker_rank, cores) } else { (1, 1) };
+            let (expansion, root) = if capabilities.gated { (1, 1) } else { (expansion, root) };
             Dimensions {
-                kind,
+                capabilities,
                 hidden_size,
                 heads,
                 side_keys: side * root,

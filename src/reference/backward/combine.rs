@@ -3,7 +3,7 @@
 //! A slot's side scores are `[2, tucker_rank]`: `S_row[i]`, then `S_col[j]`.
 
 use super::super::{dot, linear, to_f64};
-use crate::{Kind, MemoryConfig, Weights};
+use crate::{MemoryConfig, Weights};
 
 pub(super) struct Gradients {
     /// `[tokens, heads, top_m, 2, tucker_rank]`.
@@ -15,7 +15,7 @@ pub(super) struct Gradients {
 /// The scores of every slot, `[tokens, heads, top_m, cores]`.
 pub(super) fn slot_scores(config: &MemoryConfig, weights: &Weights<'_>, sides: &[f64]) -> Vec<f64> {
     let rank = config.tucker_rank;
-    if config.kind != Kind::UltraMem {
+    if !config.tucker() {
         let totals: Vec<f64> = sides.chunks_exact(2).map(|side| side[0] + side[1]).collect();
         return totals.chunks_exact(config.top_m).flat_map(softmax).collect();
     }
@@ -35,7 +35,7 @@ pub(super) fn backward(
     scores: &[f64],
     grad_scores: &[f64],
 ) -> Gradients {
-    if config.kind != Kind::UltraMem {
+    if !config.tucker() {
         let heads = scores.chunks_exact(config.top_m).zip(grad_scores.chunks_exact(config.top_m));
         return Gradients {
             sides: heads.flat_map(|(scores, grad)| softmax_backward(scores, grad)).collect(),

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use super::{Chosen, below, dot, length, normalise, query as queries_of, whole_rows};
 use crate::checkpoint::core_name;
 use crate::weights::{GATE_PROJ, KEYS_NORM, layout};
-use crate::{HostTensor, Kind, MemoryConfig, Norm, Result, Weights};
+use crate::{HostTensor, MemoryConfig, Norm, Result, Scores, Weights};
 
 /// Gradients of one backward pass, each in the shape of what it is the gradient of.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,7 +67,8 @@ impl Gradients {
             &self.gate_proj,
         ];
         for ((name, shape), numbers) in layout(config).into_iter().zip(own) {
-            let absent = (name == KEYS_NORM && !config.normalises_keys()) || (name == GATE_PROJ && !config.gated());
+            let absent = (name == KEYS_NORM && !config.capabilities.normalises_keys)
+                || (name == GATE_PROJ && !config.capabilities.gated);
             if !absent {
                 named.push((format!("grad.{name}"), tensor(shape, numbers)?));
             }
@@ -92,9 +93,9 @@ pub fn score_slots(config: &MemoryConfig, weights: &Weights<'_>, input: &[f32], 
     let queries = queries_of(config, weights, input)?;
     let sides = score::side_scores(config, weights, &queries, slots);
     let scores = combine::slot_scores(config, weights, &sides);
-    let totals = match config.kind {
-        Kind::UltraMem => scores.chunks_exact(config.cores).map(|scores| scores.iter().sum()).collect(),
-        _ => sides.chunks_exact(2).map(|sides| sides[0] + sides[1]).collect(),
+    let totals = match config.capabilities.scores {
+        Scores::Tucker => scores.chunks_exact(config.cores).map(|scores| scores.iter().sum()).collect(),
+        Scores::Additive => sides.chunks_exact(2).map(|sides| sides[0] + sides[1]).collect(),
     };
     Ok(Chosen { slots: slots.to_vec(), scores, totals })
 }

@@ -80,7 +80,7 @@ fn keys_backward(config: &MemoryConfig, weights: &Weights<'_>, grad: &[f64], gra
     for (at, grad) in grad.chunks_exact(key_dim).enumerate() {
         let place = |d: usize| (at / rank * key_dim + d) * rank + at % rank;
         let raw: Vec<f64> = (0..key_dim).map(|d| keys[place(d)]).collect();
-        let grad = match config.normalises_keys() {
+        let grad = match config.capabilities.normalises_keys {
             true => normalise_backward(config, &norm, &raw, grad, grad_norm),
             false => grad.to_vec(),
         };
