@@ -7,9 +7,7 @@
 use cubecl::future::block_on;
 use cubecl::prelude::*;
 use ultramem::kernels::{expand::ExpandStrategy, linear::ProjectStrategy, score::ScoreStrategy};
-use ultramem::{
-    ElementType, HostTensor, Kept, Kind, MemoryConfig, MemoryLayer, Strategies, Tensor, Weights, reference,
-};
+use ultramem::{ElementType, HostTensor, Kept, MemoryConfig, MemoryLayer, Strategies, Tensor, Weights, reference};
 
 pub type Client = ComputeClient<Adapter>;
 pub type Layer = MemoryLayer<Adapter>;
