@@ -9,7 +9,8 @@ use ultramem::checkpoint::{FileTensor, save};
 use crate::Common;
 use crate::failure::{Failure, Result};
 use crate::load;
-use crate::report::{Report, counted, device_json, device_line, object};
+use crate::numbers::counted;
+use crate::report::{Report, device_json, device_line, object};
 
 /// Arguments of `backward`.
 #[derive(Debug, Args)]

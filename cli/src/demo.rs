@@ -12,9 +12,8 @@ use crate::compare::{Comparison, F32_BOUND, HALF_BOUND, relative_l2};
 use crate::engine::{Engine, Oracle, Outcome};
 use crate::failure::{Failure, Result};
 use crate::load;
-use crate::report::{
-    Report, Table, counted, device_json, device_line, forward_table, grouped, measured_json, object, percent,
-};
+use crate::numbers::{counted, grouped, percent};
+use crate::report::{Report, Table, device_json, device_line, forward_table, measured_json, object};
 use crate::sampling::{Effort, FEWEST, milliseconds};
 use crate::themes::{Firing, Text, Theme, clearest, firings, printable};
 

@@ -7,7 +7,8 @@ use ultramem::ElementType;
 
 use crate::backend::{Adapter, Backend, CURE, cuda_adapters, wgpu_adapters};
 use crate::failure::{Failure, Result, guard};
-use crate::report::{Report, Table, bytes};
+use crate::numbers::bytes;
+use crate::report::{Report, Table};
 
 /// Runs the verb.
 pub fn run(backend: Backend) -> Result<Report> {

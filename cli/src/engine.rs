@@ -10,8 +10,8 @@ use ultramem::reference::{self, Gradients};
 use ultramem::{ElementType, HostTensor, MemoryConfig, MemoryLayer, Weights};
 
 use crate::failure::Result;
+use crate::numbers::counted;
 use crate::rates::Rates;
-use crate::report::counted;
 use crate::sampling::{Effort, Run, Times, interleaved, milliseconds};
 
 /// What one forward pass gives.

@@ -11,7 +11,8 @@ use crate::Common;
 use crate::engine::Outcome;
 use crate::failure::{Failure, Result};
 use crate::load;
-use crate::report::{Report, counted, device_json, device_line, object};
+use crate::numbers::counted;
+use crate::report::{Report, device_json, device_line, object};
 
 /// Arguments of `forward`.
 #[derive(Debug, Args)]

@@ -8,7 +8,8 @@ use ultramem::{Dimensions, ElementType, Kind, MemoryConfig};
 
 use crate::failure::{Failure, Result};
 use crate::load;
-use crate::report::{Report, Table, bytes, dimensions_json, grouped};
+use crate::numbers::{bytes, grouped};
+use crate::report::{Report, Table, dimensions_json};
 
 /// Arguments of `info`.
 #[derive(Debug, Args)]

@@ -13,7 +13,8 @@ use ultramem_offline::{Gpu, Kernel, Target, table};
 use crate::Common;
 use crate::bench::layer::Shape;
 use crate::failure::{Failure, Result};
-use crate::report::{Report, Table, bytes, counted, dimensions_json};
+use crate::numbers::{bytes, counted};
+use crate::report::{Report, Table, dimensions_json};
 
 /// Arguments of `kernels`.
 #[derive(Debug, Args)]

@@ -16,6 +16,7 @@ mod forward;
 mod info;
 mod kernels;
 mod load;
+mod numbers;
 mod rates;
 mod report;
 mod sampling;

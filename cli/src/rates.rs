@@ -12,7 +12,7 @@ use ultramem::kernels::linear::ProjectStrategy;
 use ultramem::kernels::query::query;
 
 use crate::failure::Result;
-use crate::report::{flops, rate};
+use crate::numbers::{flops, rate};
 use crate::sampling::{Run, timed};
 
 /// What a device gives at best.

@@ -1,23 +1,14 @@
-//! The device and its runtime: which GPU it stands in for, how launches are run, and what they reported.
+//! The device: which GPU it stands in for, how launches are run, and what they reported.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cubecl::Runtime;
-use cubecl::client::ComputeClient;
 use cubecl::device::DeviceId;
-use cubecl::ir::{ContiguousElements, DeviceProperties, MatrixLayout, MmaProperties, TargetProperties};
-use cubecl::zspace::{Shape, Strides, striding::has_pitched_row_major_strides};
+use cubecl::ir::DeviceProperties;
 use cubecl_common::device::Device;
-use cubecl_cpp::cuda::{CudaDialect, mma::CudaWmmaCompiler, mma::contiguous_elements_cuda};
-use cubecl_cpp::shared::CppCompiler;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use crate::server::OfflineServer;
-use crate::target::{Target, TargetCompiler};
+use crate::target::Target;
 use crate::{Gpu, LaunchReport};
-
-/// The compiler of CubeCL's CUDA runtime.
-pub type CudaCompiler = CppCompiler<CudaDialect<CudaWmmaCompiler>>;
 
 /// A CUDA device without a GPU.
 #[derive(Clone)]
@@ -128,6 +119,11 @@ impl OfflineDevice {
         std::mem::take(&mut lock(&self.0.reports))
     }
 
+    /// All devices that were made.
+    pub(crate) fn all() -> Vec<Self> {
+        lock(&DEVICES).clone()
+    }
+
     pub(crate) fn next_seed(&self) -> u64 {
         lock(&self.0.seeds).random()
     }
@@ -162,54 +158,4 @@ impl Device for OfflineDevice {
 /// A poisoned lock guards nothing that could be half done here.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// CubeCL's CUDA runtime without CUDA: the same compiler, the same properties, buffers in host memory.
-#[derive(Debug, Clone)]
-pub struct OfflineRuntime;
-
-impl Runtime for OfflineRuntime {
-    type Compiler = TargetCompiler;
-    type Server = OfflineServer;
-    type Device = OfflineDevice;
-
-    fn client(device: &OfflineDevice) -> ComputeClient<Self> {
-        ComputeClient::load(device)
-    }
-
-    fn name(_client: &ComputeClient<Self>) -> &'static str {
-        "cuda"
-    }
-
-    fn require_array_lengths() -> bool {
-        true
-    }
-
-    fn max_cube_count() -> (u32, u32, u32) {
-        (i32::MAX as u32, u16::MAX.into(), u16::MAX.into())
-    }
-
-    fn can_read_tensor(shape: &Shape, strides: &Strides) -> bool {
-        has_pitched_row_major_strides(shape, strides)
-    }
-
-    fn target_properties() -> TargetProperties {
-        TargetProperties {
-            mma: MmaProperties {
-                register_size_bits: 32,
-                const_plane_size: 32,
-                register_layout_a: MatrixLayout::RowMajor,
-                register_layout_b: MatrixLayout::ColMajor,
-                register_layout_acc: MatrixLayout::RowMajor,
-                register_duplication_a: 1,
-                register_duplication_b: 1,
-                register_duplication_acc: 1,
-                contiguous_elements: ContiguousElements::new(contiguous_elements_cuda),
-            },
-        }
-    }
-
-    fn enumerate_devices(_: u16, (): &()) -> Vec<DeviceId> {
-        lock(&DEVICES).iter().map(Device::to_id).collect()
-    }
 }

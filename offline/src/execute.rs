@@ -10,7 +10,7 @@ use corosensei::{Coroutine, CoroutineResult, Yielder, stack::DefaultStack, stack
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 use crate::gpu::WARP;
-use crate::host::{GUARD, Library, load};
+use crate::host::{GUARD, Hooks, Library, Position, load};
 use crate::report::{Fault, Finding, Place};
 use crate::watch::{Access, Stamp, Times, Watch};
 use crate::{Error, HostBuffer, LaunchReport, Result};
@@ -31,30 +31,8 @@ struct Call {
     arguments: *const *const c_void,
 }
 
-/// Where a thread stands. The layout is `um_lane_t`'s.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Position {
-    thread: [u32; 3],
-    block: [u32; 3],
-    dim: [u32; 3],
-    grid: [u32; 3],
-    lane: u32,
-}
-
-/// What kernels call. The layout is `um_hooks_t`'s.
-#[repr(C)]
-pub struct Hooks {
-    access: extern "C" fn(usize, u32, u32, usize),
-    block_wait: extern "C" fn(u32),
-    exchange: extern "C" fn(u32, u64, u32) -> *const u64,
-    product: extern "C" fn(),
-    loop_begins: extern "C" fn(),
-}
-
-impl Hooks {
-    pub const ALL: Self = Self { access, block_wait, exchange, product, loop_begins };
-}
+/// What kernels call here.
+const HOOKS: Hooks = Hooks { access, block_wait, exchange, product, loop_begins };
 
 #[derive(Clone, Copy, PartialEq)]
 enum Wait {
@@ -116,7 +94,7 @@ type Fiber = Coroutine<(), (), (), DefaultStack>;
 /// Runs the launch and leaves its results in the buffers, its faults and its traffic in the report.
 pub fn execute(launch: &Launch<'_>, report: &mut LaunchReport) -> Result<()> {
     let kernel = report.kernel.clone();
-    let library = load(&kernel)?;
+    let library = load(&kernel, HOOKS)?;
     let hold = library.hold();
     let (threads, image) = (kernel.dim.iter().map(|&n| n as usize).product::<usize>(), library.image());
 

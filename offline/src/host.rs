@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::execute::{Hooks, Position};
 use crate::{Error, Kernel, Result, cache};
 
 /// The headers by which a kernel's CUDA C++ is the host's C++.
@@ -37,6 +36,28 @@ const OPTIONS: [&str; 12] = [
 /// Bytes that follow the shared memory in the library: accesses there are seen as out of bounds.
 pub const GUARD: usize = 1 << 16;
 
+/// Where a thread stands. The layout is `um_lane_t`'s.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Position {
+    pub thread: [u32; 3],
+    pub block: [u32; 3],
+    pub dim: [u32; 3],
+    pub grid: [u32; 3],
+    pub lane: u32,
+}
+
+/// What kernels call. The layout is `um_hooks_t`'s.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Hooks {
+    pub access: extern "C" fn(usize, u32, u32, usize),
+    pub block_wait: extern "C" fn(u32),
+    pub exchange: extern "C" fn(u32, u64, u32) -> *const u64,
+    pub product: extern "C" fn(),
+    pub loop_begins: extern "C" fn(),
+}
+
 /// A kernel that is loaded. It has one shared memory and one place that says which thread runs.
 pub struct Library {
     path: PathBuf,
@@ -55,7 +76,7 @@ unsafe impl Send for Library {}
 unsafe impl Sync for Library {}
 
 impl Library {
-    fn open(path: PathBuf) -> Result<Self> {
+    fn open(path: PathBuf, calls: Hooks) -> Result<Self> {
         let failed = |error: libloading::Error| Error::Load { path: path.clone(), reason: error.to_string() };
         // SAFETY: the library has no initialisers but `__tsan_init`, which does nothing; the names and types are those that
         // the headers in `cuda/` define; `um_image` writes two addresses.
@@ -65,7 +86,7 @@ impl Library {
             let hooks = *library.get::<*mut Hooks>(b"um_hooks\0").map_err(failed)?;
             let mut range = (0, 0);
             image(&mut range.0, &mut range.1);
-            hooks.write(Hooks::ALL);
+            hooks.write(calls);
             Ok(Self {
                 entry: *library
                     .get::<unsafe extern "C-unwind" fn(*const *const c_void)>(b"um_entry\0")
@@ -115,7 +136,7 @@ impl Library {
 }
 
 /// Builds a kernel, or finds it in the cache, and loads it.
-pub fn load(kernel: &Kernel) -> Result<&'static Library> {
+pub fn load(kernel: &Kernel, hooks: Hooks) -> Result<&'static Library> {
     type Slot = Arc<OnceLock<&'static Library>>;
     static LOADED: Mutex<Option<HashMap<PathBuf, Slot>>> = Mutex::new(None);
     static BUILDING: Mutex<()> = Mutex::new(());
@@ -136,7 +157,7 @@ pub fn load(kernel: &Kernel) -> Result<&'static Library> {
     if let Some(library) = slot.get() {
         return Ok(library);
     }
-    let library: &'static Library = Box::leak(Box::new(Library::open(path)?));
+    let library: &'static Library = Box::leak(Box::new(Library::open(path, hooks)?));
     Ok(slot.get_or_init(|| library))
 }
 

@@ -4,12 +4,15 @@ use std::fmt;
 
 use cubecl::ir::{DeviceProperties, ElemType, StorageType};
 use cubecl::prelude::{KernelDefinition, Visibility};
-use cubecl_cpp::shared::CompilationOptions;
+use cubecl_cpp::cuda::{CudaDialect, mma::CudaWmmaCompiler};
+use cubecl_cpp::shared::{CompilationOptions, CppCompiler};
 use cubecl_runtime::compiler::{CompilationError, Compiler};
 use cubecl_runtime::server::ExecutionMode;
 
-use crate::device::CudaCompiler;
 use crate::{Argument, Gpu};
+
+/// The compiler of CubeCL's CUDA runtime.
+pub type CudaCompiler = CppCompiler<CudaDialect<CudaWmmaCompiler>>;
 
 /// The words that kernels are compiled to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

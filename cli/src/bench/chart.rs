@@ -385,7 +385,7 @@ fn round(digit: u32, power: i32) -> f64 {
 
 /// A tick's number: whole ones with commas.
 fn number(number: f64) -> String {
-    if number >= 1.0 { crate::report::grouped(number.round() as usize) } else { number.to_string() }
+    if number >= 1.0 { crate::numbers::grouped(number.round() as usize) } else { number.to_string() }
 }
 
 #[cfg(test)]

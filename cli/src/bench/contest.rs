@@ -9,8 +9,9 @@ use ultramem::versus::{Cache, Decoder, Design, Plan};
 use super::chart::{Chart, Line, Panel, Point, Role, look};
 use crate::backend::Job;
 use crate::failure::Result;
+use crate::numbers::grouped;
 use crate::rates::Rates;
-use crate::report::{Table, grouped};
+use crate::report::Table;
 use crate::sampling::{Effort, Ratio, Run, Times, interleaved_all, progress};
 
 /// What to measure.

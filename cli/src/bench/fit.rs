@@ -6,7 +6,7 @@ use ultramem::versus::{Design, Plan, Scale};
 
 use crate::backend::Adapter;
 use crate::failure::{Failure, Result};
-use crate::report::{bytes, counted, grouped};
+use crate::numbers::{bytes, counted, grouped};
 
 /// What a device takes.
 #[derive(Debug, Clone, Copy)]

@@ -15,8 +15,9 @@ use super::{Model, Series, count, paragraph};
 use crate::Common;
 use crate::backend::Job;
 use crate::failure::{Failure, Result};
+use crate::numbers::grouped;
 use crate::rates::Rates;
-use crate::report::{Report, Table, device_json, device_line, grouped, object};
+use crate::report::{Report, Table, device_json, device_line, object};
 use crate::sampling::{Effort, Ratio, Run, Times, interleaved_all};
 
 /// Arguments of `bench growth`.

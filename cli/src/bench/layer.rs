@@ -10,9 +10,8 @@ use crate::Common;
 use crate::backend::host_memory;
 use crate::failure::{Failure, Result};
 use crate::info::Preset;
-use crate::report::{
-    Report, bytes, counted, device_json, device_line, dimensions_json, forward_table, measured_json, ms, object,
-};
+use crate::numbers::{bytes, counted, ms};
+use crate::report::{Report, device_json, device_line, dimensions_json, forward_table, measured_json, object};
 use crate::sampling::{Effort, milliseconds};
 
 /// Arguments of `bench layer`.

@@ -11,10 +11,9 @@ use super::{Series, count, ordered};
 use crate::Common;
 use crate::engine::Measured;
 use crate::failure::{Failure, Result};
+use crate::numbers::{bytes, grouped, ms};
 use crate::rates::Rates;
-use crate::report::{
-    Report, Table, bytes, cost_of, device_json, device_line, dimensions_json, grouped, ms, object, stages, stages_json,
-};
+use crate::report::{Report, Table, cost_of, device_json, device_line, dimensions_json, object, stages, stages_json};
 use crate::sampling::Effort;
 
 /// Arguments of `bench stages`.

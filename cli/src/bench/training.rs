@@ -9,9 +9,8 @@ use ultramem::{MemoryConfig, Weights};
 use super::layer::{SEED, Shape, fits_host, numbers, shape_line};
 use crate::Common;
 use crate::failure::{Failure, Result};
-use crate::report::{
-    Report, StageReport, counted, device_json, device_line, dimensions_json, grouped, object, stage_table, stages_json,
-};
+use crate::numbers::{counted, grouped};
+use crate::report::{Report, StageReport, device_json, device_line, dimensions_json, object, stage_table, stages_json};
 use crate::sampling::Effort;
 
 /// Arguments of `bench training`.

@@ -4,8 +4,8 @@ use ultramem::versus::Design;
 
 use super::contest::{Outcome, Row};
 use super::{listed, paragraph};
+use crate::numbers::grouped;
 use crate::rates::Rates;
-use crate::report::grouped;
 
 /// The sentences of a contest over batch sizes.
 pub fn verdict(outcome: &Outcome) -> String {

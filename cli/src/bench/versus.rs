@@ -12,7 +12,8 @@ use super::{Model, Series, count, ordered, paragraph};
 use crate::Common;
 use crate::backend::Adapter;
 use crate::failure::{Failure, Result};
-use crate::report::{Report, device_json, device_line, grouped, object};
+use crate::numbers::grouped;
+use crate::report::{Report, device_json, device_line, object};
 use crate::sampling::Effort;
 
 /// Arguments of `bench versus`.
