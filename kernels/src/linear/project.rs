@@ -1,6 +1,9 @@
-//! Linear maps, `output[t, o] = Σ_k input[t, k] · weight[k, o]`: shapes input `[tokens, depth]`, weight `[depth, width]` (the transpose of PyTorch's
-//! `Linear.weight`), output `[tokens, width]`. cubek's product, or ours for any device and shape:, a tile of tokens by a tile of columns in each cube.
+//! Linear maps, `output[t, o] = Σ_k input[t, k] · weight[k, o]`, by cubek's product or by ours, which takes any device and shape.
 //!
+//! Shapes: input `[tokens, depth]`, weight `[depth, width]` (the transpose of PyTorch's `Linear.weight`), output `[tokens, width]`; f32, f16 or bf16,
+//! summed in f32. Sizes or types that do not fit are an error, and nothing is launched.
+//!
+//! Ours: a tile of tokens by a tile of columns in each cube.
 //! A unit reads the input rows of its tile and its own columns of the weight straight from global memory: units of a cube read the
 //! same rows at the same time, which caches serve, and there is no barrier to wait at. Moves the input once per column tile,
 //! the weight once per token tile (from cache where it fits: tiles of tokens run next to each other) and the output once. At few

@@ -1,4 +1,7 @@
-//! The value table: its pages, gradients of the rows that were used, and what updates them.
+//! The value table `[rows, value_dim]`: its pages, the gradients of the rows that were used, and what updates them.
+//!
+//! Entries (a slot of a token, each of one row) are grouped by row, a segment sum gives each row its gradient, and an optimiser reads and writes
+//! these rows alone. Nothing here moves bytes in proportion to the table.
 
 pub(crate) mod group;
 pub mod optimiser;
