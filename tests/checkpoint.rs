@@ -10,7 +10,7 @@ use common::{KINDS, cast, fixture, random_input, small, trained_layer};
 use proptest::{prelude::*, sample::Index};
 use serde_json::{Value, json};
 use ultramem::{
-    Checkpoint, Dimensions, ElementType, Error, HostTensor, Kind, MemoryConfig, Norm, Weights,
+    Capabilities, Checkpoint, Dimensions, ElementType, Error, HostTensor, Kind, MemoryConfig, Norm, Queries, Weights,
     checkpoint::{FileTensor, Integers, save},
     reference::forward,
 };
@@ -249,7 +249,15 @@ fn a_failed_write_leaves_what_was_there() {
     let oblong = MemoryConfig::new(Dimensions { expansion: 2, ..(*config).clone() }).unwrap();
     let error = Checkpoint::write(&path, &oblong, &Weights::random(&oblong, 1), &[], &none).unwrap_err();
     assert!(error.to_string().contains("expansion is 2"), "{error}");
+    let capabilities = Capabilities { queries: Queries::PerHead, ..config.capabilities };
+    let nameless = MemoryConfig::new(Dimensions { capabilities, ..(*config).clone() }).unwrap();
+    let error = Checkpoint::write(&path, &nameless, &Weights::random(&nameless, 1), &[], &none).unwrap_err();
+    assert!(error.to_string().contains("PerHead"), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), b"before");
+
+    let blocks = MemoryConfig::new(Dimensions { expansion: 4, ..(*small(Kind::ProductKey)).clone() }).unwrap();
+    Checkpoint::write(&path, &blocks, &Weights::random(&blocks, 1), &[], &none).unwrap();
+    assert_eq!(Checkpoint::open(&path).unwrap().config(), &blocks);
 
     // A directory can't be replaced by a file: the write fails at its last step.
     let taken = directory.path().join("taken");

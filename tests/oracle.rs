@@ -6,7 +6,7 @@ mod common;
 
 use common::{KINDS, golden_files, random_input, relative_l2, small};
 use ultramem::{
-    Dimensions, Error, HostTensor, Kind, MemoryConfig, Norm, Weights,
+    Capabilities, Dimensions, Error, HostTensor, Kind, MemoryConfig, Norm, Weights,
     reference::{Chosen, Kept, backward, combine, expand, forward, judge, query, score, score_slots},
 };
 
@@ -362,6 +362,22 @@ fn wrong_lengths_and_indices_are_refused() {
     let mut wild = chosen.clone();
     wild.slots[5] = 64;
     assert_says(expand(&config, &weights, &input, &wild), &["chosen.slots", "entry 5 is 64", "less than 64"]);
+}
+
+/// A gate multiplies one block; additive scores are one number.
+#[test]
+fn capabilities_that_do_not_go_together_are_refused() {
+    let additive = Dimensions { expansion: 4, ..(*small(Kind::ProductKey)).clone() };
+    let gated = Capabilities { gated: true, ..additive.capabilities };
+    for (dims, what) in [
+        (Dimensions { tucker_rank: 2, ..additive.clone() }, "tucker_rank is 2"),
+        (Dimensions { cores: 2, ..additive.clone() }, "cores is 2"),
+        (Dimensions { capabilities: gated, ..additive.clone() }, "expansion is 4"),
+    ] {
+        let error = MemoryConfig::new(dims).unwrap_err();
+        assert!(error.to_string().contains(what), "{error}");
+    }
+    assert_eq!(config(additive).kind(), Some(Kind::ProductKey));
 }
 
 #[test]
