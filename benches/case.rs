@@ -3,7 +3,7 @@
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
-use ultramem::{Dimensions, HostTensor, MemoryConfig, Result, Weights};
+use ultramem::{Dimensions, HostTensor, MemoryConfig, Result, Weight, Weights};
 
 /// A layer and a number of tokens to put through it.
 #[derive(Debug, Clone)]
@@ -52,19 +52,17 @@ fn random_weights(config: &MemoryConfig, rng: &mut StdRng) -> Result<Weights<'st
     // The leading singular vectors of a core of equal numbers; those of U(0, 1) cores lie close to them.
     let leading = vec![(r as f32).powf(-0.5); heads * r];
     let norm = HostTensor::from_f32([d], &vec![(d as f32).powf(-0.33); d])?;
-    Ok(Weights {
-        query_proj: random_tensor([2 * d, config.hidden_size], key_std, rng)?,
-        query_norm: norm.clone(),
-        keys: random_tensor([heads, 2, n, d, r], key_std, rng)?,
-        keys_norm: norm,
-        cores: (0..config.cores * heads * r * r).map(|_| rng.random()).collect(),
-        core_u: leading.clone(),
-        core_v: leading,
-        shuffle_index: Some(shuffle),
-        values: random_tensor([config.rows(), config.value_dim], 0.02, rng)?,
-        values_proj: random_tensor([config.hidden_size, pooled], (pooled as f32).powf(-0.5), rng)?,
-        gate_proj: None,
-    })
+    let cores: Vec<f32> = (0..config.cores * heads * r * r).map(|_| rng.random()).collect();
+    let weights =
+        Weights { core_u: leading.clone(), core_v: leading, shuffle_index: Some(shuffle), ..Weights::default() };
+    Ok(weights
+        .with(Weight::QueryProj, random_tensor([2 * d, config.hidden_size], key_std, rng)?)
+        .with(Weight::QueryNorm, norm.clone())
+        .with(Weight::Keys, random_tensor([heads, 2, n, d, r], key_std, rng)?)
+        .with(Weight::KeysNorm, norm)
+        .with(Weight::Cores, HostTensor::from_f32([config.cores, heads, r, r], &cores)?)
+        .with(Weight::Values, random_tensor([config.rows(), config.value_dim], 0.02, rng)?)
+        .with(Weight::ValuesProj, random_tensor([config.hidden_size, pooled], (pooled as f32).powf(-0.5), rng)?))
 }
 
 fn random_tensor<const D: usize>(shape: [usize; D], std: f32, rng: &mut StdRng) -> Result<HostTensor<'static>> {

@@ -17,7 +17,7 @@
 use burn::prelude::*;
 use burn::tensor::IndexingUpdateOp;
 use burn::tensor::backend::AutodiffBackend;
-use ultramem::{HostTensor, Kind, MemoryConfig, Norm, Weights};
+use ultramem::{HostTensor, Kind, MemoryConfig, Norm, Weight, Weights};
 
 /// The layer's weights on a device, in the layouts that the forward pass reads.
 #[derive(Debug, Clone)]
@@ -68,21 +68,21 @@ impl<B: Backend> Composition<B> {
     pub fn new(config: MemoryConfig, weights: &Weights, device: &B::Device) -> Self {
         assert_eq!(config.kind(), Some(Kind::UltraMem), "the composition computes UltraMem only");
         let (heads, n, d, r) = (config.heads, config.side_keys, config.key_dim, config.tucker_rank);
-        let keys_norm = upload::<B, 1>(&weights.keys_norm, device).reshape([1, 1, 1, d, 1]);
-        let keys = normalise(upload::<B, 5>(&weights.keys, device), 3, keys_norm, &config);
+        let keys_norm = upload::<B, 1>(&weights[Weight::KeysNorm], device).reshape([1, 1, 1, d, 1]);
+        let keys = normalise(upload::<B, 5>(&weights[Weight::Keys], device), 3, keys_norm, &config);
         let sides = [&weights.core_u, &weights.core_v].map(|side| floats(side, [heads, 1, 1, 1, r], device));
         let ranking_keys = (keys.clone() * Tensor::cat(sides.to_vec(), 1)).sum_dim(4);
         let shuffle: Vec<i32> =
             weights.shuffle_index.as_ref().expect("UltraMem shuffles its slots").iter().map(|&a| a as i32).collect();
         Self {
-            query_proj: upload::<B, 2>(&weights.query_proj, device).transpose(),
-            query_norm: upload::<B, 1>(&weights.query_norm, device).reshape([1, 1, d]),
+            query_proj: upload::<B, 2>(&weights[Weight::QueryProj], device).transpose(),
+            query_norm: upload::<B, 1>(&weights[Weight::QueryNorm], device).reshape([1, 1, d]),
             keys: keys.permute([1, 3, 0, 2, 4]).reshape([2, d, heads * n * r]),
             ranking_keys: ranking_keys.permute([1, 3, 0, 2, 4]).reshape([2, d, heads * n]),
             core_rows: core_rows(&config, &weights.cores, device),
             shuffle_index: Tensor::from_ints(shuffle.as_slice(), device),
-            values: upload(&weights.values, device),
-            values_proj: upload::<B, 2>(&weights.values_proj, device).transpose(),
+            values: upload(&weights[Weight::Values], device),
+            values_proj: upload::<B, 2>(&weights[Weight::ValuesProj], device).transpose(),
             config,
         }
     }

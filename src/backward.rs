@@ -4,37 +4,52 @@
 //!
 //! | what | bytes |
 //! |---|---|
-//! | queries before their norm | `4 · query_heads · 2 · key_dim` |
+//! | queries before their norm | `4 · query_pairs · 2 · key_dim` |
 //! | kept keys and their scores | `4 · heads · 2 · top_m · (1 + tucker_rank)` |
 //! | slots and their scores | `4 · heads · top_m · (1 + cores)` |
-//! | pooled values | `expansion · value_dim` numbers of the layer's type, f32 for a table of several pages; none for Memory+ |
-//! | gate | `4 · value_dim` for Memory+ |
+//! | z, products and weighed scores | `4 · (pre_dim + heads · top_m · (1 + cores))`, where the layer weighs; no z where it is the input |
+//! | pooled values | `pooled_blocks · value_dim` numbers of the layer's type, f32 for a table of several pages or without a projection; none with a gate |
+//! | gate | `4 · value_dim`, with a gate |
+//! | output gate and what it multiplies | `4 · (1 + hidden_size)`, with an output gate |
 //!
-//! No gathered row is kept: the rows are read again, once (twice for Memory+). `ultramem_v1_1b` keeps 10.4 kB a token where its rows are 123 kB in bf16.
+//! No gathered row is kept: the rows are read again, once (twice with a gate). `ultramem_v1_1b` keeps 10.4 kB a token where its rows are 123 kB in bf16.
 //!
 //! A NaN or an infinity in one token's input or gradient reaches that token's `input` gradient and the rows of keys and values that
-//! its slots name; of the weights that every token shares (W_q, W_o, W_g, the norms, the core) it spoils all.
+//! its slots name; of the weights that every token shares (all but keys and tables) it spoils all.
 
 use std::collections::BTreeMap;
 
 use cubecl::prelude::*;
 use ultramem_kernels::combine::{Chosen, CombineGradients, combine_backward};
-use ultramem_kernels::expand::{ExpandGradients, expand_backward, pool};
-use ultramem_kernels::linear::{ProjectStrategy, project};
-use ultramem_kernels::query::{Map, QueryGradients, query_backward};
+use ultramem_kernels::expand::{ExpandGradients, Pooled, expand, expand_backward, pool, project_pooled};
+use ultramem_kernels::linear::ProjectStrategy;
+use ultramem_kernels::query::{Map, query_backward};
 use ultramem_kernels::score::{Kept, ScoreGradients, Scored, score_backward};
+use ultramem_kernels::weigh::{WeighGradients, Weighed, weigh_backward};
 use ultramem_kernels::{RowGradients, Tensor};
 
-use crate::{ElementType, Error, Forward, MemoryLayer, Result, reference};
+use crate::layer::{Maps, missing};
+use crate::{ElementType, Error, Forward, MemoryLayer, PerWeight, Result, Weight, reference};
 
 /// What the forward pass leaves for the backward pass.
 pub struct Saved<R: Runtime> {
     query: Tensor<R>,
     kept: Kept<R>,
     chosen: Chosen<R>,
+    /// `z`, and the slots with weighed scores.
+    weighed: Option<(Tensor<R>, Weighed<R>)>,
     /// Before the projection; None where a gate comes between.
     pooled: Option<Tensor<R>>,
-    gate: Option<Tensor<R>>,
+    /// Before the output gate.
+    projected: Option<Tensor<R>>,
+    maps: Maps<R>,
+}
+
+impl<R: Runtime> Saved<R> {
+    /// The slots and the scores that expand was given.
+    fn expanded(&self) -> &Chosen<R> {
+        self.weighed.as_ref().map_or(&self.chosen, |(_, weighed)| &weighed.chosen)
+    }
 }
 
 impl<R: Runtime> Clone for Saved<R> {
@@ -43,32 +58,37 @@ impl<R: Runtime> Clone for Saved<R> {
             query: self.query.clone(),
             kept: self.kept.clone(),
             chosen: self.chosen.clone(),
+            weighed: self.weighed.clone(),
             pooled: self.pooled.clone(),
-            gate: self.gate.clone(),
+            projected: self.projected.clone(),
+            maps: self.maps.clone(),
         }
     }
 }
 
-/// The gradients of a backward pass, each shaped as [`LayerWeights`](crate::LayerWeights) has its weight, all in f32 but the input's.
+/// The gradients of a backward pass, all in f32 but the input's.
 pub struct Gradients<R: Runtime> {
     /// `[tokens, hidden_size]`, in the layer's element type.
     pub input: Tensor<R>,
-    /// `[query_heads · 2 · key_dim, hidden_size]`.
-    pub query_proj: Tensor<R>,
-    /// `[key_dim]`.
-    pub query_norm: Tensor<R>,
+    /// Of every weight but keys and tables, shaped as [`LayerWeights`](crate::LayerWeights) has it; None where the layer does not have it, or its
+    /// output does not depend on it.
+    pub tensors: PerWeight<Option<Tensor<R>>>,
     /// Of the keys as a table `[heads · 2 · side_keys, key_dim · tucker_rank]`: the keys of chosen slots alone.
     pub keys: RowGradients<R>,
-    /// `[key_dim]`; None where the keys are taken as they are.
-    pub keys_norm: Option<Tensor<R>>,
-    /// `[cores, heads, tucker_rank, tucker_rank]`; None for product keys.
-    pub cores: Option<Tensor<R>>,
-    /// Of the value table `[rows, value_dim]`: the chosen rows alone.
+    /// Of the value table `[table_rows, value_dim]`: the chosen rows alone.
     pub values: RowGradients<R>,
-    /// `[hidden_size, expansion · value_dim]`.
-    pub values_proj: Tensor<R>,
-    /// `[value_dim, hidden_size]`, for Memory+ alone.
-    pub gate_proj: Option<Tensor<R>>,
+    /// Of the pre-values `[table_rows, pre_dim]`: the chosen rows alone; None where the layer does not weigh.
+    pub pre_values: Option<RowGradients<R>>,
+}
+
+/// The gradients of what the input was mapped to, besides the queries; f32, each where the layer has the map.
+pub struct MapGradients<R: Runtime> {
+    /// `[tokens, value_dim]`: of the gate before its silu.
+    pub gate: Option<Tensor<R>>,
+    /// `[tokens]`: of the output gate before its sigmoid.
+    pub output_gate: Option<Tensor<R>>,
+    /// `[tokens, pre_dim]`: of `z`.
+    pub z: Option<Tensor<R>>,
 }
 
 impl<R: Runtime> MemoryLayer<R> {
@@ -81,17 +101,20 @@ impl<R: Runtime> MemoryLayer<R> {
         let strategies = self.strategies(input.shape().first().copied().unwrap_or(0));
         let query = self.query(input, strategies.query)?;
         let (kept, chosen) = self.retrieve(&query, strategies.score)?;
-        let gate = self.gate(input, strategies.query)?;
-        let (output, pooled) = match &gate {
-            Some(gate) => (self.expand_gated(&chosen, Some(gate), strategies.expand)?, None),
-            None => {
-                let memory = self.memory(None);
-                let pooled = pool(&self.client, &chosen, &memory)?;
-                let output = project(&self.client, &pooled, memory.weight, memory.weight.dtype, strategies.query)?;
-                (output, Some(pooled))
-            }
-        };
-        let saved = Saved { query, kept, chosen: chosen.clone(), pooled, gate };
+        let weighed = self.weigh(input, &chosen, strategies.query)?;
+        let maps = self.maps(input, strategies.query)?;
+        let mut saved = Saved { query, kept, chosen: chosen.clone(), weighed, pooled: None, projected: None, maps };
+        let memory = self.memory(&saved.maps);
+        if memory.gate.is_some() && memory.output_gate.is_none() {
+            let output = expand(&self.client, saved.expanded(), &memory, strategies.expand)?;
+            return Ok((Forward { output, chosen }, saved));
+        }
+        let pooled = pool(&self.client, saved.expanded(), &memory)?;
+        let projected = project_pooled(&self.client, &pooled, &memory, strategies.query)?;
+        let output = projected.output(&memory)?;
+        let (ungated, finished) = (memory.gate.is_none(), memory.output_gate.is_some());
+        saved.pooled = ungated.then_some(pooled);
+        saved.projected = finished.then_some(projected.values);
         Ok((Forward { output, chosen }, saved))
     }
 
@@ -105,30 +128,44 @@ impl<R: Runtime> MemoryLayer<R> {
     pub fn backward(&self, input: &Tensor<R>, saved: &Saved<R>, grad_output: &Tensor<R>) -> Result<Gradients<R>> {
         self.check_input(input)?;
         let expand = self.expand_backward(saved, grad_output)?;
-        let combine = self.combine_backward(saved, &expand.scores)?;
+        let weigh = self.weigh_backward(saved, &expand)?;
+        let grad_scores = weigh.as_ref().map_or(&expand.scores, |weigh| &weigh.scores);
+        let combine = self.combine_backward(saved, grad_scores)?;
         let score = self.score_backward(saved, &combine.sides)?;
-        let query = self.query_backward(input, &score.query, expand.gate.as_ref())?;
-        Ok(Gradients {
-            input: query.input,
-            query_proj: query.weight,
-            query_norm: score.query_norm,
-            keys: score.keys,
-            keys_norm: score.keys_norm,
-            cores: combine.core,
-            values: expand.values,
-            values_proj: expand.weight,
-            gate_proj: query.second_weight,
-        })
+        let (z, pre_values) = weigh.map_or((None, None), |weigh| (Some(weigh.z), Some(weigh.pre_values)));
+        let maps = MapGradients { gate: expand.gate, output_gate: expand.output_gate, z };
+        let (input, mut tensors) = self.query_backward(input, &score.query, &maps)?;
+        for (weight, gradient) in [
+            (Weight::QueryNorm, score.query_norm),
+            (Weight::KeysNorm, score.keys_norm),
+            (Weight::Cores, combine.core),
+            (Weight::ValuesProj, expand.weight),
+            (Weight::ValuesBias, expand.bias),
+        ] {
+            tensors[weight] = gradient;
+        }
+        Ok(Gradients { input, tensors, keys: score.keys, values: expand.values, pre_values })
     }
 
-    /// Stage 4, backwards: from `grad_output` `[tokens, hidden_size]` to the slots' scores, the chosen rows, W_o and the gate.
+    /// Stage 5, backwards: from `grad_output` `[tokens, hidden_size]` to the slots' scores, the chosen rows, W_o, its bias and the gates.
     ///
     /// # Errors
     /// A gradient of another shape or type.
     pub fn expand_backward(&self, saved: &Saved<R>, grad_output: &Tensor<R>) -> Result<ExpandGradients<R>> {
         let strategy = self.backward_product(saved.query.shape()[0]);
-        let (memory, weight) = (self.memory(saved.gate.as_ref()), &self.weights.values_proj);
-        Ok(expand_backward(&self.client, &saved.chosen, &memory, weight, saved.pooled.as_ref(), grad_output, strategy)?)
+        let (memory, weight) = (self.memory(&saved.maps), self.weights.get(Weight::ValuesProj));
+        let pooled = Pooled { pooled: saved.pooled.as_ref(), projected: saved.projected.as_ref() };
+        Ok(expand_backward(&self.client, saved.expanded(), &memory, weight, pooled, grad_output, strategy)?)
+    }
+
+    /// Stage 4, backwards: from what came through expand to the scores before they were weighed, to `z` and to the pre-values; None where the
+    /// layer does not weigh.
+    ///
+    /// # Errors
+    /// Gradients of another shape.
+    pub fn weigh_backward(&self, saved: &Saved<R>, expand: &ExpandGradients<R>) -> Result<Option<WeighGradients<R>>> {
+        let (Some(pre_values), Some((z, weighed))) = (self.pre_values(), &saved.weighed) else { return Ok(None) };
+        Ok(Some(weigh_backward(&self.client, &saved.chosen, weighed, z, &pre_values, expand)?))
     }
 
     /// Stage 3, backwards: from the slots' scores f32 `[tokens, heads, top_m, cores]` to the score vectors of their keys, and the core.
@@ -146,40 +183,60 @@ impl<R: Runtime> MemoryLayer<R> {
     /// A gradient of another shape or type.
     pub fn score_backward(&self, saved: &Saved<R>, grad_sides: &Tensor<R>) -> Result<ScoreGradients<R>> {
         let (config, weights) = (&self.config, &self.weights);
+        let keys_norm = weights.get(Weight::KeysNorm).filter(|_| config.capabilities.normalises_keys);
         let scored = Scored {
-            query: &saved.query,
-            query_norm: &weights.query_norm,
-            norm: config.norm,
-            eps: config.norm_eps,
-            keys: &weights.keys,
-            keys_norm: config.capabilities.normalises_keys.then_some(&weights.keys_norm),
+            queries: self.queries(&saved.query),
+            keys: weights.get(Weight::Keys).ok_or_else(|| missing(Weight::Keys))?,
+            keys_norm: keys_norm.map(|weight| (config.norm, config.norm_eps, weight)),
             prepared: &self.keys,
             slots: &saved.chosen.slots,
         };
         Ok(score_backward(&self.client, &scored, grad_sides)?)
     }
 
-    /// Stage 1, backwards: from the queries f32 `[tokens, query_heads · 2 · key_dim]`, and the gate's gradient where there is a gate, to the
-    /// input and W_q, and W_g.
+    /// Stage 1, backwards: from the queries f32 `[tokens, query_pairs · 2 · key_dim]` and whatever else the input is mapped to, to the input and to
+    /// the maps' weights and biases.
     ///
     /// # Errors
-    /// An input or a gradient of another shape or type, or a gate's gradient that is missing or has no gate.
+    /// An input or a gradient of another shape or type, or a map's gradient that is missing or has no map.
     pub fn query_backward(
         &self,
         input: &Tensor<R>,
         grad_query: &Tensor<R>,
-        grad_gate: Option<&Tensor<R>>,
-    ) -> Result<QueryGradients<R>> {
+        grads: &MapGradients<R>,
+    ) -> Result<(Tensor<R>, PerWeight<Option<Tensor<R>>>)> {
         self.check_input(input)?;
-        if self.config.capabilities.gated != grad_gate.is_some() {
-            let (what, value) =
-                ("gradient of a gate", if grad_gate.is_some() { "given" } else { "missing" }.to_string());
-            return Err(Error::Config { what, value, expected: "given for a layer with a gate, and for no other" });
+        let strategy = self.backward_product(input.shape()[0]);
+        let column = |gate: &Tensor<R>| gate.reshaped(vec![gate.shape()[0], 1]);
+        let output_gate = grads.output_gate.as_ref().map(column);
+        let (mut weights, mut maps) = (Vec::new(), Vec::new());
+        for (weight, bias, grad) in [
+            (Weight::QueryProj, Some(Weight::QueryBias), Some(grad_query)),
+            (Weight::PreValuesProj, None, grads.z.as_ref().filter(|_| Weight::PreValuesProj.is_in(&self.config))),
+            (Weight::GateProj, Some(Weight::GateBias), grads.gate.as_ref()),
+            (Weight::OutputGate, Some(Weight::OutputGateBias), output_gate.as_ref()),
+        ] {
+            let (own, grad) = match (self.weights.get(weight), grad) {
+                (Some(own), Some(grad)) => (own, grad),
+                (None, None) => continue,
+                (_, grad) => {
+                    let value = format!("{} for {}", if grad.is_some() { "given" } else { "missing" }, weight.olmo());
+                    let expected = "given for the maps that the layer has, and for no other";
+                    return Err(Error::Config { what: "gradient of a map of the input", value, expected });
+                }
+            };
+            let biased = bias.is_some_and(|bias| bias.is_in(&self.config));
+            weights.push((weight, bias));
+            maps.push(Map { weight: own, biased, grad });
         }
-        let (weights, strategy) = (&self.weights, self.backward_product(input.shape()[0]));
-        let gate = weights.gate_proj.as_ref().zip(grad_gate).map(|(weight, grad)| Map { weight, grad });
-        let map = Map { weight: &weights.query_proj, grad: grad_query };
-        Ok(query_backward(&self.client, input, &map, gate.as_ref(), strategy)?)
+        let more = grads.z.as_ref().filter(|_| !Weight::PreValuesProj.is_in(&self.config));
+        let found = query_backward(&self.client, input, &maps, more, strategy)?;
+        let mut tensors = PerWeight::default();
+        for ((weight, bias), of_map) in weights.into_iter().zip(found.maps) {
+            tensors[weight] = Some(of_map.weight);
+            bias.into_iter().for_each(|bias| tensors[bias] = of_map.bias.clone());
+        }
+        Ok((found.input, tensors))
     }
 
     /// How the backward pass computes its products: as the forward pass, but an f16 gradient is not given to matrix units, which would
@@ -196,28 +253,26 @@ impl<R: Runtime> MemoryLayer<R> {
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) if the device failed in what was enqueued before.
     pub fn read_gradients(&self, gradients: &Gradients<R>) -> Result<reference::Gradients> {
-        let numbers = |tensor: &Tensor<R>| -> Result<Vec<f64>> { Ok(widen(&self.read(tensor)?)) };
-        let optional = |tensor: &Option<Tensor<R>>| tensor.as_ref().map_or(Ok(Vec::new()), numbers);
         let config = &self.config;
-        let (key_dim, rank) = (config.key_dim, config.tucker_rank);
-        let mut keys = vec![0.0; config.heads * 2 * config.side_keys * key_dim * rank];
+        let width = config.key_dim * config.tucker_rank;
+        let mut keys = vec![0.0; config.heads * 2 * config.side_keys * width];
         for (key, gradient) in self.read_rows(&gradients.keys)? {
-            keys[key * key_dim * rank..][..key_dim * rank].copy_from_slice(&gradient);
+            keys[key * width..][..width].copy_from_slice(&gradient);
         }
-        Ok(reference::Gradients {
-            input: numbers(&gradients.input)?,
-            query_proj: numbers(&gradients.query_proj)?,
-            query_norm: numbers(&gradients.query_norm)?,
-            keys,
-            keys_norm: match &gradients.keys_norm {
-                Some(weight) => numbers(weight)?,
-                None => vec![0.0; key_dim],
-            },
-            cores: optional(&gradients.cores)?,
+        let mut found = reference::Gradients {
+            input: widen(&self.read(&gradients.input)?),
             values: self.read_rows(&gradients.values)?,
-            values_proj: numbers(&gradients.values_proj)?,
-            gate_proj: optional(&gradients.gate_proj)?,
-        })
+            pre_values: gradients.pre_values.as_ref().map_or(Ok(BTreeMap::new()), |rows| self.read_rows(rows))?,
+            ..reference::Gradients::default()
+        };
+        for weight in Weight::ALL {
+            found.tensors[weight] = match &gradients.tensors[weight] {
+                Some(gradient) => widen(&self.read(gradient)?),
+                None => Vec::new(),
+            };
+        }
+        found.tensors[Weight::Keys] = keys;
+        Ok(found)
     }
 
     /// How many rows `gradients` lists. Waits for the device.

@@ -4,25 +4,32 @@
 //!
 //! | entry | meaning |
 //! |---|---|
-//! | `kind` | `ultramem_v1`, `memory_plus` or `pkm` |
+//! | `kind` | `ultramem_v1`, `ultramem_v2`, `memory_plus`, `pkm` or `lingua` |
 //! | `hidden_size`, `head`, `kdim`, `vdim`, `knn` | `hidden_size`, `heads`, `key_dim`, `value_dim`, `top_m` |
 //! | `knum` | `side_keys / √expansion` |
-//! | `tucker_rank`, `tucker_multihead`, `value_expand_time` | `tucker_rank`, `cores`, `expansion`; only `ultramem_v1` needs them |
+//! | `tucker_rank`, `tucker_multihead`, `value_expand_time` | `tucker_rank`, `cores`, `expansion`; only Tucker scores need them |
 //! | `norm`, `norm_eps` | `rms` or `default` (LayerNorm without bias), and its epsilon |
+//! | `knum`, `mem_layer_num`, `layer_id`, `share_ratio`, `key_expand_time`, `pre_vdim`, `use_glu_act` | of `ultramem_v2`: [`SharedSizes`](crate::SharedSizes), `pre_dim`, and whether the activation is the gelu; `value_expand_time` 1 sums the blocks |
+//! | `side_keys`, `table_rows`, `offset`, in place of `knum`, `mem_layer_num`, `layer_id` and `share_ratio` | of `ultramem_v2`, as [`Checkpoint::write`] writes it |
+//! | `input_dim`, `output_dim`, `mem_n_keys`, `mem_heads`, `mem_knn`, `mem_k_dim`, `mem_v_dim`, `swilu_projection`, `mem_gated`, `peer_variant`, `mem_share_values` | of `lingua`, in place of all others |
 //!
 //! and the tensors are the weights, in f32, f16 or bf16 unless the table says otherwise:
 //!
 //! | tensor | shape |
 //! |---|---|
-//! | `query_proj.weight` | `[query_heads · 2 · key_dim, hidden_size]` |
+//! | `query_proj.weight` | `[query_pairs · 2 · key_dim, hidden_size]` |
 //! | `query_norm.weight`, `keys_norm.weight` | `[key_dim]` |
 //! | `keys` | `[heads, 2, side_keys, key_dim, tucker_rank]`; `memory_plus` and `pkm` leave `tucker_rank` out |
 //! | `tucker_core.0`, `tucker_core.1`, … one a core | `[heads, tucker_rank, tucker_rank]` |
 //! | `tucker_core_u`, `tucker_core_v` | `[1, heads, 1, tucker_rank]` |
 //! | `shuffle_index` (i64, i32 or u32) | `[side_keys²]` |
-//! | `values_for_look_up` or `full_memory_layer.values_for_look_up` | `[rows, value_dim]` |
-//! | `values_proj.weight` | `[hidden_size, expansion · value_dim]` |
+//! | `pre_values_proj.weight`, for `ultramem_v2` | `[pre_dim, hidden_size]` |
+//! | `values_for_look_up` or `full_memory_layer.values_for_look_up`, and for `ultramem_v2` the same of `pre_values_for_look_up` | `[table_rows, value_dim]`, `[table_rows, pre_dim]` |
+//! | `values_proj.weight` | `[hidden_size, pooled_blocks · value_dim]` |
 //! | `swilu_projection.weight`, for `memory_plus` | `[value_dim, hidden_size]` |
+//!
+//! Those of `lingua`: `layer.query_proj.query_mlps.0`, `layer.value_proj`, `layer.swilu_projection` and `layer.gating`, each with a `weight` and a `bias`,
+//! `layer.keys` `[heads · 2 · side_keys, key_dim]`, and `layer.values.weight`, or `layer.values_u.weight` and `layer.values_v.weight` for PEER.
 //!
 //! A file may hold more than that, for instance inputs and expected outputs. Without the feature `files`, for a browser, a checkpoint is
 //! read from bytes alone.
@@ -31,6 +38,7 @@ mod header;
 mod metadata;
 #[cfg(feature = "files")]
 mod save;
+mod weights;
 
 use std::{collections::BTreeMap, fmt};
 #[cfg(feature = "files")]
@@ -40,10 +48,11 @@ use std::{fs::File, path::Path};
 use memmap2::Mmap;
 use safetensors::Dtype;
 
-use crate::{ElementType, Error, HostTensor, MemoryConfig, Result, Weights, weights as names};
+use crate::{ElementType, Error, HostTensor, MemoryConfig, Result, Weights};
 use header::{Header, Place};
 #[cfg(feature = "files")]
 pub use save::{FileTensor, save};
+use weights::Lookup;
 
 /// A layer in a safetensors file, its header and metadata checked; the module's page says what such a file holds.
 pub struct Checkpoint {
@@ -180,71 +189,26 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Tensor`] if a weight is missing or has the wrong shape, type or values.
     pub fn weights(&self) -> Result<Weights<'_>> {
-        let tucker = self.config.tucker();
-        let weights = Weights {
-            query_proj: self.tensor(names::QUERY_PROJ)?,
-            query_norm: self.tensor(names::QUERY_NORM)?,
-            keys: self.tensor(names::KEYS)?,
-            keys_norm: self.tensor(names::KEYS_NORM)?,
-            cores: if tucker { self.cores()? } else { Vec::new() },
-            core_u: if tucker { self.core_vector(names::CORE_U)? } else { Vec::new() },
-            core_v: if tucker { self.core_vector(names::CORE_V)? } else { Vec::new() },
-            shuffle_index: if self.config.capabilities.shuffled { Some(self.shuffle()?) } else { None },
-            values: self.tensor(self.values_name())?,
-            values_proj: self.tensor(names::VALUES_PROJ)?,
-            gate_proj: if self.config.capabilities.gated { Some(self.tensor(names::GATE_PROJ)?) } else { None },
-        };
-        weights.check(&self.config)?;
-        Ok(weights)
+        weights::read(&self.config, &self)
     }
 
     fn find(&self, name: &str) -> Result<(&Place, &[u8])> {
         let place = self.header.tensors.get(name).ok_or_else(|| wrong(name, "is missing".into()))?;
         Ok((place, &self.bytes.as_slice()[place.bytes.clone()]))
     }
+}
 
-    fn values_name(&self) -> &'static str {
-        if self.has(names::SHARED_VALUES) { names::SHARED_VALUES } else { names::VALUES }
+impl<'a> Lookup<'a> for &'a Checkpoint {
+    fn has(&self, name: &str) -> bool {
+        Checkpoint::has(self, name)
     }
 
-    /// `[cores, heads, tucker_rank, tucker_rank]`.
-    fn cores(&self) -> Result<Vec<f32>> {
-        let (heads, rank, cores) = (self.config.heads, self.config.tucker_rank, self.config.cores);
-        let surplus = core_name(cores);
-        if self.has(&surplus) {
-            return Err(wrong(&surplus, format!("is one more than tucker_multihead {cores} calls for")));
-        }
-        let mut numbers = Vec::new();
-        for core in 0..cores {
-            numbers.extend(self.shaped(&core_name(core), &[heads, rank, rank])?);
-        }
-        Ok(numbers)
+    fn floats(&self, name: &str) -> Result<HostTensor<'a>> {
+        Checkpoint::tensor(self, name)
     }
 
-    /// `[heads, tucker_rank]`.
-    fn core_vector(&self, name: &str) -> Result<Vec<f32>> {
-        self.shaped(name, &[1, self.config.heads, 1, self.config.tucker_rank])
-    }
-
-    fn shaped(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let tensor = self.tensor(name)?;
-        if tensor.shape() != shape {
-            return Err(wrong(name, format!("has shape {:?}, expected {shape:?}", tensor.shape())));
-        }
-        Ok(tensor.to_f32())
-    }
-
-    fn shuffle(&self) -> Result<Vec<u32>> {
-        let Integers { shape, numbers } = self.integers(names::SHUFFLE)?;
-        let slots = self.config.slots();
-        if shape != [slots] {
-            return Err(wrong(names::SHUFFLE, format!("has shape {shape:?}, expected [{slots}]")));
-        }
-        let address = |(at, number): (usize, i64)| {
-            u32::try_from(number)
-                .map_err(|_| wrong(names::SHUFFLE, format!("entry {at} is {number}, expected 0 to {}", slots - 1)))
-        };
-        numbers.into_iter().enumerate().map(address).collect()
+    fn integers(&self, name: &str) -> Result<Integers> {
+        Checkpoint::integers(self, name)
     }
 }
 
@@ -262,10 +226,6 @@ impl Bytes {
             Self::Owned(bytes) => bytes,
         }
     }
-}
-
-pub(crate) fn core_name(core: usize) -> String {
-    format!("{}.{core}", names::CORES)
 }
 
 fn wrong(name: &str, problem: String) -> Error {

@@ -1,138 +1,184 @@
 //! A layer's weights on the device, as training changes them.
 
+use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 use ultramem_kernels::{ElementType, Tensor, check, from_f32, from_u32, supports, u32_storage};
 
 use crate::table::{ValueTable, upload};
-use crate::{Error, HostTensor, MemoryConfig, Result, Weights};
+use crate::weights::names;
+use crate::{Error, MemoryConfig, PerWeight, Result, Weight, Weights};
 
-/// A layer's weights on the device, shaped as a checkpoint has them, contiguous. Cheap to clone: the buffers are shared.
+/// A layer's weights on the device, contiguous. Cheap to clone: the buffers are shared.
 pub struct LayerWeights<R: Runtime> {
-    /// `W_q` `[query_heads · 2 · key_dim, hidden_size]`, in the layer's element type.
-    pub query_proj: Tensor<R>,
-    /// f32 `[key_dim]`.
-    pub query_norm: Tensor<R>,
-    /// `[heads, 2, side_keys, key_dim, tucker_rank]`, in the layer's element type.
-    pub keys: Tensor<R>,
-    /// f32 `[key_dim]`.
-    pub keys_norm: Tensor<R>,
-    /// f32 `[cores, heads, tucker_rank, tucker_rank]`, and `u` and `v` f32 `[heads, tucker_rank]`; None for product keys.
-    pub core: Option<TuckerCore<R>>,
-    /// u32 `[side_keys²]`: slot to virtual address; None where a slot is its own address.
-    pub shuffle: Option<Tensor<R>>,
-    /// `[rows, value_dim]`, in the layer's element type.
+    /// Those that are no table, shaped as a checkpoint has them, keys `[heads, 2, side_keys, key_dim, tucker_rank]`; in the layer's element
+    /// type, or in f32 where [`Weight::is_full`] says so.
+    pub tensors: PerWeight<Option<Tensor<R>>>,
+    /// `u` and `v`, f32 `[heads, tucker_rank]`: the leading singular vectors of the summed core; None for additive scores.
+    pub vectors: Option<(Tensor<R>, Tensor<R>)>,
+    /// u32 `[side_keys²]`: slot to virtual address, in pages of some entries each; none where a slot is its own address.
+    pub shuffle: Vec<Tensor<R>>,
+    /// `[table_rows, value_dim]`, in the layer's element type.
     pub values: ValueTable<R>,
-    /// `W_o` `[hidden_size, expansion · value_dim]`, in the layer's element type.
-    pub values_proj: Tensor<R>,
-    /// `W_g` `[value_dim, hidden_size]`, in the layer's element type, for Memory+ alone.
-    pub gate_proj: Option<Tensor<R>>,
-}
-
-/// The Tucker core of UltraMem and the vectors that judge a side apart.
-pub struct TuckerCore<R: Runtime> {
-    /// f32 `[cores, heads, tucker_rank, tucker_rank]`.
-    pub cores: Tensor<R>,
-    /// f32 `[heads, tucker_rank]`: the leading left singular vector of the summed core.
-    pub u: Tensor<R>,
-    /// f32 `[heads, tucker_rank]`: the leading right singular vector.
-    pub v: Tensor<R>,
-}
-
-impl<R: Runtime> Clone for TuckerCore<R> {
-    fn clone(&self) -> Self {
-        Self { cores: self.cores.clone(), u: self.u.clone(), v: self.v.clone() }
-    }
+    /// `[table_rows, pre_dim]`, in the layer's element type, where the layer weighs.
+    pub pre_values: Option<ValueTable<R>>,
 }
 
 impl<R: Runtime> Clone for LayerWeights<R> {
     fn clone(&self) -> Self {
         Self {
-            query_proj: self.query_proj.clone(),
-            query_norm: self.query_norm.clone(),
-            keys: self.keys.clone(),
-            keys_norm: self.keys_norm.clone(),
-            core: self.core.clone(),
+            tensors: self.tensors.clone(),
+            vectors: self.vectors.clone(),
             shuffle: self.shuffle.clone(),
             values: self.values.clone(),
-            values_proj: self.values_proj.clone(),
-            gate_proj: self.gate_proj.clone(),
+            pre_values: self.pre_values.clone(),
         }
     }
 }
 
 impl<R: Runtime> LayerWeights<R> {
-    /// Uploads `weights`, matrices, keys and values rounded to `dtype`.
+    /// Uploads `weights`, matrices, keys and tables rounded to `dtype`.
     ///
     /// # Errors
-    /// Weights that do not fit `config`, an element type that the device lacks, or a tensor other than the values, or a row of
-    /// them, that is larger than one buffer binding of the device.
+    /// Weights that do not fit `config`, an element type that the device lacks, or a tensor other than the tables and the shuffle, or a row
+    /// of them, that is larger than one buffer binding of the device.
     pub fn upload(
         client: &ComputeClient<R>,
         config: &MemoryConfig,
         weights: &Weights<'_>,
         dtype: ElementType,
     ) -> Result<Self> {
-        supports(client, dtype)?;
+        let table =
+            |weight: Weight| weights.get(weight).map(|rows| ValueTable::upload(client, rows, dtype)).transpose();
         weights.check(config)?;
-        let full = |name, tensor: &HostTensor<'_>| upload(client, name, tensor, ElementType::F32);
-        let stored = |name, tensor: &HostTensor<'_>| upload(client, name, tensor, dtype);
-        let (heads, rank) = (config.heads, config.tucker_rank);
-        let core = || -> Result<TuckerCore<R>> {
-            Ok(TuckerCore {
-                cores: from_f32(client, &[config.cores, heads, rank, rank], &weights.cores)?,
-                u: from_f32(client, &[heads, rank], &weights.core_u)?,
-                v: from_f32(client, &[heads, rank], &weights.core_v)?,
-            })
+        let values = table(Weight::Values)?.ok_or_else(|| absent(config, Weight::Values))?;
+        Self::with_tables(client, config, weights, dtype, values, table(Weight::PreValues)?)
+    }
+
+    /// The same with tables that are on the device already: those of another layer that shares them.
+    ///
+    /// # Errors
+    /// As [`upload`](Self::upload), and tables that do not fit `config`.
+    pub fn with_tables(
+        client: &ComputeClient<R>,
+        config: &MemoryConfig,
+        weights: &Weights<'_>,
+        dtype: ElementType,
+        values: ValueTable<R>,
+        pre_values: Option<ValueTable<R>>,
+    ) -> Result<Self> {
+        weights.check(config)?;
+        supports(client, dtype)?;
+        let mut tensors = PerWeight::default();
+        for weight in Weight::ALL.into_iter().filter(|weight| !weight.is_table()) {
+            let Some(tensor) = weights.get(weight) else { continue };
+            let dtype = if weight.is_full() { ElementType::F32 } else { dtype };
+            tensors[weight] =
+                Some(upload(client, weight.olmo(), tensor, dtype)?.reshaped(device_shape(config, weight)));
+        }
+        let vector = |numbers: &[f32]| from_f32(client, &[config.heads, config.tucker_rank], numbers);
+        let vectors = match config.tucker() {
+            true => Some((vector(&weights.core_u)?, vector(&weights.core_v)?)),
+            false => None,
         };
-        let keys = stored("keys", &weights.keys)?;
-        let key_shape = vec![heads, 2, config.side_keys, config.key_dim, rank];
-        Ok(Self {
-            query_proj: stored("query_proj", &weights.query_proj)?,
-            query_norm: full("query_norm", &weights.query_norm)?,
-            keys: keys.reshaped(key_shape),
-            keys_norm: full("keys_norm", &weights.keys_norm)?,
-            core: config.tucker().then(core).transpose()?,
-            shuffle: match &weights.shuffle_index {
-                Some(index) => Some(from_u32(client, &[config.slots()], index)?),
-                None => None,
-            },
-            values: ValueTable::upload(client, &weights.values, dtype)?,
-            values_proj: stored("values_proj", &weights.values_proj)?,
-            gate_proj: match &weights.gate_proj {
-                Some(gate) => Some(stored("gate_proj", gate)?),
-                None => None,
-            },
-        })
+        let shuffle = weights.shuffle_index.as_ref().map_or(Ok(Vec::new()), |index| upload_shuffle(client, index))?;
+        let weights = Self { tensors, vectors, shuffle, values, pre_values };
+        weights.check(client, config)?;
+        Ok(weights)
+    }
+
+    /// A layer of `config` in `dtype` whose tensors `make` makes, each given its name within an OLMo layer, its shape and its element type, the
+    /// shuffle (`shuffle_index`, u32) and the vectors (`tucker_core_u` and `tucker_core_v`) among them; tables and shuffle have one page each.
+    ///
+    /// # Errors
+    /// Those of `make`, and tables of an element type that no layer has.
+    pub fn make(
+        config: &MemoryConfig,
+        dtype: ElementType,
+        mut make: impl FnMut(&'static str, &[usize], StorageType) -> Result<Tensor<R>>,
+    ) -> Result<Self> {
+        let full = ElementType::F32.storage();
+        let mut tensors = PerWeight::default();
+        for weight in Weight::ALL.into_iter().filter(|weight| weight.is_in(config)) {
+            let storage = if weight.is_full() { full } else { dtype.storage() };
+            tensors[weight] = Some(make(weight.olmo(), &device_shape(config, weight), storage)?);
+        }
+        let values = tensors[Weight::Values].take().ok_or_else(|| absent(config, Weight::Values))?;
+        let vector = [config.heads, config.tucker_rank];
+        let vectors = match config.tucker() {
+            true => Some((make(names::CORE_U, &vector, full)?, make(names::CORE_V, &vector, full)?)),
+            false => None,
+        };
+        let shuffle = match config.capabilities.shuffled {
+            true => vec![make(names::SHUFFLE, &[config.slots()], u32_storage())?],
+            false => Vec::new(),
+        };
+        let pre_values = tensors[Weight::PreValues].take().map(ValueTable::from_device).transpose()?;
+        Ok(Self { tensors, vectors, shuffle, values: ValueTable::from_device(values)?, pre_values })
+    }
+
+    /// One of the tensors, which a checked layer of `config` has.
+    pub(crate) fn get(&self, weight: Weight) -> Option<&Tensor<R>> {
+        self.tensors[weight].as_ref()
     }
 
     /// Checks every shape and type against `config`.
     pub(crate) fn check(&self, client: &ComputeClient<R>, config: &MemoryConfig) -> Result<()> {
-        let stored = self.values.dtype().storage();
-        let full = ElementType::F32.storage();
-        let (heads, rank, key_dim) = (config.heads, config.tucker_rank, config.key_dim);
-        let queries = config.query_heads() * 2 * key_dim;
-        check(client, &self.query_proj, "query_proj", &[queries, config.hidden_size], stored)?;
-        check(client, &self.query_norm, "query_norm", &[key_dim], full)?;
-        check(client, &self.keys, "keys", &[heads, 2, config.side_keys, key_dim, rank], stored)?;
-        check(client, &self.keys_norm, "keys_norm", &[key_dim], full)?;
-        self.values.check(client, config.rows(), config.value_dim)?;
-        check(client, &self.values_proj, "values_proj", &[config.hidden_size, config.pooled_dim()], stored)?;
-        present("shuffle", self.shuffle.is_some(), config.capabilities.shuffled)?;
-        present("core", self.core.is_some(), config.tucker())?;
-        present("gate_proj", self.gate_proj.is_some(), config.capabilities.gated)?;
-        if let Some(core) = &self.core {
-            check(client, &core.cores, "core", &[config.cores, heads, rank, rank], full)?;
-            check(client, &core.u, "core_u", &[heads, rank], full)?;
-            check(client, &core.v, "core_v", &[heads, rank], full)?;
+        let (dtype, full) = (self.values.dtype(), ElementType::F32.storage());
+        for weight in Weight::ALL.into_iter().filter(|weight| !weight.is_table()) {
+            present(weight.olmo(), self.tensors[weight].is_some(), weight.is_in(config))?;
+            if let Some(tensor) = self.get(weight) {
+                let storage = if weight.is_full() { full } else { dtype.storage() };
+                check(client, tensor, weight.olmo(), &device_shape(config, weight), storage)?;
+            }
         }
-        if let Some(gate) = &self.gate_proj {
-            check(client, gate, "gate_proj", &[config.value_dim, config.hidden_size], stored)?;
+        present("core_u and core_v", self.vectors.is_some(), config.tucker())?;
+        if let Some((u, v)) = &self.vectors {
+            check(client, u, "core_u", &[config.heads, config.tucker_rank], full)?;
+            check(client, v, "core_v", &[config.heads, config.tucker_rank], full)?;
         }
-        if let Some(shuffle) = &self.shuffle {
-            check(client, shuffle, "shuffle", &[config.slots()], u32_storage())?;
+        present("shuffle", !self.shuffle.is_empty(), config.capabilities.shuffled)?;
+        self.check_shuffle(client, config)?;
+        self.values.check(client, "values", config.table_rows(), config.value_dim)?;
+        present("pre-values", self.pre_values.is_some(), config.capabilities.weigh.is_some())?;
+        if let Some(table) = &self.pre_values {
+            table.check(client, "pre-values", config.table_rows(), config.pre_dim)?;
+            if table.dtype() != dtype {
+                let (found, expected) = (table.dtype().storage().to_string(), dtype.storage().to_string());
+                return Err(ultramem_kernels::Error::Type { tensor: "pre-values", found, expected }.into());
+            }
         }
         Ok(())
     }
+
+    fn check_shuffle(&self, client: &ComputeClient<R>, config: &MemoryConfig) -> Result<()> {
+        let mut left = config.slots();
+        for (at, page) in self.shuffle.iter().enumerate() {
+            let own = page.shape().iter().product::<usize>();
+            let expected = if at + 1 == self.shuffle.len() { left } else { own };
+            check(client, page, "shuffle", &[expected], u32_storage())?;
+            left = left.saturating_sub(own);
+        }
+        Ok(())
+    }
+}
+
+/// The shape that a weight has on the device.
+pub(crate) fn device_shape(config: &MemoryConfig, weight: Weight) -> Vec<usize> {
+    match weight {
+        Weight::Keys => vec![config.heads, 2, config.side_keys, config.key_dim, config.tucker_rank],
+        _ => weight.shape(config),
+    }
+}
+
+/// The shuffle in pages that each fit a binding.
+fn upload_shuffle<R: Runtime>(client: &ComputeClient<R>, index: &[u32]) -> Result<Vec<Tensor<R>>> {
+    let limit = usize::try_from(client.properties().memory.max_page_size).unwrap_or(usize::MAX);
+    let pages = index.chunks((limit / size_of::<u32>()).max(1));
+    pages.map(|page| Ok(from_u32(client, &[page.len()], page)?)).collect()
+}
+
+fn absent(config: &MemoryConfig, weight: Weight) -> Error {
+    Error::Tensor { name: weight.name(config), problem: "is missing".into() }
 }
 
 /// Checks that a layer has a tensor if its configuration calls for it.

@@ -1,4 +1,4 @@
-//! A memory layer on a device: its weights made ready, and the corridor query → score → combine → expand.
+//! A memory layer on a device: its weights made ready, and the corridor query → score → combine → weigh → expand.
 //!
 //! Every method enqueues and returns; nothing waits for the device but [`MemoryLayer::read`].
 
@@ -10,11 +10,13 @@ use ultramem_kernels::expand::{ExpandStrategy, Memory, expand};
 use ultramem_kernels::linear::ProjectStrategy;
 use ultramem_kernels::query::query;
 pub use ultramem_kernels::score::Kept;
-use ultramem_kernels::score::{KeyFactors, PreparedKeys, ScoreStrategy, prepare_keys, score};
-use ultramem_kernels::{ElementType, Tensor, check, retrieve, retrieves_at_once, supports, transpose};
+use ultramem_kernels::score::{KeyFactors, PreparedKeys, Queries, ScoreStrategy, prepare_keys, score};
+pub use ultramem_kernels::weigh::Weighed;
+use ultramem_kernels::weigh::{PreValues, weigh};
+use ultramem_kernels::{ElementType, RowSource, Tensor, check, retrieve, retrieves_at_once, supports, transpose};
 
 use crate::table::{ValueTable, upload};
-use crate::{Error, HostTensor, LayerWeights, MemoryConfig, Result, Weights};
+use crate::{Blocks, Error, HostTensor, LayerWeights, MemoryConfig, PerWeight, Result, Weight, Weights};
 
 /// A memory layer on the device behind a client. Weights and activations are stored in one element type, sums and scores in f32.
 pub struct MemoryLayer<R: Runtime> {
@@ -24,16 +26,22 @@ pub struct MemoryLayer<R: Runtime> {
     pub(crate) weights: LayerWeights<R>,
     /// The weights as the forward pass reads them: keys normalised and projected, matrices with their outputs innermost.
     pub(crate) keys: PreparedKeys<R>,
-    query_weight: Tensor<R>,
-    output_weight: Tensor<R>,
-    gate_weight: Option<Tensor<R>>,
+    transposed: PerWeight<Option<Tensor<R>>>,
+}
+
+/// What a layer makes of its input besides the queries.
+pub(crate) struct Maps<R: Runtime> {
+    /// `W_g x + b_g`, f32 `[tokens, value_dim]`.
+    pub gate: Option<Tensor<R>>,
+    /// `w · x + b`, f32 `[tokens]`.
+    pub output_gate: Option<Tensor<R>>,
 }
 
 /// What a forward pass gives.
 pub struct Forward<R: Runtime> {
     /// `[tokens, hidden_size]`, in the layer's element type.
     pub output: Tensor<R>,
-    /// The slots that were read and their scores.
+    /// The slots that were read and their scores, before they are weighed.
     pub chosen: Chosen<R>,
 }
 
@@ -73,20 +81,18 @@ impl<R: Runtime> MemoryLayer<R> {
         let dtype = weights.values.dtype();
         supports(client, dtype)?;
         weights.check(client, &config)?;
+        let keys_norm = weights.get(Weight::KeysNorm).filter(|_| config.capabilities.normalises_keys);
         let factors = KeyFactors {
-            norm: config.capabilities.normalises_keys.then_some((config.norm, config.norm_eps, &weights.keys_norm)),
-            vectors: weights.core.as_ref().map(|core| (&core.u, &core.v)),
+            norm: keys_norm.map(|weight| (config.norm, config.norm_eps, weight)),
+            vectors: weights.vectors.as_ref().map(|(u, v)| (u, v)),
         };
-        Ok(Self {
-            keys: prepare_keys(client, &weights.keys, &factors)?,
-            query_weight: transpose(client, &weights.query_proj)?,
-            output_weight: transpose(client, &weights.values_proj)?,
-            gate_weight: weights.gate_proj.as_ref().map(|gate| transpose(client, gate)).transpose()?,
-            client: client.clone(),
-            config,
-            dtype,
-            weights,
-        })
+        let keys = weights.get(Weight::Keys).ok_or_else(|| missing(Weight::Keys))?;
+        let mut transposed = PerWeight::default();
+        for weight in MAPS {
+            transposed[weight] = weights.get(weight).map(|map| transpose(client, map)).transpose()?;
+        }
+        let keys = prepare_keys(client, keys, &factors)?;
+        Ok(Self { client: client.clone(), config, dtype, keys, transposed, weights })
     }
 
     /// The checked dimensions.
@@ -116,7 +122,7 @@ impl<R: Runtime> MemoryLayer<R> {
         Strategies {
             query: ProjectStrategy::choose(&self.client, tokens, self.dtype.storage()),
             score: ScoreStrategy::choose(&self.client, tokens, config.heads, side_keys, key_dim, top_m),
-            expand: ExpandStrategy::choose(&self.client, tokens, config.heads * top_m, &self.memory(None)),
+            expand: ExpandStrategy::choose(&self.client, tokens, config.heads * top_m, &self.memory(&Maps::none())),
         }
     }
 
@@ -135,17 +141,32 @@ impl<R: Runtime> MemoryLayer<R> {
     pub fn forward_with(&self, input: &Tensor<R>, strategies: Strategies) -> Result<Forward<R>> {
         let query = self.query(input, strategies.query)?;
         let (_, chosen) = self.retrieve(&query, strategies.score)?;
-        let output = self.expand(input, &chosen, strategies)?;
+        let weighed = self.weigh(input, &chosen, strategies.query)?;
+        let weighed = weighed.as_ref().map_or(&chosen, |(_, weighed)| &weighed.chosen);
+        let output = self.expand(input, weighed, strategies)?;
         Ok(Forward { output, chosen })
     }
 
-    /// Stage 1: queries before their norm, f32 `[tokens, query_heads · 2 · key_dim]`.
+    /// Stage 1: queries before their norm, f32 `[tokens, query_pairs · 2 · key_dim]`.
     ///
     /// # Errors
     /// An input of another shape or type.
     pub fn query(&self, input: &Tensor<R>, strategy: ProjectStrategy) -> Result<Tensor<R>> {
         self.check_input(input)?;
-        Ok(query(&self.client, input, &self.query_weight, strategy)?)
+        self.map(input, Weight::QueryProj, Weight::QueryBias, strategy)?.ok_or_else(|| missing(Weight::QueryProj))
+    }
+
+    /// A linear map of the input, f32 `[tokens, width]`, if the layer has it.
+    fn map(
+        &self,
+        input: &Tensor<R>,
+        weight: Weight,
+        bias: Weight,
+        strategy: ProjectStrategy,
+    ) -> Result<Option<Tensor<R>>> {
+        let bias = self.weights.get(bias);
+        let map = |weight| query(&self.client, input, weight, bias, strategy);
+        Ok(self.transposed[weight].as_ref().map(map).transpose()?)
     }
 
     pub(crate) fn check_input(&self, input: &Tensor<R>) -> Result<()> {
@@ -158,8 +179,14 @@ impl<R: Runtime> MemoryLayer<R> {
     /// # Errors
     /// A query of another shape.
     pub fn score(&self, query: &Tensor<R>, strategy: ScoreStrategy) -> Result<Kept<R>> {
+        Ok(score(&self.client, &self.queries(query), &self.keys, self.config.top_m, strategy)?)
+    }
+
+    /// Queries as scoring takes them.
+    pub(crate) fn queries<'a>(&'a self, numbers: &'a Tensor<R>) -> Queries<'a, R> {
         let (norm, eps) = (self.config.norm, self.config.norm_eps);
-        Ok(score(&self.client, query, &self.weights.query_norm, norm, eps, &self.keys, self.config.top_m, strategy)?)
+        let norm = self.weights.get(Weight::QueryNorm).map(|weight| (norm, eps, weight));
+        Queries { numbers, norm, heads_per_pair: self.config.heads_per_pair() }
     }
 
     /// Stage 3: the slots that each token reads, and their scores.
@@ -175,10 +202,8 @@ impl<R: Runtime> MemoryLayer<R> {
     /// # Errors
     /// A query of another shape.
     pub fn retrieve(&self, query: &Tensor<R>, strategy: ScoreStrategy) -> Result<(Kept<R>, Chosen<R>)> {
-        let (norm, eps, top_m) = (self.config.norm, self.config.norm_eps, self.config.top_m);
-        let query_norm = &self.weights.query_norm;
-        let pair_score = self.pair_score();
-        Ok(retrieve(&self.client, query, query_norm, norm, eps, &self.keys, top_m, strategy, &pair_score)?)
+        let (queries, top_m) = (self.queries(query), self.config.top_m);
+        Ok(retrieve(&self.client, &queries, &self.keys, top_m, strategy, &self.pair_score())?)
     }
 
     /// Whether [`retrieve`](Self::retrieve) is one kernel after the split keys are scored, in place of the two stages' own.
@@ -186,43 +211,78 @@ impl<R: Runtime> MemoryLayer<R> {
     /// # Errors
     /// As [`retrieve`](Self::retrieve).
     pub fn retrieves_at_once(&self, query: &Tensor<R>, strategy: ScoreStrategy) -> Result<bool> {
-        let (norm, eps, top_m) = (self.config.norm, self.config.norm_eps, self.config.top_m);
-        let query_norm = &self.weights.query_norm;
-        let pair_score = self.pair_score();
-        Ok(retrieves_at_once(&self.client, query, query_norm, norm, eps, &self.keys, top_m, strategy, &pair_score)?)
+        let (queries, top_m) = (self.queries(query), self.config.top_m);
+        Ok(retrieves_at_once(&self.client, &queries, &self.keys, top_m, strategy, &self.pair_score())?)
     }
 
     pub(crate) fn pair_score(&self) -> PairScore<'_, R> {
-        self.weights.core.as_ref().map_or(PairScore::Additive, |core| PairScore::Tucker(&core.cores))
+        self.weights.get(Weight::Cores).map_or(PairScore::Additive, PairScore::Tucker)
     }
 
-    /// Stage 4: the chosen values, pooled and projected; `input` is read where the layer has a gate.
+    /// Stage 4: what the pre-values make of the input's scores, and `z` `[tokens, pre_dim]`; None where the layer does not weigh.
+    ///
+    /// # Errors
+    /// Slots or an input of another shape.
+    pub fn weigh(
+        &self,
+        input: &Tensor<R>,
+        chosen: &Chosen<R>,
+        strategy: ProjectStrategy,
+    ) -> Result<Option<(Tensor<R>, Weighed<R>)>> {
+        let Some(pre_values) = self.pre_values() else { return Ok(None) };
+        self.check_input(input)?;
+        let z = match &self.transposed[Weight::PreValuesProj] {
+            Some(weight) => query(&self.client, input, weight, None, strategy)?,
+            None => input.clone(),
+        };
+        let weighed = weigh(&self.client, chosen, &z, &pre_values)?;
+        Ok(Some((z, weighed)))
+    }
+
+    /// The pre-values as weighing takes them, if the layer weighs.
+    pub(crate) fn pre_values(&self) -> Option<PreValues<'_, R>> {
+        let (table, weigh) = self.weights.pre_values.as_ref().zip(self.config.capabilities.weigh)?;
+        Some(PreValues { values: table.pages(), rows: self.rows(), activation: weigh.activation })
+    }
+
+    /// Stage 5: the chosen values, pooled and projected; `input` is read where the layer has gates, and scores are weighed ones where it weighs.
     ///
     /// # Errors
     /// Slots or an input of another shape.
     pub fn expand(&self, input: &Tensor<R>, chosen: &Chosen<R>, strategies: Strategies) -> Result<Tensor<R>> {
-        let gate = self.gate(input, strategies.query)?;
-        self.expand_gated(chosen, gate.as_ref(), strategies.expand)
+        let maps = self.maps(input, strategies.query)?;
+        Ok(expand(&self.client, chosen, &self.memory(&maps), strategies.expand)?)
     }
 
-    pub(crate) fn expand_gated(
-        &self,
-        chosen: &Chosen<R>,
-        gate: Option<&Tensor<R>>,
-        strategy: ExpandStrategy,
-    ) -> Result<Tensor<R>> {
-        Ok(expand(&self.client, chosen, &self.memory(gate), strategy)?)
+    /// What the gates are made of, where the layer has them.
+    pub(crate) fn maps(&self, input: &Tensor<R>, strategy: ProjectStrategy) -> Result<Maps<R>> {
+        let gate = self.map(input, Weight::GateProj, Weight::GateBias, strategy)?;
+        let output_gate = self.map(input, Weight::OutputGate, Weight::OutputGateBias, strategy)?;
+        let flat = |gate: Tensor<R>| gate.reshaped(vec![gate.shape()[0]]);
+        Ok(Maps { gate, output_gate: output_gate.map(flat) })
     }
 
-    /// `W_g x` f32 `[tokens, value_dim]`, where the layer has a gate.
-    pub(crate) fn gate(&self, input: &Tensor<R>, strategy: ProjectStrategy) -> Result<Option<Tensor<R>>> {
-        let product = |weight| query(&self.client, input, weight, strategy);
-        Ok(self.gate_weight.as_ref().map(product).transpose()?)
+    pub(crate) fn memory<'a>(&'a self, maps: &'a Maps<R>) -> Memory<'a, R> {
+        Memory {
+            values: self.weights.values.pages(),
+            rows: self.rows(),
+            weight: self.transposed[Weight::ValuesProj].as_ref(),
+            bias: self.weights.get(Weight::ValuesBias),
+            gate: maps.gate.as_ref(),
+            output_gate: maps.output_gate.as_ref(),
+        }
     }
 
-    pub(crate) fn memory<'a>(&'a self, gate: Option<&'a Tensor<R>>) -> Memory<'a, R> {
-        let values = self.weights.values.pages();
-        Memory { values, weight: &self.output_weight, shuffle: self.weights.shuffle.as_ref(), gate }
+    /// Where the layer's slots find their rows.
+    pub(crate) fn rows(&self) -> RowSource<'_, R> {
+        RowSource {
+            shuffle: &self.weights.shuffle,
+            blocks: self.config.expansion,
+            rows: self.config.rows(),
+            table_rows: self.config.table_rows(),
+            offset: self.config.offset(),
+            summed: self.config.capabilities.blocks == Blocks::Summed,
+        }
     }
 
     /// Uploads hidden states `[tokens, hidden_size]`, rounded to the layer's element type.
@@ -274,6 +334,26 @@ impl<R: Runtime> MemoryLayer<R> {
         let used = tensor.shape().iter().product::<usize>() * tensor.dtype.size();
         Ok(bytes[..used.min(bytes.len())].to_vec())
     }
+}
+
+/// The weights that the forward pass reads transposed.
+const MAPS: [Weight; 5] =
+    [Weight::QueryProj, Weight::PreValuesProj, Weight::ValuesProj, Weight::GateProj, Weight::OutputGate];
+
+impl<R: Runtime> Maps<R> {
+    pub(crate) fn none() -> Self {
+        Self { gate: None, output_gate: None }
+    }
+}
+
+impl<R: Runtime> Clone for Maps<R> {
+    fn clone(&self) -> Self {
+        Self { gate: self.gate.clone(), output_gate: self.output_gate.clone() }
+    }
+}
+
+pub(crate) fn missing(weight: Weight) -> Error {
+    Error::Tensor { name: weight.olmo().into(), problem: "is missing".into() }
 }
 
 /// What a device says, in one line and without its backtrace.

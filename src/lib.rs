@@ -6,7 +6,7 @@
 //!
 //! | stage | gives | kernels | oracle |
 //! |---|---|---|---|
-//! | query | a query for each side, `[tokens, query_heads, 2, key_dim]` | [`kernels::query`] | [`reference::query`] |
+//! | query | a query for each side, `[tokens, query_pairs, 2, key_dim]` | [`kernels::query`] | [`reference::query`] |
 //! | score | the `top_m` keys of each side, `[tokens, heads, 2, top_m]` | [`kernels::score`] | [`reference::score`] |
 //! | combine | the `top_m` slots of each head, `[tokens, heads, top_m]` | [`kernels::combine`] | [`reference::combine`] |
 //! | expand | the output, `[tokens, hidden_size]` | [`kernels::expand`] | [`reference::expand`] |
@@ -46,13 +46,16 @@ mod webgpu;
 mod weights;
 mod workspace;
 
-pub use backward::{Gradients, Saved};
+pub use backward::{Gradients, MapGradients, Saved};
 pub use checkpoint::Checkpoint;
-pub use config::{Capabilities, Dimensions, ElementType, Kind, MemoryConfig, Norm, Queries, Scores};
+pub use config::{
+    Activation, Blocks, Capabilities, Dimensions, ElementType, Kind, MemoryConfig, Norm, Queries, Scores, SharedSizes,
+    SharedTable, Weigh,
+};
 pub use cost::{Caches, Choices, Cost, StageCost};
-pub use device_weights::{LayerWeights, TuckerCore};
+pub use device_weights::LayerWeights;
 pub use error::{Error, Result};
-pub use layer::{Chosen, Forward, Kept, MemoryLayer, Strategies};
+pub use layer::{Chosen, Forward, Kept, MemoryLayer, Strategies, Weighed};
 pub use spectrum::Spectrum;
 pub use table::ValueTable;
 pub use training::SavedState;
@@ -60,4 +63,4 @@ pub use ultramem_kernels as kernels;
 pub use ultramem_kernels::{RowGradients, Tensor};
 #[cfg(all(feature = "wgpu", not(target_family = "wasm")))]
 pub use webgpu::webgpu_limits;
-pub use weights::{HostTensor, Weights};
+pub use weights::{HostTensor, PerWeight, Weight, Weights};

@@ -1,4 +1,4 @@
-//! The value table: where its rows live on the device.
+//! A table, of values or of pre-values: where its rows live on the device.
 
 use cubecl::prelude::*;
 use ultramem_kernels::{ElementType, Tensor, check, fits_binding};
@@ -83,14 +83,14 @@ impl<R: Runtime> ValueTable<R> {
         self.dtype
     }
 
-    /// Checks that the pages, of which there is one at least, are `[rows, value_dim]` together.
-    pub(crate) fn check(&self, client: &ComputeClient<R>, rows: usize, value_dim: usize) -> Result<()> {
+    /// Checks that the pages, of which there is one at least, are `[rows, width]` together.
+    pub(crate) fn check(&self, client: &ComputeClient<R>, name: &'static str, rows: usize, width: usize) -> Result<()> {
         let found = self.page_rows();
         let all: usize = found.iter().sum();
         for (at, (page, &found)) in self.pages.iter().zip(&found).enumerate() {
             let last = at + 1 == self.pages.len();
             let expected = if last { rows.saturating_sub(all - found) } else { found };
-            check(client, page, "values", &[expected, value_dim], self.dtype.storage())?;
+            check(client, page, name, &[expected, width], self.dtype.storage())?;
         }
         Ok(())
     }

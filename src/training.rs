@@ -20,7 +20,7 @@ use ultramem_kernels::optimiser::{Optimiser, Rule, Step};
 use ultramem_kernels::{ElementType, RowGradients, Tensor};
 
 use crate::table::{cut, upload};
-use crate::{Checkpoint, Error, HostTensor, MemoryLayer, Result, Weights};
+use crate::{Checkpoint, Error, HostTensor, MemoryLayer, PerWeight, Result, Weight, Weights};
 
 /// Where a file keeps the state of the table's optimiser: a tensor for each name of [`Optimiser::state`], and a metadata entry.
 const STATE: &str = "optimiser.values.";
@@ -65,25 +65,27 @@ impl<R: Runtime> MemoryLayer<R> {
     /// [`Error::Device`] if the device failed in what was enqueued before.
     pub fn read_weights(&self) -> Result<Weights<'static>> {
         let weights = &self.weights;
-        let core = |pick: fn(&crate::TuckerCore<R>) -> &Tensor<R>| match &weights.core {
-            Some(core) => self.read(pick(core)),
-            None => Ok(Vec::new()),
+        let mut tensors = PerWeight::default();
+        for weight in Weight::ALL {
+            let read = match weight {
+                Weight::Values => Some(self.read_pages(weights.values.pages())?),
+                Weight::PreValues => {
+                    weights.pre_values.as_ref().map(|table| self.read_pages(table.pages())).transpose()?
+                }
+                _ => weights.get(weight).map(|tensor| self.read_tensor(tensor)).transpose()?,
+            };
+            let shaped = |tensor: HostTensor<'static>| {
+                HostTensor::new(weight.shape(&self.config), tensor.dtype(), tensor.bytes().to_vec())
+            };
+            tensors[weight] = read.map(shaped).transpose()?;
+        }
+        let (core_u, core_v) = match &weights.vectors {
+            Some((u, v)) => (self.read(u)?, self.read(v)?),
+            None => (Vec::new(), Vec::new()),
         };
-        let keys = self.read_tensor(&weights.keys)?;
-        let keys_shape = if weights.core.is_some() { keys.shape().to_vec() } else { keys.shape()[..4].to_vec() };
-        Ok(Weights {
-            query_proj: self.read_tensor(&weights.query_proj)?,
-            query_norm: self.read_tensor(&weights.query_norm)?,
-            keys: HostTensor::new(keys_shape, keys.dtype(), keys.bytes().to_vec())?,
-            keys_norm: self.read_tensor(&weights.keys_norm)?,
-            cores: core(|core| &core.cores)?,
-            core_u: core(|core| &core.u)?,
-            core_v: core(|core| &core.v)?,
-            shuffle_index: weights.shuffle.as_ref().map(|shuffle| self.read_integers(shuffle)).transpose()?,
-            values: self.read_pages(weights.values.pages())?,
-            values_proj: self.read_tensor(&weights.values_proj)?,
-            gate_proj: weights.gate_proj.as_ref().map(|gate| self.read_tensor(gate)).transpose()?,
-        })
+        let pages = weights.shuffle.iter().map(|page| self.read_integers(page)).collect::<Result<Vec<_>>>()?;
+        let shuffle_index = (!pages.is_empty()).then(|| pages.concat());
+        Ok(Weights { tensors, core_u, core_v, shuffle_index })
     }
 
     /// Downloads pages `[rows of the page, …]` as one tensor.

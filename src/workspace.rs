@@ -14,29 +14,42 @@ impl<R: Runtime> MemoryLayer<R> {
     ///
     /// | what | bytes per token | when |
     /// |---|---|---|
-    /// | queries | `4 · query_heads · 2 · key_dim` | |
+    /// | queries | `4 · query_pairs · 2 · key_dim` | |
     /// | candidates: key and score | `8 · heads · 2 · c` | scores are split |
     /// | kept keys and scores | `4 · heads · 2 · top_m · (1 + tucker_rank)` | |
     /// | slots and scores | `4 · heads · top_m · (1 + cores)` | |
-    /// | gate | `4 · value_dim` | Memory+ |
-    /// | pooled values | element size · `expansion · value_dim`; in f32 for a table of several pages | values are pooled |
+    /// | addresses | `4 · heads · top_m`, for each table | the shuffle has several pages |
+    /// | z, products, weighed scores | `4 · (pre_dim + heads · top_m · (1 + cores))`; no z where it is the input | the layer weighs |
+    /// | gate | `4 · value_dim` | the layer has one |
+    /// | output gate | 4 | the layer has one |
+    /// | pooled values | element size · `pooled_blocks · value_dim`; in f32 for a table of several pages or without a projection | values are pooled |
+    /// | projected values | `4 · hidden_size` | they are projected, and there is a bias or an output gate |
     ///
     /// Slots and scores live as long as the [`Forward`](crate::Forward) that holds them, the others as long as the call. The
-    /// allocator rounds each of these at most eight buffers up to its alignment, 256 bytes on most devices, and keeps what it
+    /// allocator rounds each of these buffers up to its alignment, 256 bytes on most devices, and keeps what it
     /// has reserved for the next call.
     pub fn workspace_bytes(&self, tokens: usize, strategies: Strategies) -> usize {
         let config = self.config();
         let candidates = candidates(config.side_keys, config.top_m, strategies.score);
-        let queries = WORD * config.query_heads() * 2 * config.key_dim;
+        let queries = WORD * config.query_pairs() * 2 * config.key_dim;
         let candidates = 2 * WORD * config.heads * 2 * candidates;
         let kept = WORD * config.heads * 2 * config.top_m * (1 + config.tucker_rank);
         let chosen = WORD * config.heads * config.top_m * (1 + config.cores);
-        let gate = if config.capabilities.gated { WORD * config.value_dim } else { 0 };
+        let of = &config.capabilities;
+        let when = |there: bool, bytes: usize| if there { bytes } else { 0 };
+        let slots = config.heads * config.top_m;
+        let tables = 1 + usize::from(of.weigh.is_some());
+        let addresses = when(self.weights.shuffle.len() > 1, WORD * slots * tables);
+        let z = when(of.weigh.is_some_and(|weigh| weigh.projected), WORD * config.pre_dim);
+        let weighed = z + when(of.weigh.is_some(), WORD * slots * (1 + config.cores));
+        let gates = when(of.gated, WORD * config.value_dim) + when(of.output_gated, WORD);
+        let wide = self.table().pages().len() > 1 || !of.projects;
         let pooled = match strategies.expand {
             ExpandStrategy::Fused => 0,
-            ExpandStrategy::Pooled(_) if self.table().pages().len() > 1 => WORD * config.pooled_dim(),
-            ExpandStrategy::Pooled(_) => self.dtype().size() * config.pooled_dim(),
+            ExpandStrategy::Pooled(_) => config.pooled_dim() * if wide { WORD } else { self.dtype().size() },
         };
-        tokens.saturating_mul(queries + candidates + kept + chosen + gate + pooled)
+        let finished = of.projects && (of.biased || of.output_gated);
+        let projected = when(finished, WORD * config.hidden_size);
+        tokens.saturating_mul(queries + candidates + kept + chosen + addresses + weighed + gates + pooled + projected)
     }
 }

@@ -10,7 +10,8 @@ use common::{KINDS, cast, fixture, random_input, small, trained_layer};
 use proptest::{prelude::*, sample::Index};
 use serde_json::{Value, json};
 use ultramem::{
-    Capabilities, Checkpoint, Dimensions, ElementType, Error, HostTensor, Kind, MemoryConfig, Norm, Queries, Weights,
+    Capabilities, Checkpoint, Dimensions, ElementType, Error, HostTensor, Kind, MemoryConfig, Norm, Queries, Weight,
+    Weights,
     checkpoint::{FileTensor, Integers, save},
     reference::forward,
 };
@@ -131,7 +132,7 @@ fn layers_come_back_as_they_were_written() {
             let file = Checkpoint::open(&path).unwrap();
             assert_eq!(file.config(), &config, "{kind:?} {dtype}");
             assert_eq!(file.weights().unwrap(), weights, "{kind:?} {dtype}");
-            assert_eq!(file.weights().unwrap().values.dtype(), dtype);
+            assert_eq!(file.weights().unwrap()[Weight::Values].dtype(), dtype);
         }
     }
 }
@@ -167,7 +168,7 @@ fn metadata_is_read_as_pytorch_wrote_it() {
         expansion: 4,
         value_dim: 24,
         norm: Norm::Layer,
-        norm_eps: 1e-5,
+        ..Dimensions::default()
     };
     let file = Checkpoint::open(fixture("ultramem_v1_layernorm_single_core")).unwrap();
     assert_eq!(file.config(), &MemoryConfig::new(expected).unwrap());
@@ -182,8 +183,8 @@ fn metadata_is_read_as_pytorch_wrote_it() {
 fn large_weights_borrow_the_file() {
     let file = Checkpoint::from_bytes(small_file(Kind::UltraMem).bytes()).unwrap();
     let (first, second) = (file.weights().unwrap(), file.weights().unwrap());
-    assert_eq!(first.values.bytes().as_ptr(), second.values.bytes().as_ptr());
-    assert_eq!(first.values.bytes().as_ptr(), file.tensor("values_for_look_up").unwrap().bytes().as_ptr());
+    assert_eq!(first[Weight::Values].bytes().as_ptr(), second[Weight::Values].bytes().as_ptr());
+    assert_eq!(first[Weight::Values].bytes().as_ptr(), file.tensor("values_for_look_up").unwrap().bytes().as_ptr());
 }
 
 #[test]
@@ -282,12 +283,6 @@ fn a_file_can_be_replaced_while_it_is_open() {
     Checkpoint::write(&path, &config, &new, &[], file.metadata()).unwrap();
     assert_eq!(file.weights().unwrap(), old);
     assert_eq!(Checkpoint::open(&path).unwrap().weights().unwrap(), new);
-}
-
-#[test]
-fn ultramem_v2_is_not_supported_yet() {
-    let error = Checkpoint::open(fixture("ultramem_v2_tiny")).unwrap_err().to_string();
-    assert!(error.contains("kind") && error.contains("ultramem_v2") && error.contains("not supported yet"), "{error}");
 }
 
 #[test]

@@ -6,8 +6,8 @@ mod common;
 
 use common::{KINDS, golden_files, random_input, relative_l2, small};
 use ultramem::{
-    Capabilities, Dimensions, Error, HostTensor, Kind, MemoryConfig, Norm, Weights,
-    reference::{Chosen, Kept, backward, combine, expand, forward, judge, query, score, score_slots},
+    Capabilities, Dimensions, Error, HostTensor, Kind, MemoryConfig, Norm, Weight, Weights,
+    reference::{Kept, backward, combine, expand, forward, judge, query, score, score_slots},
 };
 
 #[test]
@@ -33,24 +33,24 @@ fn gradients_agree_with_pytorch() {
         let input = numbers("input");
         let slots = forward(config, &weights, &input).unwrap().slots;
         let found = backward(config, &weights, &input, &slots, &numbers("grad_output")).unwrap();
-        let mut values = vec![0.0; config.rows() * config.value_dim];
-        for (row, gradient) in &found.values {
-            values[row * config.value_dim..][..config.value_dim].copy_from_slice(gradient);
-        }
-        let mut pairs = vec![
-            ("expected.grad_input".to_string(), found.input),
-            ("expected.grad.query_proj.weight".to_string(), found.query_proj),
-            ("expected.grad.query_norm.weight".to_string(), found.query_norm),
-            ("expected.grad.keys".to_string(), found.keys),
-            ("expected.grad.keys_norm.weight".to_string(), found.keys_norm),
-            ("expected.grad.values_for_look_up".to_string(), values.clone()),
-            ("expected.grad.full_memory_layer.values_for_look_up".to_string(), values),
-            ("expected.grad.values_proj.weight".to_string(), found.values_proj),
-            ("expected.grad.swilu_projection.weight".to_string(), found.gate_proj),
-        ];
-        let area = config.heads * config.tucker_rank * config.tucker_rank;
-        let cores = found.cores.chunks(area).enumerate();
-        pairs.extend(cores.map(|(core, found)| (format!("expected.grad.tucker_core.{core}"), found.to_vec())));
+        let mut pairs: Vec<_> = found
+            .named(config)
+            .unwrap()
+            .into_iter()
+            .map(|(name, found)| {
+                (
+                    format!(
+                        "expected.{}",
+                        if file.has(&format!("expected.{name}")) {
+                            name
+                        } else {
+                            name.replace("full_memory_layer.", "")
+                        }
+                    ),
+                    found.to_f32(),
+                )
+            })
+            .collect();
         pairs.retain(|(tensor, _)| file.has(tensor));
         assert_eq!(pairs.len(), file.names().filter(|name| name.starts_with("expected.grad")).count(), "{name}");
         for (tensor, found) in pairs {
@@ -102,15 +102,13 @@ fn gradients_agree_with_finite_differences() {
             };
             hold(slope(&change), found.input[at]);
         }
-        for at in 0..found.query_proj.len() {
-            let change = |step: f32| {
-                (Weights { query_proj: add(&weights.query_proj, at, step), ..weights.clone() }, input.clone())
-            };
-            hold(slope(&change), found.query_proj[at]);
-        }
-        for at in 0..found.keys.len() {
-            let change = |step: f32| (Weights { keys: add(&weights.keys, at, step), ..weights.clone() }, input.clone());
-            hold(slope(&change), found.keys[at]);
+        for weight in Weight::ALL.into_iter().filter(|weight| weight.learns(&config)) {
+            let gradient = found.dense(&config, weight);
+            // Of a table and of the keys every seventh number, and those of the rows that are read.
+            for at in (0..gradient.len()).filter(|&at| at % 7 == 0 || gradient[at] != 0.0) {
+                let change = |step: f32| (weights.clone().with(weight, add(&weights[weight], at, step)), input.clone());
+                hold(slope(&change), gradient[at]);
+            }
         }
         let distance = relative_l2(&slopes, &expected);
         assert!(slopes.len() > input.len() && distance < 1e-3, "{kind:?} {norm:?}: {distance} of {}", slopes.len());
@@ -155,8 +153,8 @@ fn hand_dims(kind: Kind) -> Dimensions {
         cores: 1,
         expansion: 1,
         value_dim: 1,
-        norm: Norm::Rms,
         norm_eps: 0.0,
+        ..Dimensions::default()
     }
 }
 
@@ -168,8 +166,8 @@ fn tensor(shape: &[usize], numbers: &[f32]) -> HostTensor<'static> {
 fn query_is_normalised_half_by_half() {
     let rms = config(Dimensions { hidden_size: 2, key_dim: 2, ..hand_dims(Kind::ProductKey) });
     let mut weights = Weights::random(&rms, 0);
-    weights.query_proj = tensor(&[4, 2], &[1.0, 0.0, 0.0, 1.0, 2.0, 0.0, 0.0, 0.0]);
-    weights.query_norm = tensor(&[2], &[1.0, 10.0]);
+    weights.tensors[Weight::QueryProj] = Some(tensor(&[4, 2], &[1.0, 0.0, 0.0, 1.0, 2.0, 0.0, 0.0, 0.0]));
+    weights.tensors[Weight::QueryNorm] = Some(tensor(&[2], &[1.0, 10.0]));
     // Halves (1, 7) and (2, 0), whose root mean squares are 5 and √2.
     let found = query(&rms, &weights, &[1.0, 7.0]).unwrap();
     assert!(relative_l2(&found, &[0.2, 14.0, 2f64.sqrt(), 0.0]) < 1e-12, "{found:?}");
@@ -184,7 +182,7 @@ fn query_is_normalised_half_by_half() {
 fn scores_by_hand(keys: [f32; 8]) -> (MemoryConfig, Weights<'static>, Kept) {
     let config = config(hand_dims(Kind::MemoryPlus));
     let mut weights = Weights::random(&config, 0);
-    weights.keys = tensor(&[1, 2, 4, 1], &keys);
+    weights.tensors[Weight::Keys] = Some(tensor(&[1, 2, 4, 1], &keys));
     let kept = score(&config, &weights, &[1.0, 1.0]).unwrap();
     (config, weights, kept)
 }
@@ -228,12 +226,12 @@ fn nan_is_never_selected_over_a_number() {
 fn scores_are_judged_by_the_singular_vectors() {
     let config = config(Dimensions { key_dim: 2, tucker_rank: 2, top_m: 1, ..hand_dims(Kind::UltraMem) });
     let mut weights = Weights::random(&config, 0);
-    weights.keys_norm = tensor(&[2], &[1.0, 2.0]);
+    weights.tensors[Weight::KeysNorm] = Some(tensor(&[2], &[1.0, 2.0]));
     // Key i of either side, ranks side by side: (x of rank 0, x of rank 1, y of rank 0, y of rank 1), already of root
     // mean square 1. Only keys 1 and 2 differ from the others.
     let plain = [1.0, 1.0, 1.0, 1.0];
     let side = [plain, [-1.0, 1.0, 1.0, 1.0], [1.0, -1.0, 1.0, 1.0], plain].concat();
-    weights.keys = tensor(&[1, 2, 4, 2, 2], &side.repeat(2));
+    weights.tensors[Weight::Keys] = Some(tensor(&[1, 2, 4, 2, 2], &side.repeat(2)));
     (weights.core_u, weights.core_v) = (vec![-1.0, 10.0], vec![10.0, -1.0]);
     let kept = score(&config, &weights, &[1.0, 0.0, 3.0, 1.0]).unwrap();
     // Row: S = x, so p is -1 + 10, 1 + 10, -1 - 10, -1 + 10. Column: S = 3x + 2y, p is 50 - 5, -10 - 5, 50 + 1, 50 - 5.
@@ -246,7 +244,7 @@ fn scores_are_judged_by_the_singular_vectors() {
 fn pairs_are_scored_by_every_core() {
     let config = config(Dimensions { tucker_rank: 2, cores: 2, value_dim: 2, ..hand_dims(Kind::UltraMem) });
     let mut weights = Weights::random(&config, 0);
-    weights.cores = vec![1.0, 2.0, 0.0, 1.0, 0.0, 0.0, 10.0, 0.0];
+    weights.tensors[Weight::Cores] = Some(tensor(&[2, 1, 2, 2], &[1.0, 2.0, 0.0, 1.0, 0.0, 0.0, 10.0, 0.0]));
     let kept =
         Kept { keys: vec![0, 3, 1, 2], approximate: Vec::new(), scores: vec![1.0, 2.0, 3.0, -1.0, 1.0, 0.0, 0.0, 4.0] };
     // Core 0 gives row₀·col₀ + 2·row₀·col₁ + row₁·col₁, core 1 gives 10·row₁·col₀:
@@ -263,11 +261,10 @@ fn virtual_blocks_have_columns_of_their_own() {
     let config = config(dims);
     let mut weights = Weights::random(&config, 0);
     weights.shuffle_index = Some(vec![2, 0, 3, 1]);
-    weights.values = tensor(&[2, 2], &[1.0, 2.0, 3.0, 4.0]);
-    weights.values_proj = tensor(&[1, 4], &[1.0, 10.0, 100.0, 1000.0]);
+    weights.tensors[Weight::Values] = Some(tensor(&[2, 2], &[1.0, 2.0, 3.0, 4.0]));
+    weights.tensors[Weight::ValuesProj] = Some(tensor(&[1, 4], &[1.0, 10.0, 100.0, 1000.0]));
     // Slot 3 is row 1 of block 0, slot 2 row 1 of block 1.
-    let chosen = Chosen { slots: vec![3, 2], scores: vec![1.0, 2.0, 0.5, 0.25], totals: vec![3.0, 0.75] };
-    let output = expand(&config, &weights, &[0.0], &chosen).unwrap();
+    let output = expand(&config, &weights, &[0.0], &[3, 2], &[1.0, 2.0, 0.5, 0.25]).unwrap();
     assert_eq!(output, [3.0 + 10.0 * 8.0 + 100.0 * 1.5 + 1000.0 * 1.0]);
 }
 
@@ -276,11 +273,10 @@ fn memory_plus_is_gated_by_its_input() {
     let config = config(hand_dims(Kind::MemoryPlus));
     let mut weights = Weights::random(&config, 0);
     let table: Vec<f32> = (0..16).map(|row| row as f32).collect();
-    weights.values = tensor(&[16, 1], &table);
-    weights.values_proj = tensor(&[1, 1], &[2.0]);
-    weights.gate_proj = Some(tensor(&[1, 1], &[3.0]));
-    let chosen = Chosen { slots: vec![5, 9], scores: vec![0.75, 0.25], totals: vec![0.0, 0.0] };
-    let output = expand(&config, &weights, &[-0.5], &chosen).unwrap();
+    weights.tensors[Weight::Values] = Some(tensor(&[16, 1], &table));
+    weights.tensors[Weight::ValuesProj] = Some(tensor(&[1, 1], &[2.0]));
+    weights.tensors[Weight::GateProj] = Some(tensor(&[1, 1], &[3.0]));
+    let output = expand(&config, &weights, &[-0.5], &[5, 9], &[0.75, 0.25]).unwrap();
     let silu = -1.5 / (1.0 + 1.5f64.exp());
     assert!(relative_l2(&output, &[6.0 * silu * 2.0]) < 1e-12, "{output:?}");
 }
@@ -355,13 +351,12 @@ fn wrong_lengths_and_indices_are_refused() {
     let mut wild = kept.clone();
     wild.keys[3] = 8;
     assert_says(combine(&config, &weights, &wild), &["kept.keys", "entry 3 is 8", "less than 8"]);
-    let short = Chosen { slots: chosen.slots[1..].to_vec(), ..chosen.clone() };
-    assert_says(expand(&config, &weights, &input, &short), &["chosen.slots", "23", "24"]);
-    let short = Chosen { scores: chosen.scores[1..].to_vec(), ..chosen.clone() };
-    assert_says(expand(&config, &weights, &input, &short), &["chosen.scores", "47", "48"]);
-    let mut wild = chosen.clone();
-    wild.slots[5] = 64;
-    assert_says(expand(&config, &weights, &input, &wild), &["chosen.slots", "entry 5 is 64", "less than 64"]);
+    let (slots, scores) = (&chosen.slots, &chosen.scores);
+    assert_says(expand(&config, &weights, &input, &slots[1..], scores), &["slots", "23", "24"]);
+    assert_says(expand(&config, &weights, &input, slots, &scores[1..]), &["scores", "47", "48"]);
+    let mut wild = slots.clone();
+    wild[5] = 64;
+    assert_says(expand(&config, &weights, &input, &wild, scores), &["slots", "entry 5 is 64", "less than 64"]);
 }
 
 /// A gate multiplies one block; additive scores are one number.
@@ -391,14 +386,17 @@ fn weights_that_do_not_fit_are_refused_by_name() {
         change(&mut weights);
         weights.check(&config)
     };
-    assert_says(with(&|w| w.query_proj = odd.clone()), &["query_proj.weight", "[1, 1]", "[10, 11]"]);
-    assert_says(with(&|w| w.query_norm = odd.clone()), &["query_norm.weight", "[5]"]);
-    assert_says(with(&|w| w.keys = odd.clone()), &["\"keys\"", "[3, 2, 8, 5, 2]"]);
-    assert_says(with(&|w| w.keys_norm = odd.clone()), &["keys_norm.weight", "[5]"]);
-    assert_says(with(&|w| w.values = odd.clone()), &["\"values_for_look_up\"", "[16, 6]"]);
-    assert_says(with(&|w| w.values_proj = odd.clone()), &["values_proj.weight", "[11, 24]"]);
-    assert_says(with(&|w| w.gate_proj = Some(odd.clone())), &["swilu_projection.weight"]);
-    assert_says(with(&|w| w.cores.clear()), &["tucker_core ", "0", "24"]);
+    assert_says(
+        with(&|w| w.tensors[Weight::QueryProj] = Some(odd.clone())),
+        &["query_proj.weight", "[1, 1]", "[10, 11]"],
+    );
+    assert_says(with(&|w| w.tensors[Weight::QueryNorm] = Some(odd.clone())), &["query_norm.weight", "[5]"]);
+    assert_says(with(&|w| w.tensors[Weight::Keys] = Some(odd.clone())), &["\"keys\"", "[3, 2, 8, 5, 2]"]);
+    assert_says(with(&|w| w.tensors[Weight::KeysNorm] = Some(odd.clone())), &["keys_norm.weight", "[5]"]);
+    assert_says(with(&|w| w.tensors[Weight::Values] = Some(odd.clone())), &["\"values_for_look_up\"", "[16, 6]"]);
+    assert_says(with(&|w| w.tensors[Weight::ValuesProj] = Some(odd.clone())), &["values_proj.weight", "[11, 24]"]);
+    assert_says(with(&|w| w.tensors[Weight::GateProj] = Some(odd.clone())), &["swilu_projection.weight"]);
+    assert_says(with(&|w| w.tensors[Weight::Cores] = None), &["tucker_core", "missing"]);
     assert_says(with(&|w| w.core_u.push(0.0)), &["tucker_core_u", "7", "6"]);
     assert_says(with(&|w| w.core_v.push(0.0)), &["tucker_core_v", "7", "6"]);
     assert_says(with(&|w| w.shuffle_index = None), &["shuffle_index", "missing"]);
@@ -406,7 +404,7 @@ fn weights_that_do_not_fit_are_refused_by_name() {
     assert_says(with(&|w| w.shuffle_index = Some(vec![64; 64])), &["shuffle_index", "entry 0 is 64", "64"]);
     let plus = small(Kind::MemoryPlus);
     let mut weights = Weights::random(&plus, 0);
-    weights.gate_proj = None;
+    weights.tensors[Weight::GateProj] = None;
     assert_says(weights.check(&plus), &["swilu_projection.weight", "missing"]);
     let mut weights = Weights::random(&plus, 0);
     weights.shuffle_index = Some(vec![0; 64]);
@@ -440,18 +438,18 @@ fn initial_weights_follow_the_paper() {
     let weights = Weights::random(&config, 7);
     weights.check(&config).unwrap();
     for (tensor, deviation) in [
-        (&weights.values, 0.02),
-        (&weights.keys, 0.25),
-        (&weights.query_proj, 0.25),
-        (&weights.values_proj, 1.0 / 16.0),
+        (&weights[Weight::Values], 0.02),
+        (&weights[Weight::Keys], 0.25),
+        (&weights[Weight::QueryProj], 0.25),
+        (&weights[Weight::ValuesProj], 1.0 / 16.0),
     ] {
         let (mean, found) = moments(tensor);
         assert!(mean.abs() < 0.1 * deviation, "mean {mean} for deviation {deviation}");
         assert!((found / deviation - 1.0).abs() < 0.05, "deviation {found}, expected {deviation}");
     }
-    assert!(weights.query_norm.to_f32().iter().all(|&x| x == 16f32.powf(-0.33)));
-    assert_eq!(weights.query_norm, weights.keys_norm);
-    assert!(weights.cores.iter().all(|core| (0.0..1.0).contains(core)));
+    assert!(weights.numbers(Weight::QueryNorm).iter().all(|&x| x == 16f32.powf(-0.33)));
+    assert_eq!(weights[Weight::QueryNorm], weights[Weight::KeysNorm]);
+    assert!(weights.numbers(Weight::Cores).iter().all(|core| (0.0..1.0).contains(core)));
     let shuffle = weights.shuffle_index.clone().unwrap();
     assert!(!shuffle.is_sorted());
     let mut sorted = shuffle;
@@ -464,9 +462,10 @@ fn initial_weights_follow_the_paper() {
 fn singular_vectors_lead() {
     let config = config(Dimensions { tucker_rank: 3, ..Dimensions::default() });
     let weights = Weights::random(&config, 11);
+    let cores = weights.numbers(Weight::Cores);
     for head in 0..config.heads {
         let summed = |a: usize, b: usize| -> f64 {
-            (0..config.cores).map(|core| f64::from(weights.cores[((core * config.heads + head) * 3 + a) * 3 + b])).sum()
+            (0..config.cores).map(|core| f64::from(cores[((core * config.heads + head) * 3 + a) * 3 + b])).sum()
         };
         let u = &weights.core_u[head * 3..][..3];
         let v = &weights.core_v[head * 3..][..3];
@@ -496,11 +495,12 @@ fn chosen_slots_are_judged_by_their_scores() {
         let start = Weights::random(&config, 4);
         // Of the row keys two in a row are the same: every slot has another one of its total.
         let width = config.key_dim * config.tucker_rank;
-        let mut keys = start.keys.to_f32();
+        let mut keys = start.numbers(Weight::Keys);
         for side in keys.chunks_mut(config.side_keys * width).step_by(2) {
             side.chunks_mut(2 * width).for_each(|two| two.copy_within(..width, width));
         }
-        let weights = Weights { keys: HostTensor::from_f32(start.keys.shape(), &keys).unwrap(), ..start };
+        let keys = HostTensor::from_f32(start[Weight::Keys].shape(), &keys).unwrap();
+        let weights = start.with(Weight::Keys, keys);
         let input = random_input(&config, 5, 8);
         let expected = forward(&config, &weights, &input).unwrap().slots;
         let judge = |found: &[u32]| judge(&config, &weights, &input, found, &expected, 1e-9).unwrap();

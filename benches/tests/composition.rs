@@ -6,7 +6,7 @@ use burn::backend::Wgpu;
 use burn::backend::wgpu::WgpuDevice;
 use burn::tensor::{Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
-use ultramem::{Dimensions, ElementType, HostTensor, Kind, MemoryConfig, Norm, Weights};
+use ultramem::{Dimensions, ElementType, HostTensor, Kind, MemoryConfig, Norm, Weight, Weights};
 use ultramem_benches::Composition;
 
 #[test]
@@ -49,26 +49,33 @@ fn config(metadata: &HashMap<String, String>) -> MemoryConfig {
         value_dim: number("vdim"),
         norm: if metadata["norm"] == "rms" { Norm::Rms } else { Norm::Layer },
         norm_eps: metadata["norm_eps"].parse().expect("the entry is a number"),
+        ..Dimensions::default()
     })
     .expect("the golden configuration is valid")
 }
 
-fn weights<'a>(file: &SafeTensors<'a>, cores: usize) -> Weights<'a> {
+fn weights<'a>(file: &SafeTensors<'a>, config: &MemoryConfig) -> Weights<'a> {
     let shuffle = file.tensor("shuffle_index").expect("shuffle_index is in the file");
     let numbers = |name: &str| tensor(file, name).to_f32();
-    Weights {
-        query_proj: tensor(file, "query_proj.weight"),
-        query_norm: tensor(file, "query_norm.weight"),
-        keys: tensor(file, "keys"),
-        keys_norm: tensor(file, "keys_norm.weight"),
-        cores: (0..cores).flat_map(|core| numbers(&format!("tucker_core.{core}"))).collect(),
+    let cores: Vec<f32> = (0..config.cores).flat_map(|core| numbers(&format!("tucker_core.{core}"))).collect();
+    let shape = [config.cores, config.heads, config.tucker_rank, config.tucker_rank];
+    let weights = Weights {
         core_u: numbers("tucker_core_u"),
         core_v: numbers("tucker_core_v"),
         shuffle_index: Some(shuffle.data().chunks_exact(8).map(low_word).collect()),
-        values: tensor(file, "values_for_look_up"),
-        values_proj: tensor(file, "values_proj.weight"),
-        gate_proj: None,
-    }
+        ..Weights::default()
+    };
+    let cores = HostTensor::from_f32(shape, &cores).expect("the cores have the configuration's shape");
+    [
+        (Weight::QueryProj, "query_proj.weight"),
+        (Weight::QueryNorm, "query_norm.weight"),
+        (Weight::Keys, "keys"),
+        (Weight::KeysNorm, "keys_norm.weight"),
+        (Weight::Values, "values_for_look_up"),
+        (Weight::ValuesProj, "values_proj.weight"),
+    ]
+    .into_iter()
+    .fold(weights.with(Weight::Cores, cores), |weights, (weight, name)| weights.with(weight, tensor(file, name)))
 }
 
 /// The value of a little-endian i64 that fits in 32 bits.

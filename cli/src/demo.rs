@@ -296,7 +296,7 @@ impl Usage {
             Some(shuffle) => shuffle.get(slot as usize).copied().unwrap_or(slot),
             None => slot,
         };
-        let rows: BTreeSet<usize> = used.iter().map(|slot| address(slot) as usize % config.rows()).collect();
+        let rows: BTreeSet<usize> = used.iter().map(|slot| config.place(address(slot) as usize).1).collect();
         Self { used_slots: used.len(), slots: config.slots(), used_rows: rows.len(), rows: config.rows() }
     }
 

@@ -177,19 +177,7 @@ pub struct Oracle<'a> {
 impl<'a> Oracle<'a> {
     /// The oracle on `weights` rounded to `dtype`.
     pub fn new(config: &MemoryConfig, weights: &'a Weights<'_>, dtype: ElementType) -> Self {
-        let weights = Weights {
-            query_proj: weights.query_proj.cast(dtype),
-            query_norm: weights.query_norm.cast(weights.query_norm.dtype()),
-            keys: weights.keys.cast(dtype),
-            keys_norm: weights.keys_norm.cast(weights.keys_norm.dtype()),
-            cores: weights.cores.clone(),
-            core_u: weights.core_u.clone(),
-            core_v: weights.core_v.clone(),
-            shuffle_index: weights.shuffle_index.clone(),
-            values: weights.values.cast(dtype),
-            values_proj: weights.values_proj.cast(dtype),
-            gate_proj: weights.gate_proj.as_ref().map(|gate| gate.cast(dtype)),
-        };
+        let weights = weights.rounded(dtype);
         Self { config: config.clone(), weights, dtype }
     }
 

@@ -90,7 +90,7 @@ fn config(args: &InfoArgs) -> Result<MemoryConfig> {
 /// Parameters by what they belong to: name, shape in words, count.
 fn groups(config: &MemoryConfig) -> Vec<(&'static str, String, u64)> {
     let (hidden, heads, rank) = (config.hidden_size, config.heads, config.tucker_rank);
-    let queries = config.query_heads() * 2 * config.key_dim;
+    let queries = config.query_pairs() * 2 * config.key_dim;
     let group = |name, shape: &[usize]| {
         let count = shape.iter().map(|&size| size as u64).product();
         (name, shape.iter().map(|&size| grouped(size)).collect::<Vec<_>>().join(" × "), count)

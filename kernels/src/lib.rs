@@ -1,4 +1,4 @@
-//! Device code of ultramem: the four stages of a memory layer as CubeCL kernels, each with its launch on device buffers.
+//! Device code of ultramem: the stages of a memory layer as CubeCL kernels, each with its launch on device buffers.
 //!
 //! No model, no files, no framework. A launch checks shapes, types and limits, chooses nothing it was not told (each stage has a
 //! strategy with a `choose`), enqueues and returns; none waits for the host.
@@ -20,10 +20,11 @@ pub use linear::outer::{WeightTiles, weight_tiles};
 pub use linear::transpose::transpose;
 pub use stages::norm::{Norm, norm_tile};
 pub use stages::retrieve::{retrieve, retrieves_at_once};
-pub use stages::{combine, expand, query, score};
+pub use stages::{combine, expand, query, score, weigh};
 pub use table::group::{SortCost, block_of, sort_cost};
 pub use table::optimiser;
 pub use table::row_gradients::RowGradients;
+pub use table::source::RowSource;
 
 /// The kernels' result.
 pub type Result<T> = core::result::Result<T, Error>;

@@ -4,13 +4,11 @@
 use cubecl::Runtime;
 use cubecl::client::ComputeClient;
 use cubecl::future::block_on;
-use cubecl::ir::StorageType;
 use ultramem::kernels::optimiser::{Rule, Step};
 use ultramem::kernels::{empty, u32_storage};
 use ultramem::versus::{Cache, Decoder, Plan};
 use ultramem::{
-    ElementType, Error, LayerWeights, MemoryConfig, MemoryLayer, Result, RowGradients, Strategies, Tensor, TuckerCore,
-    ValueTable,
+    ElementType, Error, LayerWeights, MapGradients, MemoryConfig, MemoryLayer, Result, RowGradients, Strategies, Tensor,
 };
 
 use crate::{Execution, Gpu, LaunchReport, OfflineDevice, OfflineRuntime, Options, Target};
@@ -18,7 +16,7 @@ use crate::{Execution, Gpu, LaunchReport, OfflineDevice, OfflineRuntime, Options
 /// A launch, and the stage that makes it.
 #[derive(Debug, Clone)]
 pub struct Traced {
-    /// `prepare`, `query`, `score`, `combine`, `expand`, the same four with `-backward`, `state`, `update`, `sum`,
+    /// `prepare`, `query`, `score`, `combine`, `weigh`, `expand`, the same five with `-backward`, `state`, `update`, `sum`,
     /// `draw` or `step`.
     pub stage: &'static str,
     /// The launch.
@@ -79,7 +77,10 @@ impl Tracer {
         if let Some(last) = traced.last_mut() {
             last.stage = "combine";
         }
-        self.layer.expand(&input, &chosen, strategies)?;
+        let weighed = self.layer.weigh(&input, &chosen, strategies.query)?;
+        traced.extend(self.taken("weigh")?);
+        let weighed = weighed.as_ref().map_or(&chosen, |(_, weighed)| &weighed.chosen);
+        self.layer.expand(&input, weighed, strategies)?;
         traced.extend(self.taken("expand")?);
         Ok(traced)
     }
@@ -94,11 +95,16 @@ impl Tracer {
         self.taken("forward")?;
         let expand = self.layer.expand_backward(&saved, &self.hidden_states("grad_output", tokens)?)?;
         let mut traced = self.taken("expand-backward")?;
-        let combine = self.layer.combine_backward(&saved, &expand.scores)?;
+        let weigh = self.layer.weigh_backward(&saved, &expand)?;
+        traced.extend(self.taken("weigh-backward")?);
+        let grad_scores = weigh.as_ref().map_or(&expand.scores, |weigh| &weigh.scores);
+        let combine = self.layer.combine_backward(&saved, grad_scores)?;
         traced.extend(self.taken("combine-backward")?);
         let score = self.layer.score_backward(&saved, &combine.sides)?;
         traced.extend(self.taken("score-backward")?);
-        self.layer.query_backward(&input, &score.query, expand.gate.as_ref())?;
+        let z = weigh.map(|weigh| weigh.z);
+        let maps = MapGradients { gate: expand.gate, output_gate: expand.output_gate, z };
+        self.layer.query_backward(&input, &score.query, &maps)?;
         traced.extend(self.taken("query-backward")?);
         for &rule in rules {
             let mut optimiser = self.layer.value_optimiser(rule)?;
@@ -119,9 +125,9 @@ impl Tracer {
         let shape = [capacity, config.value_dim];
         let (rows, count) = (of_u32("rows", capacity)?, of_u32("count", 1)?);
         let gradients = empty(&self.client, "row gradients", &shape, ElementType::F32.storage())?;
-        let part = RowGradients::new(&self.client, &rows, &count, &gradients, config.rows())?;
+        let part = RowGradients::new(&self.client, &rows, &count, &gradients, config.table_rows())?;
         self.taken("a part")?;
-        RowGradients::sum(&self.client, &[part.clone(), part], config.rows())?;
+        RowGradients::sum(&self.client, &[part.clone(), part], config.table_rows())?;
         self.taken("sum")
     }
 
@@ -167,28 +173,5 @@ fn unwritten_weights(
     config: &MemoryConfig,
     dtype: ElementType,
 ) -> Result<LayerWeights<OfflineRuntime>> {
-    let tensor = |name, shape: &[usize], storage: StorageType| empty(client, name, shape, storage);
-    let full = |name, shape: &[usize]| tensor(name, shape, ElementType::F32.storage());
-    let stored = |name, shape: &[usize]| tensor(name, shape, dtype.storage());
-    let (heads, rank, key_dim) = (config.heads, config.tucker_rank, config.key_dim);
-    let core = || -> Result<_> {
-        Ok(TuckerCore {
-            cores: full("core", &[config.cores, heads, rank, rank])?,
-            u: full("core_u", &[heads, rank])?,
-            v: full("core_v", &[heads, rank])?,
-        })
-    };
-    let shuffle = || tensor("shuffle", &[config.slots()], u32_storage());
-    let gate = || stored("gate_proj", &[config.value_dim, config.hidden_size]);
-    Ok(LayerWeights {
-        query_proj: stored("query_proj", &[config.query_heads() * 2 * key_dim, config.hidden_size])?,
-        query_norm: full("query_norm", &[key_dim])?,
-        keys: stored("keys", &[heads, 2, config.side_keys, key_dim, rank])?,
-        keys_norm: full("keys_norm", &[key_dim])?,
-        core: config.tucker().then(core).transpose()?,
-        shuffle: config.capabilities.shuffled.then(shuffle).transpose()?,
-        values: ValueTable::from_device(stored("values", &[config.rows(), config.value_dim])?)?,
-        values_proj: stored("values_proj", &[config.hidden_size, config.pooled_dim()])?,
-        gate_proj: config.capabilities.gated.then(gate).transpose()?,
-    })
+    LayerWeights::make(config, dtype, |name, shape, storage| Ok(empty(client, name, shape, storage)?))
 }

@@ -11,8 +11,8 @@ use ultramem::kernels::baseline::{Activation, Experts, moe};
 use ultramem::kernels::optimiser::{Rule, Step};
 use ultramem::kernels::{block_of, from_f32};
 use ultramem::{
-    Caches, Choices, Chosen, Dimensions, ElementType, Kept, Kind, MemoryConfig, MemoryLayer, Strategies, Tensor,
-    Weights,
+    Caches, Choices, Chosen, Dimensions, ElementType, Kept, Kind, MapGradients, MemoryConfig, MemoryLayer, Strategies,
+    Tensor, Weights,
 };
 use ultramem_offline::trace::{Tracer, tracing_device};
 use ultramem_offline::{Gpu, OfflineDevice, OfflineRuntime, Target};
@@ -84,7 +84,7 @@ impl Scale {
             [(head, 0, slot / config.side_keys), (head, 1, slot % config.side_keys)]
         };
         let side_of = |place: usize| place / config.top_m % (2 * config.heads);
-        let rows: Vec<_> = slots.iter().map(|slot| address(slot) % config.rows()).collect();
+        let rows: Vec<_> = slots.iter().map(|slot| config.place(address(slot)).1).collect();
         let chosen: Vec<_> = slots.iter().enumerate().flat_map(sides).collect();
         Choices {
             slots: slots.iter().collect::<BTreeSet<_>>().len(),
@@ -97,33 +97,46 @@ impl Scale {
     }
 
     /// What each stage of a forward pass moves, and what the tokens chose.
-    fn forward(&self, strategies: Strategies, cache: u64) -> ([u64; 4], Choices) {
+    fn forward(&self, strategies: Strategies, cache: u64) -> (Vec<u64>, Choices) {
         let query = self.layer.query(&self.input, strategies.query).unwrap();
         let of_query = self.moved(cache);
         let kept = self.layer.score(&query, strategies.score).unwrap();
         let of_score = self.moved(cache);
         let chosen = self.layer.combine(&kept).unwrap();
         let of_combine = self.moved(cache);
-        self.layer.expand(&self.input, &chosen, strategies).unwrap();
-        let moved = [of_query, of_score, of_combine, self.moved(cache)];
+        let mut moved = vec![of_query, of_score, of_combine];
+        let weighed = self.layer.weigh(&self.input, &chosen, strategies.query).unwrap();
+        let weighed = weighed.map(|(_, weighed)| weighed.chosen);
+        if weighed.is_some() {
+            moved.push(self.moved(cache));
+        }
+        self.layer.expand(&self.input, weighed.as_ref().unwrap_or(&chosen), strategies).unwrap();
+        moved.push(self.moved(cache));
         (moved, self.choices(&kept, &chosen))
     }
 
     /// What each stage of a backward pass moves, in the order of their launches; how many value rows were used, and what an update of
     /// them by each of `rules` moves.
-    fn backward(&mut self, cache: u64, rules: &[Rule]) -> ([u64; 4], Choices, Vec<u64>) {
+    fn backward(&mut self, cache: u64, rules: &[Rule]) -> (Vec<u64>, Choices, Vec<u64>) {
         let tokens = self.input.shape()[0];
         let (_, choices) = self.forward(self.layer.strategies(tokens), cache);
         let (_, saved) = self.layer.forward_saving(&self.input).unwrap();
         self.moved(cache);
         let expand = self.layer.expand_backward(&saved, &self.input).unwrap();
-        let of_expand = self.moved(cache);
-        let combine = self.layer.combine_backward(&saved, &expand.scores).unwrap();
-        let of_combine = self.moved(cache);
+        let mut moved = vec![self.moved(cache)];
+        let weigh = self.layer.weigh_backward(&saved, &expand).unwrap();
+        if weigh.is_some() {
+            moved.push(self.moved(cache));
+        }
+        let grad_scores = weigh.as_ref().map_or(&expand.scores, |weigh| &weigh.scores);
+        let combine = self.layer.combine_backward(&saved, grad_scores).unwrap();
+        moved.push(self.moved(cache));
         let score = self.layer.score_backward(&saved, &combine.sides).unwrap();
-        let of_score = self.moved(cache);
-        self.layer.query_backward(&self.input, &score.query, expand.gate.as_ref()).unwrap();
-        let of_query = self.moved(cache);
+        moved.push(self.moved(cache));
+        let z = weigh.map(|weigh| weigh.z);
+        let maps = MapGradients { gate: expand.gate, output_gate: expand.output_gate, z };
+        self.layer.query_backward(&self.input, &score.query, &maps).unwrap();
+        moved.push(self.moved(cache));
         assert_eq!(self.layer.used_rows(&expand.values).unwrap(), choices.rows);
         let update = |rule: &Rule| {
             let mut optimiser = self.layer.value_optimiser(*rule).unwrap();
@@ -131,12 +144,12 @@ impl Scale {
             self.layer.update_values(&mut optimiser, &expand.values, &Step::new(0.1)).unwrap();
             self.moved(cache)
         };
-        ([of_expand, of_combine, of_score, of_query], choices, rules.iter().map(update).collect())
+        (moved, choices, rules.iter().map(update).collect())
     }
 }
 
 /// No stage moves more than the model says, nor less than nine tenths of it, where the model knows how much was chosen.
-fn hold(about: &str, model: [(&str, u64); 4], measured: [u64; 4], left_out: u64) {
+fn hold(about: &str, model: Vec<(&str, u64)>, measured: Vec<u64>, left_out: u64) {
     for ((stage, model), measured) in model.into_iter().zip(measured) {
         let about = format!("{stage}, {about}: {measured} of {model} bytes");
         assert!(measured <= model + left_out, "{about}");

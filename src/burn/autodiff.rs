@@ -19,11 +19,22 @@ use burn_cubecl::tensor::CubeTensor;
 use ultramem_kernels::RowGradients;
 
 use super::backend::{Call, MemoryBackend, Trace, contiguous, device_tensor, like};
-use super::pending::Pending;
-use crate::Result;
+use super::pending::Pendings;
+use crate::{MemoryConfig, Result, Weight};
 
-/// Input, W_q, its norm, keys, their norm, cores, values, W_o, W_g.
-const PARENTS: usize = 9;
+/// The input, and every weight that a layer can have.
+const PARENTS: usize = 1 + Weight::ALL.len();
+
+/// Where a weight stands among the parents.
+fn place(weight: Weight) -> usize {
+    1 + weight as usize
+}
+
+/// A small weight: the leaf that stands for sparse tables is as large.
+fn stand_in(config: &MemoryConfig) -> Weight {
+    let small = [Weight::QueryNorm, Weight::QueryBias];
+    small.into_iter().find(|weight| weight.is_in(config)).unwrap_or(Weight::QueryProj)
+}
 
 #[derive(Debug)]
 struct MemoryNode;
@@ -33,8 +44,8 @@ struct MemoryNode;
 struct Kept<B: MemoryBackend> {
     trace: Trace<B::Runtime>,
     is_sparse: bool,
-    /// Where a sparse table's gradient goes where the layer learns, and the leaf that stands for the table in this call.
-    sparse: Option<(Pending, FloatTensor<Autodiff<B>>)>,
+    /// Where the gradients of sparse tables go where the layer learns, and the leaf that stands for the tables in this call.
+    sparse: Option<(Pendings, FloatTensor<Autodiff<B>>)>,
 }
 
 impl<B: MemoryBackend, C: CheckpointStrategy> MemoryBackend for Autodiff<B, C> {
@@ -53,27 +64,17 @@ impl<B: MemoryBackend, C: CheckpointStrategy> MemoryBackend for Autodiff<B, C> {
     }
 
     fn memory(call: Call<Self>) -> Result<FloatTensor<Self>> {
-        // Product keys have no cores, and only Memory+ has a gate; a tensor that nobody tracks stands in their place.
+        // A tensor that nobody tracks stands for the weights that the layer does not have.
         let untracked = Self::from_inner(call.input.primitive.clone());
-        let cores = call.core.as_ref().map_or(&untracked, |core| &core[0]);
-        let gate = call.gate_proj.as_ref().unwrap_or(&untracked);
-        let mut parents: [&FloatTensor<Self>; PARENTS] = [
-            &call.input,
-            &call.query_proj,
-            &call.query_norm,
-            &call.keys,
-            &call.keys_norm,
-            cores,
-            &call.values,
-            &call.values_proj,
-            gate,
-        ];
-        // A sparse table is no parameter of Burn's optimisers. Where the layer learns, a leaf stands for the table in this call alone.
+        let of = |weight: Weight| call.tensors[weight].as_ref().unwrap_or(&untracked);
+        let mut parents = [&call.input; PARENTS];
+        Weight::ALL.into_iter().for_each(|weight| parents[place(weight)] = of(weight));
+        // A sparse table is no parameter of Burn's optimisers. Where the layer learns, a leaf stands for its tables in this call alone.
         let learns = parents[1..].iter().any(|tensor| tensor.is_tracked());
-        let leaf = Self::from_inner(call.query_norm.primitive.clone());
+        let leaf = Self::from_inner(of(stand_in(&call.config)).primitive.clone());
         let leaf = call.pending.clone().filter(|_| learns).map(|pending| (pending, leaf.require_grad()));
         if let Some((_, leaf)) = &leaf {
-            parents[6] = leaf;
+            parents[place(Weight::Values)] = leaf;
         }
         let nodes = parents.map(|tensor| tensor.node.clone());
         let sparse = leaf.as_ref().map(|(pending, leaf)| (pending.clone(), known_by(leaf)));
@@ -122,7 +123,9 @@ struct EmptyNode;
 #[derive(Debug)]
 struct KeptEmpty<B: MemoryBackend> {
     parents: [(Shape, DType, Device<B>); PARENTS],
-    sparse: Option<(Pending, FloatTensor<Autodiff<B>>)>,
+    sparse: Option<(Pendings, FloatTensor<Autodiff<B>>)>,
+    /// Whether there are pre-values.
+    weighs: bool,
 }
 
 impl<B: MemoryBackend> Backward<B, PARENTS> for EmptyNode {
@@ -131,7 +134,10 @@ impl<B: MemoryBackend> Backward<B, PARENTS> for EmptyNode {
     fn backward(self, ops: Ops<Self::State, PARENTS>, grads: &mut Gradients, _: &mut Checkpointer) {
         if let Some((pending, leaf)) = &ops.state.sparse {
             let client = B::float_cube(leaf.primitive.clone()).client;
-            let put = pending.put::<B>(&client, grads, leaf.clone(), None, 0);
+            let mut put = pending.values.put::<B>(&client, grads, leaf.clone(), None, 0);
+            if ops.state.weighs {
+                put = put.and_then(|()| pending.pre_values.put::<B>(&client, grads, leaf.clone(), None, 0));
+            }
             put.unwrap_or_else(|error| panic!("memory layer, backward: {error}"));
         }
         for (parent, (shape, dtype, device)) in ops.parents.into_iter().zip(ops.state.parents.clone()) {
@@ -143,23 +149,15 @@ impl<B: MemoryBackend> Backward<B, PARENTS> for EmptyNode {
 }
 
 impl<B: MemoryBackend> Call<B> {
-    fn kept_empty(&self, sparse: Option<(Pending, FloatTensor<Autodiff<B>>)>) -> KeptEmpty<B> {
-        // The leaf that stands for a sparse table is as small as the norm.
-        let values = if sparse.is_some() { &self.query_norm } else { &self.values };
-        let cores = self.core.as_ref().map_or(&self.input, |core| &core[0]);
-        let parents = [
-            &self.input,
-            &self.query_proj,
-            &self.query_norm,
-            &self.keys,
-            &self.keys_norm,
-            cores,
-            values,
-            &self.values_proj,
-            self.gate_proj.as_ref().unwrap_or(&self.input),
-        ];
+    fn kept_empty(&self, sparse: Option<(Pendings, FloatTensor<Autodiff<B>>)>) -> KeptEmpty<B> {
+        let of = |weight: Weight| {
+            let weight = if weight == Weight::Values && sparse.is_some() { stand_in(&self.config) } else { weight };
+            self.tensors[weight].as_ref().unwrap_or(&self.input)
+        };
+        let mut parents = [&self.input; PARENTS];
+        Weight::ALL.into_iter().for_each(|weight| parents[place(weight)] = of(weight));
         let parents = parents.map(|tensor| (tensor.shape(), tensor.dtype(), B::float_device(tensor)));
-        KeptEmpty { parents, sparse }
+        KeptEmpty { parents, sparse, weighs: self.config.capabilities.weigh.is_some() }
     }
 }
 
@@ -174,15 +172,9 @@ fn known_by<B: MemoryBackend>(leaf: &FloatTensor<Autodiff<B>>) -> FloatTensor<Au
 fn inner<B: MemoryBackend, C: CheckpointStrategy>(call: Call<Autodiff<B, C>>) -> Call<B> {
     Call {
         config: call.config,
-        query_proj: call.query_proj.primitive,
-        query_norm: call.query_norm.primitive,
-        keys: call.keys.primitive,
-        keys_norm: call.keys_norm.primitive,
-        core: call.core.map(|core| core.map(|tensor| tensor.primitive)),
+        tensors: call.tensors.map(|tensor| tensor.map(|tensor| tensor.primitive)),
+        vectors: call.vectors.map(|vectors| vectors.map(|tensor| tensor.primitive)),
         shuffle: call.shuffle,
-        values: call.values.primitive,
-        values_proj: call.values_proj.primitive,
-        gate_proj: call.gate_proj.map(|gate| gate.primitive),
         input: call.input.primitive,
         pending: None,
     }
@@ -210,33 +202,35 @@ fn backward<B: MemoryBackend>(
     let Trace { layer, input, saved } = &kept.trace;
     let (client, config) = (layer.client(), layer.config());
     let grad_output = device_tensor(contiguous(grad_output, input.dtype));
-    let found = layer.backward(&device_tensor(input.clone()), saved, &grad_output)?;
+    let mut found = layer.backward(&device_tensor(input.clone()), saved, &grad_output)?;
     let own = |tensor| contiguous(like(input, tensor, DType::F32), input.dtype);
     let dense = |rows: &RowGradients<B::Runtime>, count| -> Result<CubeTensor<B::Runtime>> {
         Ok(own(rows.dense(client, count)?))
     };
-    let mut keys = dense(&found.keys, config.heads * 2 * config.side_keys)?;
+    let mut all: Found<B::Runtime> = [const { None }; PARENTS];
+    all[0] = Some(like(input, found.input, input.dtype));
+    for weight in Weight::ALL {
+        all[place(weight)] = found.tensors[weight].take().map(own);
+    }
+    let keys = dense(&found.keys, config.heads * 2 * config.side_keys)?;
     let key_shape = [config.heads, 2, config.side_keys, config.key_dim, config.tucker_rank];
-    keys = CubeTensor::new_contiguous(keys.client, keys.device, key_shape.into(), keys.handle, keys.dtype);
-    let query_norm = own(found.query_norm);
-    let values = match &kept.sparse {
+    let keys = CubeTensor::new_contiguous(keys.client, keys.device, key_shape.into(), keys.handle, keys.dtype);
+    all[place(Weight::Keys)] = Some(keys);
+    let rows = config.table_rows();
+    match &kept.sparse {
         Some((pending, leaf)) => {
-            pending.put::<B>(client, pass, leaf.clone(), Some(found.values), config.rows())?;
+            pending.values.put::<B>(client, pass, leaf.clone(), Some(found.values), rows)?;
+            if let Some(pre_values) = found.pre_values {
+                pending.pre_values.put::<B>(client, pass, leaf.clone(), Some(pre_values), rows)?;
+            }
             // Any gradient: the leaf only tells through which backward pass the call has gone.
-            Some(query_norm.clone())
+            all[place(Weight::Values)] = all[place(stand_in(config))].clone();
         }
-        None if kept.is_sparse => None,
-        None => Some(dense(&found.values, config.rows())?),
-    };
-    Ok([
-        Some(like(input, found.input, input.dtype)),
-        Some(own(found.query_proj)),
-        Some(query_norm),
-        Some(keys),
-        found.keys_norm.map(own),
-        found.cores.map(own),
-        values,
-        Some(own(found.values_proj)),
-        found.gate_proj.map(own),
-    ])
+        None if kept.is_sparse => {}
+        None => {
+            all[place(Weight::Values)] = Some(dense(&found.values, rows)?);
+            all[place(Weight::PreValues)] = found.pre_values.map(|found| dense(&found, rows)).transpose()?;
+        }
+    }
+    Ok(all)
 }

@@ -16,8 +16,8 @@ use cubecl::prelude::ComputeClient;
 
 use ultramem_kernels::{Tensor, u32_storage};
 
-use super::pending::Pending;
-use crate::{LayerWeights, MemoryConfig, MemoryLayer, Result, Saved, TuckerCore, ValueTable};
+use super::pending::Pendings;
+use crate::{Error, LayerWeights, MemoryConfig, MemoryLayer, PerWeight, Result, Saved, ValueTable, Weight};
 
 /// A backend that memory layers run on: every CubeCL backend of Burn, with and without fusion, with and without autodiff.
 pub trait MemoryBackend: Backend {
@@ -66,19 +66,14 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> MemoryBack
 /// One call of a layer: its configuration, its weights and the input `[tokens, hidden_size]`.
 pub struct Call<B: Backend> {
     pub(super) config: MemoryConfig,
-    pub(super) query_proj: FloatTensor<B>,
-    pub(super) query_norm: FloatTensor<B>,
-    pub(super) keys: FloatTensor<B>,
-    pub(super) keys_norm: FloatTensor<B>,
-    /// The cores, `u` and `v`.
-    pub(super) core: Option<[FloatTensor<B>; 3]>,
+    /// Tables among them, be they this layer's or another's that it shares.
+    pub(super) tensors: PerWeight<Option<FloatTensor<B>>>,
+    /// `u` and `v`.
+    pub(super) vectors: Option<[FloatTensor<B>; 2]>,
     pub(super) shuffle: Option<IntTensor<B>>,
-    pub(super) values: FloatTensor<B>,
-    pub(super) values_proj: FloatTensor<B>,
-    pub(super) gate_proj: Option<FloatTensor<B>>,
     pub(super) input: FloatTensor<B>,
-    /// Takes the values' gradient where the table is sparse.
-    pub(super) pending: Option<Pending>,
+    /// Take the tables' gradients where these are sparse.
+    pub(super) pending: Option<Pendings>,
 }
 
 /// A layer on the device, and its input.
@@ -96,17 +91,19 @@ impl<B: MemoryBackend> Call<B> {
         let client = input.client.clone();
         let stored = |tensor| device_tensor(stored(B::float_cube(tensor)));
         let full = |tensor| device_tensor(contiguous(B::float_cube(tensor), DType::F32));
-        let core = self.core.map(|[cores, u, v]| TuckerCore { cores: full(cores), u: full(u), v: full(v) });
+        let mut own = self.tensors;
+        let mut table =
+            |weight: Weight| own[weight].take().map(|rows| ValueTable::from_device(stored(rows))).transpose();
+        let (values, pre_values) = (table(Weight::Values)?, table(Weight::PreValues)?);
+        let values =
+            values.ok_or_else(|| Error::Tensor { name: Weight::Values.olmo().into(), problem: "is missing".into() })?;
+        let mut of = |weight: Weight| own[weight].take().map(|it| if weight.is_full() { full(it) } else { stored(it) });
         let weights = LayerWeights {
-            query_proj: stored(self.query_proj),
-            query_norm: full(self.query_norm),
-            keys: stored(self.keys),
-            keys_norm: full(self.keys_norm),
-            core,
-            shuffle: self.shuffle.map(|shuffle| indices(B::int_cube(shuffle))),
-            values: ValueTable::from_device(stored(self.values))?,
-            values_proj: stored(self.values_proj),
-            gate_proj: self.gate_proj.map(stored),
+            tensors: PerWeight::from_fn(&mut of),
+            vectors: self.vectors.map(|[u, v]| (full(u), full(v))),
+            shuffle: self.shuffle.map(|shuffle| indices(B::int_cube(shuffle))).into_iter().collect(),
+            values,
+            pre_values,
         };
         Ok((MemoryLayer::from_device(&client, self.config, weights)?, input))
     }

@@ -22,7 +22,7 @@ pub(super) fn auxiliary<B: MemoryBackend + AutodiffBackend, M: MemoryModel<B>>(
 ) -> Result<(f32, GradientsParams)> {
     let (mut sum, mut found) = (0.0, GradientsParams::new());
     for memory in model.memories() {
-        let Some(core) = &memory.core else { continue };
+        let Some(core) = memory.core.as_ref().filter(|_| memory.config.has_auxiliary_loss()) else { continue };
         let numbers = read(core.cores.val())?;
         let (loss, gradient) = Spectrum::new(&memory.config, &numbers)?.auxiliary_loss(&memory.config);
         sum += loss;

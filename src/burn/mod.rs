@@ -42,9 +42,9 @@ mod sparse;
 mod training;
 
 pub use backend::{Call, MemoryBackend};
-pub use config::{MemoryPlusConfig, ProductKeyMemoryConfig, UltraMemConfig};
+pub use config::{MemoryPlusConfig, ProductKeyMemoryConfig, UltraMemConfig, UltraMemV2Config};
 pub use full::FullTensor;
-pub use module::{Core, Memory, MemoryPlus, ProductKeyMemory, UltraMem};
+pub use module::{Core, LinguaMemoryPlus, Memory, MemoryPlus, Peer, ProductKeyMemory, Tables, UltraMem, UltraMemV2};
 pub use optimiser::{SparseOptimizer, SparseOptimizerRecord};
 pub use placement::{Carried, Memories, Placement};
 pub use sparse::{SparseTables, TableRecord};

@@ -11,10 +11,10 @@ use burn::{
 };
 use burn_cubecl::tensor::CubeTensor;
 
-use super::MemoryModel;
 use super::backend::{Call, MemoryBackend, device_tensor, stored};
-use super::pending::Learning;
-use crate::{Checkpoint, Error, HostTensor, Kind, MemoryConfig, MemoryLayer, Result, Weights};
+use super::pending::{Learning, Pending};
+use super::{Memories, MemoryModel, Placement};
+use crate::{Checkpoint, Error, HostTensor, Kind, MemoryConfig, MemoryLayer, PerWeight, Result, Weight, Weights};
 
 /// An UltraMem layer: a [`Memory`] with Tucker-decomposed scores.
 #[derive(Module, Debug)]
@@ -35,25 +35,61 @@ pub struct MemoryPlus<B: Backend> {
     pub(super) memory: Memory<B>,
 }
 
+/// An UltraMemV2 memory: layers that share a table, in the blocks of a model where [`Placement`](super::Placement) puts them; "full" puts one in each.
+/// Steps of the trainers update the table once, by the gradients of all layers.
+#[derive(Module, Debug)]
+pub struct UltraMemV2<B: Backend> {
+    pub(super) memories: Memories<B>,
+}
+
+/// A Memory+ layer as lingua's checkpoints have it, with a table of its own: a [`Memory`] without norms, with biases, and with gates that may be there or not.
+#[derive(Module, Debug)]
+pub struct LinguaMemoryPlus<B: Backend> {
+    pub(super) memory: Memory<B>,
+}
+
+/// PEER (arXiv 2407.04153), with tables of its own: a [`Memory`] whose scores are multiplied by the gelu of the input's products with a second table.
+#[derive(Module, Debug)]
+pub struct Peer<B: Backend> {
+    pub(super) memory: Memory<B>,
+}
+
 /// What every memory layer is made of. Its record holds all of it but the configuration.
 #[derive(Module, Debug)]
 pub struct Memory<B: Backend> {
     query_proj: Param<Tensor<B, 2>>,
-    query_norm: Param<Tensor<B, 1>>,
+    query_bias: Option<Param<Tensor<B, 1>>>,
+    query_norm: Option<Param<Tensor<B, 1>>>,
     keys: Param<Tensor<B, 5>>,
-    keys_norm: Param<Tensor<B, 1>>,
+    keys_norm: Option<Param<Tensor<B, 1>>>,
     pub(super) core: Option<Core<B>>,
     /// Slot to virtual address, `[side_keys²]`, where a slot is not its own. A list, for Burn passes over the record of an optional
     /// parameter of integers.
     shuffle: Vec<Param<Tensor<B, 1, Int>>>,
-    pub(super) values: Param<Tensor<B, 2>>,
-    values_proj: Param<Tensor<B, 2>>,
+    pre_values_proj: Option<Param<Tensor<B, 2>>>,
+    /// None where the tables are another layer's.
+    pub(super) tables: Option<Tables<B>>,
+    values_proj: Option<Param<Tensor<B, 2>>>,
+    values_bias: Option<Param<Tensor<B, 1>>>,
     /// Where the pooled value is gated.
     gate_proj: Option<Param<Tensor<B, 2>>>,
+    gate_bias: Option<Param<Tensor<B, 1>>>,
+    /// Where the output is gated.
+    output_gate: Option<Param<Tensor<B, 2>>>,
+    output_gate_bias: Option<Param<Tensor<B, 1>>>,
     #[module(skip)]
     pub(super) config: MemoryConfig,
-    /// Where the table learns sparsely, its gradients that no step has used yet.
+    /// Where the tables learn sparsely, their gradients that no step has used yet.
     pub(super) learning: Learning<B>,
+}
+
+/// The tables of a layer, or of layers that share them.
+#[derive(Module, Debug)]
+pub struct Tables<B: Backend> {
+    /// `[table_rows, value_dim]`.
+    pub(super) values: Param<Tensor<B, 2>>,
+    /// `[table_rows, pre_dim]`, where the layer weighs.
+    pub(super) pre_values: Option<Param<Tensor<B, 2>>>,
 }
 
 /// The Tucker core. No gradient reaches `u` and `v`: they follow the cores.
@@ -71,37 +107,60 @@ impl<B: MemoryBackend> Memory<B> {
     /// Weights that do not fit `config`, or more slots than Burn's integers count.
     pub fn from_weights(config: MemoryConfig, weights: &Weights<'_>, sparse: bool, device: &B::Device) -> Result<Self> {
         weights.check(&config)?;
-        if config.slots() > i32::MAX as usize {
-            let (what, value) = ("side_keys", config.side_keys.to_string());
-            return Err(Error::Config { what, value, expected: "at most 46340: Burn's integers are i32" });
-        }
+        fits_integers(&config)?;
+        let table = |weight: Weight| {
+            let rows = weights.get(weight).map(|rows| upload(rows, device));
+            rows.map(|rows| if sparse { fixed(rows) } else { learned(rows) })
+        };
+        let tables = table(Weight::Values).map(|values| Tables { values, pre_values: table(Weight::PreValues) });
+        Ok(Self { tables, learning: Learning::new(sparse), ..Self::without_tables(config, weights, device) })
+    }
+
+    /// A layer of given weights that reads the tables of `owner`, which learn as that layer's do. It runs by
+    /// [`try_forward_with`](Self::try_forward_with); those of `weights` are passed over.
+    ///
+    /// # Errors
+    /// Weights that do not fit `config`, a table of `owner` of another shape, or more slots than Burn's integers count.
+    pub fn sharing(config: MemoryConfig, weights: &Weights<'_>, owner: &Self, device: &B::Device) -> Result<Self> {
+        weights.check(&config)?;
+        fits_integers(&config)?;
+        let layer = Self::without_tables(config, weights, device);
+        layer.check_owner(owner)?;
+        Ok(layer)
+    }
+
+    /// Of weights that fit `config`.
+    fn without_tables(config: MemoryConfig, weights: &Weights<'_>, device: &B::Device) -> Self {
         let (heads, rank) = (config.heads, config.tucker_rank);
         let vector = |numbers: &[f32]| fixed(floats(numbers, [heads, rank], device));
         let core = config.tucker().then(|| Core {
-            cores: learned(floats(&weights.cores, [config.cores, heads, rank, rank], device)),
+            cores: learned(upload(&weights[Weight::Cores], device)),
             u: vector(&weights.core_u),
             v: vector(&weights.core_v),
         });
         let shuffle = |index: &Vec<u32>| Param::initialized(ParamId::new(), integers(index, device));
-        let values = upload(&weights.values, [config.rows(), config.value_dim], device);
-        Ok(Self {
-            query_proj: learned(upload(
-                &weights.query_proj,
-                [config.query_heads() * 2 * config.key_dim, config.hidden_size],
-                device,
-            )),
-            query_norm: learned(upload(&weights.query_norm, [config.key_dim], device)),
-            keys: learned(upload(&weights.keys, [heads, 2, config.side_keys, config.key_dim, rank], device)),
-            keys_norm: learned(upload(&weights.keys_norm, [config.key_dim], device)),
+        let keys = floats(&weights.numbers(Weight::Keys), [heads, 2, config.side_keys, config.key_dim, rank], device);
+        let matrix = |weight: Weight| weights.get(weight).map(|tensor| learned(upload::<B, 2>(tensor, device)));
+        let bias = |weight: Weight| weights.get(weight).map(|tensor| learned(upload::<B, 1>(tensor, device)));
+        Self {
+            query_proj: learned(upload(&weights[Weight::QueryProj], device)),
+            query_bias: bias(Weight::QueryBias),
+            query_norm: bias(Weight::QueryNorm),
+            keys: learned(keys),
+            keys_norm: bias(Weight::KeysNorm),
             core,
             shuffle: weights.shuffle_index.iter().map(shuffle).collect(),
-            values: if sparse { fixed(values) } else { learned(values) },
-            values_proj: learned(upload(&weights.values_proj, [config.hidden_size, config.pooled_dim()], device)),
-            gate_proj: (weights.gate_proj.as_ref())
-                .map(|gate| learned(upload(gate, [config.value_dim, config.hidden_size], device))),
-            learning: Learning::new(sparse),
+            pre_values_proj: matrix(Weight::PreValuesProj),
+            tables: None,
+            values_proj: matrix(Weight::ValuesProj),
+            values_bias: bias(Weight::ValuesBias),
+            gate_proj: matrix(Weight::GateProj),
+            gate_bias: bias(Weight::GateBias),
+            output_gate: matrix(Weight::OutputGate),
+            output_gate_bias: bias(Weight::OutputGateBias),
+            learning: Learning::new(false),
             config,
-        })
+        }
     }
 
     /// The layer of a checkpoint, of whatever kind. `sparse`: as in [`UltraMemConfig`](super::UltraMemConfig).
@@ -122,23 +181,44 @@ impl<B: MemoryBackend> Memory<B> {
     where
         B: AutodiffBackend,
     {
-        self.query_proj.val().grad(gradients).is_some() || self.values_proj.val().grad(gradients).is_some()
+        self.query_proj.val().grad(gradients).is_some() || self.keys.val().grad(gradients).is_some()
     }
 
-    /// Whether the table learns sparsely.
+    /// What tells it from other layers.
+    pub(super) fn id(&self) -> ParamId {
+        self.keys.id
+    }
+
+    /// Whether the tables learn sparsely.
     pub fn is_sparse(&self) -> bool {
         self.learning.pending.is_some()
     }
 
-    /// Whether the table can be updated in place: one that was put in another's place may not be contiguous. A table that is new or
-    /// loaded is.
-    ///
-    /// # Errors
-    /// [`NotContiguous`](ultramem_kernels::Error::NotContiguous) with shape and strides.
-    pub(super) fn check_table(&self) -> Result<()> {
-        let table = device_tensor(B::float_cube(primitive(self.values.val())));
-        let (shape, storage) = ([self.config.rows(), self.config.value_dim], table.dtype);
-        Ok(ultramem_kernels::check(table.client(), &table, "values", &shape, storage)?)
+    /// Its tables, for a step.
+    pub(super) fn tables_mut(&mut self) -> Vec<TableMut<'_, B>> {
+        let Some(Tables { values, pre_values }) = &mut self.tables else { return Vec::new() };
+        let (rows, config, pending) = (self.config.table_rows(), &self.config, self.learning.pending.as_ref());
+        let values = TableMut { param: values, pending: pending.map(|all| &all.values), rows, width: config.value_dim };
+        let of_pre =
+            |param| TableMut { param, pending: pending.map(|all| &all.pre_values), rows, width: config.pre_dim };
+        std::iter::once(values).chain(pre_values.as_mut().map(of_pre)).collect()
+    }
+
+    /// Checks that this layer can read the tables of `owner`.
+    fn check_owner(&self, owner: &Self) -> Result<()> {
+        let (own, theirs) = (&self.config, &owner.config);
+        for (what, found, expected) in [
+            ("rows of the shared table", theirs.table_rows(), own.table_rows()),
+            ("value_dim of the shared table", theirs.value_dim, own.value_dim),
+            ("pre_dim of the shared table", theirs.pre_dim, own.pre_dim),
+            ("tables of the layer that shares its own", usize::from(owner.tables.is_some()), 1),
+        ] {
+            if found != expected {
+                let (value, expected) = (found as u64, expected as u64);
+                return Err(ultramem_kernels::Error::Number { what, value, expected }.into());
+            }
+        }
+        Ok(())
     }
 
     /// The layer's output for `input` `[.., hidden_size]`, in the same shape; empty for an empty batch, whose gradients are zeros.
@@ -154,6 +234,15 @@ impl<B: MemoryBackend> Memory<B> {
     /// # Errors
     /// An input of another width, or an element type that the device lacks.
     pub fn try_forward<const D: usize>(&self, input: Tensor<B, D>) -> Result<Tensor<B, D>> {
+        self.try_forward_with(self, input)
+    }
+
+    /// [`try_forward`](Self::try_forward) with the tables of `owner`, another layer.
+    ///
+    /// # Errors
+    /// As [`try_forward`](Self::try_forward), and tables of another shape, or none.
+    pub fn try_forward_with<const D: usize>(&self, owner: &Self, input: Tensor<B, D>) -> Result<Tensor<B, D>> {
+        self.check_owner(owner)?;
         let shape = input.shape();
         let (width, hidden_size) = (shape.as_slice().last().copied().unwrap_or(0), self.config.hidden_size);
         let tokens = shape.as_slice().iter().rev().skip(1).product::<usize>();
@@ -161,7 +250,7 @@ impl<B: MemoryBackend> Memory<B> {
             let (found, expected) = (shape.to_vec(), vec![tokens, hidden_size]);
             return Err(ultramem_kernels::Error::Shape { tensor: "input", found, expected }.into());
         }
-        let output = B::memory(self.call(input.reshape([tokens, width])))?;
+        let output = B::memory(self.call(owner, input.reshape([tokens, width])))?;
         Ok(Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(output)).reshape(shape))
     }
 
@@ -171,29 +260,81 @@ impl<B: MemoryBackend> Memory<B> {
     /// # Errors
     /// An element type that the device lacks.
     pub fn layer(&self, device: &B::Device) -> Result<MemoryLayer<B::Runtime>> {
-        let nothing = Tensor::zeros([1, self.config.hidden_size], device);
-        Ok(self.call(nothing).layer()?.0)
+        self.layer_with(self, device)
     }
 
-    fn call(&self, input: Tensor<B, 2>) -> Call<B> {
+    /// [`layer`](Self::layer) with the tables of `owner`, another layer.
+    ///
+    /// # Errors
+    /// As [`layer`](Self::layer), and tables of another shape, or none.
+    pub fn layer_with(&self, owner: &Self, device: &B::Device) -> Result<MemoryLayer<B::Runtime>> {
+        self.check_owner(owner)?;
+        let nothing = Tensor::zeros([1, self.config.hidden_size], device);
+        Ok(self.call(owner, nothing).layer()?.0)
+    }
+
+    fn call(&self, owner: &Self, input: Tensor<B, 2>) -> Call<B> {
+        let tables = owner.tables.as_ref();
+        let tensors = PerWeight::from_fn(|weight| match weight {
+            Weight::QueryProj => Some(primitive(self.query_proj.val())),
+            Weight::QueryBias => optional(&self.query_bias),
+            Weight::QueryNorm => optional(&self.query_norm),
+            Weight::Keys => Some(primitive(self.keys.val())),
+            Weight::KeysNorm => optional(&self.keys_norm),
+            Weight::Cores => self.core.as_ref().map(|core| primitive(core.cores.val())),
+            Weight::PreValuesProj => optional(&self.pre_values_proj),
+            Weight::PreValues => tables.and_then(|tables| optional(&tables.pre_values)),
+            Weight::Values => tables.map(|tables| primitive(tables.values.val())),
+            Weight::ValuesProj => optional(&self.values_proj),
+            Weight::ValuesBias => optional(&self.values_bias),
+            Weight::GateProj => optional(&self.gate_proj),
+            Weight::GateBias => optional(&self.gate_bias),
+            Weight::OutputGate => optional(&self.output_gate),
+            Weight::OutputGateBias => optional(&self.output_gate_bias),
+        });
         Call {
             config: self.config.clone(),
-            query_proj: primitive(self.query_proj.val()),
-            query_norm: primitive(self.query_norm.val()),
-            keys: primitive(self.keys.val()),
-            keys_norm: primitive(self.keys_norm.val()),
-            core: self
-                .core
-                .as_ref()
-                .map(|core| [primitive(core.cores.val()), primitive(core.u.val()), primitive(core.v.val())]),
+            tensors,
+            vectors: self.core.as_ref().map(|core| [primitive(core.u.val()), primitive(core.v.val())]),
             shuffle: self.shuffle.first().map(|shuffle| shuffle.val().into_primitive()),
-            values: primitive(self.values.val()),
-            values_proj: primitive(self.values_proj.val()),
-            gate_proj: self.gate_proj.as_ref().map(|gate| primitive(gate.val())),
             input: primitive(input),
-            pending: self.learning.pending.clone(),
+            pending: owner.learning.pending.clone(),
         }
     }
+}
+
+/// A table of a layer, for a step.
+pub(super) struct TableMut<'a, B: Backend> {
+    pub(super) param: &'a mut Param<Tensor<B, 2>>,
+    /// Where it learns sparsely.
+    pub(super) pending: Option<&'a Pending>,
+    pub(super) rows: usize,
+    pub(super) width: usize,
+}
+
+impl<B: MemoryBackend> TableMut<'_, B> {
+    /// Whether the table can be updated in place: one that was put in another's place may not be contiguous. A table that is new or
+    /// loaded is.
+    ///
+    /// # Errors
+    /// [`NotContiguous`](ultramem_kernels::Error::NotContiguous) with shape and strides.
+    pub(super) fn check(&self) -> Result<()> {
+        let table = device_tensor(B::float_cube(primitive(self.param.val())));
+        let (shape, storage) = ([self.rows, self.width], table.dtype);
+        Ok(ultramem_kernels::check(table.client(), &table, "values", &shape, storage)?)
+    }
+}
+
+fn fits_integers(config: &MemoryConfig) -> Result<()> {
+    if config.slots() > i32::MAX as usize {
+        let (what, value) = ("side_keys", config.side_keys.to_string());
+        return Err(Error::Config { what, value, expected: "at most 46340: Burn's integers are i32" });
+    }
+    Ok(())
+}
+
+fn optional<B: Backend, const D: usize>(param: &Option<Param<Tensor<B, D>>>) -> Option<B::FloatTensorPrimitive> {
+    param.as_ref().map(|param| primitive(param.val()))
 }
 
 pub(super) fn primitive<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> B::FloatTensorPrimitive {
@@ -231,11 +372,10 @@ fn integers<B: Backend>(numbers: &[u32], device: &B::Device) -> Tensor<B, 1, Int
     Tensor::from_data(TensorData::new(numbers, [count]), device)
 }
 
-fn upload<B: MemoryBackend, const D: usize>(
-    tensor: &HostTensor<'_>,
-    shape: [usize; D],
-    device: &B::Device,
-) -> Tensor<B, D> {
+/// A tensor of as many dimensions as the file has.
+fn upload<B: MemoryBackend, const D: usize>(tensor: &HostTensor<'_>, device: &B::Device) -> Tensor<B, D> {
+    let mut shape = [1; D];
+    shape.iter_mut().zip(tensor.shape()).for_each(|(own, size)| *own = *size);
     floats(&tensor.to_f32(), shape, device)
 }
 
@@ -283,14 +423,51 @@ macro_rules! layers {
     };
 }
 
-layers!(UltraMem: UltraMem, ProductKeyMemory: ProductKey, MemoryPlus: MemoryPlus);
+layers!(
+    UltraMem: UltraMem,
+    ProductKeyMemory: ProductKey,
+    MemoryPlus: MemoryPlus,
+    LinguaMemoryPlus: LinguaMemoryPlus,
+    Peer: Peer
+);
 
 /// The layer of a checkpoint that must be of a kind.
 fn of_kind<B: MemoryBackend>(file: &Checkpoint, kind: Kind, sparse: bool, device: &B::Device) -> Result<Memory<B>> {
+    check_kind(file, kind)?;
+    Memory::from_checkpoint(file, sparse, device)
+}
+
+fn check_kind(file: &Checkpoint, kind: Kind) -> Result<()> {
     let found = file.config().kind();
     if found == Some(kind) {
-        return Memory::from_checkpoint(file, sparse, device);
+        return Ok(());
     }
     let value = found.map_or("none with a name", Kind::name).to_string();
     Err(Error::Config { what: "kind of the checkpoint's layer", value, expected: kind.name() })
+}
+
+impl<B: MemoryBackend> UltraMemV2<B> {
+    /// The one layer of a checkpoint, for a model of one block. `sparse`: as in [`UltraMemConfig`](super::UltraMemConfig).
+    ///
+    /// # Errors
+    /// As [`UltraMem::from_checkpoint`].
+    pub fn from_checkpoint(file: &Checkpoint, sparse: bool, device: &B::Device) -> Result<Self> {
+        check_kind(file, Kind::UltraMemV2)?;
+        let layer = (file.config().clone(), file.weights()?);
+        Ok(Self { memories: Memories::sharing(Placement::full(1), 1, &[layer], sparse, device)? })
+    }
+}
+
+impl<B: Backend> Deref for UltraMemV2<B> {
+    type Target = Memories<B>;
+
+    fn deref(&self) -> &Memories<B> {
+        &self.memories
+    }
+}
+
+impl<B: MemoryBackend + AutodiffBackend> MemoryModel<B> for UltraMemV2<B> {
+    fn memories(&mut self) -> Vec<&mut Memory<B>> {
+        self.memories.layers_mut()
+    }
 }

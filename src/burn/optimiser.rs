@@ -53,7 +53,8 @@ where
     /// A memory layer that [`MemoryModel::memories`] leaves out or lists twice.
     pub fn new<M: MemoryModel<B>>(inner: O, rule: Rule, model: &mut M) -> Result<Self> {
         super::sparse::check_list(model)?;
-        model.memories().iter().filter_map(|memory| memory.learning.pending.as_ref()).for_each(|it| it.add_up());
+        let tables = model.memories().into_iter().flat_map(Memory::tables_mut);
+        tables.filter_map(|table| table.pending).for_each(|pending| pending.add_up());
         Ok(Self {
             inner,
             tables: SparseTables::new(rule),

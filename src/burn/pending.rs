@@ -1,4 +1,4 @@
-//! The sparse gradients of a value table between the backward pass and the optimiser's step.
+//! The sparse gradients of tables between the backward pass and the optimiser's step.
 
 use std::{
     any::Any,
@@ -27,7 +27,7 @@ use crate::{Error, Result};
 /// How a table learns: sparsely, with a place where its gradients wait, or as a parameter like any other. A module of its own, by which a
 /// walk through a model finds the memory layers.
 pub(super) struct Learning<B: Backend> {
-    pub(super) pending: Option<Pending>,
+    pub(super) pending: Option<Pendings>,
     backend: PhantomData<fn() -> B>,
 }
 
@@ -38,6 +38,13 @@ pub(super) const MARK: &str = "ultramem::burn::Memory";
 /// them. Or, where an optimiser takes what there is, the sum of all passes. At most a table's size. Every clone of a module shares them.
 #[derive(Clone, Default)]
 pub(super) struct Pending(Arc<Mutex<Waiting>>);
+
+/// Those of a layer's tables.
+#[derive(Clone, Default, Debug)]
+pub(super) struct Pendings {
+    pub(super) values: Pending,
+    pub(super) pre_values: Pending,
+}
 
 #[derive(Default)]
 struct Waiting {
@@ -134,7 +141,7 @@ impl fmt::Debug for Pending {
 
 impl<B: Backend> Learning<B> {
     pub(super) fn new(sparse: bool) -> Self {
-        Self { pending: sparse.then(Pending::default), backend: PhantomData }
+        Self { pending: sparse.then(Pendings::default), backend: PhantomData }
     }
 
     fn other<C: Backend>(&self) -> Learning<C> {
@@ -150,7 +157,7 @@ impl<B: Backend> Clone for Learning<B> {
 
 impl<B: Backend> fmt::Debug for Learning<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.pending.fmt(f)
+        fmt::Debug::fmt(&self.pending, f)
     }
 }
 

@@ -8,7 +8,7 @@ use burn::{
 };
 
 use super::{Memory, MemoryBackend};
-use crate::{Error, Result};
+use crate::{Error, MemoryConfig, Result, Weights};
 
 /// Where the layers of a model are. "2:5/6:9": one layer reads the normalised FFN input of block 2, and its output is added after
 /// block 5; another reads in block 6 and adds after block 9. Blocks are counted from 0.
@@ -38,6 +38,19 @@ impl FromStr for Placement {
 }
 
 impl Placement {
+    /// A layer in each of `blocks` blocks, whose output is added after the same block: what UltraMemV2 calls "full".
+    pub fn full(blocks: usize) -> Self {
+        Self((0..blocks).map(|block| (block, block)).collect())
+    }
+
+    /// `text` in the notation, or "full" for a model of `blocks` blocks.
+    ///
+    /// # Errors
+    /// [`Error::Placement`] for what is neither, or a block that the model does not have.
+    pub fn parse(text: &str, blocks: usize) -> Result<Self> {
+        if text == "full" { Ok(Self::full(blocks)) } else { text.parse::<Self>()?.within(blocks) }
+    }
+
     /// How many layers are placed.
     pub fn layers(&self) -> usize {
         self.0.len()
@@ -61,7 +74,7 @@ impl Placement {
     }
 }
 
-/// The memory layers of a model, with their places.
+/// The memory layers of a model, with their places. Where layers share tables, the first of them has them.
 ///
 /// ```ignore
 /// let mut carried = self.memories.carry();
@@ -87,6 +100,49 @@ impl<B: MemoryBackend> Memories<B> {
         let placement = placement.within(blocks)?;
         let layers = std::iter::repeat_with(make).take(placement.layers()).collect::<Result<_>>()?;
         Ok(Self { layers, placement })
+    }
+
+    /// Layers of given configurations and weights, one for each place, which share the tables of the first. `sparse`: as in
+    /// [`UltraMemConfig`](super::UltraMemConfig).
+    ///
+    /// # Errors
+    /// Another number of layers than of places, a block that the model does not have, weights that do not fit, or layers whose tables have
+    /// other shapes.
+    pub fn sharing(
+        placement: Placement,
+        blocks: usize,
+        layers: &[(MemoryConfig, Weights<'_>)],
+        sparse: bool,
+        device: &B::Device,
+    ) -> Result<Self> {
+        let placement = placement.within(blocks)?;
+        if placement.layers() != layers.len() || layers.is_empty() {
+            let problem = format!("{} places for {} layers", placement.layers(), layers.len());
+            return Err(Error::Placement { text: format!("{:?}", placement.0), problem });
+        }
+        let mut made: Vec<Memory<B>> = Vec::new();
+        for (config, weights) in layers {
+            let layer = match made.first() {
+                None => Memory::from_weights(config.clone(), weights, sparse, device)?,
+                Some(owner) => Memory::sharing(config.clone(), weights, owner, device)?,
+            };
+            made.push(layer);
+        }
+        Ok(Self { layers: made, placement })
+    }
+
+    /// The layer whose tables the layer at `place` reads: itself, or the first.
+    pub fn owner(&self, place: usize) -> &Memory<B> {
+        let layer = &self.layers[place];
+        if layer.tables.is_some() { layer } else { &self.layers[0] }
+    }
+
+    /// The output of the layer at `place` for `input` `[.., hidden_size]`, whatever its place says.
+    ///
+    /// # Errors
+    /// As [`Memory::try_forward`].
+    pub fn try_forward<const D: usize>(&self, place: usize, input: Tensor<B, D>) -> Result<Tensor<B, D>> {
+        self.layers[place].try_forward_with(self.owner(place), input)
     }
 
     /// The block where each layer reads and the one after which it adds.
@@ -122,10 +178,11 @@ impl<B: MemoryBackend, const D: usize> Carried<'_, B, D> {
     /// # Panics
     /// As [`Memory::forward`].
     pub fn read(&mut self, block: usize, input: &Tensor<B, D>) {
-        let places = self.memories.placement.0.iter().zip(&self.memories.layers);
-        for (output, ((reads, _), layer)) in self.outputs.iter_mut().zip(places) {
+        let places = self.memories.placement.0.iter().enumerate();
+        for (output, (place, (reads, _))) in self.outputs.iter_mut().zip(places) {
             if *reads == block {
-                *output = Some(layer.forward(input.clone()));
+                let read = self.memories.try_forward(place, input.clone());
+                *output = Some(read.unwrap_or_else(|error| panic!("memory layer: {error}")));
             }
         }
     }

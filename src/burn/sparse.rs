@@ -18,8 +18,8 @@ use ultramem_kernels::{RowGradients, Tensor as DeviceTensor};
 use super::backend::{MemoryBackend, device_tensor, on_device};
 use super::full::FullTensor;
 use super::gradients::{read, square_sum};
-use super::module::{Memory, primitive};
-use super::pending::{Found, wrong_list};
+use super::module::{Memory, TableMut, primitive};
+use super::pending::{Found, Pending, wrong_list};
 use super::training::MemoryModel;
 use crate::{Error, Result};
 
@@ -155,20 +155,23 @@ where
         check_list(model)?;
         let mut waiting = Vec::new();
         for memory in model.memories() {
-            let Some(pending) = &memory.learning.pending else { continue };
-            memory.check_table()?;
-            let found = pending.through::<B>(gradients);
-            if found.is_none() && memory.took_part(gradients) {
-                return Err(Error::Config {
-                    what: "the sparse part of these gradients",
-                    value: "gone: it was taken, or another backward pass has replaced it".to_string(),
-                    expected: "there: give each pass's gradients to `accumulate`, `step` or `take` before the next backward pass",
-                });
+            let took_part = memory.took_part(gradients);
+            for table in memory.tables_mut() {
+                let Some(pending) = table.pending else { continue };
+                table.check()?;
+                let found = pending.through::<B>(gradients);
+                if found.is_none() && took_part {
+                    return Err(Error::Config {
+                        what: "the sparse part of these gradients",
+                        value: "gone: it was taken, or another backward pass has replaced it".to_string(),
+                        expected: "there: give each pass's gradients to `accumulate`, `step` or `take` before the next backward pass",
+                    });
+                }
+                waiting.extend(self.with_waiting(&table, found.flatten())?);
             }
-            waiting.extend(self.with_waiting(memory, found.flatten())?);
         }
-        for memory in model.memories() {
-            let taken = memory.learning.pending.iter().filter(|pending| pending.through::<B>(gradients).is_some());
+        for table in model.memories().into_iter().flat_map(Memory::tables_mut) {
+            let taken = table.pending.into_iter().filter(|pending| pending.through::<B>(gradients).is_some());
             taken.for_each(|pending| pending.clear());
         }
         self.waiting = waiting;
@@ -179,32 +182,32 @@ where
     pub(super) fn take_sums<M: MemoryModel<B>>(&mut self, model: &mut M) -> Result<()> {
         check_list(model)?;
         let mut waiting = Vec::new();
-        for memory in model.memories() {
-            let Some(pending) = &memory.learning.pending else { continue };
-            memory.check_table()?;
-            waiting.extend(self.with_waiting(memory, pending.sum::<B>())?);
+        for table in model.memories().into_iter().flat_map(Memory::tables_mut) {
+            let Some(pending) = table.pending else { continue };
+            table.check()?;
+            waiting.extend(self.with_waiting(&table, pending.sum::<B>())?);
         }
-        for memory in model.memories() {
-            memory.learning.pending.iter().for_each(|pending| pending.clear());
+        for table in model.memories().into_iter().flat_map(Memory::tables_mut) {
+            table.pending.into_iter().for_each(Pending::clear);
         }
         self.waiting = waiting;
         Ok(())
     }
 
-    /// The sum of what was found for a layer and of what waits for it already.
+    /// The sum of what was found for a table and of what waits for it already.
     fn with_waiting(
         &self,
-        memory: &Memory<B>,
+        table: &TableMut<'_, B>,
         found: Option<RowGradients<B::Runtime>>,
     ) -> Result<Option<(ParamId, RowGradients<B::Runtime>)>> {
-        let id = memory.values.id;
+        let id = table.param.id;
         let before = self.waiting.iter().find(|(table, _)| *table == id).map(|(_, rows)| rows.clone());
         let parts: Vec<_> = before.into_iter().chain(found).collect();
         if parts.is_empty() {
             return Ok(None);
         }
-        let client = B::float_cube(primitive(memory.values.val())).client;
-        Ok(Some((id, RowGradients::sum(&client, &parts, memory.config.rows())?)))
+        let client = B::float_cube(primitive(table.param.val())).client;
+        Ok(Some((id, RowGradients::sum(&client, &parts, table.rows)?)))
     }
 
     /// The norm of the gradients that wait. Waits for the device.
@@ -231,10 +234,11 @@ where
     pub fn step<M: MemoryModel<B>>(&mut self, model: &mut M, learning_rate: f64, scale: f32) -> Result<()> {
         let step = Step { scale, ..Step::new(learning_rate as f32) };
         self.check(model, &step)?;
-        for memory in model.memories() {
-            let Some(at) = self.waiting.iter().position(|(table, _)| *table == memory.values.id) else { continue };
-            let Some(table) = self.tables.get_mut(&memory.values.id) else { continue };
-            memory.update(table, &self.waiting[at].1, &step)?;
+        for table in model.memories().into_iter().flat_map(Memory::tables_mut) {
+            let id = table.param.id;
+            let Some(at) = self.waiting.iter().position(|(of, _)| *of == id) else { continue };
+            let Some(state) = self.tables.get_mut(&id) else { continue };
+            table.update(state, &self.waiting[at].1, &step)?;
             self.waiting.remove(at);
         }
         self.waiting.clear();
@@ -245,26 +249,24 @@ where
     pub(super) fn check<M: MemoryModel<B>>(&mut self, model: &mut M, step: &Step<'_, B::Runtime>) -> Result<()> {
         check_list(model)?;
         self.check_rules()?;
-        let memories = model.memories();
+        let tables: Vec<_> = model.memories().into_iter().flat_map(Memory::tables_mut).collect();
         for record in &self.restored {
-            let memory = memories.iter().find(|memory| memory.values.id.serialize() == record.table);
-            let Some(memory) = memory else { return Err(record.refused("table", "of no layer of the model", "one")) };
-            for (what, found, expected) in
-                [("rows", record.rows, memory.config.rows()), ("width", record.width, memory.config.value_dim)]
-            {
+            let table = tables.iter().find(|table| table.param.id.serialize() == record.table);
+            let Some(table) = table else { return Err(record.refused("table", "of no layer of the model", "one")) };
+            for (what, found, expected) in [("rows", record.rows, table.rows), ("width", record.width, table.width)] {
                 if found != expected {
                     return Err(record.refused(what, &found.to_string(), &expected.to_string()));
                 }
             }
         }
-        for memory in memories {
-            let id = memory.values.id;
+        for of_model in tables {
+            let id = of_model.param.id;
             let Some((_, gradient)) = self.waiting.iter().find(|(table, _)| *table == id) else { continue };
-            let table = B::float_cube(primitive(memory.values.val()));
+            let table = B::float_cube(primitive(of_model.param.val()));
             if !self.tables.contains_key(&id) {
                 let record = self.restored.iter().position(|record| record.table == id.serialize());
                 let state = record.map(|at| self.restored[at].clone());
-                let made = Table::new::<B>(&table, memory, self.rule, self.rounding, state)?;
+                let made = Table::new::<B>(&table, &of_model, self.rule, self.rounding, state)?;
                 self.tables.insert(id, made);
                 record.map(|at| self.restored.swap_remove(at));
             }
@@ -284,12 +286,12 @@ impl<B: Backend> TableRecord<B> {
 impl<R: CubeRuntime> Table<R> {
     fn new<B: MemoryBackend<Runtime = R>>(
         table: &CubeTensor<R>,
-        memory: &Memory<B>,
+        of_model: &TableMut<'_, B>,
         rule: Rule,
         rounding: Rounding,
         record: Option<TableRecord<B>>,
     ) -> Result<Self> {
-        let (rows, width) = (memory.config.rows(), memory.config.value_dim);
+        let (rows, width) = (of_model.rows, of_model.width);
         let mut optimiser = Optimiser::new(&table.client, rule, &[rows], width)?.with_rounding(rounding);
         if let Some(record) = record {
             let shape = |(_, pages): (_, Vec<&DeviceTensor<R>>)| pages.first().map(|page| page.shape().to_vec());
@@ -326,25 +328,25 @@ impl<R: CubeRuntime> Table<R> {
     }
 }
 
-impl<B: MemoryBackend> Memory<B> {
+impl<B: MemoryBackend> TableMut<'_, B> {
     /// A sparse table's step: in place, for the parameter gives its tensor away meanwhile and only what others hold is copied.
     fn update(
-        &mut self,
+        self,
         table: &mut Table<B::Runtime>,
         gradient: &RowGradients<B::Runtime>,
         step: &Step<'_, B::Runtime>,
     ) -> Result<()> {
-        let device = self.values.val().device();
+        let device = self.param.val().device();
         let nothing = |device: &B::Device, _| Tensor::zeros([1, 1], device);
-        let nothing = Param::uninitialized(self.values.id, nothing, device, false, [1, 1].into());
-        let (id, values, mapper) = std::mem::replace(&mut self.values, nothing).consume();
+        let nothing = Param::uninitialized(self.param.id, nothing, device, false, [1, 1].into());
+        let (id, values, mapper) = std::mem::replace(self.param, nothing).consume();
         let cube = B::float_cube(primitive(values));
         let (device, dtype) = (cube.device.clone(), cube.dtype);
         let mut pages = [device_tensor(cube)];
         let done = table.optimiser.step(&table.client, &mut pages, gradient, step);
         let [values] = pages;
         let values = B::float_from_cube(on_device(&table.client, &device, values, dtype));
-        self.values = Param::from_mapped_value(id, Tensor::from_primitive(TensorPrimitive::Float(values)), mapper);
+        *self.param = Param::from_mapped_value(id, Tensor::from_primitive(TensorPrimitive::Float(values)), mapper);
         Ok(done?)
     }
 }
@@ -353,7 +355,7 @@ impl<B: MemoryBackend> Memory<B> {
 pub(super) fn check_list<B: MemoryBackend + AutodiffBackend, M: MemoryModel<B>>(model: &mut M) -> Result<()> {
     let mut found = Found::default();
     model.visit(&mut found);
-    let mut listed: Vec<_> = model.memories().iter().map(|memory| memory.values.id).collect();
+    let mut listed: Vec<_> = model.memories().iter().map(|memory| memory.id()).collect();
     let count = listed.len();
     listed.sort_unstable();
     listed.dedup();

@@ -207,7 +207,8 @@ where
         let memories = model.memories();
         let cores: Vec<_> =
             memories.iter().filter_map(|memory| memory.core.as_ref()).map(|core| core.cores.id).collect();
-        let tables: Vec<_> = memories.iter().map(|memory| memory.values.id).collect();
+        let of_tables = memories.into_iter().flat_map(Memory::tables_mut);
+        let tables: Vec<_> = of_tables.map(|table| table.param.id).collect();
         let ready = |model: &M, takes: &dyn Fn(burn::module::ParamId) -> bool| {
             let mut ready = Ready { gradients: &gradients, more: &more, scale, found: GradientsParams::new(), takes };
             model.visit(&mut ready);

@@ -12,8 +12,9 @@ use std::{
 
 use safetensors::{Dtype, SafeTensorError, View, tensor::serialize_to_file};
 
-use super::{Integers, core_name, header::METADATA, metadata, wrong};
-use crate::{ElementType, Error, HostTensor, MemoryConfig, Result, Weights, weights as names};
+use super::{Integers, header::METADATA, metadata, wrong};
+use crate::weights::{count, names};
+use crate::{ElementType, Error, HostTensor, MemoryConfig, Result, Weight, Weights};
 
 /// A tensor to be written.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,10 +53,13 @@ pub(super) fn layer(
     weights.check(config)?;
     let mut metadata = extra_metadata.clone();
     metadata.extend(metadata::entries(config)?);
-    let mut entries: Vec<Entry<'_>> =
-        weights.tensors(config).into_iter().map(|(name, tensor, _)| Entry::floats(name, tensor)).collect();
-    if config.tucker() {
-        entries.extend(core_entries(config, weights));
+    let mut entries = Vec::new();
+    for weight in Weight::ALL {
+        match weights.get(weight) {
+            Some(cores) if weight == Weight::Cores => entries.extend(core_entries(config, weights, cores)),
+            Some(tensor) => entries.push(Entry::floats(&weight.name(config), tensor)),
+            None => {}
+        }
     }
     if let Some(shuffle) = &weights.shuffle_index {
         let bytes = shuffle.iter().flat_map(|&address| i64::from(address).to_le_bytes()).collect();
@@ -68,14 +72,14 @@ pub(super) fn layer(
 }
 
 /// The cores, one tensor each, and the vectors `u` and `v`.
-fn core_entries(config: &MemoryConfig, weights: &Weights<'_>) -> Vec<Entry<'static>> {
+fn core_entries(config: &MemoryConfig, weights: &Weights<'_>, cores: &HostTensor<'_>) -> Vec<Entry<'static>> {
     let (heads, rank) = (config.heads, config.tucker_rank);
     let f32s = |name: String, shape: Vec<usize>, numbers: &[f32]| {
         Entry::owned(name, Dtype::F32, shape, bytemuck::cast_slice(numbers).to_vec())
     };
-    let cores = weights.cores.chunks_exact(heads * rank * rank).enumerate();
-    let mut entries: Vec<_> =
-        cores.map(|(core, numbers)| f32s(core_name(core), vec![heads, rank, rank], numbers)).collect();
+    let numbers = cores.to_f32();
+    let of_core = |(core, numbers)| f32s(names::core_name(core), vec![heads, rank, rank], numbers);
+    let mut entries: Vec<_> = numbers.chunks_exact(heads * rank * rank).enumerate().map(of_core).collect();
     entries.push(f32s(names::CORE_U.into(), vec![1, heads, 1, rank], &weights.core_u));
     entries.push(f32s(names::CORE_V.into(), vec![1, heads, 1, rank], &weights.core_v));
     entries
@@ -95,7 +99,7 @@ impl<'a> Entry<'a> {
             FileTensor::Floats(tensor) => return Ok(Self::floats(name, tensor)),
             FileTensor::Integers(integers) => integers,
         };
-        let (found, expected) = (integers.numbers.len(), names::count(&integers.shape));
+        let (found, expected) = (integers.numbers.len(), count(&integers.shape));
         if found != expected {
             return Err(Error::Length { tensor: name.into(), found, expected });
         }

@@ -20,6 +20,7 @@ impl MemoryConfig {
             query: sizes.query_backward(),
             score: sizes.score_backward(),
             combine: sizes.combine_backward(),
+            weigh: sizes.weigh_backward(),
             expand: sizes.expand_backward(),
         }
     }
@@ -97,16 +98,6 @@ impl Sizes<'_> {
         self.rank * self.key_dim * WORD
     }
 
-    /// Numbers of W_o.
-    fn output_weight(&self) -> u128 {
-        self.pooled_dim() * self.hidden
-    }
-
-    /// Numbers of W_g.
-    fn gate_weight(&self) -> u128 {
-        if self.config.capabilities.gated { self.value_dim * self.hidden } else { 0 }
-    }
-
     /// The gate, f32 `[tokens, value_dim]`, in bytes.
     fn gate(&self) -> u128 {
         if self.config.capabilities.gated { self.tokens * self.value_dim * WORD } else { 0 }
@@ -123,11 +114,14 @@ impl Sizes<'_> {
     }
 
     fn expand_backward(&self) -> StageCost {
-        let pooled = if self.config.capabilities.gated { 0 } else { self.tokens * self.pooled_dim() * self.element };
+        let of = &self.config.capabilities;
+        let pooled = if of.gated { 0 } else { self.tokens * self.pooled_dim() * self.pooled_element() };
+        let projected = if of.output_gated { self.tokens * (self.hidden + 2) * WORD } else { 0 };
         let bytes = [
             self.input(),
             pooled,
-            self.output_weight() * (self.element + WORD),
+            projected,
+            self.output() * (self.element + WORD),
             self.chosen(),
             self.shuffle(),
             self.rows(),
@@ -136,9 +130,25 @@ impl Sizes<'_> {
             2 * self.gate(),
         ];
         // The gradients of pooled values and of W_o; scores and rows slot by slot, and the pooled values where a gate came between.
-        let by_slot = if self.config.capabilities.gated { 3 } else { 2 };
-        let flops = 2 * self.tokens * (2 * self.output_weight() + by_slot * self.entries * self.value_dim);
+        let by_slot = if of.gated { 3 } else { 2 };
+        let flops = 2 * self.tokens * (2 * self.output() + by_slot * self.entries * self.value_dim);
         StageCost { bytes: sum(&bytes), flops: sum(&[flops]) }
+    }
+
+    fn weigh_backward(&self) -> StageCost {
+        if self.config.capabilities.weigh.is_none() {
+            return StageCost { bytes: 0, flops: 0 };
+        }
+        let bytes = [
+            self.slot_numbers(),
+            self.weighed(),
+            2 * self.grad_scores(),
+            self.shuffle(),
+            self.pre_rows(),
+            2 * self.z(),
+            self.used_rows() * (WORD + self.pre_dim * WORD),
+        ];
+        StageCost { bytes: sum(&bytes), flops: sum(&[2 * 2 * self.slots() * self.pre_dim]) }
     }
 
     fn combine_backward(&self) -> StageCost {
@@ -159,35 +169,72 @@ impl Sizes<'_> {
     }
 
     fn query_backward(&self) -> StageCost {
-        let weights = self.hidden * self.query_width() + self.gate_weight();
+        let width: u128 = self.maps().iter().map(|map| map.width).sum();
+        let weights = self.hidden * width;
+        let more = if self.weighs_input() { self.z() } else { 0 };
         StageCost {
-            bytes: sum(&[self.queries(), self.gate(), 2 * self.input(), weights * (self.element + WORD)]),
+            bytes: sum(&[self.tokens * width * WORD, more, 2 * self.input(), weights * (self.element + WORD)]),
             flops: sum(&[2 * 2 * self.tokens * weights]),
         }
     }
+
+    /// `z`, f32 `[tokens, pre_dim]`, in bytes.
+    fn z(&self) -> u128 {
+        self.tokens * self.pre_dim * WORD
+    }
+
+    /// Whether `z` is the input itself.
+    fn weighs_input(&self) -> bool {
+        self.config.capabilities.weigh.is_some_and(|weigh| !weigh.projected)
+    }
+
+    /// The linear maps of the input.
+    fn maps(&self) -> Vec<InputMap> {
+        let of = &self.config.capabilities;
+        let projects = of.weigh.is_some_and(|weigh| weigh.projected);
+        let all = [
+            (true, self.query_width(), of.biased),
+            (projects, self.pre_dim, false),
+            (of.gated, self.value_dim, of.biased),
+            (of.output_gated, 1, true),
+        ];
+        let there = all.into_iter().filter(|(there, ..)| *there);
+        there.map(|(_, width, biased)| InputMap { width, biased }).collect()
+    }
+}
+
+/// A linear map of the input.
+struct InputMap {
+    width: u128,
+    biased: bool,
 }
 
 impl<R: Runtime> MemoryLayer<R> {
     /// Bytes that the launches of [`backward`](Self::backward) move between device memory and chip, stage by stage, in the order of
     /// their launches. What [`MemoryConfig::traffic`] says of caches holds here too. For a table of
     /// one page: each further one is a launch more that reads places and pooled gradients. Zeros for no tokens.
-    pub fn backward_traffic(&self, tokens: usize, caches: Caches) -> [(&'static str, u64); 4] {
+    pub fn backward_traffic(&self, tokens: usize, caches: Caches) -> Vec<(&'static str, u64)> {
         self.backward_traffic_of(tokens, Choices::most(&self.config, tokens), caches)
     }
 
     /// The same for tokens that choose as many different rows and keys as `choices` says.
-    pub fn backward_traffic_of(&self, tokens: usize, choices: Choices, caches: Caches) -> [(&'static str, u64); 4] {
+    pub fn backward_traffic_of(&self, tokens: usize, choices: Choices, caches: Caches) -> Vec<(&'static str, u64)> {
+        let stages = ["expand", "weigh", "combine", "score", "query"];
+        let weighs = self.config.capabilities.weigh.is_some();
+        let stages = stages.into_iter().filter(|&stage| weighs || stage != "weigh");
         if tokens == 0 {
-            return ["expand", "combine", "score", "query"].map(|stage| (stage, 0));
+            return stages.map(|stage| (stage, 0)).collect();
         }
         let sizes = Sizes::new(&self.config, tokens, self.dtype());
         let moves = Moves { layer: self, sizes, tokens, choices, caches };
-        [
-            ("expand", sum(&[moves.expand()])),
-            ("combine", sum(&[moves.combine()])),
-            ("score", sum(&[moves.score()])),
-            ("query", sum(&[moves.query()])),
-        ]
+        let of_stage = |stage| match stage {
+            "expand" => moves.expand(),
+            "weigh" => moves.weigh(),
+            "combine" => moves.combine(),
+            "score" => moves.score(),
+            _ => moves.query(),
+        };
+        stages.map(|stage| (stage, sum(&[of_stage(stage)]))).collect()
     }
 }
 
@@ -216,22 +263,33 @@ struct Summed {
 }
 
 impl<R: Runtime> Moves<'_, R> {
-    /// The output's gradient through W_o, scores, rows, W_o's gradient; with a gate, the pooled values again and their way through it.
+    /// The output's gradient through gate, bias and W_o, scores, rows, W_o's gradient; with a gate, the pooled values again and their way
+    /// through it.
     fn expand(&self) -> u128 {
         let (sizes, config) = (&self.sizes, self.sizes.config);
+        let of = &config.capabilities;
         let pooled = sizes.tokens * sizes.pooled_dim();
-        let through_weight =
-            sizes.input() + self.caches.weight(sizes.output_weight() * sizes.element, self.tokens) + pooled * WORD;
-        let rows = self.rows();
-        let pool = sizes.chosen() + self.shuffle() + rows + pooled * sizes.element;
-        let gate = sizes.gate() + pooled * sizes.element + sizes.gate() + 3 * sizes.gate();
-        let gate = if config.capabilities.gated { pool + gate } else { 0 };
-        let locate = sizes.slot_numbers() + self.shuffle() + 2 * sizes.slot_numbers();
-        let pooled_rows = sizes.tokens * wide(config.expansion);
+        let output = sizes.tokens * sizes.hidden;
+        let (finished, grad_element) = match sizes.finishes() {
+            true => (sizes.input() + output * WORD, WORD),
+            false => (0, sizes.element),
+        };
+        let output_gate = if of.output_gated { (output + 2 * sizes.tokens) * WORD } else { 0 };
+        let through_weight = match of.projects {
+            true => {
+                output * grad_element + self.caches.weight(sizes.output() * sizes.element, self.tokens) + pooled * WORD
+            }
+            false => 0,
+        };
+        let rows = self.rows(sizes.value_dim);
+        let pool = sizes.chosen() + self.shuffle() + rows + pooled * sizes.pooled_element();
+        let gate = sizes.gate() + pooled * sizes.pooled_element() + sizes.gate() + 3 * sizes.gate();
+        let gate = if of.gated { pool + gate } else { 0 };
+        let pooled_rows = sizes.tokens * wide(config.pooled_blocks());
         let of_pooled =
             self.caches.gather(pooled * WORD, sizes.slots(), pooled_rows.min(sizes.slots()), sizes.value_dim * WORD);
         let scores = 2 * sizes.slot_numbers() + rows + of_pooled + sizes.grad_scores();
-        let groups = self.group(self.entries(), config.rows(), self.choices.rows);
+        let groups = self.group(self.entries(), config.table_rows(), self.choices.rows);
         let sums = self.sum_rows(&Summed {
             entries: self.entries(),
             factors: sizes.cores(),
@@ -241,9 +299,37 @@ impl<R: Runtime> Moves<'_, R> {
             row: sizes.value_dim * WORD,
             parts: self.choices.row_parts,
         });
-        let gated = if config.capabilities.gated { WORD } else { sizes.element };
-        let weight = self.outer(config.hidden_size, config.pooled_dim(), sizes.element, gated);
-        through_weight + gate + locate + scores + groups + sums + weight
+        let gated = if of.gated { WORD } else { sizes.pooled_element() };
+        let weight = match of.projects {
+            true => self.outer(config.hidden_size, config.pooled_dim(), grad_element, gated),
+            false => 0,
+        };
+        let bias = if of.projects && of.biased { self.column_sum(self.tokens, sizes.hidden) } else { 0 };
+        finished + output_gate + through_weight + gate + self.locate() + scores + groups + sums + weight + bias
+    }
+
+    /// The list of rows.
+    fn locate(&self) -> u128 {
+        3 * self.sizes.slot_numbers() + self.shuffle()
+    }
+
+    /// The products' gradients, `z`'s as a pooling of the pre-values, and the used rows'.
+    fn weigh(&self) -> u128 {
+        let (sizes, config) = (&self.sizes, self.sizes.config);
+        let products = 3 * sizes.grad_scores() + 2 * sizes.slot_numbers();
+        let pool = 2 * sizes.slot_numbers() + self.shuffle() + self.rows(sizes.pre_dim) + sizes.z();
+        let again = if config.pooled_blocks() > 1 { self.locate() } else { 0 };
+        let cast = if sizes.weighs_input() && sizes.element != WORD { sizes.input() + sizes.z() } else { 0 };
+        let sums = self.sum_rows(&Summed {
+            entries: self.entries(),
+            factors: 1,
+            sources: sizes.tokens,
+            width: sizes.pre_dim * WORD,
+            rows: self.choices.rows,
+            row: sizes.pre_dim * WORD,
+            parts: self.choices.row_parts,
+        });
+        products + pool + again + cast + sums
     }
 
     /// The side scores' gradient, and the core's in parts.
@@ -265,18 +351,19 @@ impl<R: Runtime> Moves<'_, R> {
     /// The normalised queries, their gradient and its way through the norm; the keys' likewise.
     fn score(&self) -> u128 {
         let (sizes, config) = (&self.sizes, self.sizes.config);
-        let normalise = 2 * sizes.queries();
+        let normalised = config.capabilities.normalises_queries;
+        let normalise = if normalised { 2 * sizes.queries() } else { 0 };
         let table = sizes.all_keys() * sizes.key();
         let of_keys = self.caches.gather(table, 2 * sizes.slots(), wide(self.choices.keys), sizes.key());
         let grad_queries = sizes.slot_numbers() + sizes.grad_sides() + of_keys + sizes.queries();
-        let through_norm =
-            3 * sizes.queries() + self.norm_parts(self.tokens.saturating_mul(config.query_heads() * 2), 1);
+        let vectors = self.tokens.saturating_mul(config.query_pairs() * 2);
+        let through_norm = if normalised { 3 * sizes.queries() + self.norm_parts(vectors, 1) } else { 0 };
         let list = sizes.slot_numbers() + 4 * sizes.slot_numbers();
         let groups = self.group(self.entries().saturating_mul(2), sizes.all_keys() as usize, self.choices.keys);
         let sums = self.sum_rows(&Summed {
             entries: self.entries().saturating_mul(2),
             factors: sizes.rank,
-            sources: sizes.tokens * wide(config.query_heads() * 2),
+            sources: sizes.tokens * wide(config.query_pairs() * 2),
             width: sizes.key_dim * WORD,
             rows: self.choices.keys,
             row: sizes.key(),
@@ -293,22 +380,20 @@ impl<R: Runtime> Moves<'_, R> {
         normalise + grad_queries + through_norm + list + groups + sums + keys_norm
     }
 
-    /// The queries' gradient through W_q, and W_q's own; the gate's likewise, and the sum of the two.
+    /// The gradients of what the input is mapped to, through the maps' weights, and these weights' own; of several maps, their sum.
     fn query(&self) -> u128 {
-        let (sizes, config) = (&self.sizes, self.sizes.config);
-        let through = |weight| self.caches.weight(weight * sizes.element, self.tokens);
-        let width = config.query_heads() * 2 * config.key_dim;
-        let query = sizes.queries()
-            + through(sizes.hidden * sizes.query_width())
-            + self.outer(width, config.hidden_size, WORD, sizes.element);
-        if !config.capabilities.gated {
-            return query + sizes.input();
-        }
-        let parts = 2 * sizes.tokens * sizes.hidden * WORD;
-        let gate = sizes.gate()
-            + through(sizes.gate_weight())
-            + self.outer(config.value_dim, config.hidden_size, WORD, sizes.element);
-        query + gate + 2 * parts + sizes.input()
+        let (sizes, maps) = (&self.sizes, self.sizes.maps());
+        let of_map = |map: &InputMap| {
+            let bias = if map.biased { self.column_sum(self.tokens, map.width) } else { 0 };
+            let through = self.caches.weight(sizes.hidden * map.width * sizes.element, self.tokens);
+            let own = self.outer(map.width as usize, sizes.config.hidden_size, WORD, sizes.element);
+            sizes.tokens * map.width * WORD + through + own + bias
+        };
+        let parts = wide(maps.len() + usize::from(sizes.weighs_input()));
+        let part = sizes.tokens * sizes.hidden * WORD;
+        // Each map's part is written, and each addition reads two sums and writes one, the last in the input's type.
+        let sum = if parts > 1 { (wide(maps.len()) + 2 * (parts - 1) + parts - 2) * part } else { 0 };
+        maps.iter().map(of_map).sum::<u128>() + sum + sizes.input()
     }
 
     /// Entries of all tokens.
@@ -316,8 +401,9 @@ impl<R: Runtime> Moves<'_, R> {
         self.tokens.saturating_mul(self.sizes.config.heads * self.sizes.config.top_m)
     }
 
-    fn rows(&self) -> u128 {
-        let (sizes, row) = (&self.sizes, self.sizes.value_dim * self.sizes.element);
+    /// Rows of a table of `width` numbers.
+    fn rows(&self, width: u128) -> u128 {
+        let (sizes, row) = (&self.sizes, width * self.sizes.element);
         self.caches.gather(wide(sizes.config.rows()) * row, sizes.slots(), wide(self.choices.rows), row)
     }
 

@@ -20,7 +20,9 @@ pub struct Cost {
     pub score: StageCost,
     /// Pairing the kept keys.
     pub combine: StageCost,
-    /// Reading, pooling and projecting the values, and the gate where there is one.
+    /// Reading the pre-values and multiplying the scores; nothing for a layer without them.
+    pub weigh: StageCost,
+    /// Reading, pooling and projecting the values, and the gates where there are some.
     pub expand: StageCost,
 }
 
@@ -34,18 +36,24 @@ pub struct StageCost {
 }
 
 impl Cost {
-    /// The stages with their names, in their order.
-    pub fn stages(&self) -> [(&'static str, StageCost); 4] {
-        [("query", self.query), ("score", self.score), ("combine", self.combine), ("expand", self.expand)]
+    /// The stages that cost something with their names, in their order.
+    pub fn stages(&self) -> Vec<(&'static str, StageCost)> {
+        let all = [
+            ("query", self.query),
+            ("score", self.score),
+            ("combine", self.combine),
+            ("weigh", self.weigh),
+            ("expand", self.expand),
+        ];
+        all.into_iter().filter(|(_, stage)| stage.bytes > 0).collect()
     }
 
     /// The stages together, each as if it ran alone: what one hands to the next is written once and read once.
     pub fn total(&self) -> StageCost {
-        let stages = self.stages();
-        StageCost {
-            bytes: sum(&stages.map(|(_, stage)| u128::from(stage.bytes))),
-            flops: sum(&stages.map(|(_, stage)| u128::from(stage.flops))),
-        }
+        let all = |part: fn(&StageCost) -> u64| -> Vec<u128> {
+            self.stages().iter().map(|(_, stage)| u128::from(part(stage))).collect()
+        };
+        StageCost { bytes: sum(&all(|stage| stage.bytes)), flops: sum(&all(|stage| stage.flops)) }
     }
 }
 
@@ -53,13 +61,20 @@ impl MemoryConfig {
     /// What a forward pass over `tokens` tokens must cost with weights and activations of `dtype`.
     pub fn cost(&self, tokens: usize, dtype: ElementType) -> Cost {
         let sizes = Sizes::new(self, tokens, dtype);
-        Cost { query: sizes.query(), score: sizes.score(), combine: sizes.combine(), expand: sizes.expand() }
+        Cost {
+            query: sizes.query(),
+            score: sizes.score(),
+            combine: sizes.combine(),
+            weigh: sizes.weigh(),
+            expand: sizes.expand(),
+        }
     }
 
-    /// Bytes that one token reads of the memory itself: its value rows and, where slots are shuffled, their addresses.
+    /// Bytes that one token reads of the memory itself: its value rows, its pre-value rows where there are some, and, where slots are
+    /// shuffled, their addresses.
     pub fn bytes_read_per_token(&self, dtype: ElementType) -> u64 {
         let sizes = Sizes::new(self, 1, dtype);
-        sum(&[sizes.shuffle(), sizes.rows()])
+        sum(&[sizes.shuffle(), sizes.rows(), sizes.pre_rows()])
     }
 }
 
@@ -130,7 +145,7 @@ impl MemoryConfig {
         dtype: ElementType,
         strategies: Strategies,
         caches: Caches,
-    ) -> [(&'static str, u64); 4] {
+    ) -> Vec<(&'static str, u64)> {
         self.traffic_of(tokens, Choices::most(self, tokens), dtype, strategies, caches)
     }
 
@@ -142,7 +157,7 @@ impl MemoryConfig {
         dtype: ElementType,
         strategies: Strategies,
         caches: Caches,
-    ) -> [(&'static str, u64); 4] {
+    ) -> Vec<(&'static str, u64)> {
         let sizes = Sizes::new(self, tokens, dtype);
         let weight = |bytes| caches.weight(bytes, tokens);
         let gather = |table, reads, distinct, width| caches.gather(table, reads, wide(distinct), width);
@@ -154,33 +169,46 @@ impl MemoryConfig {
         let kept_rows = sizes.tokens * sizes.entries * 2;
         let normalised = gather(keys * exact, kept_rows, choices.kept, exact * sizes.key_dim * WORD);
         let query_reads = if candidates > 0 { 2 * sizes.queries() } else { sizes.queries() };
-        let pooled = match strategies.expand {
-            ExpandStrategy::Fused => 0,
-            ExpandStrategy::Pooled(_) => 2 * sizes.tokens * wide(self.pooled_dim()) * sizes.element,
-        };
         let shuffle = if self.capabilities.shuffled {
             gather(wide(self.slots()) * WORD, sizes.tokens * sizes.entries, choices.slots, WORD)
         } else {
             0
         };
-        let table = wide(self.rows()) * sizes.value_dim * sizes.element;
-        let rows = gather(table, sizes.tokens * sizes.entries, choices.rows, sizes.value_dim * sizes.element);
-        let output = weight(wide(self.pooled_dim()) * sizes.hidden * sizes.element);
-        let gate = match self.capabilities.gated {
-            true => {
-                sizes.input()
-                    + weight(sizes.value_dim * sizes.hidden * sizes.element)
-                    + 2 * sizes.tokens * sizes.value_dim * WORD
-            }
-            false => 0,
+        let rows_of = |width: u128| {
+            let row = width * sizes.element;
+            gather(wide(self.rows()) * row, sizes.tokens * sizes.entries, choices.rows, row)
         };
-        let query_weight = weight(sizes.hidden * sizes.query_width() * sizes.element);
-        [
-            ("query", sum(&[sizes.input(), query_weight, sizes.queries()])),
+        let map = |width: u128, biased: bool| {
+            let passes = if biased { 3 } else { 1 };
+            sizes.input() + weight(width * sizes.hidden * sizes.element) + passes * sizes.tokens * width * WORD
+        };
+        let of = &self.capabilities;
+        let mut stages = vec![
+            ("query", sum(&[map(sizes.query_width(), of.biased)])),
             ("score", sum(&[query_reads, weight(keys), 2 * listed, normalised, sizes.kept()])),
             ("combine", sum(&[sizes.kept(), sizes.chosen()])),
-            ("expand", sum(&[sizes.chosen(), shuffle, rows, pooled, output, sizes.input(), gate])),
-        ]
+        ];
+        if let Some(weigh) = of.weigh {
+            let (projected, z) = match weigh.projected {
+                true => (map(sizes.pre_dim, false), sizes.tokens * sizes.pre_dim * WORD),
+                false => (0, sizes.input()),
+            };
+            let moved = [projected, z, sizes.chosen(), shuffle, rows_of(sizes.pre_dim), sizes.weighed()];
+            stages.push(("weigh", sum(&moved)));
+        }
+        let pooled = match strategies.expand {
+            ExpandStrategy::Fused => 0,
+            ExpandStrategy::Pooled(_) => 2 * sizes.tokens * wide(self.pooled_dim()) * sizes.pooled_element(),
+        };
+        let finished = if of.projects && sizes.finishes() { 2 * sizes.tokens * sizes.hidden * WORD } else { 0 };
+        let read = |bytes: u128| sizes.tokens * bytes * WORD;
+        let gate = if of.gated { map(sizes.value_dim, of.biased) + read(sizes.value_dim) } else { 0 };
+        let output_gate = if of.output_gated { map(1, true) + read(1) } else { 0 };
+        let output = weight(sizes.output() * sizes.element);
+        let (rows, chosen) = (rows_of(sizes.value_dim), sizes.chosen());
+        let moved = [chosen, shuffle, rows, pooled, output, sizes.input(), gate, output_gate, finished];
+        stages.push(("expand", sum(&moved)));
+        stages
     }
 }
 
@@ -203,6 +231,7 @@ struct Sizes<'a> {
     rank: u128,
     key_dim: u128,
     value_dim: u128,
+    pre_dim: u128,
 }
 
 /// Bytes of an f32 or a u32.
@@ -219,6 +248,7 @@ impl<'a> Sizes<'a> {
             rank: wide(config.tucker_rank),
             key_dim: wide(config.key_dim),
             value_dim: wide(config.value_dim),
+            pre_dim: wide(config.pre_dim),
         }
     }
 
@@ -253,12 +283,25 @@ impl<'a> Sizes<'a> {
         }
     }
 
+    fn weigh(&self) -> StageCost {
+        let Some(weigh) = self.config.capabilities.weigh else { return StageCost { bytes: 0, flops: 0 } };
+        let projection = if weigh.projected { self.hidden * self.pre_dim } else { 0 };
+        let bytes =
+            [self.input(), projection * self.element, self.chosen(), self.shuffle(), self.pre_rows(), self.weighed()];
+        let flops = 2 * self.tokens * (projection + self.entries * self.pre_dim);
+        StageCost { bytes: sum(&bytes), flops: sum(&[flops]) }
+    }
+
     fn expand(&self) -> StageCost {
-        let output = wide(self.config.pooled_dim()) * self.hidden;
-        let gate = if self.config.capabilities.gated { self.value_dim * self.hidden } else { 0 };
-        let gating = match self.config.capabilities.gated {
+        let of = &self.config.capabilities;
+        let (output, gate) = (self.output(), if of.gated { self.value_dim * self.hidden } else { 0 });
+        let gating = match of.gated {
             true => self.input() + gate * self.element + 2 * self.tokens * self.value_dim * WORD,
             false => 0,
+        };
+        let (output_gate, output_gating) = match of.output_gated {
+            true => (self.hidden, self.input() + self.hidden * self.element + 2 * self.tokens * WORD),
+            false => (0, 0),
         };
         StageCost {
             bytes: sum(&[
@@ -266,15 +309,32 @@ impl<'a> Sizes<'a> {
                 self.shuffle(),
                 self.rows(),
                 output * self.element,
-                self.tokens * self.hidden * self.element,
+                self.input(),
                 gating,
+                output_gating,
             ]),
-            flops: sum(&[2 * self.tokens * (self.entries * self.value_dim + output + gate)]),
+            flops: sum(&[2 * self.tokens * (self.entries * self.value_dim + output + gate + output_gate)]),
         }
     }
 
+    /// Numbers of W_o.
+    fn output(&self) -> u128 {
+        if self.config.capabilities.projects { wide(self.config.pooled_dim()) * self.hidden } else { 0 }
+    }
+
+    /// Whether something is done to pooled or projected values before they are the output.
+    fn finishes(&self) -> bool {
+        let of = &self.config.capabilities;
+        !of.projects || of.biased || of.output_gated
+    }
+
+    /// Bytes of a pooled number.
+    fn pooled_element(&self) -> u128 {
+        if self.config.capabilities.projects { self.element } else { WORD }
+    }
+
     fn query_width(&self) -> u128 {
-        wide(self.config.query_heads()) * 2 * self.key_dim
+        wide(self.config.query_pairs()) * 2 * self.key_dim
     }
 
     fn input(&self) -> u128 {
@@ -301,6 +361,15 @@ impl<'a> Sizes<'a> {
 
     fn rows(&self) -> u128 {
         self.tokens * self.entries * self.value_dim * self.element
+    }
+
+    fn pre_rows(&self) -> u128 {
+        self.tokens * self.entries * self.pre_dim * self.element
+    }
+
+    /// What weighing writes: scores, and a product a slot.
+    fn weighed(&self) -> u128 {
+        self.tokens * self.entries * WORD * (1 + wide(self.config.cores))
     }
 }
 

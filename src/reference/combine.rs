@@ -6,8 +6,8 @@
 
 use rayon::prelude::*;
 
-use super::{below, length, selection_order, whole_rows};
-use crate::{MemoryConfig, Result, Weights};
+use super::{below, length, numbers, selection_order, whole_rows};
+use crate::{MemoryConfig, Result, Weight, Weights};
 
 use super::Kept;
 
@@ -36,7 +36,7 @@ pub fn combine(config: &MemoryConfig, weights: &Weights<'_>, kept: &Kept) -> Res
     let scores_width = keys_width * config.tucker_rank;
     length("kept.scores", kept.scores.len(), pairs * scores_width)?;
     below("kept.keys", &kept.keys, config.side_keys)?;
-    let cores: Vec<f64> = weights.cores.iter().map(|&c| f64::from(c)).collect();
+    let cores = numbers(weights, Weight::Cores);
     let of_head = |(at, (keys, scores)): (usize, (_, _))| {
         choose(&Grid { config, cores: &cores, head: at % config.heads, keys, scores })
     };

@@ -2,12 +2,13 @@
 //!
 //! | stage | gives |
 //! |---|---|
-//! | [`query`] | normalised queries `[tokens, query_heads, 2, key_dim]` |
+//! | [`query`] | normalised queries `[tokens, query_pairs, 2, key_dim]` |
 //! | [`score`] | [`Kept`]: the `top_m` keys of each side and their scores |
 //! | [`combine`] | [`Chosen`]: the `top_m` pairs of each head and their scores |
+//! | [`weigh`] | [`Weighed`]: the scores times what the pre-values make of the input, where the layer has them |
 //! | [`expand`] | the output `[tokens, hidden_size]` |
 //!
-//! [`forward`] runs the four in turn; [`baseline`] holds what memory layers are compared with. Weights of any element type are widened to f64 as they are, so an f16 layer is
+//! [`forward`] runs them in turn; [`baseline`] holds what memory layers are compared with. Weights of any element type are widened to f64 as they are, so an f16 layer is
 //! judged on its rounded weights. All cores share the tokens, to the same bits. No token sees another one: a NaN or an infinity in one input row spoils that row
 //! alone.
 
@@ -19,6 +20,7 @@ mod judge;
 mod optimiser;
 mod query;
 mod score;
+mod weigh;
 
 use std::cmp::Ordering;
 
@@ -29,8 +31,9 @@ pub use judge::{Judged, judge, judge_chosen};
 pub use optimiser::Optimiser;
 pub use query::query;
 pub use score::{Kept, score};
+pub use weigh::{Weighed, weigh};
 
-use crate::{Error, HostTensor, MemoryConfig, Norm, Result, Weights};
+use crate::{Error, MemoryConfig, Norm, Result, Weight, Weights};
 
 /// What one forward pass gives.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,11 +42,11 @@ pub struct Forward {
     pub output: Vec<f64>,
     /// The chosen slots before the shuffle, largest total first: `[tokens, heads, top_m]`.
     pub slots: Vec<u32>,
-    /// The chosen slots' scores: `[tokens, heads, top_m, cores]`.
+    /// The chosen slots' scores, before they are weighed: `[tokens, heads, top_m, cores]`.
     pub scores: Vec<f64>,
 }
 
-/// One forward pass (arXiv 2411.12364 section 3; arXiv 1907.05242 section 3; arXiv 2412.09764 section 3) over `input`
+/// One forward pass (arXiv 2411.12364 section 3; 2508.18756; 1907.05242 section 3; 2412.09764 section 3; 2407.04153) over `input`
 /// `[tokens, hidden_size]`.
 ///
 /// # Errors
@@ -52,7 +55,8 @@ pub fn forward(config: &MemoryConfig, weights: &Weights<'_>, input: &[f32]) -> R
     let query = query(config, weights, input)?;
     let kept = score(config, weights, &query)?;
     let chosen = combine(config, weights, &kept)?;
-    let output = expand(config, weights, input, &chosen)?;
+    let weighed = weigh(config, weights, input, &chosen)?;
+    let output = expand(config, weights, input, &chosen.slots, &weighed.scores)?;
     Ok(Forward { output, slots: chosen.slots, scores: chosen.scores })
 }
 
@@ -84,8 +88,9 @@ fn below(name: &str, indices: &[u32], limit: usize) -> Result<()> {
     }
 }
 
-fn widen(tensor: &HostTensor<'_>) -> Vec<f64> {
-    to_f64(&tensor.to_f32())
+/// The numbers of a weight; none if the layer does not have it.
+fn numbers(weights: &Weights<'_>, weight: Weight) -> Vec<f64> {
+    to_f64(&weights.numbers(weight))
 }
 
 fn to_f64(numbers: &[f32]) -> Vec<f64> {
@@ -108,6 +113,13 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 /// `W x` with `matrix` `[out, x.len()]`.
 fn linear(matrix: &[f64], x: &[f64]) -> Vec<f64> {
     matrix.chunks_exact(x.len()).map(|row| dot(row, x)).collect()
+}
+
+/// `W x + b`; an empty `bias` adds nothing.
+fn affine(matrix: &[f64], bias: &[f64], x: &[f64]) -> Vec<f64> {
+    let mut product = linear(matrix, x);
+    product.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
+    product
 }
 
 /// RMSNorm or LayerNorm without bias, in place.

@@ -1,15 +1,15 @@
-//! Query: `q = norm(W_q x)`.
+//! Query: `q = norm(W_q x + b_q)`, the bias and the norm where the layer has them.
 //!
-//! `input` `[tokens, hidden_size]` and `W_q` `[query_heads · 2 · key_dim, hidden_size]` give `[tokens, query_heads, 2,
+//! `input` `[tokens, hidden_size]` and `W_q` `[query_pairs · 2 · key_dim, hidden_size]` give `[tokens, query_pairs, 2,
 //! key_dim]`: a row query and a column query, each normalised over `key_dim` with the weight that all of them share.
 
 use rayon::prelude::*;
 
-use super::{linear, normalise, to_f64, whole_rows, widen};
-use crate::{MemoryConfig, Result, Weights};
+use super::{affine, normalise, numbers, to_f64, whole_rows};
+use crate::{MemoryConfig, Result, Weight, Weights};
 
-/// The normalised queries `[tokens, query_heads, 2, key_dim]` of `input` `[tokens, hidden_size]` (arXiv 1907.05242
-/// section 3.1). `query_heads` is 1 where all heads share a query.
+/// The normalised queries `[tokens, query_pairs, 2, key_dim]` of `input` `[tokens, hidden_size]` (arXiv 1907.05242
+/// section 3.1).
 ///
 /// # Errors
 /// [`Error::Tensor`](crate::Error::Tensor) or [`Error::Length`](crate::Error::Length) if `weights` do not fit `config`
@@ -17,15 +17,18 @@ use crate::{MemoryConfig, Result, Weights};
 pub fn query(config: &MemoryConfig, weights: &Weights<'_>, input: &[f32]) -> Result<Vec<f64>> {
     weights.check(config)?;
     whole_rows("input", input.len(), "hidden_size", config.hidden_size)?;
-    let projection = widen(&weights.query_proj);
-    let norm_weight = widen(&weights.query_norm);
-    let query = |token: &[f32]| {
-        let mut product = linear(&projection, &to_f64(token));
-        for half in product.chunks_exact_mut(config.key_dim) {
-            normalise(config, &norm_weight, half);
-        }
-        product
-    };
+    let norm_weight = numbers(weights, Weight::QueryNorm);
+    let mut queries = raw(config, weights, input);
+    if config.capabilities.normalises_queries {
+        queries.par_chunks_exact_mut(config.key_dim).for_each(|half| normalise(config, &norm_weight, half));
+    }
+    Ok(queries)
+}
+
+/// The queries before their norm.
+pub(super) fn raw(config: &MemoryConfig, weights: &Weights<'_>, input: &[f32]) -> Vec<f64> {
+    let (projection, bias) = (numbers(weights, Weight::QueryProj), numbers(weights, Weight::QueryBias));
+    let query = |token: &[f32]| affine(&projection, &bias, &to_f64(token));
     let queries: Vec<_> = input.par_chunks_exact(config.hidden_size).map(query).collect();
-    Ok(queries.concat())
+    queries.concat()
 }

@@ -1,13 +1,13 @@
 //! Score: how well each key of a side answers the query, and which keys are kept.
 //!
 //! `S_side[head, i, ρ] = q[side] · K̂[head, side, i, :, ρ]`, judged by `p_side[i] = Σ_ρ w_side[head, ρ] · S_side[i, ρ]`.
-//! `query` `[tokens, query_heads, 2, key_dim]` and `keys` `[heads, 2, side_keys, key_dim, tucker_rank]` give the `top_m`
+//! `query` `[tokens, query_pairs, 2, key_dim]` and `keys` `[heads, 2, side_keys, key_dim, tucker_rank]` give the `top_m`
 //! keys of each side and their `S` `[tokens, heads, 2, top_m, tucker_rank]`.
 
 use rayon::prelude::*;
 
-use super::{dot, normalise, selection_order, whole_rows, widen};
-use crate::{MemoryConfig, Result, Weights};
+use super::{dot, normalise, numbers, selection_order, whole_rows};
+use crate::{MemoryConfig, Result, Weight, Weights};
 
 /// The keys that [`score`] keeps.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -23,7 +23,7 @@ pub struct Kept {
 /// Scores every key of both sides and keeps the `top_m` of each (arXiv 2411.12364 section 3.1, Tucker decomposed
 /// query-key retrieval; arXiv 1907.05242 section 3.2).
 ///
-/// `query` is `[tokens, query_heads, 2, key_dim]`, already normalised. The larger `p` is kept first, of equal ones the
+/// `query` is `[tokens, query_pairs, 2, key_dim]`, already normalised. The larger `p` is kept first, of equal ones the
 /// smaller key, and never a NaN before a number.
 ///
 /// # Errors
@@ -31,14 +31,14 @@ pub struct Kept {
 /// or `query` is not whole rows.
 pub fn score(config: &MemoryConfig, weights: &Weights<'_>, query: &[f64]) -> Result<Kept> {
     weights.check(config)?;
-    let query_width = config.query_heads() * 2 * config.key_dim;
-    whole_rows("query", query.len(), "query_heads · 2 · key_dim", query_width)?;
+    let query_width = config.query_pairs() * 2 * config.key_dim;
+    whole_rows("query", query.len(), "query_pairs · 2 · key_dim", query_width)?;
     let keys = scored_keys(config, weights);
     let side_len = config.side_keys * config.tucker_rank * config.key_dim;
     let of_token = |token: &[f64]| {
         let mut kept = Kept::default();
         for head in 0..config.heads {
-            let pair = head % config.query_heads();
+            let pair = head / config.heads_per_pair();
             for side in 0..2 {
                 let query = &token[(pair * 2 + side) * config.key_dim..][..config.key_dim];
                 let keys = &keys[(head * 2 + side) * side_len..][..side_len];
@@ -60,8 +60,8 @@ pub fn score(config: &MemoryConfig, weights: &Weights<'_>, query: &[f64]) -> Res
 
 /// The keys as they are scored, rank before width: `[heads, 2, side_keys, tucker_rank, key_dim]`.
 pub(super) fn scored_keys(config: &MemoryConfig, weights: &Weights<'_>) -> Vec<f64> {
-    let keys = widen(&weights.keys);
-    let norm_weight = widen(&weights.keys_norm);
+    let keys = numbers(weights, Weight::Keys);
+    let norm_weight = numbers(weights, Weight::KeysNorm);
     let mut scored = Vec::with_capacity(keys.len());
     for key in keys.chunks_exact(config.key_dim * config.tucker_rank) {
         for rank in 0..config.tucker_rank {

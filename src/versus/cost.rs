@@ -28,7 +28,9 @@ impl Plan {
         }
         let mut parts: Vec<_> = blocks_parts.into_iter().map(|(name, cost)| (name, times(cost, blocks))).collect();
         if let Some(memory) = &self.memory {
-            parts.extend(memory.cost(batch, dtype).stages().map(|(name, cost)| (name, times(cost, memory_layers))));
+            parts.extend(
+                memory.cost(batch, dtype).stages().into_iter().map(|(name, cost)| (name, times(cost, memory_layers))),
+            );
         }
         parts
     }
@@ -80,7 +82,7 @@ fn memory_bytes(memory: &MemoryConfig, element: u64) -> u64 {
     let shuffle = if memory.expansion > 1 { memory.slots() as u64 * WORD } else { 0 };
     let keys = key_numbers(memory);
     let gate = if memory.capabilities.gated { memory.value_dim } else { 0 };
-    let width = memory.query_heads() * 2 * memory.key_dim + memory.pooled_dim() + gate;
+    let width = memory.query_pairs() * 2 * memory.key_dim + memory.pooled_dim() + gate;
     values + shuffle + keys * (element + 2 * WORD) + 2 * (width * memory.hidden_size) as u64 * element
 }
 

@@ -10,8 +10,7 @@ use ultramem_kernels::linear::{ProjectStrategy, project};
 use ultramem_kernels::{Tensor, from_f32, from_u32, random};
 
 use super::{Plan, Scale};
-use crate::table::ValueTable;
-use crate::{ElementType, LayerWeights, MemoryConfig, MemoryLayer, Result, TuckerCore};
+use crate::{ElementType, LayerWeights, MemoryConfig, MemoryLayer, Result};
 
 /// A plan's model on a device.
 pub struct Decoder<R: Runtime> {
@@ -98,34 +97,27 @@ impl<R: Runtime> Draw<'_, R> {
     }
 
     fn memory(&mut self, config: &MemoryConfig) -> Result<MemoryLayer<R>> {
-        let (hidden, heads, key_dim, rank) = (config.hidden_size, config.heads, config.key_dim, config.tucker_rank);
-        let gate = |draw: &mut Self| draw.weights("gate_proj", &[config.value_dim, hidden], hidden);
-        let shuffle = || from_u32(self.client, &[config.slots()], &scattered(config.slots()));
-        let weights = LayerWeights {
-            shuffle: config.capabilities.shuffled.then(shuffle).transpose()?,
-            core: config.tucker().then(|| self.core(config)).transpose()?,
-            query_proj: self.weights("query_proj", &[config.query_heads() * 2 * key_dim, hidden], hidden)?,
-            query_norm: self.ones(key_dim)?,
-            keys: self.weights("keys", &[heads, 2, config.side_keys, key_dim, rank], key_dim)?,
-            keys_norm: self.ones(key_dim)?,
-            values: ValueTable::from_device(self.weights("values", &[config.rows(), config.value_dim], 1)?)?,
-            values_proj: self.weights("values_proj", &[hidden, config.pooled_dim()], config.pooled_dim())?,
-            gate_proj: config.capabilities.gated.then(|| gate(self)).transpose()?,
-        };
+        let weights = LayerWeights::make(config, self.dtype, |name, shape, storage| match name {
+            "shuffle_index" => Ok(from_u32(self.client, shape, &scattered(config.slots()))?),
+            "tucker_core" => self.core(config, shape),
+            // Any vectors do where nothing is learnt.
+            "tucker_core_u" | "tucker_core_v" => {
+                let side = (config.tucker_rank as f32).powf(-0.5);
+                Ok(from_f32(self.client, shape, &vec![side; config.heads * config.tucker_rank])?)
+            }
+            "values_for_look_up" | "pre_values_for_look_up" => self.weights(name, shape, 1),
+            "keys" => self.weights(name, shape, config.key_dim),
+            _ if storage != self.dtype.storage() || shape.len() < 2 => self.ones(shape[0]),
+            _ => self.weights(name, shape, shape[1]),
+        })?;
         MemoryLayer::from_device(self.client, config.clone(), weights)
     }
 
-    /// Cores whose sum is judged by its first row and column: any vectors do where nothing is learnt.
-    fn core(&self, config: &MemoryConfig) -> Result<TuckerCore<R>> {
-        let (heads, rank) = (config.heads, config.tucker_rank);
-        let count = config.cores * heads * rank * rank;
-        let cores: Vec<f32> = (0..count).map(|at| 1.0 / (1 + at % (rank + 1)) as f32).collect();
-        let side = vec![(rank as f32).powf(-0.5); heads * rank];
-        Ok(TuckerCore {
-            cores: from_f32(self.client, &[config.cores, heads, rank, rank], &cores)?,
-            u: from_f32(self.client, &[heads, rank], &side)?,
-            v: from_f32(self.client, &[heads, rank], &side)?,
-        })
+    /// Cores whose sum is judged by its first row and column.
+    fn core(&self, config: &MemoryConfig, shape: &[usize]) -> Result<Tensor<R>> {
+        let count = shape.iter().product();
+        let cores: Vec<f32> = (0..count).map(|at: usize| 1.0 / (1 + at % (config.tucker_rank + 1)) as f32).collect();
+        Ok(from_f32(self.client, shape, &cores)?)
     }
 }
 

@@ -143,9 +143,7 @@ impl Scale {
         let rows = share + entries as f64;
         let shape = match kind {
             Kind::UltraMem => Dimensions { key_dim: self.hidden_size / 4, ..base },
-            Kind::ProductKey | Kind::MemoryPlus => {
-                Dimensions { key_dim: self.hidden_size / 2, tucker_rank: 1, cores: 1, expansion: 1, ..base }
-            }
+            _ => Dimensions { key_dim: self.hidden_size / 2, tucker_rank: 1, cores: 1, expansion: 1, ..base },
         };
         // The side's square is a multiple of the expansion where the side is a multiple of its root.
         let step = shape.expansion.isqrt();
@@ -315,7 +313,7 @@ mod tests {
                     // approximate score, whatever the rank, and again where it is kept.
                     let exact = if memory.tucker_rank > 1 { memory.top_m * memory.tucker_rank } else { 0 };
                     let keys = memory.heads * 2 * (memory.side_keys + exact) * memory.key_dim;
-                    let queries = memory.query_heads() * 2 * memory.key_dim * memory.hidden_size;
+                    let queries = memory.query_pairs() * 2 * memory.key_dim * memory.hidden_size;
                     let gate = if memory.capabilities.gated { memory.value_dim * memory.hidden_size } else { 0 };
                     let output = memory.pooled_dim() * memory.hidden_size;
                     let gathered = memory.heads * memory.top_m * memory.value_dim;

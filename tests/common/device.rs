@@ -7,7 +7,10 @@
 use cubecl::future::block_on;
 use cubecl::prelude::*;
 use ultramem::kernels::{expand::ExpandStrategy, linear::ProjectStrategy, score::ScoreStrategy};
-use ultramem::{ElementType, HostTensor, Kept, MemoryConfig, MemoryLayer, Strategies, Tensor, Weights, reference};
+use ultramem::{
+    Capabilities, Dimensions, ElementType, HostTensor, Kept, Kind, MemoryConfig, MemoryLayer, PerWeight, Strategies,
+    Tensor, Weight, Weights, reference,
+};
 
 pub type Client = ComputeClient<Adapter>;
 pub type Layer = MemoryLayer<Adapter>;
@@ -201,24 +204,9 @@ impl Found {
 
 /// The weights as a device holds them: all that is stored in the layer's element type is rounded to it.
 pub fn rounded(weights: &Weights<'_>, dtype: ElementType) -> Weights<'static> {
-    let round = |tensor: &HostTensor<'_>, dtype: ElementType| {
-        HostTensor::from_f32(tensor.shape(), &tensor.cast(dtype).to_f32()).unwrap()
-    };
-    let full = |tensor: &HostTensor<'_>| round(tensor, ElementType::F32);
-    let stored = |tensor: &HostTensor<'_>| round(tensor, dtype);
-    Weights {
-        query_proj: stored(&weights.query_proj),
-        query_norm: full(&weights.query_norm),
-        keys: stored(&weights.keys),
-        keys_norm: full(&weights.keys_norm),
-        cores: weights.cores.clone(),
-        core_u: weights.core_u.clone(),
-        core_v: weights.core_v.clone(),
-        shuffle_index: weights.shuffle_index.clone(),
-        values: stored(&weights.values),
-        values_proj: stored(&weights.values_proj),
-        gate_proj: weights.gate_proj.as_ref().map(stored),
-    }
+    let wide = |tensor: &HostTensor<'_>| HostTensor::from_f32(tensor.shape(), &tensor.to_f32()).unwrap();
+    let rounded = weights.rounded(dtype);
+    Weights { tensors: PerWeight::from_fn(|weight| rounded.get(weight).map(wide)), ..rounded }
 }
 
 /// Tokens that were compared, and how many of them chose otherwise than the oracle because two scores are equal but for
@@ -310,28 +298,31 @@ pub fn host(client: &Client, kept: &Kept<Adapter>) -> reference::Kept {
     reference::Kept { keys: read_u32(client, &kept.keys), approximate: Vec::new(), scores }
 }
 
-/// `W_q x`, before the norm.
+/// `W_q x + b_q`, before the norm.
 fn products_of(config: &MemoryConfig, weights: &Weights<'_>, input: &[f32]) -> Vec<f64> {
-    let matrix = weights.query_proj.to_f32();
+    let (matrix, bias) = (weights.numbers(Weight::QueryProj), weights.numbers(Weight::QueryBias));
     let dot = |x: &[f32], w: &[f32]| -> f64 { x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum() };
-    let rows = |x| matrix.chunks(config.hidden_size).map(move |w| dot(x, w));
+    let bias = |row: usize| bias.get(row).map_or(0.0, |&bias| f64::from(bias));
+    let rows = |x| matrix.chunks(config.hidden_size).enumerate().map(move |(row, w)| dot(x, w) + bias(row));
     input.chunks(config.hidden_size).flat_map(rows).collect()
 }
 
 /// The oracle's norm of what the device projected: the oracle's query with the identity for `W_q`.
 pub fn normalised(config: &MemoryConfig, weights: &Weights<'_>, products: &[f32]) -> Vec<f64> {
-    let width = config.query_heads() * 2 * config.key_dim;
-    let wide = MemoryConfig::new(ultramem::Dimensions { hidden_size: width, ..(**config).clone() }).unwrap();
-    let zeros =
-        |rows: usize, columns: usize| HostTensor::from_f32([rows, columns], &vec![0.0; rows * columns]).unwrap();
-    let identity: Vec<f32> = (0..width * width).map(|i| f32::from(u8::from(i / width == i % width))).collect();
-    let weights = Weights {
-        query_proj: HostTensor::from_f32([width, width], &identity).unwrap(),
-        values_proj: zeros(width, config.pooled_dim()),
-        gate_proj: config.capabilities.gated.then(|| zeros(config.value_dim, width)),
-        ..weights.clone()
+    let width = config.query_pairs() * 2 * config.key_dim;
+    let plain = Capabilities {
+        queries: config.capabilities.queries,
+        scores: config.capabilities.scores,
+        normalises_queries: config.capabilities.normalises_queries,
+        ..Kind::ProductKey.capabilities()
     };
-    reference::query(&wide, &weights, products).unwrap()
+    let dims = Dimensions { capabilities: plain, hidden_size: width, pre_dim: 0, shared: None, ..(**config).clone() };
+    let wide = MemoryConfig::new(dims).unwrap();
+    let identity: Vec<f32> = (0..width * width).map(|i| f32::from(u8::from(i / width == i % width))).collect();
+    let mut own = Weights::random(&wide, 0);
+    own.tensors[Weight::QueryProj] = Some(HostTensor::from_f32([width, width], &identity).unwrap());
+    own.tensors[Weight::QueryNorm] = weights.get(Weight::QueryNorm).map(|norm| norm.clone().into_owned());
+    reference::query(&wide, &own, products).unwrap()
 }
 
 /// Asserts that the best keys were kept, but for keys whose scores are the last kept one's within [`NEAR`], and that

@@ -6,10 +6,10 @@ use std::collections::BTreeSet;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use ultramem::kernels::combine::Chosen;
-use ultramem::kernels::expand::{ExpandStrategy, Memory, expand, expand_backward};
+use ultramem::kernels::expand::{ExpandStrategy, Memory, Pooled, expand, expand_backward};
 use ultramem::kernels::linear::ProjectStrategy;
 use ultramem::kernels::optimiser::{Optimiser, Rule, Step};
-use ultramem::kernels::{Error, Tensor, empty, from_f32, from_u32};
+use ultramem::kernels::{Error, RowSource, Tensor, empty, from_f32, from_u32};
 use ultramem::{ElementType, HostTensor};
 
 /// Numbers of a value row.
@@ -117,7 +117,14 @@ impl<'a, R: Runtime> Large<'a, R> {
     }
 
     fn memory(&self) -> Memory<'_, R> {
-        Memory { values: std::slice::from_ref(&self.values), weight: &self.weight[0], shuffle: None, gate: None }
+        Memory {
+            values: std::slice::from_ref(&self.values),
+            rows: RowSource::own(&[], 1, self.values.shape()[0]),
+            weight: Some(&self.weight[0]),
+            bias: None,
+            gate: None,
+            output_gate: None,
+        }
     }
 
     fn assert_close(&self, what: &str, found: &[f32], expected: &[f64]) {
@@ -149,7 +156,9 @@ impl<'a, R: Runtime> Large<'a, R> {
         let handle = self.client.create_from_slice(rounded.cast(self.dtype).bytes());
         let grad_output = Tensor::new_contiguous(self.client, vec![TOKENS, HIDDEN], handle, self.dtype.storage());
         let (memory, tile) = (self.memory(), ProjectStrategy::Tile);
-        let found = expand_backward(self.client, &self.chosen, &memory, &self.weight[1], None, &grad_output, tile)?;
+        let saved = Pooled { pooled: None, projected: None };
+        let found =
+            expand_backward(self.client, &self.chosen, &memory, Some(&self.weight[1]), saved, &grad_output, tile)?;
 
         let of_pooled = |token, column| -> f64 {
             (0..HIDDEN).map(|out| f64::from(gradient(token, out)) * number(out, column)).sum()

@@ -7,16 +7,17 @@ use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use ultramem::ElementType;
 use ultramem::kernels::baseline::{Activation, Experts, attention, dense, moe, residual, route};
 use ultramem::kernels::combine::{Chosen, PairScore, combine, combine_backward, core_shares};
-use ultramem::kernels::expand::{ExpandStrategy, Memory, expand, expand_backward, pool};
+use ultramem::kernels::expand::{ExpandStrategy, Memory, Pooled, expand, expand_backward, pool};
 use ultramem::kernels::linear::{ProjectStrategy, project};
 use ultramem::kernels::optimiser::{Optimiser, Rule, Step};
 use ultramem::kernels::query::{Map, query, query_backward};
 use ultramem::kernels::score::{
-    Kept, KeyFactors, PreparedKeys, ScoreStrategy, Scored, candidates, prepare_keys, score, score_backward,
+    Kept, KeyFactors, PreparedKeys, Queries, ScoreStrategy, Scored, candidates, prepare_keys, score, score_backward,
 };
+use ultramem::kernels::weigh::{self, PreValues};
 use ultramem::kernels::{
-    Error, Norm, RowGradients, Tensor, column_sum_rows, empty, norm_tile, random, retrieve, sort_cost, transpose,
-    u32_storage, weight_tiles,
+    Error, Norm, RowGradients, RowSource, Tensor, column_sum_rows, empty, norm_tile, random, retrieve, sort_cost,
+    transpose, u32_storage, weight_tiles,
 };
 
 const SIZES: [usize; 12] = [0, 1, 1, 2, 3, 4, 5, 7, 8, 12, 16, 33];
@@ -108,7 +109,7 @@ fn shaped<R: Runtime>(what: &str, tensor: &Tensor<R>, shape: &[usize]) {
 pub fn call<R: Runtime>(client: &ComputeClient<R>, other: &ComputeClient<R>, seed: u64) -> (&'static str, bool) {
     let mut rng = StdRng::seed_from_u64(seed);
     let hostile = rng.random_range(0..2) == 0;
-    let which = rng.random_range(0..14);
+    let which = rng.random_range(0..15);
     let draw = &mut Draw { client, other, rng, hostile };
     let (name, result) = match which {
         0 => ("maps", maps(draw)),
@@ -120,6 +121,7 @@ pub fn call<R: Runtime>(client: &ComputeClient<R>, other: &ComputeClient<R>, see
         6 => ("score_backward", backward_of_scores(draw)),
         7 => ("expand", expanded(draw, false)),
         8 => ("expand_backward", expanded(draw, true)),
+        14 => ("weigh", weighed(draw)),
         9 => ("row gradients", row_gradients(draw)),
         10 => ("optimiser", optimised(draw)),
         11 => ("baselines", baselines(draw)),
@@ -141,7 +143,9 @@ fn maps<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
     let numbers = random(draw.client, "numbers", &[rows, columns], ElementType::F32, 1.0, 1)?;
     shaped("random", &numbers, &[rows, columns]);
     let strategy = draw.product();
-    let found = query(draw.client, &input, &weight, strategy);
+    let bias = draw.float(&[width]);
+    let bias = draw.one_in(2).then_some(&bias);
+    let found = query(draw.client, &input, &weight, bias, strategy);
     let output = if draw.hostile && draw.one_in(4) { u32_storage() } else { draw.element() };
     let mapped = project(draw.client, &input, &weight, output, strategy)?;
     shaped("project", &mapped, &[input.shape()[0], weight.shape()[1]]);
@@ -154,13 +158,18 @@ fn backward_of_maps<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
     let input = draw.tensor(&[tokens, hidden], dtype);
     let (weight, grad) = (draw.tensor(&[width, hidden], dtype), draw.float(&[tokens, width]));
     let (second_weight, second_grad) = (draw.tensor(&[other, hidden], dtype), draw.float(&[tokens, other]));
-    let second = Map { weight: &second_weight, grad: &second_grad };
-    let second = draw.one_in(2).then_some(&second);
-    let map = Map { weight: &weight, grad: &grad };
+    let biased = draw.one_in(2);
+    let mut maps = vec![Map { weight: &weight, biased, grad: &grad }];
+    if draw.one_in(2) {
+        maps.push(Map { weight: &second_weight, biased, grad: &second_grad });
+    }
+    let more = draw.float(&[tokens, hidden]);
+    let more = draw.one_in(2).then_some(&more);
     let strategy = draw.product();
-    let found = query_backward(draw.client, &input, &map, second, strategy)?;
+    let found = query_backward(draw.client, &input, &maps, more, strategy)?;
     shaped("gradient of the input", &found.input, &input.shape().to_vec());
-    shaped("gradient of the weight", &found.weight, &weight.shape().to_vec());
+    shaped("gradient of the weight", &found.maps[0].weight, &weight.shape().to_vec());
+    assert!(found.maps.iter().all(|map| map.bias.is_some() == biased));
     Ok(())
 }
 
@@ -184,10 +193,12 @@ fn keys<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<Keys<R>, Error> {
 fn scores<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
     let (_, keys, [heads, side_keys, key_dim, rank]) = keys(draw)?;
     let (tokens, top_m) = (draw.size(), if draw.hostile { draw.size() } else { draw.some().min(side_keys) });
-    let pairs = if draw.one_in(2) { 1 } else { heads };
+    let heads_per_pair = if draw.hostile { draw.size() } else { draw.some().max(1) };
+    let pairs = heads.div_ceil(heads_per_pair.max(1)) + usize::from(draw.one_in(4));
     let (input, norm) = (draw.float(&[tokens, pairs * 2 * key_dim]), draw.float(&[key_dim]));
     let (kind, strategy) = (draw.norm(), draw.split());
-    let kept = score(draw.client, &input, &norm, kind, 1e-5, &keys, top_m, strategy)?;
+    let norm = draw.one_in(2).then_some((kind, 1e-5, &norm));
+    let kept = score(draw.client, &Queries { numbers: &input, norm, heads_per_pair }, &keys, top_m, strategy)?;
     let tokens = input.shape()[0];
     shaped("kept keys", &kept.keys, &[tokens, heads, 2, top_m]);
     shaped("kept scores", &kept.scores, &[tokens, heads, 2, top_m, rank]);
@@ -222,7 +233,9 @@ fn retrieved<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
     let core = draw.float(&[2, heads, rank, rank]);
     let pairs = if rank == 1 && draw.one_in(2) { PairScore::Additive } else { PairScore::Tucker(&core) };
     let (kind, strategy) = (draw.norm(), draw.split());
-    let (kept, chosen) = retrieve(draw.client, &input, &norm, kind, 1e-5, &keys, top_m, strategy, &pairs)?;
+    let norm = draw.one_in(2).then_some((kind, 1e-5, &norm));
+    let queries = Queries { numbers: &input, norm, heads_per_pair: heads };
+    let (kept, chosen) = retrieve(draw.client, &queries, &keys, top_m, strategy, &pairs)?;
     shaped("kept keys", &kept.keys, &[input.shape()[0], heads, 2, top_m]);
     shaped("slots", &chosen.slots, &[input.shape()[0], heads, top_m]);
     Ok(())
@@ -231,16 +244,15 @@ fn retrieved<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
 fn backward_of_scores<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
     let (keys, prepared, [heads, side_keys, key_dim, rank]) = keys(draw)?;
     let [tokens, top_m] = [draw.size(), draw.some()];
-    let pairs = if draw.one_in(2) { 1 } else { heads };
+    let heads_per_pair = draw.some();
+    let pairs = heads.div_ceil(heads_per_pair.max(1)) + usize::from(draw.one_in(4));
     let (input, norm) = (draw.float(&[tokens, pairs * 2 * key_dim]), draw.float(&[key_dim]));
     let slots = draw.tensor(&[tokens, heads, top_m], u32_storage());
+    let norm = (draw.norm(), 1e-5, &norm);
     let scored = Scored {
-        query: &input,
-        query_norm: &norm,
-        norm: draw.norm(),
-        eps: 1e-5,
+        queries: Queries { numbers: &input, norm: draw.one_in(2).then_some(norm), heads_per_pair },
         keys: &keys,
-        keys_norm: draw.one_in(2).then_some(&norm),
+        keys_norm: draw.one_in(2).then_some(norm),
         prepared: &prepared,
         slots: &slots,
     };
@@ -251,45 +263,93 @@ fn backward_of_scores<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
     Ok(())
 }
 
+/// A shuffle of `slots` entries in some pages.
+fn shuffle<R: Runtime>(draw: &mut Draw<'_, R>, slots: usize) -> Vec<Tensor<R>> {
+    let first = if draw.one_in(2) { slots } else { slots / 2 };
+    let pages = [first, slots - first].into_iter().filter(|&entries| entries > 0);
+    pages.map(|entries| draw.tensor(&[entries], u32_storage())).collect()
+}
+
 fn expanded<R: Runtime>(draw: &mut Draw<'_, R>, backward: bool) -> Result<(), Error> {
     let ([tokens, heads, top_m, cores], dtype) =
         ([draw.size(), draw.some().min(3), draw.some(), draw.some().min(3)], draw.element());
-    let [slice, expansion, hidden] = [draw.some(), draw.some().min(4), draw.some()];
+    let [slice, blocks, hidden] = [draw.some(), draw.some().min(4), draw.some()];
     let value_dim = cores * slice;
     let pages = if draw.one_in(3) { draw.size().min(3) } else { 1 };
     let values: Vec<_> = (0..pages).map(|_| (draw.some(), dtype)).collect();
-    let rows: usize = values.iter().map(|(rows, _)| rows).sum();
+    let table_rows: usize = values.iter().map(|(rows, _)| rows).sum();
     let values: Vec<_> = values.into_iter().map(|(rows, dtype)| draw.tensor(&[rows, value_dim], dtype)).collect();
-    let weight = draw.tensor(&[expansion * value_dim, hidden], dtype);
-    let shuffle = draw.tensor(&[expansion * rows], u32_storage());
-    let gate = draw.float(&[tokens, value_dim]);
+    let rows = if draw.one_in(2) { table_rows } else { draw.size().min(table_rows) };
+    let offset = if draw.one_in(2) { 0 } else { draw.size().min(table_rows.saturating_sub(1)) };
+    let shuffle = shuffle(draw, blocks * rows);
+    let summed = draw.one_in(2);
+    let pooled_blocks = if summed { 1 } else { blocks };
+    let projects = draw.one_in(2);
+    let hidden = if projects { hidden } else { pooled_blocks * value_dim };
+    let weight = draw.tensor(&[pooled_blocks * value_dim, hidden], dtype);
+    let (gate, bias) = (draw.float(&[tokens, value_dim]), draw.float(&[hidden]));
+    let output_gate = draw.float(&[tokens]);
     let chosen = Chosen {
         slots: draw.tensor(&[tokens, heads, top_m], u32_storage()),
         scores: draw.float(&[tokens, heads, top_m, cores]),
     };
+    let shuffle = if draw.one_in(2) { &shuffle[..] } else { &[] };
     let memory = Memory {
         values: &values,
-        weight: &weight,
-        shuffle: draw.one_in(2).then_some(&shuffle),
-        gate: ((expansion == 1 || draw.hostile) && draw.one_in(2)).then_some(&gate),
+        rows: RowSource { shuffle, blocks, rows, table_rows, offset, summed },
+        weight: projects.then_some(&weight),
+        bias: draw.one_in(2).then_some(&bias),
+        gate: ((pooled_blocks == 1 || draw.hostile) && draw.one_in(2)).then_some(&gate),
+        output_gate: draw.one_in(2).then_some(&output_gate),
     };
     // Another weight or other slots may fit each other, too.
-    let sizes = (chosen.scores.shape().to_vec(), memory.weight.shape().to_vec());
+    let (scores, columns) = (chosen.scores.shape().to_vec(), memory.weight.map_or(hidden, |it| it.shape()[1]));
     if backward {
-        let (own, grad) = (draw.tensor(&[hidden, expansion * value_dim], dtype), draw.tensor(&[tokens, hidden], dtype));
-        let strategy = draw.product();
-        let found = expand_backward(draw.client, &chosen, &memory, &own, None, &grad, strategy)?;
-        shaped("gradient of the scores", &found.scores, &sizes.0);
-        shaped("gradient of the weight", &found.weight, &[sizes.1[1], sizes.1[0]]);
+        let own = draw.tensor(&[hidden, pooled_blocks * value_dim], dtype);
+        let grad = draw.tensor(&[tokens, hidden], dtype);
+        let (strategy, own) = (draw.product(), projects.then_some(&own));
+        let saved = Pooled { pooled: None, projected: None };
+        let found = expand_backward(draw.client, &chosen, &memory, own, saved, &grad, strategy)?;
+        shaped("gradient of the scores", &found.scores, &scores);
+        assert_eq!(found.weight.is_some(), projects);
+        assert_eq!(found.output_gate.is_some(), memory.output_gate.is_some());
         return Ok(());
     }
     let pooled = pool(draw.client, &chosen, &memory)?;
-    shaped("pooled", &pooled, &[sizes.0[0], sizes.1[0]]);
+    assert_eq!(pooled.shape()[0], scores[0]);
     let chosen_strategy = ExpandStrategy::choose(draw.client, tokens, heads * top_m, &memory);
     let other = if draw.one_in(2) { ExpandStrategy::Fused } else { ExpandStrategy::Pooled(draw.product()) };
     for strategy in [chosen_strategy, other] {
-        shaped("output", &expand(draw.client, &chosen, &memory, strategy)?, &[sizes.0[0], sizes.1[1]]);
+        shaped("output", &expand(draw.client, &chosen, &memory, strategy)?, &[scores[0], columns]);
     }
+    Ok(())
+}
+
+fn weighed<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
+    let ([tokens, heads, top_m, cores], dtype) =
+        ([draw.size(), draw.some().min(3), draw.some(), draw.some().min(3)], draw.element());
+    let [blocks, pre_dim, rows] = [draw.some().min(4), draw.some(), draw.some()];
+    let pages = if draw.one_in(3) { vec![rows, draw.some()] } else { vec![rows] };
+    let table_rows: usize = pages.iter().sum();
+    let values: Vec<_> = pages.into_iter().map(|rows| draw.tensor(&[rows, pre_dim], dtype)).collect();
+    let shuffle = shuffle(draw, blocks * rows);
+    let shuffle = if draw.one_in(2) { &shuffle[..] } else { &[] };
+    let offset = draw.size().min(table_rows.saturating_sub(1));
+    let activation = if draw.one_in(2) { weigh::Activation::Gelu } else { weigh::Activation::Identity };
+    let pre_values = PreValues {
+        values: &values,
+        rows: RowSource { shuffle, blocks, rows, table_rows, offset, summed: draw.one_in(2) },
+        activation,
+    };
+    let z_type = draw.element();
+    let z = draw.tensor(&[tokens, pre_dim], z_type);
+    let chosen = Chosen {
+        slots: draw.tensor(&[tokens, heads, top_m], u32_storage()),
+        scores: draw.float(&[tokens, heads, top_m, cores]),
+    };
+    let found = weigh::weigh(draw.client, &chosen, &z, &pre_values)?;
+    shaped("weighed scores", &found.chosen.scores, &chosen.scores.shape().to_vec());
+    shaped("products", &found.products, &chosen.slots.shape().to_vec());
     Ok(())
 }
 

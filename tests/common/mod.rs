@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use ultramem::{Checkpoint, Dimensions, ElementType, Kind, MemoryConfig, Weights};
+use ultramem::{Checkpoint, Dimensions, ElementType, Kind, MemoryConfig, PerWeight, SharedTable, Weight, Weights};
 
 /// The golden file `name`, without its ending: in `$ULTRAMEM_FIXTURES` where tests run without their sources.
 pub fn fixture(name: &str) -> PathBuf {
@@ -36,7 +36,11 @@ pub fn golden_files() -> Vec<(String, Checkpoint)> {
         "ultramem_v1_layernorm_single_core",
         "ultramem_v1_mid",
         "ultramem_v1_many_slots",
+        "ultramem_v2_tiny",
+        "ultramem_v2_glu",
         "memory_plus_tiny",
+        "lingua_memory_plus",
+        "lingua_peer",
     ];
     let mut paths: Vec<_> = names.into_iter().map(fixture).collect();
     paths.push(trained_layer());
@@ -64,13 +68,19 @@ pub fn small(kind: Kind) -> MemoryConfig {
         value_dim: 6,
         ..Dimensions::default()
     };
-    let dims =
-        if kind == Kind::UltraMem { dims } else { Dimensions { tucker_rank: 1, cores: 1, expansion: 1, ..dims } };
-    MemoryConfig::new(dims).unwrap()
+    let additive = Dimensions { tucker_rank: 1, cores: 1, expansion: 1, ..dims.clone() };
+    MemoryConfig::new(match kind {
+        Kind::UltraMem => dims,
+        // Its rows wrap around the table's end.
+        Kind::UltraMemV2 => Dimensions { pre_dim: 7, shared: Some(SharedTable { rows: 41, offset: 33 }), ..dims },
+        Kind::ProductKey | Kind::MemoryPlus | Kind::LinguaMemoryPlus => additive,
+        Kind::Peer => Dimensions { pre_dim: 11, value_dim: 11, ..additive },
+    })
+    .unwrap()
 }
 
 /// Every kind of layer.
-pub const KINDS: [Kind; 3] = [Kind::UltraMem, Kind::ProductKey, Kind::MemoryPlus];
+pub const KINDS: [Kind; 6] = Kind::ALL;
 
 /// `[tokens, hidden_size]` uniform in -1 to 1.
 pub fn random_input(config: &MemoryConfig, tokens: usize, seed: u64) -> Vec<f32> {
@@ -80,17 +90,7 @@ pub fn random_input(config: &MemoryConfig, tokens: usize, seed: u64) -> Vec<f32>
 
 /// The same weights with every large tensor in another element type.
 pub fn cast<'a>(weights: &'a Weights<'_>, dtype: ElementType) -> Weights<'a> {
-    Weights {
-        query_proj: weights.query_proj.cast(dtype),
-        query_norm: weights.query_norm.cast(dtype),
-        keys: weights.keys.cast(dtype),
-        keys_norm: weights.keys_norm.cast(dtype),
-        cores: weights.cores.clone(),
-        core_u: weights.core_u.clone(),
-        core_v: weights.core_v.clone(),
-        shuffle_index: weights.shuffle_index.clone(),
-        values: weights.values.cast(dtype),
-        values_proj: weights.values_proj.cast(dtype),
-        gate_proj: weights.gate_proj.as_ref().map(|gate| gate.cast(dtype)),
-    }
+    let cast = |weight: Weight| if weight == Weight::Cores { ElementType::F32 } else { dtype };
+    let tensors = PerWeight::from_fn(|weight| weights.get(weight).map(|tensor| tensor.cast(cast(weight))));
+    Weights { tensors, ..weights.clone() }
 }

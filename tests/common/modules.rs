@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Tensor, backend::AutodiffBackend, backend::Backend};
-use ultramem::{HostTensor, Weights};
+use ultramem::{HostTensor, PerWeight, Weight, Weights};
 
 /// The numbers of a tensor on the host.
 pub fn numbers<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
@@ -46,20 +46,23 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Named<'_, B> {
     }
 }
 
+/// The name that a weight has in a module: its own, in small letters with underscores.
+pub fn field(weight: Weight) -> String {
+    let large = format!("{weight:?}");
+    let parts = large.char_indices().map(|(at, letter)| match letter.is_uppercase() && at > 0 {
+        true => format!("_{}", letter.to_lowercase()),
+        false => letter.to_lowercase().to_string(),
+    });
+    parts.collect()
+}
+
 /// The weights, every number of them rounded by `round`.
 pub fn rounded(weights: &Weights<'_>, round: impl Fn(&[f32]) -> Vec<f32>) -> Weights<'static> {
     let tensor = |tensor: &HostTensor<'_>| HostTensor::from_f32(tensor.shape(), &round(&tensor.to_f32())).unwrap();
     Weights {
-        query_proj: tensor(&weights.query_proj),
-        query_norm: tensor(&weights.query_norm),
-        keys: tensor(&weights.keys),
-        keys_norm: tensor(&weights.keys_norm),
-        cores: round(&weights.cores),
+        tensors: PerWeight::from_fn(|weight| weights.get(weight).map(tensor)),
         core_u: round(&weights.core_u),
         core_v: round(&weights.core_v),
         shuffle_index: weights.shuffle_index.clone(),
-        values: tensor(&weights.values),
-        values_proj: tensor(&weights.values_proj),
-        gate_proj: weights.gate_proj.as_ref().map(tensor),
     }
 }

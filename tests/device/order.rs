@@ -12,10 +12,10 @@ use crate::device::{Case, assert_close, client, every_strategy, poison, read_f32
 /// A layer whose query projection is the identity and whose norms leave ±1 as it is.
 fn exact_config(kind: Kind, key_dim: usize) -> MemoryConfig {
     let (tucker_rank, cores, expansion) = if kind == Kind::UltraMem { (2, 2, 4) } else { (1, 1, 1) };
-    let query_heads = if kind == Kind::MemoryPlus { 2 } else { 1 };
+    let query_pairs = if kind == Kind::MemoryPlus { 2 } else { 1 };
     MemoryConfig::new(Dimensions {
         capabilities: kind.capabilities(),
-        hidden_size: query_heads * 2 * key_dim,
+        hidden_size: query_pairs * 2 * key_dim,
         heads: 2,
         side_keys: 22,
         key_dim,

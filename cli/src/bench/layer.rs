@@ -143,7 +143,7 @@ pub fn shape_line(config: &MemoryConfig, what: &str) -> String {
 pub fn fits_host(config: &MemoryConfig, tokens: usize) -> Result<()> {
     let wide = |size: usize| size as u128;
     let keys = wide(config.heads * 2 * config.side_keys) * wide(config.key_dim * config.tucker_rank);
-    let dense = wide(config.hidden_size) * wide(config.query_heads() * 2 * config.key_dim + config.pooled_dim());
+    let dense = wide(config.hidden_size) * wide(config.query_pairs() * 2 * config.key_dim + config.pooled_dim());
     let weights = wide(config.rows()) * wide(config.value_dim) + wide(config.slots()) + keys + dense;
     let per_token = 2 * wide(config.hidden_size) + wide(config.heads * config.top_m) * wide(1 + config.cores);
     let needed = 4 * (3 * weights + 2 * wide(tokens) * per_token);

@@ -1,7 +1,7 @@
 //! `burn-train`'s learner trains a model with a sparse table, stops, resumes from its checkpoint, and finds the same bits.
 
 use burn::{module::Module, tensor::backend::Backend};
-use ultramem::Weights;
+use ultramem::{Weight, Weights};
 use ultramem_learner::{EPOCHS, Model, Training, train};
 
 fn weights<B: ultramem::burn::MemoryBackend>(model: &Model<B>) -> Weights<'static> {
@@ -18,7 +18,7 @@ fn a_learner_stops_and_resumes_with_the_same_bits() {
     // Burn draws a linear layer's weights when they are first asked for, in each clone anew.
     start.devices();
     let expected = weights(&train(start.clone(), &whole, EPOCHS, None).unwrap());
-    assert!(weights(&start).values != expected.values, "the table learns, and a clone is a copy");
+    assert!(weights(&start)[Weight::Values] != expected[Weight::Values], "the table learns, and a clone is a copy");
     let halfway = weights(&train(start.clone(), &broken, EPOCHS / 2, None).unwrap());
     assert!(halfway != expected);
     // A model of other weights: what it learned comes from the checkpoint.

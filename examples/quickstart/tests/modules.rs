@@ -11,7 +11,10 @@ use burn::{
 };
 use ultramem::{
     Kind,
-    burn::{Memories, MemoryBackend, MemoryPlus, ProductKeyMemory, UltraMem, UltraMemConfig},
+    burn::{
+        LinguaMemoryPlus, Memories, MemoryBackend, MemoryPlus, Peer, ProductKeyMemory, UltraMem, UltraMemConfig,
+        UltraMemV2,
+    },
     reference,
 };
 
@@ -53,6 +56,13 @@ fn a_checkpoint_is_a_module() {
                 ProductKeyMemory::<Plain>::from_checkpoint(&file, true, &device).unwrap().forward(input)
             }
             Kind::MemoryPlus => MemoryPlus::<Plain>::from_checkpoint(&file, true, &device).unwrap().forward(input),
+            Kind::UltraMemV2 => {
+                UltraMemV2::<Plain>::from_checkpoint(&file, true, &device).unwrap().try_forward(0, input).unwrap()
+            }
+            Kind::LinguaMemoryPlus => {
+                LinguaMemoryPlus::<Plain>::from_checkpoint(&file, true, &device).unwrap().forward(input)
+            }
+            Kind::Peer => Peer::<Plain>::from_checkpoint(&file, true, &device).unwrap().forward(input),
         };
         let expected = file.tensor("expected.output").unwrap().to_f32();
         assert!(relative_l2(&numbers(output), &expected) < 1e-5, "{name}");
@@ -62,7 +72,11 @@ fn a_checkpoint_is_a_module() {
         }
         kinds.extend(file.config().kind());
     }
-    assert!([Kind::UltraMem, Kind::MemoryPlus].iter().all(|kind| kinds.contains(kind)));
+    assert!(
+        [Kind::UltraMem, Kind::UltraMemV2, Kind::MemoryPlus, Kind::LinguaMemoryPlus, Kind::Peer]
+            .iter()
+            .all(|kind| kinds.contains(kind))
+    );
 }
 
 fn record_brings_the_layer_back<B: MemoryBackend>() {

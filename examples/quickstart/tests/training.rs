@@ -15,7 +15,7 @@ use burn::{
     },
 };
 use ultramem::{
-    Kind, Weights,
+    Kind, Weight, Weights,
     burn::{Memory, MemoryBackend, MemoryModel, SparseOptimizer, SparseTables, TableRecord, Trainer, TrainerConfig},
     kernels::optimiser::Rule,
 };
@@ -51,9 +51,9 @@ fn sparse_step_is_the_dense_one<B: MemoryBackend>() {
         });
         let start = Weights::random(&config, 6);
         for (name, sparse, dense, start) in [
-            ("values", &sparse.values, &dense.values, &start.values),
-            ("keys", &sparse.keys, &dense.keys, &start.keys),
-            ("query_proj", &sparse.query_proj, &dense.query_proj, &start.query_proj),
+            ("values", &sparse[Weight::Values], &dense[Weight::Values], &start[Weight::Values]),
+            ("keys", &sparse[Weight::Keys], &dense[Weight::Keys], &start[Weight::Keys]),
+            ("query_proj", &sparse[Weight::QueryProj], &dense[Weight::QueryProj], &start[Weight::QueryProj]),
         ] {
             let off = relative_l2(&sparse.to_f32(), &dense.to_f32());
             let moved = relative_l2(&sparse.to_f32(), &start.to_f32());
@@ -93,8 +93,8 @@ fn several_passes_are_added_up<B: MemoryBackend>() {
             [in_one_graph(true), in_two_passes(false, false), in_two_passes(true, false), in_two_passes(true, true)];
         for (at, found) in found.iter().enumerate() {
             for (name, found, expected, start) in [
-                ("values", &found.values, &expected.values, &start.values),
-                ("keys", &found.keys, &expected.keys, &start.keys),
+                ("values", &found[Weight::Values], &expected[Weight::Values], &start[Weight::Values]),
+                ("keys", &found[Weight::Keys], &expected[Weight::Keys], &start[Weight::Keys]),
             ] {
                 let off = relative_l2(&found.to_f32(), &expected.to_f32());
                 let moved = relative_l2(&found.to_f32(), &start.to_f32());
@@ -114,7 +114,7 @@ fn frozen_layer_stays<B: MemoryBackend>() {
     assert!(numbers(input.grad(&gradients).unwrap()).iter().any(|&g| g != 0.0));
     let (model, _) = Trainer::new(TrainerConfig::new(10)).step(0.01, model, gradients).unwrap();
     let (found, start) = (weights_of(&model.memory), Weights::random(&config, 6));
-    assert!(found.values == start.values && found.keys == start.keys);
+    assert!(found[Weight::Values] == start[Weight::Values] && found[Weight::Keys] == start[Weight::Keys]);
     assert!(format!("{:?}", model.memory).contains("Pending(0)"));
 }
 
@@ -275,7 +275,7 @@ fn accumulate_takes_all_or_nothing<B: MemoryBackend>() {
     let (model, report) = trainer.step(0.01, model, second).unwrap();
     assert!(report.done);
     assert!(weights_of(&model.first) == weights_of(&memory::<B>(&config, 1, true).0));
-    assert!(weights_of(&model.second).values != weights_of(&memory::<B>(&config, 2, true).0).values);
+    assert!(weights_of(&model.second)[Weight::Values] != weights_of(&memory::<B>(&config, 2, true).0)[Weight::Values]);
 }
 
 /// A record says whose state it is: of what rule and what table. Its steps may be past 2³².
@@ -356,7 +356,7 @@ fn a_clone_is_a_copy<B: MemoryBackend>() {
     assert_eq!(copies, 1);
     let (copies, model) = step(model, 3);
     assert_eq!(copies, 0);
-    assert!(weights_of(&model.memory).values != kept.values);
+    assert!(weights_of(&model.memory)[Weight::Values] != kept[Weight::Values]);
     assert!(weights_of(&best.memory) == kept);
     assert!(layer.read_weights().unwrap() == kept);
     assert!(weights_of(&one::<Autodiff<B>>(Kind::UltraMem, 9).load_record(record).memory) == kept);
@@ -485,7 +485,7 @@ fn an_empty_batch_is_empty<B: MemoryBackend>() {
         let (model, report) = trainer::<B>().step(0.01, model, gradients).unwrap();
         assert!(report.done && report.gradient_norm < 1e-3, "{report:?}");
         let found = weights_of(&model.memory);
-        assert!(found.values == weights_of(&start().memory).values);
-        assert!(found.keys.to_f32().iter().all(|x| x.is_finite()));
+        assert!(found[Weight::Values] == weights_of(&start().memory)[Weight::Values]);
+        assert!(found[Weight::Keys].to_f32().iter().all(|x| x.is_finite()));
     }
 }

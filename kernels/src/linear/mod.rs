@@ -1,6 +1,7 @@
 //! Products: linear maps by a tile or by cubek, a weight's gradient as outer products, transposes, column sums. Each file says its
 //! shapes and the bytes that it moves.
 
+pub(crate) mod cast;
 pub(crate) mod column_sum;
 pub(crate) mod interleave;
 pub(crate) mod outer;

@@ -6,3 +6,4 @@ pub(crate) mod norm;
 pub mod query;
 pub(crate) mod retrieve;
 pub mod score;
+pub mod weigh;

@@ -12,9 +12,8 @@ use crate::launch::loops::{check_loops, fits_loops};
 use crate::launch::tensor::{Parts, Tensor, arg, f32_storage, u32_storage};
 use crate::select::lane_of;
 use crate::stages::combine::{self, Chosen, CombinePlan, PairScore, Row, Shape, choose_pairs, combine, slots_fit};
-use crate::stages::norm::Norm;
 use crate::stages::score::{
-    Kept, Place, PreparedKeys, ScorePlan, ScoreStrategy, Stage, merge, merge_bytes, write_keys,
+    Kept, Place, PreparedKeys, Queries, ScorePlan, ScoreStrategy, Stage, merge, merge_bytes, write_keys,
 };
 
 /// Launches [`score`](crate::stages::score::score), then [`combine`](crate::stages::combine::combine); as one kernel what follows a split of the keys, where
@@ -22,19 +21,15 @@ use crate::stages::score::{
 ///
 /// # Errors
 /// As those two.
-#[allow(clippy::too_many_arguments, reason = "two stages' inputs, each with its own shape")]
 pub fn retrieve<R: Runtime>(
     client: &ComputeClient<R>,
-    query: &Tensor<R>,
-    query_norm: &Tensor<R>,
-    norm: Norm,
-    eps: f32,
+    queries: &Queries<'_, R>,
     keys: &PreparedKeys<R>,
     top_m: usize,
     strategy: ScoreStrategy,
     pair_score: &PairScore<'_, R>,
 ) -> Result<(Kept<R>, Chosen<R>)> {
-    let stage = Stage::check(client, query, query_norm, norm, eps, keys, top_m, strategy)?;
+    let stage = Stage::check(client, queries, keys, top_m, strategy)?;
     if is_short(&stage) {
         let work = Work::empty(&stage)?;
         let shape = Shape::check(client, &work.kept, pair_score)?;
@@ -53,19 +48,15 @@ pub fn retrieve<R: Runtime>(
 ///
 /// # Errors
 /// As [`retrieve`].
-#[allow(clippy::too_many_arguments, reason = "two stages' inputs, each with its own shape")]
 pub fn retrieves_at_once<R: Runtime>(
     client: &ComputeClient<R>,
-    query: &Tensor<R>,
-    query_norm: &Tensor<R>,
-    norm: Norm,
-    eps: f32,
+    queries: &Queries<'_, R>,
     keys: &PreparedKeys<R>,
     top_m: usize,
     strategy: ScoreStrategy,
     pair_score: &PairScore<'_, R>,
 ) -> Result<bool> {
-    let stage = Stage::check(client, query, query_norm, norm, eps, keys, top_m, strategy)?;
+    let stage = Stage::check(client, queries, keys, top_m, strategy)?;
     let kept = stage.kept()?;
     let shape = Shape::check(client, &kept, pair_score)?;
     Ok(is_short(&stage) && plan(&stage, &shape).is_some())

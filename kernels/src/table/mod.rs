@@ -4,7 +4,10 @@
 //! these rows alone. Nothing here moves bytes in proportion to the table.
 
 pub(crate) mod group;
+pub(crate) mod locate;
 pub mod optimiser;
 pub(crate) mod pages;
 pub(crate) mod row_gradients;
+pub(crate) mod row_products;
 pub(crate) mod segment_sum;
+pub(crate) mod source;

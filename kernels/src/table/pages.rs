@@ -4,7 +4,8 @@
 
 use cubecl::prelude::*;
 
-use crate::launch::tensor::Tensor;
+use crate::launch::tensor::{Tensor, check, positive};
+use crate::{Error, Result};
 
 /// Which rows of a table a page has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,4 +42,23 @@ pub(crate) fn windows<R: Runtime>(pages: &[Tensor<R>]) -> Vec<Window> {
         window
     };
     pages.iter().map(window).collect()
+}
+
+/// Checks that `pages`, in one type, have `rows` rows of `width` numbers together.
+pub(crate) fn check_pages<R: Runtime>(
+    client: &ComputeClient<R>,
+    name: &'static str,
+    pages: &[Tensor<R>],
+    rows: usize,
+    width: usize,
+) -> Result<()> {
+    let windows = windows(pages);
+    let first = pages.first().ok_or(Error::Zero { what: "pages of a table" })?;
+    for (page, window) in pages.iter().zip(&windows) {
+        positive(&[("rows of a page", window.rows)])?;
+        let last = window.first_row + window.rows == window.all_rows;
+        let expected = if last { rows.saturating_sub(window.first_row) } else { window.rows };
+        check(client, page, name, &[expected, width], first.dtype)?;
+    }
+    Ok(())
 }

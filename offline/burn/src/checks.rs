@@ -10,7 +10,7 @@ use burn::{
     },
 };
 use ultramem::{
-    Dimensions, ElementType, HostTensor, Kind, MemoryConfig, Weights,
+    Dimensions, ElementType, HostTensor, Kind, MemoryConfig, Weight, Weights,
     burn::{Memory, MemoryBackend, MemoryModel, StepError, Trainer, TrainerConfig},
     kernels::optimiser::Rule,
     reference,
@@ -106,7 +106,7 @@ pub fn is_the_oracle<B: MemoryBackend<Device = Card>>(
     let off = relative_l2(&numbers(output.clone()), &forward.output);
     assert!(off < output_off, "{name}: output {off}");
     // A copy reads a whole table; Burn's kernels read the norms and cores alone, which they cast.
-    let bytes = weights.values.to_f32().len().min(weights.keys.to_f32().len()) * dtype.size();
+    let bytes = weights[Weight::Values].to_f32().len().min(weights[Weight::Keys].to_f32().len()) * dtype.size();
     for launch in reports(&name, card).iter().filter(|launch| !is_ours(launch)) {
         let read = launch.traffic.iter().map(|traffic| traffic.read.distinct_bytes).max();
         assert!(read < Some(bytes as u64), "{name}: {} reads {read:?} of {bytes} bytes", launch.kernel.name);
@@ -118,14 +118,14 @@ pub fn is_the_oracle<B: MemoryBackend<Device = Card>>(
     found.insert("input".into(), numbers(x.grad(&gradients).unwrap()));
     let mut all = vec![
         ("input", &expected.input),
-        ("query_proj", &expected.query_proj),
-        ("query_norm", &expected.query_norm),
-        ("keys", &expected.keys),
-        ("keys_norm", &expected.keys_norm),
-        ("values_proj", &expected.values_proj),
+        ("query_proj", &expected.tensors[Weight::QueryProj]),
+        ("query_norm", &expected.tensors[Weight::QueryNorm]),
+        ("keys", &expected.tensors[Weight::Keys]),
+        ("keys_norm", &expected.tensors[Weight::KeysNorm]),
+        ("values_proj", &expected.tensors[Weight::ValuesProj]),
     ];
     if config.tucker() {
-        all.push(("cores", &expected.cores));
+        all.push(("cores", &expected.tensors[Weight::Cores]));
     }
     assert_eq!(found.len(), all.len(), "{name}: {:?}", found.keys());
     for (weight, expected) in all {
@@ -136,7 +136,7 @@ pub fn is_the_oracle<B: MemoryBackend<Device = Card>>(
     // Gradient descent, whose step is the gradient; the greatest moves a value by a tenth.
     let greatest = expected.values.values().flatten().fold(0.0f64, |greatest, g| greatest.max(g.abs()));
     let rate = 0.1 / greatest;
-    let mut values: Vec<f64> = weights.values.to_f32().into_iter().map(f64::from).collect();
+    let mut values: Vec<f64> = weights.numbers(Weight::Values).into_iter().map(f64::from).collect();
     let start = values.clone();
     for (row, gradient) in &expected.values {
         let row = &mut values[row * config.value_dim..][..config.value_dim];
@@ -147,7 +147,7 @@ pub fn is_the_oracle<B: MemoryBackend<Device = Card>>(
     let (model, report) = trainer.step(rate / 4.0, model, gradients).unwrap_or_else(|error| panic!("{name}: {error}"));
     assert!(report.done, "{name}: {report:?}");
     let weights = model.memory.layer(card).unwrap().read_weights().unwrap();
-    let off = relative_l2(&weights.values.to_f32(), &values);
+    let off = relative_l2(&weights.numbers(Weight::Values), &values);
     let moved = relative_l2(&start, &values);
     assert!(off < gradient_off && moved > 10.0 * gradient_off, "{name}: values {off}, moved {moved}");
 
@@ -186,7 +186,7 @@ pub fn tables_are_contiguous<B: MemoryBackend<Device = Card>>() {
         let second = second.load_record(Recorder::<B>::load(&recorder, bytes, &card).unwrap());
         assert!(values_are_contiguous(&second), "loaded, sparse {sparse}");
         let [first, second] = [first, second].map(|it| it.memory.layer(&card).unwrap().read_weights().unwrap());
-        assert!(first.values == second.values, "loaded, sparse {sparse}");
+        assert!(first[Weight::Values] == second[Weight::Values], "loaded, sparse {sparse}");
     }
 }
 
@@ -202,8 +202,9 @@ where
     let input = random_input(&config, TOKENS, 4);
     let data = TensorData::new(input.clone(), [TOKENS, config.hidden_size]);
     let output = model.memory.forward(Tensor::<Autodiff<B>, 2>::from_data(data, &card));
-    let twice: Vec<f32> = weights.values.to_f32().iter().map(|value| 2.0 * value).collect();
-    let weights = Weights { values: HostTensor::from_f32(weights.values.shape(), &twice).unwrap(), ..weights };
+    let twice: Vec<f32> = weights.numbers(Weight::Values).iter().map(|value| 2.0 * value).collect();
+    let twice = HostTensor::from_f32(weights[Weight::Values].shape(), &twice).unwrap();
+    let weights = weights.with(Weight::Values, twice);
     let expected = reference::forward(&config, &weights, &input).unwrap().output;
     assert!(relative_l2(&numbers(output.clone()), &expected) < 1e-5);
     let mut trainer = Trainer::new(TrainerConfig::new(10));

@@ -2,8 +2,8 @@
 //!
 //! A slot's side scores are `[2, tucker_rank]`: `S_row[i]`, then `S_col[j]`.
 
-use super::super::{dot, linear, to_f64};
-use crate::{MemoryConfig, Weights};
+use super::super::{dot, linear, numbers};
+use crate::{MemoryConfig, Weight, Weights};
 
 pub(super) struct Gradients {
     /// `[tokens, heads, top_m, 2, tucker_rank]`.
@@ -19,7 +19,7 @@ pub(super) fn slot_scores(config: &MemoryConfig, weights: &Weights<'_>, sides: &
         let totals: Vec<f64> = sides.chunks_exact(2).map(|side| side[0] + side[1]).collect();
         return totals.chunks_exact(config.top_m).flat_map(softmax).collect();
     }
-    let cores = to_f64(&weights.cores);
+    let cores = numbers(weights, Weight::Cores);
     let of_slot = |(at, side): (usize, &[f64])| {
         let (row, column) = side.split_at(rank);
         let score = |k: usize| dot(row, &linear(&cores[core_at(config, at, k)..][..rank * rank], column));
@@ -43,7 +43,7 @@ pub(super) fn backward(
         };
     }
     let rank = config.tucker_rank;
-    let cores = to_f64(&weights.cores);
+    let cores = numbers(weights, Weight::Cores);
     let mut out = Gradients { sides: vec![0.0; sides.len()], cores: vec![0.0; cores.len()] };
     let slots = sides.chunks_exact(2 * rank).zip(grad_scores.chunks_exact(config.cores));
     for (at, ((side, grad_scores), grad_side)) in slots.zip(out.sides.chunks_exact_mut(2 * rank)).enumerate() {

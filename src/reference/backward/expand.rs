@@ -1,29 +1,27 @@
-//! Backward of expand: to the scores of the slots, the rows that they read, W_o and the gate.
+//! Backward of expand: to the scores of the slots, the rows that they read, W_o, its bias and the gates.
 
 use std::collections::BTreeMap;
 
-use super::super::expand::silu;
-use super::super::{linear, to_f64, widen};
-use crate::{MemoryConfig, Result, Weights};
+use super::super::expand::{Maps, sigmoid, silu};
+use super::super::weigh::{Read, read};
+use super::super::{dot, to_f64};
+use crate::{MemoryConfig, Result, Weight, Weights};
 
 pub(super) struct Gradients {
     /// `[tokens, heads, top_m, cores]`.
     pub scores: Vec<f64>,
     pub values: BTreeMap<usize, Vec<f64>>,
-    /// `[hidden_size, expansion · value_dim]`.
+    /// `[hidden_size, pooled_blocks · value_dim]`; empty without a projection.
     pub values_proj: Vec<f64>,
-    /// Of `W_g x`, `[tokens, value_dim]`; empty without a gate.
+    /// `[hidden_size]`.
+    pub bias: Vec<f64>,
+    /// Of `W_g x + b_g`, `[tokens, value_dim]`; empty without a gate.
     pub gate: Vec<f64>,
+    /// Of `w · x + b`, `[tokens]`; empty without an output gate.
+    pub output_gate: Vec<f64>,
 }
 
-/// A slot: its block's first column among the pooled values, its row, the row's values and its scores.
-struct Read<'a> {
-    first: usize,
-    row: usize,
-    values: Vec<f64>,
-    scores: &'a [f64],
-}
-
+/// Of `slots` and their weighed `scores`.
 pub(super) fn backward(
     config: &MemoryConfig,
     weights: &Weights<'_>,
@@ -32,61 +30,78 @@ pub(super) fn backward(
     scores: &[f64],
     grad_output: &[f32],
 ) -> Result<Gradients> {
-    let (pooled_dim, slice) = (config.pooled_dim(), config.value_dim / config.cores);
-    let (values_proj, gate_proj) = (widen(&weights.values_proj), weights.gate_proj.as_ref().map(widen));
+    let maps = Maps::of(weights);
     let mut out = Gradients {
         scores: Vec::with_capacity(scores.len()),
         values: BTreeMap::new(),
-        values_proj: vec![0.0; values_proj.len()],
+        values_proj: vec![0.0; maps.projection.len()],
+        bias: vec![0.0; config.hidden_size],
         gate: Vec::new(),
+        output_gate: Vec::new(),
     };
     let entries = config.heads * config.top_m;
     let tokens = input.chunks_exact(config.hidden_size).zip(grad_output.chunks_exact(config.hidden_size));
     let slots = slots.chunks_exact(entries).zip(scores.chunks_exact(entries * config.cores));
     for ((input, grad_output), (slots, scores)) in tokens.zip(slots) {
-        let grad_output = to_f64(grad_output);
-        let reads = read(config, weights, slots, scores);
-        let mut pooled = vec![0.0; pooled_dim];
-        for read in &reads {
-            for (c, value) in read.values.iter().enumerate() {
-                pooled[read.first + c] += read.scores[c / slice] * value;
-            }
-        }
-        let mut grad_pooled = vec![0.0; pooled_dim];
-        for (row, grad) in values_proj.chunks_exact(pooled_dim).zip(&grad_output) {
-            grad_pooled.iter_mut().zip(row).for_each(|(out, weight)| *out += weight * grad);
-        }
-        if let Some(gate_proj) = &gate_proj {
-            for (c, g) in linear(gate_proj, &to_f64(input)).into_iter().enumerate() {
-                let sigmoid = 1.0 / (1.0 + (-g).exp());
-                out.gate.push(grad_pooled[c] * pooled[c] * sigmoid * (1.0 + g * (1.0 - sigmoid)));
-                pooled[c] *= silu(g);
-                grad_pooled[c] *= silu(g);
-            }
-        }
-        for (row, grad) in out.values_proj.chunks_exact_mut(pooled_dim).zip(&grad_output) {
-            row.iter_mut().zip(&pooled).for_each(|(out, pooled)| *out += grad * pooled);
-        }
-        for read in &reads {
-            let mut grad_scores = vec![0.0; config.cores];
-            let grad_values = out.values.entry(read.row).or_insert_with(|| vec![0.0; config.value_dim]);
-            for (c, value) in read.values.iter().enumerate() {
-                let grad = grad_pooled[read.first + c];
-                grad_scores[c / slice] += grad * value;
-                grad_values[c] += grad * read.scores[c / slice];
-            }
-            out.scores.extend(grad_scores);
-        }
+        let reads =
+            slots.iter().map(|&slot| read(config, weights, Weight::Values, slot)).collect::<Result<Vec<_>>>()?;
+        let scores: Vec<&[f64]> = scores.chunks_exact(config.cores).collect();
+        out.add_token(config, &maps, &to_f64(input), &reads, &scores, to_f64(grad_output));
     }
     Ok(out)
 }
 
-fn read<'a>(config: &MemoryConfig, weights: &Weights<'_>, slots: &[u32], scores: &'a [f64]) -> Vec<Read<'a>> {
-    let one = |(&slot, scores): (&u32, &'a [f64])| {
-        let address = weights.shuffle_index.as_ref().map_or(slot, |shuffle| shuffle[slot as usize]) as usize;
-        let row = address % config.rows();
-        let values = to_f64(&weights.values.row(row).unwrap_or_default());
-        Read { first: address / config.rows() * config.value_dim, row, values, scores }
-    };
-    slots.iter().zip(scores.chunks_exact(config.cores)).map(one).collect()
+impl Gradients {
+    /// Adds one token's share.
+    fn add_token(
+        &mut self,
+        config: &MemoryConfig,
+        maps: &Maps,
+        input: &[f64],
+        reads: &[Read],
+        scores: &[&[f64]],
+        mut grad: Vec<f64>,
+    ) {
+        let (pooled_dim, slice) = (config.pooled_dim(), config.value_dim / config.cores);
+        let first = |read: &Read| read.block % config.pooled_blocks() * config.value_dim;
+        let mut pooled = vec![0.0; pooled_dim];
+        for (read, scores) in reads.iter().zip(scores) {
+            for (c, value) in read.numbers.iter().enumerate() {
+                pooled[first(read) + c] += scores[c / slice] * value;
+            }
+        }
+        let gate = maps.gate(input);
+        let mut gated = pooled.clone();
+        gated.iter_mut().zip(&gate).for_each(|(pooled, &g)| *pooled *= silu(g));
+        if let Some(o) = maps.output_gate(input) {
+            self.output_gate.push(dot(&grad, &maps.project(&gated)) * sigmoid(o) * (1.0 - sigmoid(o)));
+            grad.iter_mut().for_each(|grad| *grad *= sigmoid(o));
+        }
+        self.bias.iter_mut().zip(&grad).for_each(|(bias, grad)| *bias += grad);
+        let mut grad_pooled = grad.clone();
+        if !maps.projection.is_empty() {
+            grad_pooled = vec![0.0; pooled_dim];
+            for (row, grad) in maps.projection.chunks_exact(pooled_dim).zip(&grad) {
+                grad_pooled.iter_mut().zip(row).for_each(|(out, weight)| *out += weight * grad);
+            }
+            for (row, grad) in self.values_proj.chunks_exact_mut(pooled_dim).zip(&grad) {
+                row.iter_mut().zip(&gated).for_each(|(out, pooled)| *out += grad * pooled);
+            }
+        }
+        for (c, &g) in gate.iter().enumerate() {
+            let open = sigmoid(g);
+            self.gate.push(grad_pooled[c] * pooled[c] * open * (1.0 + g * (1.0 - open)));
+            grad_pooled[c] *= silu(g);
+        }
+        for (read, scores) in reads.iter().zip(scores) {
+            let mut grad_scores = vec![0.0; config.cores];
+            let grad_values = self.values.entry(read.row).or_insert_with(|| vec![0.0; config.value_dim]);
+            for (c, value) in read.numbers.iter().enumerate() {
+                let grad = grad_pooled[first(read) + c];
+                grad_scores[c / slice] += grad * value;
+                grad_values[c] += grad * scores[c / slice];
+            }
+            self.scores.extend(grad_scores);
+        }
+    }
 }

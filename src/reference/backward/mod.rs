@@ -8,73 +8,65 @@ mod combine;
 mod expand;
 mod query;
 mod score;
+mod weigh;
 
 use std::collections::BTreeMap;
 
-use super::{Chosen, below, dot, length, normalise, query as queries_of, whole_rows};
-use crate::checkpoint::core_name;
-use crate::weights::{GATE_PROJ, KEYS_NORM, layout};
-use crate::{HostTensor, MemoryConfig, Norm, Result, Scores, Weights};
+use super::{Chosen, below, dot, length, normalise, query as queries_of, weigh as weigh_of, whole_rows};
+use crate::weights::names::core_name;
+use crate::{HostTensor, MemoryConfig, Norm, PerWeight, Result, Scores, Weight, Weights};
 
 /// Gradients of one backward pass, each in the shape of what it is the gradient of.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Gradients {
     /// `[tokens, hidden_size]`.
     pub input: Vec<f64>,
-    /// `[query_heads · 2 · key_dim, hidden_size]`.
-    pub query_proj: Vec<f64>,
-    /// `[key_dim]`.
-    pub query_norm: Vec<f64>,
+    /// Of every weight but the tables; empty where the layer does not have it, or its output does not depend on it. Keys are
     /// `[heads, 2, side_keys, key_dim, tucker_rank]`.
-    pub keys: Vec<f64>,
-    /// `[key_dim]`; zeros where the keys are taken as they are.
-    pub keys_norm: Vec<f64>,
-    /// `[cores, heads, tucker_rank, tucker_rank]`; empty for product keys.
-    pub cores: Vec<f64>,
+    pub tensors: PerWeight<Vec<f64>>,
     /// The chosen rows of the value table, each with its `[value_dim]`.
     pub values: BTreeMap<usize, Vec<f64>>,
-    /// `[hidden_size, expansion · value_dim]`.
-    pub values_proj: Vec<f64>,
-    /// `[value_dim, hidden_size]`; empty without a gate.
-    pub gate_proj: Vec<f64>,
+    /// The chosen rows of the pre-values, each with its `[pre_dim]`.
+    pub pre_values: BTreeMap<usize, Vec<f64>>,
 }
 
 impl Gradients {
-    /// The gradients as a file holds them, dense and in f32: `grad_input`, and `grad.<name>` for each weight of the layer by its name in a
-    /// checkpoint. Keys that are taken as they are have no gradient for their norm.
+    /// The gradient of a weight, dense; of a table, zeros but for the chosen rows.
+    pub fn dense(&self, config: &MemoryConfig, weight: Weight) -> Vec<f64> {
+        let (rows, width) = match weight {
+            Weight::Values => (&self.values, config.value_dim),
+            Weight::PreValues => (&self.pre_values, config.pre_dim),
+            _ => return self.tensors[weight].clone(),
+        };
+        let mut dense = vec![0.0; config.table_rows() * width];
+        for (row, gradient) in rows {
+            dense[row * width..][..width].copy_from_slice(gradient);
+        }
+        dense
+    }
+
+    /// The gradients as a file holds them, dense and in f32: `grad_input`, and `grad.<name>` for each weight that the layer learns, by its
+    /// name in a checkpoint.
     ///
     /// # Errors
     /// [`Error::Length`](crate::Error::Length) for gradients that are not of a layer of this `config`.
     pub fn named(&self, config: &MemoryConfig) -> Result<Vec<(String, HostTensor<'static>)>> {
-        let mut values = vec![0.0; config.rows() * config.value_dim];
-        for (row, gradient) in &self.values {
-            values[row * config.value_dim..][..config.value_dim].copy_from_slice(gradient);
-        }
-        let tensor = |shape: Vec<usize>, numbers: &[f64]| {
+        let tensor = |shape: &[usize], numbers: &[f64]| {
             let numbers: Vec<f32> = numbers.iter().map(|&x| x as f32).collect();
             HostTensor::from_f32(shape, &numbers)
         };
-        let (heads, rank) = (config.heads, config.tucker_rank);
         let tokens = self.input.len() / config.hidden_size;
-        let mut named = vec![("grad_input".to_string(), tensor(vec![tokens, config.hidden_size], &self.input)?)];
-        let own = [
-            &self.query_proj,
-            &self.query_norm,
-            &self.keys,
-            &self.keys_norm,
-            &values,
-            &self.values_proj,
-            &self.gate_proj,
-        ];
-        for ((name, shape), numbers) in layout(config).into_iter().zip(own) {
-            let absent = (name == KEYS_NORM && !config.capabilities.normalises_keys)
-                || (name == GATE_PROJ && !config.capabilities.gated);
-            if !absent {
-                named.push((format!("grad.{name}"), tensor(shape, numbers)?));
+        let mut named = vec![("grad_input".to_string(), tensor(&[tokens, config.hidden_size], &self.input)?)];
+        for weight in Weight::ALL.into_iter().filter(|weight| weight.learns(config)) {
+            let (shape, numbers) = (weight.shape(config), self.dense(config, weight));
+            if weight == Weight::Cores {
+                length("gradient of the cores", numbers.len(), shape.iter().product())?;
+                for (core, numbers) in numbers.chunks_exact(shape[1..].iter().product()).enumerate() {
+                    named.push((format!("grad.{}", core_name(core)), tensor(&shape[1..], numbers)?));
+                }
+            } else {
+                named.push((format!("grad.{}", weight.name(config)), tensor(&shape, &numbers)?));
             }
-        }
-        for (core, numbers) in self.cores.chunks_exact(heads * rank * rank).enumerate() {
-            named.push((format!("grad.{}", core_name(core)), tensor(vec![heads, rank, rank], numbers)?));
         }
         Ok(named)
     }
@@ -119,22 +111,44 @@ pub fn backward(
     below("slots", slots, config.slots())?;
     let queries = queries_of(config, weights, input)?;
     let sides = score::side_scores(config, weights, &queries, slots);
-    let scores = combine::slot_scores(config, weights, &sides);
-    let expand = expand::backward(config, weights, input, slots, &scores, grad_output)?;
-    let combine = combine::backward(config, weights, &sides, &scores, &expand.scores);
+    let chosen =
+        Chosen { slots: slots.to_vec(), scores: combine::slot_scores(config, weights, &sides), totals: vec![] };
+    let weighed = weigh_of(config, weights, input, &chosen)?;
+    let expand = expand::backward(config, weights, input, slots, &weighed.scores, grad_output)?;
+    let weigh = weigh::backward(config, weights, input, slots, &chosen.scores, &weighed, expand.scores)?;
+    let combine = combine::backward(config, weights, &sides, &chosen.scores, &weigh.scores);
     let score = score::backward(config, weights, input, &queries, slots, &combine.sides);
-    let query = query::backward(config, weights, input, &score.query, &expand.gate);
-    Ok(Gradients {
-        input: query.input,
-        query_proj: query.query_proj,
-        query_norm: score.query_norm,
-        keys: score.keys,
-        keys_norm: score.keys_norm,
-        cores: combine.cores,
+    let mut found = Gradients {
+        input: vec![0.0; input.len()],
         values: expand.values,
-        values_proj: expand.values_proj,
-        gate_proj: query.gate_proj,
-    })
+        pre_values: weigh.pre_values,
+        ..Gradients::default()
+    };
+    if config.capabilities.weigh.is_some_and(|weigh| !weigh.projected) {
+        found.input.iter_mut().zip(&weigh.z).for_each(|(input, z)| *input += z);
+    }
+    for (map, bias, grad) in [
+        (Weight::QueryProj, Some(Weight::QueryBias), score.query),
+        (Weight::PreValuesProj, None, weigh.z),
+        (Weight::GateProj, Some(Weight::GateBias), expand.gate),
+        (Weight::OutputGate, Some(Weight::OutputGateBias), expand.output_gate),
+    ] {
+        let (weight, of_bias) = query::backward(config, weights, map, input, &grad, &mut found.input);
+        found.tensors[map] = weight;
+        bias.into_iter().for_each(|bias| found.tensors[bias] = of_bias.clone());
+    }
+    for (weight, gradient) in [
+        (Weight::QueryNorm, score.query_norm),
+        (Weight::Keys, score.keys),
+        (Weight::KeysNorm, score.keys_norm),
+        (Weight::Cores, combine.cores),
+        (Weight::ValuesProj, expand.values_proj),
+        (Weight::ValuesBias, expand.bias),
+    ] {
+        found.tensors[weight] = gradient;
+    }
+    Weight::ALL.into_iter().filter(|weight| !weight.learns(config)).for_each(|weight| found.tensors[weight].clear());
+    Ok(found)
 }
 
 /// The gradient of a norm's input `x` from its output's gradient; adds the weight's to `grad_weight`.

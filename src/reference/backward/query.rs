@@ -1,40 +1,32 @@
-//! Backward of the linear maps of the input: the query's, and the gate's where there is one.
+//! Backward of a linear map of the input: the query's, those of the gates and of the pre-values.
 
-use super::super::{to_f64, widen};
-use crate::{MemoryConfig, Weights};
+use super::super::{numbers, to_f64};
+use crate::{MemoryConfig, Weight, Weights};
 
-pub(super) struct Gradients {
-    /// `[tokens, hidden_size]`.
-    pub input: Vec<f64>,
-    /// `[query_heads · 2 · key_dim, hidden_size]`.
-    pub query_proj: Vec<f64>,
-    /// `[value_dim, hidden_size]`; empty without a gate.
-    pub gate_proj: Vec<f64>,
-}
-
+/// Adds what `grad` `[tokens, width]`, of a map's output, gives the input to `grad_input`; returns the weight's gradient `[width, hidden_size]`
+/// and the bias's `[width]`. A map that the layer lacks gives neither.
 pub(super) fn backward(
     config: &MemoryConfig,
     weights: &Weights<'_>,
+    map: Weight,
     input: &[f32],
-    grad_query: &[f64],
-    grad_gate: &[f64],
-) -> Gradients {
-    let mut grad_input = vec![0.0; input.len()];
-    let input = to_f64(input);
-    let mut through = |weight: Vec<f64>, grad: &[f64]| {
-        let (hidden, mut grad_weight) = (config.hidden_size, vec![0.0; weight.len()]);
-        let width = weight.len() / hidden;
-        for (t, grad) in grad.chunks_exact(width).enumerate() {
-            for (o, grad) in grad.iter().enumerate() {
-                for h in 0..hidden {
-                    grad_weight[o * hidden + h] += grad * input[t * hidden + h];
-                    grad_input[t * hidden + h] += grad * weight[o * hidden + h];
-                }
+    grad: &[f64],
+    grad_input: &mut [f64],
+) -> (Vec<f64>, Vec<f64>) {
+    let (weight, input) = (numbers(weights, map), to_f64(input));
+    let (hidden, width) = (config.hidden_size, weight.len() / config.hidden_size);
+    let (mut grad_weight, mut grad_bias) = (vec![0.0; weight.len()], vec![0.0; width]);
+    if width == 0 {
+        return (grad_weight, grad_bias);
+    }
+    for (t, grad) in grad.chunks_exact(width).enumerate() {
+        for (o, grad) in grad.iter().enumerate() {
+            grad_bias[o] += grad;
+            for h in 0..hidden {
+                grad_weight[o * hidden + h] += grad * input[t * hidden + h];
+                grad_input[t * hidden + h] += grad * weight[o * hidden + h];
             }
         }
-        grad_weight
-    };
-    let query_proj = through(widen(&weights.query_proj), grad_query);
-    let gate_proj = weights.gate_proj.as_ref().map_or_else(Vec::new, |gate| through(widen(gate), grad_gate));
-    Gradients { input: grad_input, query_proj, gate_proj }
+    }
+    (grad_weight, grad_bias)
 }

@@ -1,12 +1,13 @@
 //! Backward of score: from the side scores of the slots to the query before its norm and to the keys.
 
+use super::super::query::raw;
 use super::super::score::scored_keys;
-use super::super::{dot, linear, to_f64, widen};
+use super::super::{dot, numbers};
 use super::normalise_backward;
-use crate::{MemoryConfig, Weights};
+use crate::{MemoryConfig, Weight, Weights};
 
 pub(super) struct Gradients {
-    /// `[tokens, query_heads · 2 · key_dim]`, before the norm.
+    /// `[tokens, query_pairs · 2 · key_dim]`, before the norm.
     pub query: Vec<f64>,
     pub query_norm: Vec<f64>,
     /// `[heads, 2, side_keys, key_dim, tucker_rank]`.
@@ -27,7 +28,7 @@ fn pairs<'a>(config: &'a MemoryConfig, slots: &'a [u32]) -> impl Iterator<Item =
         let keys = [slot as usize / n, slot as usize % n];
         [0, 1].map(|side| Pair {
             key: ((head * 2 + side) * n + keys[side]) * rank * key_dim,
-            query: ((token * config.query_heads() + head % config.query_heads()) * 2 + side) * key_dim,
+            query: ((token * config.query_pairs() + head / config.heads_per_pair()) * 2 + side) * key_dim,
         })
     })
 }
@@ -63,10 +64,13 @@ pub(super) fn backward(
         }
     }
     let mut query_norm = vec![0.0; key_dim];
-    let (projection, norm) = (widen(&weights.query_proj), widen(&weights.query_norm));
-    let raw = input.chunks_exact(config.hidden_size).flat_map(|x| linear(&projection, &to_f64(x))).collect::<Vec<_>>();
-    let through = raw.chunks_exact(key_dim).zip(grad_queries.chunks_exact(key_dim));
-    let query = through.flat_map(|(raw, grad)| normalise_backward(config, &norm, raw, grad, &mut query_norm)).collect();
+    let query = if config.capabilities.normalises_queries {
+        let (raw, norm) = (raw(config, weights, input), numbers(weights, Weight::QueryNorm));
+        let through = raw.chunks_exact(key_dim).zip(grad_queries.chunks_exact(key_dim));
+        through.flat_map(|(raw, grad)| normalise_backward(config, &norm, raw, grad, &mut query_norm)).collect()
+    } else {
+        grad_queries
+    };
     let mut keys_norm = vec![0.0; key_dim];
     let keys = keys_backward(config, weights, &grad_keys, &mut keys_norm);
     Gradients { query, query_norm, keys, keys_norm }
@@ -75,7 +79,7 @@ pub(super) fn backward(
 /// From the scored keys' gradient `[.., tucker_rank, key_dim]` to the keys' `[.., key_dim, tucker_rank]`.
 fn keys_backward(config: &MemoryConfig, weights: &Weights<'_>, grad: &[f64], grad_norm: &mut [f64]) -> Vec<f64> {
     let (rank, key_dim) = (config.tucker_rank, config.key_dim);
-    let (keys, norm) = (widen(&weights.keys), widen(&weights.keys_norm));
+    let (keys, norm) = (numbers(weights, Weight::Keys), numbers(weights, Weight::KeysNorm));
     let mut out = vec![0.0; grad.len()];
     for (at, grad) in grad.chunks_exact(key_dim).enumerate() {
         let place = |d: usize| (at / rank * key_dim + d) * rank + at % rank;

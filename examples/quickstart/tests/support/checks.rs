@@ -6,13 +6,13 @@ use burn::{
     record::{BinBytesRecorder, FullPrecisionSettings, Recorder},
 };
 use ultramem::{
-    Kind, Weights,
+    Kind, Weight, Weights,
     burn::{Memory, MemoryBackend, Trainer, TrainerConfig},
     reference,
 };
 
 use super::common::{random_input, relative_l2, small};
-use super::modules::{gradients_by_field, numbers, rounded};
+use super::modules::{field, gradients_by_field, numbers, rounded};
 use super::{KINDS, One, memory, step, tensor, weights_of};
 
 /// Output and gradients of weights and inputs that are rounded by `round` first.
@@ -27,33 +27,14 @@ pub fn hold_gradients<B: MemoryBackend>(round: fn(&[f32]) -> Vec<f32>, tolerance
         assert!(relative_l2(&numbers(output.clone()), &forward.output) < tolerance, "{:?}", config.kind());
         let gradients = (output * tensor(&grad_output, config.hidden_size)).sum().backward();
         let expected = reference::backward(&config, &weights, &input, &forward.slots, &grad_output).unwrap();
-        let mut values = vec![0.0; config.rows() * config.value_dim];
-        for (row, gradient) in &expected.values {
-            values[row * config.value_dim..][..config.value_dim].copy_from_slice(gradient);
-        }
         let mut found = gradients_by_field(&memory, &gradients);
         found.insert("input".into(), numbers(x.grad(&gradients).unwrap()));
-        let mut all = vec![
-            ("input", expected.input),
-            ("query_proj", expected.query_proj),
-            ("query_norm", expected.query_norm),
-            ("keys", expected.keys),
-            ("keys_norm", expected.keys_norm),
-            ("values", values),
-            ("values_proj", expected.values_proj),
-        ];
-        match config.kind().unwrap() {
-            Kind::UltraMem => all.push(("cores", expected.cores)),
-            Kind::ProductKey => (),
-            Kind::MemoryPlus => {
-                // Its keys are taken as they are.
-                all.retain(|(name, _)| *name != "keys_norm");
-                all.push(("gate_proj", expected.gate_proj));
-            }
-        }
+        let learnt = Weight::ALL.into_iter().filter(|weight| weight.learns(&config));
+        let mut all: Vec<_> = learnt.map(|weight| (field(weight), expected.dense(&config, weight))).collect();
+        all.push(("input".to_string(), expected.input.clone()));
         assert_eq!(found.len(), all.len(), "{:?}", found.keys());
         for (name, expected) in all {
-            let off = relative_l2(&found[name], &expected);
+            let off = relative_l2(&found[&name], &expected);
             assert!(off < tolerance, "{:?} {name}: {off}", config.kind());
         }
     }

@@ -38,7 +38,7 @@ macro_rules! on_each_backend {
 }
 pub(crate) use on_each_backend;
 
-pub const KINDS: [Kind; 3] = [Kind::UltraMem, Kind::ProductKey, Kind::MemoryPlus];
+pub const KINDS: [Kind; 6] = Kind::ALL;
 
 pub fn tensor<B: MemoryBackend>(numbers: &[f32], width: usize) -> Tensor<B, 2> {
     let shape = [numbers.len() / width, width];

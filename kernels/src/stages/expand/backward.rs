@@ -1,5 +1,6 @@
-//! Backward of expand: from the output to the scores of the slots, the chosen value rows, W_o and the gate.
+//! Backward of expand: from the output to the scores of the slots, the chosen value rows, W_o, the bias and the gates.
 //!
+//! - through the output gate and the bias as [`finish`](super::finish) says;
 //! - `grad_pooled = grad_output · W_o`; through a gate, `grad_pooled ⊙ silu(g)` and `grad_gate = grad_pooled ⊙ pooled ⊙ silu'(g)`;
 //! - `grad_scores[t, h, m, k] = Σ_c grad_pooled[t, e, c] · V[row, c]` over slice k: a few lanes take one slot and read its row once;
 //! - `grad_values[row] = Σ s_k · grad_pooled[t, e, slice k]` over the slots that read the row, grouped by row and summed in slot order
@@ -10,37 +11,58 @@
 
 use cubecl::prelude::*;
 
-use super::{Memory, Stage, pool};
+use super::finish::{Finished, finish_backward};
+use super::{Memory, Stage, pool, project_pooled};
 use crate::Result;
 use crate::launch::device::Device;
-use crate::launch::loops::check_loops;
-use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage, zeros};
+use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, zeros};
+use crate::linear::column_sum::column_sum;
 use crate::linear::outer::outer;
-use crate::linear::tile::component_sum;
 use crate::linear::{ProjectStrategy, project};
-use crate::select::{lane_of, lane_sum, row_lanes};
 use crate::stages::combine::Chosen;
-use crate::table::group::group;
-use crate::table::pages::{Page, Window, windows};
+use crate::table::group::{Groups, group};
+use crate::table::locate::{Places, locate};
 use crate::table::row_gradients::RowGradients;
+use crate::table::row_products::row_products;
 use crate::table::segment_sum::{Entries, sum_rows};
 
 /// Gradients of the stage.
 pub struct ExpandGradients<R: Runtime> {
     /// f32 `[tokens, heads, top_m, cores]`.
     pub scores: Tensor<R>,
-    /// Of `[rows, value_dim]`.
+    /// Of `[table_rows, value_dim]`.
     pub values: RowGradients<R>,
-    /// f32 `[hidden_size, expansion · value_dim]`, as PyTorch has the weight.
-    pub weight: Tensor<R>,
+    /// f32 `[hidden_size, pooled_blocks · value_dim]`, as PyTorch has the weight; None without a projection.
+    pub weight: Option<Tensor<R>>,
+    /// f32 `[hidden_size]`, where there is a bias.
+    pub bias: Option<Tensor<R>>,
     /// f32 `[tokens, value_dim]`: of the gate before its silu, where there is one.
     pub gate: Option<Tensor<R>>,
+    /// f32 `[tokens]`: of the output gate before its sigmoid, where there is one.
+    pub output_gate: Option<Tensor<R>>,
+    /// Which slots read each row.
+    pub(crate) readers: Option<Readers<R>>,
+}
+
+/// The slots that read each row: what the gradient of another table of the same rows is summed by, too.
+pub(crate) struct Readers<R: Runtime> {
+    pub places: Places<R>,
+    pub groups: Groups<R>,
+    /// Pooled values of a token.
+    pub blocks: usize,
+}
+
+/// What the forward pass leaves for this stage's way back; what is not there is made anew.
+pub struct Pooled<'a, R: Runtime> {
+    /// `[tokens, pooled_blocks · value_dim]`: what [`pool`](super::pool) gives without a gate.
+    pub pooled: Option<&'a Tensor<R>>,
+    /// f32 `[tokens, hidden_size]`: what [`project_pooled`](super::project_pooled) gives, which an output gate alone needs.
+    pub projected: Option<&'a Tensor<R>>,
 }
 
 /// Launches the backward pass of [`expand`](super::expand), for what it was given.
 ///
-/// - `weight` `[hidden_size, expansion · value_dim]`: W_o as PyTorch has it, the transpose of the memory's
-/// - `pooled` `[tokens, expansion · value_dim]`: what [`pool`](super::pool) gives without a gate; None: made anew
+/// - `weight` `[hidden_size, pooled_blocks · value_dim]`: W_o as PyTorch has it, the transpose of the memory's; None where it has none
 /// - `grad_output` `[tokens, hidden_size]`, in the type of the values; no tokens give a weight's gradient of zeros, and no used row
 ///
 /// # Errors
@@ -49,25 +71,39 @@ pub fn expand_backward<R: Runtime>(
     client: &ComputeClient<R>,
     chosen: &Chosen<R>,
     memory: &Memory<'_, R>,
-    weight: &Tensor<R>,
-    pooled: Option<&Tensor<R>>,
+    weight: Option<&Tensor<R>>,
+    saved: Pooled<'_, R>,
     grad_output: &Tensor<R>,
     strategy: ProjectStrategy,
 ) -> Result<ExpandGradients<R>> {
     let stage = Stage::check(client, chosen, memory)?;
     let (tokens, hidden_size, dtype) = (stage.tokens, stage.hidden_size, stage.dtype);
-    let pooled_dim = stage.plan.expansion * stage.plan.value_dim;
-    check(client, weight, "weight", &[hidden_size, pooled_dim], dtype)?;
+    let pooled_dim = stage.plan.blocks() * stage.plan.value_dim;
+    match (weight, memory.weight) {
+        (Some(weight), Some(_)) => check(client, weight, "weight", &[hidden_size, pooled_dim], dtype)?,
+        (None, None) => {}
+        (given, _) => {
+            let value = u64::from(given.is_some());
+            return Err(crate::Error::Number { what: "output projections", value, expected: 1 - value });
+        }
+    }
     check(client, grad_output, "gradient of the output", &[tokens, hidden_size], dtype)?;
-    if let Some(pooled) = pooled {
-        let sums = if stage.plan.paged { f32_storage() } else { dtype };
-        check(client, pooled, "pooled", &[tokens, pooled_dim], sums)?;
+    if let Some(pooled) = saved.pooled {
+        check(client, pooled, "pooled", &[tokens, pooled_dim], stage.sums)?;
+    }
+    if let Some(projected) = saved.projected {
+        check(client, projected, "projected values", &[tokens, hidden_size], f32_storage())?;
     }
     if tokens == 0 {
         return stage.nothing();
     }
-    let mut grad_pooled = project(client, grad_output, weight, f32_storage(), strategy)?;
-    let mut pooled = match pooled {
+    let finished = stage.finished(&saved, grad_output, strategy)?;
+    let grad_projected = finished.as_ref().map_or(grad_output, |finished| &finished.values);
+    let mut grad_pooled = match weight {
+        Some(weight) => project(client, grad_projected, weight, f32_storage(), strategy)?,
+        None => grad_projected.clone(),
+    };
+    let mut pooled = match saved.pooled {
         Some(pooled) => pooled.clone(),
         None => pool(client, chosen, &Memory { gate: None, ..*memory })?,
     };
@@ -77,9 +113,10 @@ pub fn expand_backward<R: Runtime>(
         (pooled, grad_pooled) = (gradients.pooled, gradients.grad_pooled);
         grad_gate = Some(gradients.grad_gate);
     }
-    let places = stage.locate()?;
-    let scores = stage.grad_scores(&places, &grad_pooled)?;
-    let groups = group(client, &places.rows, stage.plan.rows)?;
+    let places = locate(client, &chosen.slots, stage.plan.entries, &memory.rows)?;
+    let scores = empty(client, "gradient of the scores", chosen.scores.shape(), f32_storage())?;
+    row_products(client, memory.values, &places, &grad_pooled, stage.plan.cores, stage.width(), &scores)?;
+    let groups = group(client, &places.rows, memory.rows.table_rows)?;
     let entries = Entries {
         source: &places.source,
         factors: &chosen.scores,
@@ -88,202 +125,56 @@ pub fn expand_backward<R: Runtime>(
         slice: stage.plan.value_dim / stage.plan.cores,
         shared: false,
     };
-    let values = sum_rows(client, groups, &entries, stage.plan.rows)?;
-    Ok(ExpandGradients { scores, values, weight: outer(client, grad_output, &pooled, strategy)?, gate: grad_gate })
-}
-
-/// Where each slot reads.
-struct Places<R: Runtime> {
-    /// u32 `[entries]`: the physical row.
-    rows: Tensor<R>,
-    /// u32 `[entries]`: `token · expansion + block`, the row of `grad_pooled` as `[tokens · expansion, value_dim]`.
-    source: Tensor<R>,
-}
-
-/// What is fixed when the kernels are compiled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct LocatePlan {
-    /// Entries of a token.
-    entries: usize,
-    rows: usize,
-    expansion: usize,
-    shuffled: bool,
-    units: usize,
-}
-
-/// What is fixed when the kernel is compiled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct GradScoresPlan {
-    cores: usize,
-    /// Vectors of a core's slice.
-    slice: usize,
-    /// Vectors that a lane takes at a time; divides `slice` where a row has one lane.
-    run: usize,
-    /// Whether the table has several pages.
-    paged: bool,
-    /// Entries of a cube.
-    tile: usize,
-    units: usize,
+    let values = sum_rows(client, groups.clone(), &entries, memory.rows.table_rows)?;
+    Ok(ExpandGradients {
+        scores,
+        values,
+        weight: weight.map(|_| outer(client, grad_projected, &pooled, strategy)).transpose()?,
+        bias: memory.bias.map(|_| column_sum(client, grad_projected)).transpose()?,
+        gate: grad_gate,
+        output_gate: finished.and_then(|finished| finished.gate),
+        readers: Some(Readers { places, groups, blocks: stage.plan.blocks() }),
+    })
 }
 
 impl<R: Runtime> Stage<'_, R> {
     /// The gradients for no tokens: zeros, and no used row.
     fn nothing(&self) -> Result<ExpandGradients<R>> {
-        let (client, plan) = (self.client, &self.plan);
-        let gate = || empty(client, "gradient of the gate", &[0, plan.value_dim], f32_storage());
+        let (client, plan, memory) = (self.client, &self.plan, self.memory);
+        let (hidden_size, pooled_dim) = (self.hidden_size, plan.blocks() * plan.value_dim);
+        let zeros = |name, shape: &[usize]| zeros(client, name, shape);
+        let none = |name, shape: &[usize]| empty(client, name, shape, f32_storage());
         Ok(ExpandGradients {
-            scores: empty(client, "gradient of the scores", self.chosen.scores.shape(), f32_storage())?,
-            values: RowGradients::none(client, plan.rows, plan.value_dim)?,
-            weight: zeros(client, "gradient of the weight", &[self.hidden_size, plan.expansion * plan.value_dim])?,
-            gate: plan.gated.then(gate).transpose()?,
+            scores: none("gradient of the scores", self.chosen.scores.shape())?,
+            values: RowGradients::none(client, memory.rows.table_rows, plan.value_dim)?,
+            weight: memory.weight.map(|_| zeros("gradient of the weight", &[hidden_size, pooled_dim])).transpose()?,
+            bias: memory.bias.map(|_| zeros("gradient of the bias", &[hidden_size])).transpose()?,
+            gate: memory.gate.map(|_| none("gradient of the gate", &[0, plan.value_dim])).transpose()?,
+            output_gate: memory.output_gate.map(|_| none("gradient of the output gate", &[0])).transpose()?,
+            readers: None,
         })
     }
 
-    fn locate(&self) -> Result<Places<R>> {
-        let entries = self.tokens * self.plan.entries;
-        let places = Places {
-            rows: empty(self.client, "rows", &[entries], u32_storage())?,
-            source: empty(self.client, "sources", &[entries], u32_storage())?,
-        };
-        let plan = LocatePlan {
-            entries: self.plan.entries,
-            rows: self.plan.rows,
-            expansion: self.plan.expansion,
-            shuffled: self.plan.shuffled,
-            units: self.device.flat(entries),
-        };
-        // SAFETY: `check` has seen every shape; the kernel clamps slots and addresses to the table.
-        unsafe {
-            locate_kernel::launch_unchecked::<R>(
-                self.client,
-                self.device.grid(entries.div_ceil(plan.units))?,
-                CubeDim::new_1d(plan.units as u32),
-                arg(&self.chosen.slots, 1),
-                arg(self.memory.shuffle.unwrap_or(&self.chosen.slots), 1),
-                arg(&places.rows, 1),
-                arg(&places.source, 1),
-                entries as u32,
-                plan,
-            );
-        }
-        Ok(places)
-    }
-
-    fn grad_scores(&self, places: &Places<R>, grad_pooled: &Tensor<R>) -> Result<Tensor<R>> {
-        let scores = empty(self.client, "gradient of the scores", self.chosen.scores.shape(), f32_storage())?;
-        for (page, window) in self.memory.values.iter().zip(windows(self.memory.values)) {
-            self.grad_scores_of(page, window, places, grad_pooled, &scores)?;
-        }
-        Ok(scores)
-    }
-
-    /// Those of slots that read a row of one page.
-    fn grad_scores_of(
+    /// The gradient of the projected values, where something was done to them.
+    fn finished(
         &self,
-        values: &Tensor<R>,
-        window: Window,
-        places: &Places<R>,
-        grad_pooled: &Tensor<R>,
-        scores: &Tensor<R>,
-    ) -> Result<()> {
-        let width = self.width();
-        let entries = self.tokens * self.plan.entries;
-        let slice = self.plan.value_dim / self.plan.cores / width;
-        let lanes = row_lanes(&self.device, slice);
-        let units = self.device.flat(entries * lanes);
-        let run = if lanes == 1 { self.device.run(slice) } else { 1 };
-        let (cores, paged) = (self.plan.cores, self.plan.paged);
-        let sum = if lanes > 1 { lanes } else { 0 };
-        check_loops("grad_scores_kernel", cores * (1 + slice.div_ceil(lanes * run) + sum))?;
-        let plan = GradScoresPlan { cores, slice, run, paged, tile: units / lanes, units };
-        // SAFETY: rows and sources are those that `locate` has clamped; a unit writes scores of its own entry.
-        unsafe {
-            grad_scores_kernel::launch_unchecked::<R>(
-                self.client,
-                self.device.grid(entries.div_ceil(plan.tile))?,
-                CubeDim::new_1d(units as u32),
-                values.required_address_type(),
-                width,
-                arg(&places.rows, 1),
-                arg(&places.source, 1),
-                arg(values, width),
-                arg(grad_pooled, width),
-                arg(scores, 1),
-                window.first_row as u32,
-                window.rows as u32,
-                entries as u32,
-                plan,
-                values.dtype,
-            );
+        saved: &Pooled<'_, R>,
+        grad_output: &Tensor<R>,
+        strategy: ProjectStrategy,
+    ) -> Result<Option<Finished<R>>> {
+        let (client, memory) = (self.client, self.memory);
+        if !memory.finishes() {
+            return Ok(None);
         }
-        Ok(())
-    }
-}
-
-/// Slots to physical rows and to rows of the pooled values.
-#[cube(launch_unchecked)]
-fn locate_kernel(
-    slots: &Array<u32>,
-    shuffle: &Array<u32>,
-    rows: &mut Array<u32>,
-    source: &mut Array<u32>,
-    entries: u32,
-    #[comptime] plan: LocatePlan,
-) {
-    let item = CUBE_POS * plan.units + UNIT_POS as usize;
-    if item >= entries as usize {
-        terminate!();
-    }
-    let last = comptime!((plan.rows * plan.expansion - 1) as u32);
-    let mut address = min(slots[item], last);
-    if plan.shuffled {
-        address = min(shuffle[address as usize], last);
-    }
-    let block = address / comptime!(plan.rows as u32);
-    rows[item] = address - block * comptime!(plan.rows as u32);
-    source[item] = (item / plan.entries * plan.expansion) as u32 + block;
-}
-
-#[cube(launch_unchecked, address_type = "dynamic")]
-fn grad_scores_kernel<E: Float, N: Size>(
-    rows: &Array<u32>,
-    source: &Array<u32>,
-    values: &Array<Vector<E, N>>,
-    grad_pooled: &Array<Vector<f32, N>>,
-    grad_scores: &mut Array<f32>,
-    first_row: u32,
-    page_rows: u32,
-    entries: u32,
-    #[comptime] plan: GradScoresPlan,
-    #[define(E)] _dtype: StorageType,
-) {
-    let at = lane_of(plan.tile, plan.units);
-    let entry = CUBE_POS * plan.tile + at.row;
-    let read = min(entry, entries as usize - 1);
-    let pitch = comptime!(plan.cores * plan.slice);
-    let page = Page { first_row, rows: page_rows };
-    let place = page.place(rows[read]);
-    let mut held = entry < entries as usize;
-    if comptime!(plan.paged) {
-        held = held && place < page.rows;
-    }
-    let (row, pooled) = (place as usize * pitch, source[read] as usize * pitch);
-    let mut partial = SharedMemory::<f32>::new(comptime!(if at.lanes > 1 { plan.units } else { 1 }));
-    for k in 0..plan.cores {
-        let mut products = Vector::<f32, N>::new(0.0);
-        if held {
-            let step = comptime!(at.lanes * plan.run);
-            for first in range_stepped(k * plan.slice + at.lane, (k + 1) * plan.slice, step) {
-                #[unroll]
-                for r in 0..plan.run {
-                    products += Vector::cast_from(values[row + first + r]) * grad_pooled[pooled + first + r];
-                }
+        let anew = match (memory.output_gate, saved.projected) {
+            (Some(_), None) => {
+                let pooled = pool(client, self.chosen, memory)?;
+                Some(project_pooled(client, &pooled, memory, strategy)?.values)
             }
-        }
-        let sum = lane_sum(component_sum::<N>(products), &mut partial, at);
-        if at.lane == 0 && held {
-            grad_scores[entry * plan.cores + k] = sum;
-        }
+            _ => None,
+        };
+        let projected = saved.projected.or(anew.as_ref());
+        finish_backward(client, memory, projected, grad_output).map(Some)
     }
 }
 

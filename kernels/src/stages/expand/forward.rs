@@ -15,6 +15,7 @@ use cubecl::prelude::*;
 use crate::launch::loops::strided;
 use crate::linear::tile::{Columns, Outputs, Rows, Sharing, multiply, zero_sums};
 use crate::table::pages::Page;
+use crate::table::source::{AddressPlan, address};
 
 /// What is fixed when the kernels are compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -22,10 +23,9 @@ pub(crate) struct ExpandPlan {
     /// Entries of a token: `heads · top_m`.
     pub entries: usize,
     pub cores: usize,
-    pub expansion: usize,
-    pub rows: usize,
+    /// How slots find blocks and rows.
+    pub address: AddressPlan,
     pub value_dim: usize,
-    pub shuffled: bool,
     pub gated: bool,
     /// Whether the table has several pages.
     pub paged: bool,
@@ -43,31 +43,36 @@ pub(crate) struct ExpandPlan {
 }
 
 impl ExpandPlan {
+    /// Pooled values of a token.
+    pub fn blocks(&self) -> usize {
+        self.address.pooled_blocks()
+    }
+
     /// Chunks that a token's entries are ordered in: one for each unit that the tile's blocks leave.
     pub fn chunks(&self) -> usize {
-        (self.units / (self.tile * self.expansion)).clamp(1, self.entries)
+        (self.units / (self.tile * self.blocks())).clamp(1, self.entries)
     }
 
     /// Words of shared memory that ordering takes: addresses, order, counts and where blocks start.
     pub fn entry_words(&self) -> usize {
-        self.tile * (2 * self.entries + self.expansion * (self.chunks() + 1) + 1)
+        self.tile * (2 * self.entries + self.blocks() * (self.chunks() + 1) + 1)
     }
 
     /// Loop iterations of a unit that orders the entries and pools, rows being read in vectors of `width`.
     pub fn pool_loops(&self, width: usize) -> usize {
-        let counted = strided(self.tile * self.expansion * self.chunks(), self.units);
+        let counted = strided(self.tile * self.blocks() * self.chunks(), self.units);
         let count = 1 + strided(self.entries, self.chunks());
         let order =
-            strided(self.tile * self.entries, self.units) + counted * (2 * count + self.expansion * self.chunks());
+            strided(self.tile * self.entries, self.units) + counted * (2 * count + self.blocks() * self.chunks());
         // At most: all entries of every token lie in one block.
         let runs = self.value_dim / width / self.run;
-        let all = strided(self.tile * self.expansion * runs, self.units);
+        let all = strided(self.tile * self.blocks() * runs, self.units);
         order + all + self.entries * all.min(self.tile * (1 + strided(runs, self.units)))
     }
 
     /// Those of a unit that projects as well, pooled rows being `depth` vectors.
     pub fn fused_loops(&self, width: usize) -> usize {
-        let depth = self.expansion * self.value_dim / width;
+        let depth = self.blocks() * self.value_dim / width;
         let groups = strided(self.columns, self.splits * self.sharing.lanes * self.sharing.block);
         self.pool_loops(width) + groups * (1 + strided(depth, self.sharing.slices))
     }
@@ -76,7 +81,7 @@ impl ExpandPlan {
 /// A tile's entries, ordered by virtual block.
 #[derive(CubeType)]
 struct Entries {
-    /// `[tile, entries]`: each entry's virtual address.
+    /// `[tile, entries]`: each entry's address, `block · table_rows + row`.
     addresses: SharedMemory<u32>,
     /// `[tile, entries]`: the entries by block, those of one block in their own order.
     order: SharedMemory<u32>,
@@ -94,6 +99,7 @@ pub(crate) fn expand_kernel<E: Float, N: Size, O: Size>(
     gate: &Array<f32>,
     weight: &Array<Vector<E, O>>,
     output: &mut Array<Vector<E, O>>,
+    offset: u32,
     tokens: u32,
     cubes: u32,
     #[comptime] plan: ExpandPlan,
@@ -103,11 +109,11 @@ pub(crate) fn expand_kernel<E: Float, N: Size, O: Size>(
         terminate!();
     }
     let width = N::value();
-    let depth = comptime!(plan.expansion * plan.value_dim / width);
+    let depth = comptime!(plan.blocks() * plan.value_dim / width);
     let token = CUBE_POS / plan.splits * plan.tile;
     let mut pooled = SharedMemory::<Vector<f32, N>>::new(comptime!(plan.tile * depth));
-    let entries = order_entries(slots, shuffle, token, tokens as usize, plan);
-    let page = Page { first_row: 0u32, rows: comptime!(plan.rows as u32).runtime() };
+    let entries = order_entries(slots, shuffle, offset, token, tokens as usize, plan);
+    let page = Page { first_row: 0u32, rows: comptime!(plan.address.table_rows as u32).runtime() };
     for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * depth / plan.run), plan.units) {
         let sums = pool::<E, N>(&entries, scores, values, page, gate, token, tokens as usize, item, plan);
         #[unroll]
@@ -151,6 +157,7 @@ pub(crate) fn pool_kernel<E: Float, P: Float, N: Size>(
     pooled: &mut Array<Vector<P, N>>,
     first_row: u32,
     page_rows: u32,
+    offset: u32,
     tokens: u32,
     cubes: u32,
     #[comptime] adds: bool,
@@ -162,10 +169,10 @@ pub(crate) fn pool_kernel<E: Float, P: Float, N: Size>(
         terminate!();
     }
     let width = N::value();
-    let vectors = comptime!(plan.expansion * plan.value_dim / width);
+    let vectors = comptime!(plan.blocks() * plan.value_dim / width);
     let token = CUBE_POS * plan.tile;
     let page = Page { first_row, rows: page_rows };
-    let entries = order_entries(slots, shuffle, token, tokens as usize, plan);
+    let entries = order_entries(slots, shuffle, offset, token, tokens as usize, plan);
     for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * vectors / plan.run), plan.units) {
         let sums = pool::<E, N>(&entries, scores, values, page, gate, token, tokens as usize, item, plan);
         let first = item * plan.run;
@@ -189,34 +196,31 @@ pub(crate) fn pool_kernel<E: Float, P: Float, N: Size>(
 fn order_entries(
     slots: &Array<u32>,
     shuffle: &Array<u32>,
+    offset: u32,
     token: usize,
     tokens: usize,
     #[comptime] plan: ExpandPlan,
 ) -> Entries {
     let size = comptime!(plan.tile * plan.entries);
-    let of_token = comptime!(plan.expansion * plan.chunks());
+    let of_token = comptime!(plan.blocks() * plan.chunks());
     let mut addresses = SharedMemory::<u32>::new(size);
     let mut order = SharedMemory::<u32>::new(size);
     let mut counts = SharedMemory::<u32>::new(comptime!(plan.tile * of_token));
-    let mut starts = SharedMemory::<u32>::new(comptime!(plan.tile * (plan.expansion + 1)));
-    let last = comptime!((plan.rows * plan.expansion - 1) as u32);
+    let mut starts = SharedMemory::<u32>::new(comptime!(plan.tile * (plan.blocks() + 1)));
     let present = min(size, (tokens - token) * plan.entries);
     for i in range_stepped(UNIT_POS as usize, size, plan.units) {
-        let mut address = 0u32;
+        let mut found = 0u32;
         if i < present {
-            address = min(slots[token * plan.entries + i], last);
-            if plan.shuffled {
-                address = min(shuffle[address as usize], last);
-            }
+            found = address(slots, shuffle, token * plan.entries + i, offset, comptime!(plan.address));
         }
-        addresses[i] = address;
+        addresses[i] = found;
     }
     sync_cube();
     for i in range_stepped(UNIT_POS as usize, comptime!(plan.tile * of_token), plan.units) {
         let own = part_of(i, plan);
         let mut count = 0u32;
         for entry in own.first..own.last {
-            count += u32::cast_from(addresses[entry] / comptime!(plan.rows as u32) == own.block);
+            count += u32::cast_from(addresses[entry] / comptime!(plan.address.table_rows as u32) == own.block);
         }
         counts[i] = count;
     }
@@ -228,12 +232,12 @@ fn order_entries(
         for before in t * of_token..i {
             place += counts[before];
         }
-        let start = t * comptime!(plan.expansion + 1) + own.block as usize;
+        let start = t * comptime!(plan.blocks() + 1) + own.block as usize;
         if i % comptime!(plan.chunks()) == 0 {
             starts[start] = place;
         }
         for entry in own.first..own.last {
-            if addresses[entry] / comptime!(plan.rows as u32) == own.block {
+            if addresses[entry] / comptime!(plan.address.table_rows as u32) == own.block {
                 order[t * plan.entries + place as usize] = entry as u32;
                 place += 1;
             }
@@ -259,10 +263,10 @@ struct Part {
 fn part_of(i: usize, #[comptime] plan: ExpandPlan) -> Part {
     let chunks = comptime!(plan.chunks());
     let share = comptime!(plan.entries.div_ceil(chunks));
-    let entries = i / comptime!(chunks * plan.expansion) * plan.entries;
+    let entries = i / comptime!(chunks * plan.blocks()) * plan.entries;
     let first = min(i % chunks * share, plan.entries);
     let last = min(first + share, plan.entries);
-    Part { first: entries + first, last: entries + last, block: (i / chunks % plan.expansion) as u32 }
+    Part { first: entries + first, last: entries + last, block: (i / chunks % comptime!(plan.blocks())) as u32 }
 }
 
 /// Run `item` of a tile's pooled vectors, summed over the rows of a page, `[tile, expansion, value_dim / width]` flattened, gated where the layer has a gate.
@@ -286,13 +290,13 @@ fn pool<E: Float, N: Size>(
     let width = N::value();
     let vectors = comptime!(plan.value_dim / width);
     let first = item * plan.run;
-    let block = first / vectors % plan.expansion;
-    let t = first / comptime!(vectors * plan.expansion);
+    let block = first / vectors % comptime!(plan.blocks());
+    let t = first / comptime!(vectors * plan.blocks());
     let column = first % vectors;
     let core = column / comptime!(vectors / plan.cores);
-    let starts = t * comptime!(plan.expansion + 1) + block;
+    let starts = t * comptime!(plan.blocks() + 1) + block;
     let mut sums = zero_sums::<N>(plan.run);
-    let base = block as u32 * comptime!(plan.rows as u32);
+    let base = block as u32 * comptime!(plan.address.table_rows as u32);
     let mut end = entries.starts[starts + 1];
     if token + t >= tokens {
         end = entries.starts[starts];

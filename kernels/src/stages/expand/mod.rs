@@ -2,46 +2,71 @@
 //! value expansion, section 3.3).
 //!
 //! Shapes: slots `[tokens, heads, top_m]` and scores `[tokens, heads, top_m, cores]` as [`combine`](crate::stages::combine::combine) makes them, values
-//! `[rows, value_dim]`, weight `[expansion · value_dim, hidden_size]`; result `[tokens, hidden_size]`.
+//! `[table_rows, value_dim]`, weight `[pooled_blocks · value_dim, hidden_size]`; result `[tokens, hidden_size]`. A bias and an output gate are
+//! applied to the projected values by a kernel of their own, which also rounds what is not projected.
 //!
 //! Two strategies: one kernel that pools a tile of tokens in shared memory and projects it there, several cubes sharing out the columns
 //! at few tokens, or a pooling kernel and a matrix product. A table of several pages takes the second: the pooling kernel is launched once a
 //! page and adds the page's rows to f32 sums, which costs a reading of slots and sums for each further page; no row is read twice.
 
 mod backward;
+mod finish;
 mod forward;
 
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-pub use self::backward::{ExpandGradients, expand_backward};
+pub(crate) use self::backward::Readers;
+pub use self::backward::{ExpandGradients, Pooled, expand_backward};
+pub use self::finish::Projected;
 use self::forward::{ExpandPlan, expand_kernel, pool_kernel};
 use crate::launch::device::Device;
 use crate::launch::loops::{check_loops, fits_loops};
-use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, float_type, index, positive, sizes, u32_storage};
+use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, float_type, positive, sizes, u32_storage};
 use crate::linear::tile::{Product, Sharing};
 use crate::linear::{ProjectStrategy, project};
 use crate::select::FOUR;
 use crate::stages::combine::Chosen;
-use crate::table::pages::{Window, windows};
+use crate::table::pages::{Window, check_pages, windows};
+use crate::table::source::RowSource;
 use crate::{Error, Result};
 
 /// What the stage reads besides the chosen slots.
 pub struct Memory<'a, R: Runtime> {
-    /// `[rows, value_dim]`, f32, f16 or bf16, in pages of some rows each; one where it fits a binding.
+    /// `[table_rows, value_dim]`, f32, f16 or bf16, in pages of some rows each; one where it fits a binding.
     pub values: &'a [Tensor<R>],
-    /// `W_oᵀ` `[expansion · value_dim, hidden_size]`, the same type.
-    pub weight: &'a Tensor<R>,
-    /// u32 `[expansion · rows]`: a slot's virtual address, `block · rows + row`. None: a slot is its own address.
-    pub shuffle: Option<&'a Tensor<R>>,
-    /// f32 `[tokens, value_dim]`: the pooled value is multiplied by its silu. Only with an expansion of 1.
+    /// Where the slots find their rows.
+    pub rows: RowSource<'a, R>,
+    /// `W_oᵀ` `[pooled_blocks · value_dim, hidden_size]`, in the type of the values; None: the pooled value is the output.
+    pub weight: Option<&'a Tensor<R>>,
+    /// f32 `[hidden_size]`, added to the output.
+    pub bias: Option<&'a Tensor<R>>,
+    /// f32 `[tokens, value_dim]`: the pooled value is multiplied by its silu. Only with one pooled block.
     pub gate: Option<&'a Tensor<R>>,
+    /// f32 `[tokens]`: the output is multiplied by its sigmoid.
+    pub output_gate: Option<&'a Tensor<R>>,
+}
+
+impl<R: Runtime> Clone for Memory<'_, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<R: Runtime> Copy for Memory<'_, R> {}
+
+impl<R: Runtime> Memory<'_, R> {
+    /// Whether something is done to the pooled or projected values before they are the output.
+    fn finishes(&self) -> bool {
+        self.weight.is_none() || self.bias.is_some() || self.output_gate.is_some()
+    }
 }
 
 /// How the stage is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ExpandStrategy {
-    /// Pool and project in one kernel; the pooled values of a tile stay in shared memory. For a table of one page.
+    /// Pool and project in one kernel; the pooled values of a tile stay in shared memory. For a table of one page, with an output
+    /// projection and neither bias nor output gate.
     Fused,
     /// A pooling kernel that writes `[tokens, expansion · value_dim]`, then a matrix product.
     Pooled(ProjectStrategy),
@@ -53,9 +78,10 @@ impl ExpandStrategy {
     /// `slots` are those of a token.
     pub fn choose<R: Runtime>(client: &ComputeClient<R>, tokens: usize, slots: usize, memory: &Memory<'_, R>) -> Self {
         let device = Device::of(client);
-        let product = ProjectStrategy::choose(client, tokens, memory.weight.dtype);
-        let pooled_dim = memory.weight.shape().first().copied().unwrap_or(0);
-        let hidden_size = memory.weight.shape().last().copied().unwrap_or(0);
+        let Some(weight) = memory.weight else { return Self::Pooled(ProjectStrategy::Tile) };
+        let product = ProjectStrategy::choose(client, tokens, weight.dtype);
+        let pooled_dim = weight.shape().first().copied().unwrap_or(0);
+        let hidden_size = weight.shape().last().copied().unwrap_or(0);
         let loops = pooled_dim.saturating_mul(hidden_size) / (FOUR * FOUR * device.units(usize::MAX) * device.block);
         let fits = pooled_dim.saturating_add(slots).saturating_mul(8) / 8 < usize::MAX / 64
             && (5 * pooled_dim + 8 * slots) * device.tile.min(tokens) <= device.shared_bytes
@@ -64,7 +90,7 @@ impl ExpandStrategy {
             true => tokens > 1,
             false => tokens.div_ceil(device.tile) >= device.processors || tokens <= FEW_TOKENS,
         };
-        let whole = memory.values.len() <= 1;
+        let whole = memory.values.len() <= 1 && !memory.finishes();
         if product == ProjectStrategy::Tile && worth && fits && whole { Self::Fused } else { Self::Pooled(product) }
     }
 }
@@ -72,7 +98,7 @@ impl ExpandStrategy {
 /// Tokens whose rows are few beside the weight that they are projected with: one kernel saves more than it gathers again.
 const FEW_TOKENS: usize = 2;
 
-/// Launches the stage: `y = W_o · pooled`, in the type of the values.
+/// Launches the stage: `y = (W_o · pooled + b) · sigmoid(o)`, in the type of the values.
 ///
 /// Slots and addresses past the table are read as its last one. No tokens give no output, `[0, hidden_size]`.
 ///
@@ -92,13 +118,33 @@ pub fn expand<R: Runtime>(
         ExpandStrategy::Fused => stage.launch_fused(),
         ExpandStrategy::Pooled(product) => {
             let pooled = stage.launch_pool()?;
-            project(client, &pooled, memory.weight, memory.weight.dtype, product)
+            project_pooled(client, &pooled, memory, product)?.output(memory)
         }
     }
 }
 
-/// The first half of the two-kernel strategy: pooled values `[tokens, expansion · value_dim]`, in the type of the values; in f32 where the
-/// table has several pages, whose sums are added up page by page.
+/// The second half of the two-kernel strategy: `pooled` as [`pool`] gives it, projected where the layer projects.
+///
+/// # Errors
+/// As [`expand`].
+pub fn project_pooled<R: Runtime>(
+    client: &ComputeClient<R>,
+    pooled: &Tensor<R>,
+    memory: &Memory<'_, R>,
+    strategy: ProjectStrategy,
+) -> Result<Projected<R>> {
+    let dtype = memory.values.first().ok_or(Error::Zero { what: "pages of the values" })?.dtype;
+    let values = match memory.weight {
+        // What is finished afterwards is rounded then.
+        Some(weight) if memory.finishes() => project(client, pooled, weight, f32_storage(), strategy)?,
+        Some(weight) => project(client, pooled, weight, weight.dtype, strategy)?,
+        None => pooled.clone(),
+    };
+    Ok(Projected { values, dtype })
+}
+
+/// The first half of the two-kernel strategy: pooled values `[tokens, pooled_blocks · value_dim]`, in the type of the values; in f32 where the
+/// table has several pages, whose sums are added up page by page, and where there is no projection to sum in f32.
 ///
 /// # Errors
 /// Shapes, types or sizes that don't fit; nothing is launched then.
@@ -116,6 +162,8 @@ struct Stage<'a, R: Runtime> {
     hidden_size: usize,
     /// Element type of the values and of the weight.
     dtype: StorageType,
+    /// That of the pooled values.
+    sums: StorageType,
     plan: ExpandPlan,
 }
 
@@ -127,43 +175,41 @@ impl<'a, R: Runtime> Stage<'a, R> {
             let (found, expected) = (chosen.scores.shape().to_vec(), "[tokens, heads, top_m, cores]");
             return Err(Error::Dimensions { tensor: "scores", found, expected });
         };
-        let ([_, value_dim], [pooled_dim, hidden_size]) =
-            (sizes(first_page, "values")?, sizes(memory.weight, "weight")?);
-        let windows = windows(memory.values);
-        let rows = windows[0].all_rows;
-        positive(&[("heads", heads), ("top_m", top_m), ("cores", cores), ("rows", rows), ("value_dim", value_dim)])?;
-        positive(&[("rows of the weight", pooled_dim), ("hidden_size", hidden_size)])?;
-        index("rows", rows)?;
+        let [_, value_dim] = sizes(first_page, "values")?;
+        positive(&[("heads", heads), ("top_m", top_m), ("cores", cores), ("value_dim", value_dim)])?;
         multiple("value_dim", value_dim, "cores", cores)?;
-        multiple("rows of the weight", pooled_dim, "value_dim", value_dim)?;
-        let expansion = pooled_dim / value_dim;
-        index("virtual rows", expansion.saturating_mul(rows))?;
+        memory.rows.check(client)?;
+        let address = memory.rows.plan();
+        let pooled_dim = address.pooled_blocks().saturating_mul(value_dim);
+        let hidden_size = match memory.weight {
+            Some(weight) => sizes(weight, "weight")?[1],
+            None => pooled_dim,
+        };
+        positive(&[("hidden_size", hidden_size)])?;
         check(client, &chosen.scores, "scores", &[tokens, heads, top_m, cores], f32_storage())?;
         check(client, &chosen.slots, "slots", &[tokens, heads, top_m], u32_storage())?;
-        for (page, window) in memory.values.iter().zip(&windows) {
-            check(client, page, "values", &[window.rows, value_dim], dtype)?;
-            if window.rows == 0 {
-                return Err(Error::Zero { what: "rows of a page" });
-            }
+        check_pages(client, "values", memory.values, memory.rows.table_rows, value_dim)?;
+        if let Some(weight) = memory.weight {
+            check(client, weight, "weight", &[pooled_dim, hidden_size], dtype)?;
         }
-        check(client, memory.weight, "weight", &[pooled_dim, hidden_size], dtype)?;
-        if let Some(shuffle) = memory.shuffle {
-            check(client, shuffle, "shuffle", &[expansion * rows], u32_storage())?;
+        if let Some(bias) = memory.bias {
+            check(client, bias, "bias", &[hidden_size], f32_storage())?;
+        }
+        if let Some(gate) = memory.output_gate {
+            check(client, gate, "output gate", &[tokens], f32_storage())?;
         }
         if let Some(gate) = memory.gate {
             check(client, gate, "gate", &[tokens, value_dim], f32_storage())?;
-            if expansion > 1 {
-                let value = expansion as u64;
+            let value = address.pooled_blocks() as u64;
+            if value > 1 {
                 return Err(Error::Exceeds { what: "expansion", value, limit_name: "what a gate takes,", limit: 1 });
             }
         }
         let plan = ExpandPlan {
             entries: heads * top_m,
             cores,
-            expansion,
-            rows,
+            address,
             value_dim,
-            shuffled: memory.shuffle.is_some(),
             gated: memory.gate.is_some(),
             paged: memory.values.len() > 1,
             run: 1,
@@ -173,7 +219,10 @@ impl<'a, R: Runtime> Stage<'a, R> {
             tile: 1,
             units: 1,
         };
-        let mut stage = Self { client, device: Device::of(client), chosen, memory, tokens, hidden_size, dtype, plan };
+        let wide = plan.paged || memory.weight.is_none();
+        let sums = if wide { f32_storage() } else { dtype };
+        let device = Device::of(client);
+        let mut stage = Self { client, device, chosen, memory, tokens, hidden_size, dtype, sums, plan };
         stage.plan.run = stage.device.run(value_dim / cores / stage.width());
         Ok(stage)
     }
@@ -204,7 +253,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
     /// twice its bytes gathered again.
     fn fused_plan(&self, columns_width: usize) -> Result<ExpandPlan> {
         let (device, bytes) = (&self.device, self.dtype.size());
-        let pooled_dim = self.plan.expansion * self.plan.value_dim;
+        let pooled_dim = self.plan.blocks() * self.plan.value_dim;
         let (columns, depth) = (self.hidden_size / columns_width, pooled_dim / self.width());
         let plan = ExpandPlan { columns, ..self.tiled(depth.max(columns), 4 * pooled_dim)? };
         let gathered = plan.tile * plan.entries * plan.value_dim;
@@ -222,11 +271,16 @@ impl<'a, R: Runtime> Stage<'a, R> {
     }
 
     fn launch_fused(&self) -> Result<Tensor<R>> {
-        let [values] = self.memory.values else {
-            let value = self.memory.values.len() as u64;
+        let (memory, dtype) = (self.memory, self.dtype);
+        let [values] = memory.values else {
+            let value = memory.values.len() as u64;
             return Err(Error::Number { what: "pages of values for one kernel", value, expected: 1 });
         };
-        let (memory, dtype) = (self.memory, self.dtype);
+        let (Some(weight), false) = (memory.weight, memory.finishes()) else {
+            let what = "output projections without bias or gate, for one kernel";
+            return Err(Error::Number { what, value: 0, expected: 1 });
+        };
+        let slots = memory.rows.resolve(self.client, &self.chosen.slots)?;
         let columns_width = self.device.width(dtype.size(), &[self.hidden_size]);
         let plan = self.fused_plan(columns_width)?;
         check_loops("expand_kernel", plan.fused_loops(self.width()))?;
@@ -241,13 +295,14 @@ impl<'a, R: Runtime> Stage<'a, R> {
                 values.required_address_type(),
                 self.width(),
                 columns_width,
-                arg(&self.chosen.slots, 1),
+                arg(&slots, 1),
                 arg(&self.chosen.scores, 1),
-                arg(memory.shuffle.unwrap_or(&self.chosen.slots), 1),
+                arg(memory.rows.shuffle_or(&slots), 1),
                 arg(values, self.width()),
                 arg(memory.gate.unwrap_or(&self.chosen.scores), 1),
-                arg(memory.weight, columns_width),
+                arg(weight, columns_width),
                 arg(&output, columns_width),
+                memory.rows.offset as u32,
                 self.tokens as u32,
                 cubes as u32,
                 plan,
@@ -258,25 +313,31 @@ impl<'a, R: Runtime> Stage<'a, R> {
     }
 
     fn launch_pool(&self) -> Result<Tensor<R>> {
-        let pooled_dim = self.plan.expansion * self.plan.value_dim;
+        let pooled_dim = self.plan.blocks() * self.plan.value_dim;
         if self.tokens == 0 {
-            let sums = if self.plan.paged { f32_storage() } else { self.dtype };
-            return empty(self.client, "pooled", &[0, pooled_dim], sums);
+            return empty(self.client, "pooled", &[0, pooled_dim], self.sums);
         }
         let tile = if self.tokens > 8 * self.device.busy_cubes { self.device.tile } else { 1 };
         let plan = self.tiled(pooled_dim / self.width() / self.plan.run, 0)?;
         let plan = ExpandPlan { tile: plan.tile.min(tile), ..plan };
         check_loops("pool_kernel", plan.pool_loops(self.width()))?;
-        let sums = if self.plan.paged { f32_storage() } else { self.dtype };
-        let pooled = empty(self.client, "pooled", &[self.tokens, pooled_dim], sums)?;
+        let pooled = empty(self.client, "pooled", &[self.tokens, pooled_dim], self.sums)?;
+        let slots = self.memory.rows.resolve(self.client, &self.chosen.slots)?;
         for (page, window) in self.memory.values.iter().zip(windows(self.memory.values)) {
-            self.launch_page(page, window, &pooled, plan)?;
+            self.launch_page(page, window, &slots, &pooled, plan)?;
         }
         Ok(pooled)
     }
 
     /// Adds the rows of a page to `pooled`; the first page's sums take the place of what was there.
-    fn launch_page(&self, page: &Tensor<R>, window: Window, pooled: &Tensor<R>, plan: ExpandPlan) -> Result<()> {
+    fn launch_page(
+        &self,
+        page: &Tensor<R>,
+        window: Window,
+        slots: &Tensor<R>,
+        pooled: &Tensor<R>,
+        plan: ExpandPlan,
+    ) -> Result<()> {
         let (memory, width) = (self.memory, self.width());
         let cubes = self.tokens.div_ceil(plan.tile);
         // SAFETY: `check` has seen every shape; the kernel clamps slots and addresses to the table and reads rows of the page alone.
@@ -287,14 +348,15 @@ impl<'a, R: Runtime> Stage<'a, R> {
                 CubeDim::new_1d(plan.units as u32),
                 page.required_address_type(),
                 width,
-                arg(&self.chosen.slots, 1),
+                arg(slots, 1),
                 arg(&self.chosen.scores, 1),
-                arg(memory.shuffle.unwrap_or(&self.chosen.slots), 1),
+                arg(memory.rows.shuffle_or(slots), 1),
                 arg(page, width),
                 arg(memory.gate.unwrap_or(&self.chosen.scores), 1),
                 arg(pooled, width),
                 window.first_row as u32,
                 window.rows as u32,
+                memory.rows.offset as u32,
                 self.tokens as u32,
                 cubes as u32,
                 window.first_row > 0,

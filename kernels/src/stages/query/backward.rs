@@ -1,13 +1,16 @@
-//! Backward of the linear maps of an input, the query's and a gate's: `∂input[t, k] = Σ_o ∂map[t, o] · weight[o, k]`, summed over the
-//! maps, and `∂weight[o, k] = Σ_t ∂map[t, o] · input[t, k]` for each.
+//! Backward of the linear maps of an input: `∂input[t, k] = Σ_o ∂map[t, o] · weight[o, k]`, summed over the maps, and of each
+//! `∂weight[o, k] = Σ_t ∂map[t, o] · input[t, k]` and `∂bias[o] = Σ_t ∂map[t, o]`.
 //!
-//! Moves the weight and its gradient once, the input and the map's gradient once or, from cache, once per tile.
+//! Moves each weight and its gradient once, the input and a map's gradient once or, from cache, once per tile; of several maps, a sum of the
+//! input's gradient once for each.
 
+use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use super::{ProjectStrategy, project};
 use crate::launch::device::Device;
-use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, sizes};
+use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, sizes, zeros};
+use crate::linear::column_sum::column_sum;
 use crate::linear::outer::outer;
 use crate::{Error, Result};
 
@@ -15,64 +18,89 @@ use crate::{Error, Result};
 pub struct Map<'a, R: Runtime> {
     /// `[width, hidden_size]`, in the type of the input, as PyTorch has it (the forward pass takes its transpose).
     pub weight: &'a Tensor<R>,
+    /// Whether it has a bias.
+    pub biased: bool,
     /// f32 `[tokens, width]`.
     pub grad: &'a Tensor<R>,
+}
+
+/// Gradients of one linear map.
+pub struct MapGradients<R: Runtime> {
+    /// f32 `[width, hidden_size]`.
+    pub weight: Tensor<R>,
+    /// f32 `[width]`, where there is a bias.
+    pub bias: Option<Tensor<R>>,
 }
 
 /// Gradients of linear maps of one input.
 pub struct QueryGradients<R: Runtime> {
     /// `[tokens, hidden_size]`, in the type of the input.
     pub input: Tensor<R>,
-    /// f32 `[width, hidden_size]`.
-    pub weight: Tensor<R>,
-    /// The same of the second map, where there is one.
-    pub second_weight: Option<Tensor<R>>,
+    /// Those of each map, in their order.
+    pub maps: Vec<MapGradients<R>>,
 }
 
-/// Launches the backward pass of [`query`](super::query), and of a second map of the same input where a layer has one.
+/// Launches the backward pass of [`query`](super::query), of all the maps of one input together.
 ///
 /// - `input` `[tokens, hidden_size]`, f32, f16 or bf16; no tokens give a gradient of zeros for each weight
+/// - `maps`: one at least
+/// - `more` f32 `[tokens, hidden_size]`: a gradient that comes to the input by another way
 ///
 /// # Errors
 /// Shapes, types or sizes that don't fit; nothing is launched then.
 pub fn query_backward<R: Runtime>(
     client: &ComputeClient<R>,
     input: &Tensor<R>,
-    map: &Map<'_, R>,
-    second: Option<&Map<'_, R>>,
+    maps: &[Map<'_, R>],
+    more: Option<&Tensor<R>>,
     strategy: ProjectStrategy,
 ) -> Result<QueryGradients<R>> {
-    for map in core::iter::once(map).chain(second) {
+    for map in maps {
         let ([_, width], [_, hidden_size]) = (sizes(map.grad, "gradient of the map")?, sizes(input, "input")?);
         check(client, map.weight, "weight", &[width, hidden_size], input.dtype)?;
     }
-    let weight = outer(client, map.grad, input, strategy)?;
+    let Some((last, others)) = maps.split_last() else { return Err(Error::Zero { what: "maps of the input" }) };
     let through = |map: &Map<'_, R>, dtype| project(client, map.grad, map.weight, dtype, strategy);
-    match second {
-        None => Ok(QueryGradients { input: through(map, input.dtype)?, weight, second_weight: None }),
-        Some(second) => {
-            let parts = (through(map, f32_storage())?, through(second, f32_storage())?);
-            Ok(QueryGradients {
-                input: add(client, &parts.0, &parts.1, input)?,
-                weight,
-                second_weight: Some(outer(client, second.grad, input, strategy)?),
-            })
-        }
+    let mut sum = more.cloned();
+    for map in others {
+        let part = through(map, f32_storage())?;
+        sum = Some(match sum {
+            Some(sum) => add(client, &sum, &part, input, f32_storage())?,
+            None => part,
+        });
     }
+    let grad_input = match sum {
+        Some(sum) => add(client, &sum, &through(last, f32_storage())?, input, input.dtype)?,
+        None => through(last, input.dtype)?,
+    };
+    let of_map = |map: &Map<'_, R>| {
+        Ok(MapGradients {
+            weight: outer(client, map.grad, input, strategy)?,
+            bias: map.biased.then(|| bias_gradient(client, map.grad)).transpose()?,
+        })
+    };
+    Ok(QueryGradients { input: grad_input, maps: maps.iter().map(of_map).collect::<Result<_>>()? })
 }
 
-/// `left + right`, both f32, in the shape and type of `like`.
+/// `Σ_t grad[t, o]`; of no tokens, zeros.
+fn bias_gradient<R: Runtime>(client: &ComputeClient<R>, grad: &Tensor<R>) -> Result<Tensor<R>> {
+    let [tokens, width] = sizes(grad, "gradient of the map")?;
+    if tokens == 0 { zeros(client, "gradient of a bias", &[width]) } else { column_sum(client, grad) }
+}
+
+/// `left + right`, both f32, in the shape of `like` and the type `dtype`.
 fn add<R: Runtime>(
     client: &ComputeClient<R>,
     left: &Tensor<R>,
     right: &Tensor<R>,
     like: &Tensor<R>,
+    dtype: StorageType,
 ) -> Result<Tensor<R>> {
     let device = Device::of(client);
     let shape = like.shape().to_vec();
     check(client, left, "gradient of the input", &shape, f32_storage())?;
     check(client, right, "gradient of the input through the second map", &shape, f32_storage())?;
-    let sum = empty(client, "gradient of the input", &shape, like.dtype)?;
+    let sum = empty(client, "gradient of the input", &shape, dtype)?;
     let count: usize = shape.iter().product();
     if count == 0 {
         return Ok(sum);

@@ -10,7 +10,7 @@
 
 use cubecl::prelude::*;
 
-use super::PreparedKeys;
+use super::{Normalisation, PreparedKeys, Queries};
 use crate::launch::device::Device;
 use crate::launch::loops::check_loops;
 use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, float_type, index, positive, u32_storage, zeros};
@@ -23,18 +23,12 @@ use crate::{Error, Result};
 
 /// What the stage's forward pass was given, and the slots that came of it.
 pub struct Scored<'a, R: Runtime> {
-    /// f32 `[tokens, query_heads · 2 · key_dim]`, before its norm.
-    pub query: &'a Tensor<R>,
-    /// f32 `[key_dim]`.
-    pub query_norm: &'a Tensor<R>,
-    /// How queries are normalised.
-    pub norm: Norm,
-    /// The epsilon under the norm's root.
-    pub eps: f32,
+    /// The queries, before their norm.
+    pub queries: Queries<'a, R>,
     /// The keys `[heads, 2, side_keys, key_dim, rank]`, before their norm.
     pub keys: &'a Tensor<R>,
-    /// f32 `[key_dim]`; None takes the keys as they are.
-    pub keys_norm: Option<&'a Tensor<R>>,
+    /// How keys are normalised; None takes them as they are.
+    pub keys_norm: Option<Normalisation<'a, R>>,
     /// The keys as scoring reads them.
     pub prepared: &'a PreparedKeys<R>,
     /// u32 `[tokens, heads, top_m]`.
@@ -43,10 +37,10 @@ pub struct Scored<'a, R: Runtime> {
 
 /// Gradients of the stage.
 pub struct ScoreGradients<R: Runtime> {
-    /// f32 `[tokens, query_heads · 2 · key_dim]`: of the query before its norm.
+    /// f32 `[tokens, query_pairs · 2 · key_dim]`: of the query before its norm.
     pub query: Tensor<R>,
-    /// f32 `[key_dim]`.
-    pub query_norm: Tensor<R>,
+    /// f32 `[key_dim]`; None where the queries are taken as they are.
+    pub query_norm: Option<Tensor<R>>,
     /// Of the keys as a table `[heads · 2 · side_keys, key_dim · rank]`.
     pub keys: RowGradients<R>,
     /// f32 `[key_dim]`; None where the keys are taken as they are.
@@ -74,7 +68,7 @@ pub fn score_backward<R: Runtime>(
     let query_norm = stage.through_query_norm(&grad_queries)?;
     let keys = stage.grad_keys(&queries, grad_sides)?;
     drop(queries);
-    let keys_norm = scored.keys_norm.map(|weight| stage.through_keys_norm(&keys, weight)).transpose()?;
+    let keys_norm = scored.keys_norm.map(|norm| stage.through_keys_norm(&keys, norm)).transpose()?;
     Ok(ScoreGradients { query: grad_queries, query_norm, keys, keys_norm })
 }
 
@@ -82,12 +76,12 @@ pub fn score_backward<R: Runtime>(
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct ScoreBackwardPlan {
     pub heads: usize,
-    pub query_heads: usize,
+    pub query_pairs: usize,
+    pub heads_per_pair: usize,
     pub side_keys: usize,
     pub key_dim: usize,
     pub rank: usize,
     pub top_m: usize,
-    pub norm: Norm,
     /// Vectors of a query that a unit sums; divides their number.
     pub block: usize,
     /// Units of a cube, launch by launch.
@@ -98,7 +92,7 @@ impl ScoreBackwardPlan {
     /// Loop iterations of a unit that sums a query's gradient.
     fn grad_loops(&self) -> usize {
         let ranks = if self.rank <= FEW_RANKS { 0 } else { self.rank };
-        self.heads / self.query_heads * (1 + self.top_m * (1 + ranks))
+        self.heads_per_pair * (1 + self.top_m * (1 + ranks))
     }
 }
 
@@ -130,15 +124,13 @@ impl<'a, R: Runtime> Stage<'a, R> {
         ])?;
         index("keys of all heads and sides", heads.saturating_mul(2).saturating_mul(side_keys))?;
         float_type(client, scored.keys, "keys")?;
-        let per_token = scored.query.shape().iter().skip(1).product::<usize>();
-        let query_heads = if per_token == 2 * key_dim { 1 } else { heads };
         check(client, grad_sides, "gradient of the side scores", &[tokens, heads, top_m, 2, rank], f32_storage())?;
-        check(client, scored.query, "query", &[tokens, query_heads * 2 * key_dim], f32_storage())?;
-        check(client, scored.query_norm, "query_norm", &[key_dim], f32_storage())?;
+        let (_, query_pairs) = scored.queries.check(client, heads, key_dim)?;
+        check(client, scored.queries.numbers, "query", &[tokens, query_pairs * 2 * key_dim], f32_storage())?;
         check(client, scored.keys, "keys", &[heads, 2, side_keys, key_dim, rank], scored.keys.dtype)?;
         let normalised = [heads, 2, side_keys, rank, key_dim];
         check(client, &scored.prepared.normalised, "normalised keys", &normalised, f32_storage())?;
-        if let Some(weight) = scored.keys_norm {
+        if let Some((_, _, weight)) = scored.keys_norm {
             check(client, weight, "keys_norm", &[key_dim], f32_storage())?;
         }
         check(client, scored.slots, "slots", &[tokens, heads, top_m], u32_storage())?;
@@ -146,12 +138,12 @@ impl<'a, R: Runtime> Stage<'a, R> {
         let block = device.run(key_dim / device.width(4, &[key_dim]));
         let plan = ScoreBackwardPlan {
             heads,
-            query_heads,
+            query_pairs,
+            heads_per_pair: scored.queries.heads_per_pair,
             side_keys,
             key_dim,
             rank,
             top_m,
-            norm: scored.norm,
             block,
             units: 0,
         };
@@ -163,8 +155,8 @@ impl<'a, R: Runtime> Stage<'a, R> {
         let ScoreBackwardPlan { heads, side_keys, key_dim, rank, .. } = self.plan;
         let zeros = || zeros(self.client, "gradient of a norm", &[key_dim]);
         Ok(ScoreGradients {
-            query: empty(self.client, "gradient of the query", self.scored.query.shape(), f32_storage())?,
-            query_norm: zeros()?,
+            query: empty(self.client, "gradient of the query", self.scored.queries.numbers.shape(), f32_storage())?,
+            query_norm: self.scored.queries.norm.map(|_| zeros()).transpose()?,
             keys: RowGradients::none(self.client, heads * 2 * side_keys, key_dim * rank)?,
             keys_norm: self.scored.keys_norm.map(|_| zeros()).transpose()?,
         })
@@ -177,14 +169,16 @@ impl<'a, R: Runtime> Stage<'a, R> {
         Ok((self.device.grid(items.div_ceil(units))?, CubeDim::new_1d(units as u32), plan))
     }
 
-    /// Queries of all tokens: `tokens · query_heads · 2`.
+    /// Queries of all tokens: `tokens · query_pairs · 2`.
     fn queries(&self) -> usize {
-        self.tokens * self.plan.query_heads * 2
+        self.tokens * self.plan.query_pairs * 2
     }
 
     /// The normalised queries, as scoring has them.
     fn normalise(&self) -> Result<Tensor<R>> {
-        let queries = empty(self.client, "normalised queries", self.scored.query.shape(), f32_storage())?;
+        let Queries { numbers, norm, .. } = self.scored.queries;
+        let Some((norm, eps, weight)) = norm else { return Ok(numbers.clone()) };
+        let queries = empty(self.client, "normalised queries", numbers.shape(), f32_storage())?;
         let (grid, cube_dim, plan) = self.spread(self.queries())?;
         check_loops("normalise_kernel", 3 * self.plan.key_dim)?;
         // SAFETY: shapes are checked; a unit reads and writes its own query.
@@ -193,11 +187,12 @@ impl<'a, R: Runtime> Stage<'a, R> {
                 self.client,
                 grid,
                 cube_dim,
-                arg(self.scored.query, 1),
-                arg(self.scored.query_norm, 1),
+                arg(numbers, 1),
+                arg(weight, 1),
                 arg(&queries, 1),
-                self.scored.eps,
+                eps,
                 self.queries() as u32,
+                norm,
                 plan,
             );
         }
@@ -207,7 +202,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
     /// The gradient of the normalised queries.
     fn grad_queries(&self, grad_sides: &Tensor<R>) -> Result<Tensor<R>> {
         let width = self.device.width(4, &[self.plan.key_dim]);
-        let grad = empty(self.client, "gradient of the queries", self.scored.query.shape(), f32_storage())?;
+        let grad = empty(self.client, "gradient of the queries", self.scored.queries.numbers.shape(), f32_storage())?;
         let pieces = self.plan.key_dim / width / self.plan.block;
         let (grid, cube_dim, plan) = self.spread(self.queries() * pieces)?;
         check_loops("grad_queries_kernel", self.plan.grad_loops())?;
@@ -230,9 +225,13 @@ impl<'a, R: Runtime> Stage<'a, R> {
     }
 
     /// Turns the normalised queries' gradient into the queries'; returns the norm weight's.
-    fn through_query_norm(&self, grad: &Tensor<R>) -> Result<Tensor<R>> {
-        let Scored { query: numbers, query_norm: weight, norm, eps, .. } = *self.scored;
-        norm_backward(self.client, &Normed { numbers, weight, norm, eps, step: 1, listed: None }, grad, self.queries())
+    fn through_query_norm(&self, grad: &Tensor<R>) -> Result<Option<Tensor<R>>> {
+        let Queries { numbers, norm, .. } = self.scored.queries;
+        let through = |(norm, eps, weight)| {
+            let normed = Normed { numbers, weight, norm, eps, step: 1, listed: None };
+            norm_backward(self.client, &normed, grad, self.queries())
+        };
+        norm.map(through).transpose()
     }
 
     /// The gradient of the normalised keys, `[heads · 2 · side_keys, key_dim · rank]`.
@@ -263,9 +262,9 @@ impl<'a, R: Runtime> Stage<'a, R> {
 
     /// Turns the normalised keys' gradient into the keys'; returns the norm weight's. Listed keys are below `heads · 2 · side_keys`, as
     /// `list_keys_kernel` has clamped them.
-    fn through_keys_norm(&self, grad: &RowGradients<R>, weight: &Tensor<R>) -> Result<Tensor<R>> {
-        let (groups, _) = grad.check(self.client)?;
-        let Scored { keys: numbers, norm, eps, .. } = *self.scored;
+    fn through_keys_norm(&self, grad: &RowGradients<R>, norm: Normalisation<'_, R>) -> Result<Tensor<R>> {
+        let ((groups, _), (norm, eps, weight)) = (grad.check(self.client)?, norm);
+        let numbers = self.scored.keys;
         let listed = Some((&grad.rows, &grad.count));
         let normed = Normed { numbers, weight, norm, eps, step: self.plan.rank, listed };
         norm_backward(self.client, &normed, &grad.gradients, groups)
@@ -289,7 +288,7 @@ fn key_of(slot: u32, side: usize, #[comptime] plan: ScoreBackwardPlan) -> usize 
 /// The query that a head's side is scored with, of all queries of its token.
 #[cube]
 fn query_of(head: usize, side: usize, #[comptime] plan: ScoreBackwardPlan) -> usize {
-    head % plan.query_heads * 2 + side
+    head / plan.heads_per_pair * 2 + side
 }
 
 /// A unit normalises one query.
@@ -300,6 +299,7 @@ fn normalise_kernel(
     queries: &mut Array<f32>,
     eps: f32,
     count: u32,
+    #[comptime] norm: Norm,
     #[comptime] plan: ScoreBackwardPlan,
 ) {
     let item = CUBE_POS * plan.units + UNIT_POS as usize;
@@ -307,7 +307,7 @@ fn normalise_kernel(
         terminate!();
     }
     let first = item * plan.key_dim;
-    let of = moments::<f32>(query, first, eps, plan.key_dim, 1usize, plan.norm);
+    let of = moments::<f32>(query, first, eps, plan.key_dim, 1usize, norm);
     for d in 0..plan.key_dim {
         queries[first + d] = (query[first + d] - of.mean) * of.scale * weight[d];
     }
@@ -333,11 +333,10 @@ fn grad_queries_kernel<D: Size>(
     }
     let first = item % pieces * plan.block;
     let side = query % 2;
-    let token = query / comptime!(plan.query_heads * 2);
-    let served = comptime!(plan.heads / plan.query_heads);
+    let token = query / comptime!(plan.query_pairs * 2);
+    let first_head = query / 2 % plan.query_pairs * plan.heads_per_pair;
     let mut sums = zero_sums::<D>(plan.block);
-    for share in 0..served {
-        let head = query / 2 % plan.query_heads + share * plan.query_heads;
+    for head in first_head..min(first_head + plan.heads_per_pair, plan.heads) {
         let row = token * plan.heads + head;
         for m in 0..plan.top_m {
             let entry = row * plan.top_m + m;
@@ -376,5 +375,5 @@ fn list_keys_kernel(
     let head = item / comptime!(2 * plan.top_m) % plan.heads;
     let token = item / comptime!(2 * plan.top_m * plan.heads);
     keys[item] = ((head * 2 + side) * plan.side_keys + key_of(slots[item / 2], side, plan)) as u32;
-    source[item] = (token * comptime!(plan.query_heads * 2) + query_of(head, side, plan)) as u32;
+    source[item] = (token * comptime!(plan.query_pairs * 2) + query_of(head, side, plan)) as u32;
 }

@@ -19,12 +19,14 @@ use crate::stages::norm::{Norm, scale_of};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct ScorePlan {
     pub heads: usize,
-    pub query_heads: usize,
+    pub query_pairs: usize,
+    pub heads_per_pair: usize,
     pub side_keys: usize,
     pub key_dim: usize,
     pub rank: usize,
     pub top_m: usize,
-    pub norm: Norm,
+    /// None takes the queries as they are.
+    pub norm: Option<Norm>,
     /// Whether the approximate score is the score (product keys: rank 1, factor 1).
     pub direct: bool,
     /// Keys of a split, a multiple of four.
@@ -295,8 +297,11 @@ fn normalise_queries<D: Size>(
 ) {
     let width = D::value();
     let depth = comptime!(plan.key_dim / width);
-    let head = comptime!(if plan.query_heads == 1 { 0 } else { 1 }) * (place.side / 2);
-    let first = ((place.token * plan.query_heads + head) * 2 + place.side % 2) * depth;
+    let mut pair = 0usize;
+    if comptime!(plan.heads_per_pair < plan.heads) {
+        pair = place.side / comptime!(2 * plan.heads_per_pair);
+    }
+    let first = ((place.token * plan.query_pairs + pair) * 2 + place.side % 2) * depth;
     let row = at.row * depth;
     let mut partial = SharedMemory::<f32>::new(plan.units);
     for d in range_stepped(at.lane, depth, at.lanes) {
@@ -306,14 +311,16 @@ fn normalise_queries<D: Size>(
         }
         queries[row + d] = value;
     }
-    let mut mean = 0.0f32;
-    if comptime!(plan.norm == Norm::Layer) {
-        mean = row_sum::<D>(queries, &mut partial, 0.0, at, depth, false) / comptime!(plan.key_dim as f32);
-    }
-    let squares = row_sum::<D>(queries, &mut partial, mean, at, depth, true);
-    let scale = scale_of(squares, eps, plan.key_dim);
-    for d in range_stepped(at.lane, depth, at.lanes) {
-        queries[row + d] = (queries[row + d] - Vector::new(mean)) * Vector::new(scale) * query_norm[d];
+    if comptime!(plan.norm.is_some()) {
+        let mut mean = 0.0f32;
+        if comptime!(plan.norm == Some(Norm::Layer)) {
+            mean = row_sum::<D>(queries, &mut partial, 0.0, at, depth, false) / comptime!(plan.key_dim as f32);
+        }
+        let squares = row_sum::<D>(queries, &mut partial, mean, at, depth, true);
+        let scale = scale_of(squares, eps, plan.key_dim);
+        for d in range_stepped(at.lane, depth, at.lanes) {
+            queries[row + d] = (queries[row + d] - Vector::new(mean)) * Vector::new(scale) * query_norm[d];
+        }
     }
     sync_cube();
 }

@@ -1,6 +1,6 @@
 //! Score: which keys of each side a token keeps, and their score vectors (DESIGN §2.2; the paper's TDQKR, section 3.2).
 //!
-//! Shapes: query `[tokens, query_heads, 2, key_dim]` as [`query`](crate::stages::query::query) makes it, before its norm; result
+//! Shapes: query `[tokens, query_pairs, 2, key_dim]` as [`query`](crate::stages::query::query) makes it, before its norm; result
 //! `keys` `[tokens, heads, 2, top_m]` in ascending order of the key, `scores` `[tokens, heads, 2, top_m, rank]`.
 //!
 //! Two strategies. At prefill sizes one cube holds a tile of tokens against all keys of a side ([`ScoreStrategy::Whole`]). For a
@@ -56,10 +56,49 @@ impl<R: Runtime> Clone for Kept<R> {
     }
 }
 
+/// How a vector is normalised: the norm, its epsilon and its weight f32 `[key_dim]`.
+pub type Normalisation<'a, R> = (Norm, f32, &'a Tensor<R>);
+
+/// The queries that keys are scored with.
+pub struct Queries<'a, R: Runtime> {
+    /// f32 `[tokens, query_pairs, 2, key_dim]`, before the norm (any shape of as many numbers, tokens first).
+    pub numbers: &'a Tensor<R>,
+    /// None takes the queries as they are.
+    pub norm: Option<Normalisation<'a, R>>,
+    /// Head h uses pair `h / heads_per_pair`.
+    pub heads_per_pair: usize,
+}
+
+impl<R: Runtime> Clone for Queries<'_, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<R: Runtime> Copy for Queries<'_, R> {}
+
+impl<R: Runtime> Queries<'_, R> {
+    /// Checks the shapes, and returns tokens and query pairs. The pairs must be those of `heads` heads, or more.
+    fn check(&self, client: &ComputeClient<R>, heads: usize, key_dim: usize) -> Result<(usize, usize)> {
+        positive(&[("heads of a query pair", self.heads_per_pair)])?;
+        let (tokens, needed) = (tokens_of(self.numbers, "query")?, heads.div_ceil(self.heads_per_pair));
+        let per_token = self.numbers.shape()[1..].iter().product::<usize>();
+        if !per_token.is_multiple_of(2 * key_dim) || per_token / (2 * key_dim) < needed {
+            let (found, expected) = (self.numbers.shape().to_vec(), vec![tokens, needed, 2, key_dim]);
+            return Err(Error::Shape { tensor: "query", found, expected });
+        }
+        check(client, self.numbers, "query", &self.numbers.shape().to_vec(), f32_storage())?;
+        if let Some((_, _, weight)) = self.norm {
+            check(client, weight, "query_norm", &[key_dim], f32_storage())?;
+        }
+        Ok((tokens, per_token / (2 * key_dim)))
+    }
+}
+
 /// How keys are normalised and projected.
 pub struct KeyFactors<'a, R: Runtime> {
-    /// `keys_norm.weight` f32 `[key_dim]` with the norm and its epsilon; None takes the keys as they are.
-    pub norm: Option<(Norm, f32, &'a Tensor<R>)>,
+    /// None takes the keys as they are.
+    pub norm: Option<Normalisation<'a, R>>,
     /// `u` and `v`, f32 `[heads, rank]`; None for product keys, whose rank is 1.
     pub vectors: Option<(&'a Tensor<R>, &'a Tensor<R>)>,
 }
@@ -171,24 +210,18 @@ const MIN_RANGE: usize = 128;
 
 /// Launches the stage.
 ///
-/// - `query` f32 `[tokens, query_heads, 2, key_dim]` (any shape of as many numbers, tokens first); `query_heads` is 1 or `heads`
-/// - `query_norm` f32 `[key_dim]`, with `norm` and `eps`
 /// - returns [`Kept`]: the `top_m` keys of each side with the largest approximate score, equal scores by smaller key; of no tokens, no keys
 ///
 /// # Errors
 /// Shapes, types or sizes that don't fit; nothing is launched then.
-#[allow(clippy::too_many_arguments, reason = "a stage's inputs, each with its own shape")]
 pub fn score<R: Runtime>(
     client: &ComputeClient<R>,
-    query: &Tensor<R>,
-    query_norm: &Tensor<R>,
-    norm: Norm,
-    eps: f32,
+    queries: &Queries<'_, R>,
     keys: &PreparedKeys<R>,
     top_m: usize,
     strategy: ScoreStrategy,
 ) -> Result<Kept<R>> {
-    Stage::check(client, query, query_norm, norm, eps, keys, top_m, strategy)?.run()
+    Stage::check(client, queries, keys, top_m, strategy)?.run()
 }
 
 /// Candidates per token and side that the first launch of [`score`] hands to the second; 0 where one launch does it all.
@@ -224,6 +257,7 @@ pub(crate) struct Stage<'a, R: Runtime> {
     pub client: &'a ComputeClient<R>,
     pub device: Device,
     pub query: &'a Tensor<R>,
+    /// Read where queries are normalised alone.
     pub query_norm: &'a Tensor<R>,
     pub eps: f32,
     pub keys: &'a PreparedKeys<R>,
@@ -233,13 +267,9 @@ pub(crate) struct Stage<'a, R: Runtime> {
 }
 
 impl<'a, R: Runtime> Stage<'a, R> {
-    #[allow(clippy::too_many_arguments, reason = "a stage's inputs, each with its own shape")]
     pub fn check(
         client: &'a ComputeClient<R>,
-        query: &'a Tensor<R>,
-        query_norm: &'a Tensor<R>,
-        norm: Norm,
-        eps: f32,
+        queries: &Queries<'a, R>,
         keys: &'a PreparedKeys<R>,
         top_m: usize,
         strategy: ScoreStrategy,
@@ -250,15 +280,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
             return Err(Error::Dimensions { tensor: "normalised keys", found, expected });
         };
         positive(&[("heads", heads), ("side_keys", side_keys), ("key_dim", key_dim), ("rank", rank)])?;
-        let tokens = tokens_of(query, "query")?;
-        let per_token = query.shape()[1..].iter().product::<usize>();
-        let query_heads = if per_token == 2 * key_dim { 1 } else { heads };
-        if per_token != query_heads * 2 * key_dim {
-            let (found, expected) = (query.shape().to_vec(), vec![tokens, heads, 2, key_dim]);
-            return Err(Error::Shape { tensor: "query", found, expected });
-        }
-        check(client, query, "query", &query.shape().to_vec(), f32_storage())?;
-        check(client, query_norm, "query_norm", &[key_dim], f32_storage())?;
+        let (tokens, query_pairs) = queries.check(client, heads, key_dim)?;
         check(client, &keys.normalised, "normalised keys", &[heads, 2, side_keys, rank, key_dim], f32_storage())?;
         let padded = side_keys.next_multiple_of(FOUR);
         check(client, &keys.projected, "projected keys", &[heads, 2, key_dim, padded], f32_storage())?;
@@ -270,12 +292,13 @@ impl<'a, R: Runtime> Stage<'a, R> {
         let Cut { range, splits, keep } = Cut::of(side_keys, top_m, strategy);
         let plan = ScorePlan {
             heads,
-            query_heads,
+            query_pairs,
+            heads_per_pair: queries.heads_per_pair,
             side_keys,
             key_dim,
             rank,
             top_m,
-            norm,
+            norm: queries.norm.map(|(norm, ..)| norm),
             direct: keys.direct,
             range,
             splits,
@@ -291,7 +314,8 @@ impl<'a, R: Runtime> Stage<'a, R> {
             let plan = ScorePlan { tile, units, block, ..plan };
             (shared_bytes(tile, range, key_dim, keep, units), plan.score_loops(width), plan)
         })?;
-        Ok(Self { client, device, query, query_norm, eps, keys, tokens, plan })
+        let (_, eps, query_norm) = queries.norm.unwrap_or((Norm::Rms, 0.0, queries.numbers));
+        Ok(Self { client, device, query: queries.numbers, query_norm, eps, keys, tokens, plan })
     }
 
     /// The stage in one launch, or in two where it is split.

@@ -38,6 +38,19 @@ pub(crate) struct Groups<R: Runtime> {
     pub blocks: Tensor<R>,
 }
 
+impl<R: Runtime> Clone for Groups<R> {
+    fn clone(&self) -> Self {
+        Self {
+            order: self.order.clone(),
+            keys: self.keys.clone(),
+            starts: self.starts.clone(),
+            count: self.count.clone(),
+            blocks: self.blocks.clone(),
+            ..*self
+        }
+    }
+}
+
 /// Entries of a block of `entries`: few enough that a unit can go through one of them, or through as many numbers as there are blocks.
 pub fn block_of(entries: usize) -> usize {
     (entries / MOST_BLOCKS).next_power_of_two().max(MIN_BLOCK)

@@ -2,95 +2,26 @@
 //!
 //! Names follow the paper (arXiv 2411.12364) and the table in each field's documentation.
 
+mod kind;
+mod presets;
+
 use std::ops::Deref;
 
+pub use kind::{Blocks, Capabilities, Kind, Queries, Scores, Weigh};
+pub use presets::SharedSizes;
 use ultramem_kernels::Error as Limit;
+pub use ultramem_kernels::weigh::Activation;
 pub use ultramem_kernels::{ElementType, Norm};
 
 use crate::{Error, Result};
 
-/// A member of the family: a choice of [`Capabilities`] that has a name.
+/// A table that has more rows than one layer reads, because layers share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// UltraMem (arXiv 2411.12364): Tucker-decomposed scores, no softmax, implicit value expansion.
-    UltraMem,
-    /// Product-key memory (arXiv 1907.05242): additive scores, softmax over the kept slots.
-    ProductKey,
-    /// Memory+ (arXiv 2412.09764) as released: product keys with a query per head, keys taken as they are, and
-    /// the pooled value gated by `silu(W_g x)`.
-    MemoryPlus,
-}
-
-impl Kind {
-    /// Every kind.
-    pub const ALL: [Self; 3] = [Self::UltraMem, Self::ProductKey, Self::MemoryPlus];
-
-    /// What it is called.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::UltraMem => "UltraMem",
-            Self::ProductKey => "ProductKey",
-            Self::MemoryPlus => "MemoryPlus",
-        }
-    }
-
-    /// What its stages do.
-    pub const fn capabilities(self) -> Capabilities {
-        let product_key = Capabilities {
-            queries: Queries::Shared,
-            normalises_keys: true,
-            scores: Scores::Additive,
-            shuffled: false,
-            shares_table: false,
-            gated: false,
-        };
-        match self {
-            Self::UltraMem => Capabilities { scores: Scores::Tucker, shuffled: true, ..product_key },
-            Self::ProductKey => product_key,
-            Self::MemoryPlus => Capabilities {
-                queries: Queries::PerHead,
-                normalises_keys: false,
-                shares_table: true,
-                gated: true,
-                ..product_key
-            },
-        }
-    }
-}
-
-/// What the stages of a layer do, a choice for each. Code asks for the choice that it depends on, and never for a kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Capabilities {
-    /// Query: which heads share a pair of queries.
-    pub queries: Queries,
-    /// Score: whether keys are normalised with `keys_norm.weight`, or taken as they are.
-    pub normalises_keys: bool,
-    /// Combine: how a pair of kept keys is scored.
-    pub scores: Scores,
-    /// Expand: whether a slot's address is `shuffle_index[slot]`, or the slot itself.
-    pub shuffled: bool,
-    /// Expand: whether files keep the table in a module that layers share.
-    pub shares_table: bool,
-    /// Expand: whether the pooled value is multiplied by `silu(W_g x)` before the output projection.
-    pub gated: bool,
-}
-
-/// Which heads share a pair of queries, one for the row side and one for the column side.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Queries {
-    /// All of them.
-    Shared,
-    /// None: each has its own.
-    PerHead,
-}
-
-/// How a pair of kept keys is scored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Scores {
-    /// `S_row[i]ᵀ · C_k · S_col[j]`, one score a core (arXiv 2411.12364 section 3.1).
-    Tucker,
-    /// `S_row[i] + S_col[j]`, and a softmax over a head's chosen slots (arXiv 1907.05242 section 3.2). Rank 1, one core.
-    Additive,
+pub struct SharedTable {
+    /// Rows of the table.
+    pub rows: usize,
+    /// The table's row that the layer's row 0 is. Behind the table's last row comes its first.
+    pub offset: usize,
 }
 
 /// The dimensions of a layer, not yet checked: fill in what differs from a preset and give it to
@@ -117,6 +48,10 @@ pub struct Dimensions {
     pub expansion: usize,
     /// Width of one value row (d_v).
     pub value_dim: usize,
+    /// Width of one pre-value row; 0 for a layer that does not weigh.
+    pub pre_dim: usize,
+    /// Where the layer's rows lie in a table that is larger; None: the table has this layer's rows.
+    pub shared: Option<SharedTable>,
     /// How queries and keys are normalised over `key_dim`.
     pub norm: Norm,
     /// The epsilon under the norm's root.
@@ -138,29 +73,11 @@ impl Default for Dimensions {
             cores: 2,
             expansion: 4,
             value_dim: 64,
+            pre_dim: 0,
+            shared: None,
             norm: Norm::Rms,
             norm_eps: 1e-5,
         }
-    }
-}
-
-impl Dimensions {
-    /// One of the four memory layers of the 1B-parameter model that the authors' release configures: hidden 768, knum
-    /// 808, kdim 192, vdim 384, knn 80. 20 transformer blocks carry four of them.
-    pub fn ultramem_v1_1b() -> Self {
-        Self { hidden_size: 768, side_keys: 1616, key_dim: 192, value_dim: 384, top_m: 80, ..Self::default() }
-    }
-
-    /// One of the three memory layers of the paper's smallest model, UltraMem-151M-x12 (arXiv 2411.12364): hidden 1024, knum
-    /// 1100, vdim 512.
-    ///
-    /// Derived from the paper's tables, which do not print a layer: 12 dense blocks of width 1024 have the 151 M parameters of
-    /// Table 1, and 2.03 B parameters less the 0.17 B dense ones of Table 2 are 3 layers · 1100² rows · 512. In Table 2,
-    /// implicit value expansion adds 10.73 M: `3 · (3 · 512 · 1024 + 2 heads · 2 sides · 1000 · k)` at knum 1000, so a key
-    /// holds k = 501 numbers, here `key_dim` 256 at rank 2. Rank, cores and expansion are Table 5's. Of `top_m`, 42 a
-    /// head, no count of parameters tells anything: it is the one number that could not be checked.
-    pub fn ultramem_151m() -> Self {
-        Self { hidden_size: 1024, side_keys: 2200, key_dim: 256, value_dim: 512, top_m: 42, ..Self::default() }
     }
 }
 
@@ -216,23 +133,45 @@ impl MemoryConfig {
                 expected: "a finite number, zero or more",
             });
         }
-        if dims.capabilities.scores == Scores::Additive {
-            for (what, value) in [("tucker_rank", dims.tucker_rank), ("cores", dims.cores)] {
-                if value != 1 {
-                    return Err(Error::Config { what, value: value.to_string(), expected: "1 for additive scores" });
-                }
-            }
-        }
-        if dims.capabilities.gated && dims.expansion != 1 {
-            let (what, value) = ("expansion", dims.expansion.to_string());
-            return Err(Error::Config { what, value, expected: "1 for a layer with a gate" });
-        }
-        Ok(Self(dims))
+        check_capabilities(&dims)?;
+        let config = Self(dims);
+        config.check_table()?;
+        Ok(config)
     }
 
-    /// Physical value rows (N): `side_keys² / expansion`.
+    /// Checks that a shared table has the layer's rows.
+    fn check_table(&self) -> Result<()> {
+        let Some(SharedTable { rows, offset }) = self.shared else { return Ok(()) };
+        at_most("rows of the layer", self.rows(), "rows of the shared table", rows)?;
+        at_most("rows of the shared table", rows, "the limit", MAX_SHARED_ROWS)?;
+        if offset >= rows {
+            let (value, limit) = (offset as u64, rows as u64 - 1);
+            return Err(
+                Limit::Exceeds { what: "offset", value, limit_name: "the shared table's last row", limit }.into()
+            );
+        }
+        Ok(())
+    }
+
+    /// Value rows that the layer reads (N): `side_keys² / expansion`.
     pub fn rows(&self) -> usize {
         self.slots() / self.expansion
+    }
+
+    /// Rows of the table, which may be shared.
+    pub fn table_rows(&self) -> usize {
+        self.shared.map_or(self.rows(), |table| table.rows)
+    }
+
+    /// The table's row that the layer's row 0 is.
+    pub fn offset(&self) -> usize {
+        self.shared.map_or(0, |table| table.offset)
+    }
+
+    /// Where an address below `side_keys²` is: its virtual block, and the row of the table.
+    pub fn place(&self, address: usize) -> (usize, usize) {
+        let (block, row) = (address / self.rows(), address % self.rows());
+        (block, (row + self.offset()) % self.table_rows())
     }
 
     /// Virtual slots that a head can choose from: `side_keys²`.
@@ -240,11 +179,21 @@ impl MemoryConfig {
         self.side_keys * self.side_keys
     }
 
-    /// Query pairs per token: one per head, or one that all heads share.
-    pub fn query_heads(&self) -> usize {
+    /// Query pairs per token.
+    pub fn query_pairs(&self) -> usize {
         match self.capabilities.queries {
             Queries::PerHead => self.heads,
             Queries::Shared => 1,
+            Queries::PerTwoHeads => self.tucker_rank,
+        }
+    }
+
+    /// Heads that share a query pair: head h uses pair `h / heads_per_pair`.
+    pub fn heads_per_pair(&self) -> usize {
+        match self.capabilities.queries {
+            Queries::PerHead => 1,
+            Queries::Shared => self.heads,
+            Queries::PerTwoHeads => 2,
         }
     }
 
@@ -253,17 +202,74 @@ impl MemoryConfig {
         self.capabilities.scores == Scores::Tucker
     }
 
-    /// The kind that makes these choices, if one does.
-    pub fn kind(&self) -> Option<Kind> {
-        Kind::ALL.into_iter().find(|kind| kind.capabilities() == self.capabilities)
+    /// Whether the layer trains with the auxiliary loss of its cores: with Tucker scores that no pre-values weigh.
+    pub fn has_auxiliary_loss(&self) -> bool {
+        self.tucker() && self.capabilities.weigh.is_none()
     }
 
-    /// Width of the pooled value before the output projection: `expansion · value_dim`.
+    /// The kind that makes these choices, if one does.
+    pub fn kind(&self) -> Option<Kind> {
+        Kind::of(&self.capabilities)
+    }
+
+    /// Pooled values of a token: one for each virtual block that is projected apart.
+    pub fn pooled_blocks(&self) -> usize {
+        match self.capabilities.blocks {
+            Blocks::Apart => self.expansion,
+            Blocks::Summed => 1,
+        }
+    }
+
+    /// Width of the pooled value before the output projection: `pooled_blocks · value_dim`.
     pub fn pooled_dim(&self) -> usize {
-        self.expansion * self.value_dim
+        self.pooled_blocks() * self.value_dim
     }
 }
 
+/// Checks what the capabilities ask of the sizes.
+fn check_capabilities(dims: &Dimensions) -> Result<()> {
+    let Capabilities { scores, queries, blocks, gated, projects, weigh, .. } = dims.capabilities;
+    let wrong = |what, value: usize, expected| Err(Error::Config { what, value: value.to_string(), expected });
+    if scores == Scores::Additive {
+        for (what, value) in [("tucker_rank", dims.tucker_rank), ("cores", dims.cores)] {
+            if value != 1 {
+                return wrong(what, value, "1 for additive scores");
+            }
+        }
+    }
+    if queries == Queries::PerTwoHeads && dims.heads > 2 * dims.tucker_rank {
+        return wrong(
+            "heads",
+            dims.heads,
+            "at most 2 · tucker_rank for a query pair per two heads, of which there are tucker_rank",
+        );
+    }
+    let apart = if blocks == Blocks::Apart { dims.expansion } else { 1 };
+    if gated && apart != 1 {
+        return wrong("expansion", dims.expansion, "1 for a layer with a gate");
+    }
+    if gated && !projects {
+        return Err(Error::Config {
+            what: "gate",
+            value: "there".into(),
+            expected: "none for a layer without an output projection",
+        });
+    }
+    if !projects && apart * dims.value_dim != dims.hidden_size {
+        return wrong("value_dim", dims.value_dim, "hidden_size, for a layer without an output projection");
+    }
+    match weigh {
+        None if dims.pre_dim != 0 => wrong("pre_dim", dims.pre_dim, "0 for a layer that does not weigh"),
+        Some(weigh) if !weigh.projected && dims.pre_dim != dims.hidden_size => {
+            wrong("pre_dim", dims.pre_dim, "hidden_size, where the input itself is multiplied with the pre-values")
+        }
+        Some(_) if dims.pre_dim == 0 => Err(Limit::Zero { what: "pre_dim" }.into()),
+        _ => at_most("pre_dim", dims.pre_dim, "the limit", MAX_WIDTH),
+    }
+}
+
+/// A row and an offset below it add up to less than 2³².
+const MAX_SHARED_ROWS: usize = 1 << 31;
 const MAX_WIDTH: usize = 1 << 20;
 const MAX_HEADS: usize = 1 << 10;
 /// Slots are counted in a u32: `side_keys²` must be below 2³².

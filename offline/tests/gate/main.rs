@@ -2,15 +2,21 @@
 //! awkward shapes, every launch watched. It fails on a wrong number, on anything that the sanitiser finds, on more bytes than
 //! the model of cost has or the shapes call for, and where a strategy that only such a GPU has did not run.
 
+mod raw;
+
+use std::collections::BTreeMap;
+
 use cubecl::{Runtime, client::ComputeClient, future::block_on};
+use raw::Raw;
 use ultramem::kernels::baseline::{Activation, Experts, attention, dense, moe, residual};
 use ultramem::kernels::{expand::ExpandStrategy, from_f32, from_u32, linear::ProjectStrategy, score::ScoreStrategy};
 use ultramem::{
-    Caches, Checkpoint, Chosen, Dimensions, ElementType, Gradients, HostTensor, Kept, Kind, LayerWeights, MemoryConfig,
-    MemoryLayer, Norm, RowGradients, Strategies, Tensor, ValueTable, Weights,
+    Blocks, Caches, Capabilities, Checkpoint, Chosen, Dimensions, ElementType, Gradients, HostTensor, Kept, Kind,
+    LayerWeights, MapGradients, MemoryConfig, MemoryLayer, Norm, PerWeight, RowGradients, SharedTable, Strategies,
+    Tensor, ValueTable, Weigh, Weight, Weights,
     reference::{self, baseline as oracle},
 };
-use ultramem_offline::{Gpu, LaunchReport, OfflineDevice, OfflineRuntime, SECTOR};
+use ultramem_offline::{Gpu, LaunchReport, OfflineDevice, OfflineRuntime};
 
 const TYPES: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::BF16];
 
@@ -50,25 +56,11 @@ fn every_strategy() -> Vec<Strategies> {
         .collect()
 }
 
-fn rounded(tensor: &HostTensor<'_>, dtype: ElementType) -> HostTensor<'static> {
-    HostTensor::from_f32(tensor.shape(), &tensor.cast(dtype).to_f32()).unwrap()
-}
-
-/// The weights as a device holds them.
-fn rounded_weights(weights: &Weights<'_>, dtype: ElementType) -> Weights<'static> {
-    Weights {
-        query_proj: rounded(&weights.query_proj, dtype),
-        query_norm: rounded(&weights.query_norm, ElementType::F32),
-        keys: rounded(&weights.keys, dtype),
-        keys_norm: rounded(&weights.keys_norm, ElementType::F32),
-        cores: weights.cores.clone(),
-        core_u: weights.core_u.clone(),
-        core_v: weights.core_v.clone(),
-        shuffle_index: weights.shuffle_index.clone(),
-        values: rounded(&weights.values, dtype),
-        values_proj: rounded(&weights.values_proj, dtype),
-        gate_proj: weights.gate_proj.as_ref().map(|gate| rounded(gate, dtype)),
-    }
+/// The weights as a device holds them, in f32 numbers.
+fn rounded(weights: &Weights<'_>, dtype: ElementType) -> Weights<'static> {
+    let wide = |tensor: &HostTensor<'_>| HostTensor::from_f32(tensor.shape(), &tensor.to_f32()).unwrap();
+    let rounded = weights.rounded(dtype);
+    Weights { tensors: PerWeight::from_fn(|weight| rounded.get(weight).map(wide)), ..rounded }
 }
 
 /// Numbers between -1 and 1, other ones for each seed.
@@ -114,115 +106,6 @@ fn assert_moves(what: &str, reports: &[LaunchReport], model: u64, raw: u64) {
     assert!(asked <= 2 * raw, "{what}: {asked} bytes of sectors are asked for, the shapes call for {raw}");
 }
 
-/// What the launches of a stage may ask of the caches, in bytes of sectors, by the shapes alone: what tokens share once for each eight of
-/// them, what columns share once for each 32 of them, and a sector for each number that lies by itself.
-struct Raw {
-    tokens: u64,
-    element: u64,
-    hidden: u64,
-    /// `heads · top_m · tokens`.
-    slots: u64,
-    heads: u64,
-    side_keys: u64,
-    query_width: u64,
-    key_dim: u64,
-    rank: u64,
-    cores: u64,
-    top_m: u64,
-    value_dim: u64,
-    pooled_dim: u64,
-    gated: bool,
-}
-
-impl Raw {
-    fn new(config: &MemoryConfig, tokens: usize, dtype: ElementType) -> Self {
-        let wide = |size: usize| size as u64;
-        Self {
-            tokens: wide(tokens),
-            element: wide(dtype.size()),
-            hidden: wide(config.hidden_size),
-            slots: wide(config.heads * config.top_m * tokens),
-            heads: wide(config.heads),
-            side_keys: wide(config.side_keys),
-            query_width: wide(config.query_heads() * 2 * config.key_dim),
-            key_dim: wide(config.key_dim),
-            rank: wide(config.tucker_rank),
-            cores: wide(config.cores),
-            top_m: wide(config.top_m),
-            value_dim: wide(config.value_dim),
-            pooled_dim: wide(config.pooled_dim()),
-            gated: config.capabilities.gated,
-        }
-    }
-
-    /// `[tokens, depth] · [depth, columns]`, of numbers of `left` and `right` bytes.
-    fn product(&self, depth: u64, columns: u64, left: u64, right: u64) -> u64 {
-        let read = self.tokens * row(depth * left) * columns.div_ceil(32);
-        read + self.tokens.div_ceil(8) * depth * row(columns * right) + self.tokens * row(columns * 4)
-    }
-
-    /// `[m, tokens] · [tokens, n]`, likewise.
-    fn outer(&self, m: u64, n: u64, left: u64, right: u64) -> u64 {
-        self.tokens * (row(m * left) * n.div_ceil(32) + row(n * right) * m.div_ceil(32)) + m * row(n * 4)
-    }
-
-    /// The value rows of all slots, the slots' numbers, scores and addresses.
-    fn gather(&self) -> u64 {
-        self.slots * (3 * SECTOR + row(self.value_dim * self.element))
-    }
-
-    fn query(&self) -> u64 {
-        self.product(self.hidden, self.query_width, self.element, self.element)
-    }
-
-    /// All keys' scores, all ranks of the kept keys, and all pairs of them.
-    fn retrieve(&self) -> u64 {
-        let all = 2 * self.heads * self.product(self.key_dim, self.side_keys, 4, 4);
-        let kept = 2 * self.slots * self.rank * (row(self.key_dim * 4) + SECTOR);
-        all + kept + self.slots * self.top_m * (self.rank * SECTOR + self.rank * self.rank * 4)
-    }
-
-    fn expand(&self) -> u64 {
-        let gate = if self.gated { self.product(self.hidden, self.value_dim, self.element, self.element) } else { 0 };
-        self.gather() + self.product(self.pooled_dim, self.hidden, self.element, self.element) + gate
-    }
-
-    /// Through W_o and to it; rows and what is pooled for the scores, what is pooled again for the rows, and their sorting.
-    fn expand_backward(&self) -> u64 {
-        let gate = if self.gated { self.expand() } else { 0 };
-        let weight = self.product(self.hidden, self.pooled_dim, self.element, self.element)
-            + self.outer(self.hidden, self.pooled_dim, self.element, 4);
-        gate + weight + self.gather() + 3 * self.slots * row(self.value_dim * 4) + SORT * self.slots
-    }
-
-    /// Each slot's pair again, with every product of two ranks.
-    fn combine_backward(&self) -> u64 {
-        self.slots * SECTOR * (2 * self.rank * self.rank + 3 * self.rank + self.cores)
-    }
-
-    /// The queries through their norm, both keys of each slot, what goes to them and their way through the norm, and their sorting.
-    fn score_backward(&self) -> u64 {
-        let queries = self.tokens * self.query_width.div_ceil(self.key_dim) * row(self.key_dim * 4);
-        let keys = 2 * self.slots * self.rank * row(self.key_dim * 4);
-        6 * queries + 5 * keys + 2 * SORT * self.slots
-    }
-
-    fn query_backward(&self) -> u64 {
-        let weight =
-            |width| self.product(width, self.hidden, 4, self.element) + self.outer(width, self.hidden, 4, self.element);
-        weight(self.query_width) + if self.gated { weight(self.value_dim) } else { 0 }
-    }
-}
-
-/// Bytes of sectors of a row of `width` bytes, which may begin inside one.
-fn row(width: u64) -> u64 {
-    width.next_multiple_of(SECTOR) + if width.is_multiple_of(SECTOR) { 0 } else { SECTOR }
-}
-
-/// What grouping entries by rows or keys asks for an entry: four passes of counting and scattering at most, each with a sector for the key and
-/// one for the place, read and written, and the lists of what was found.
-const SORT: u64 = 4 * 4 * SECTOR + 4 * SECTOR;
-
 /// A layer on an offline device of its own, with what the oracle needs.
 struct Case {
     device: OfflineDevice,
@@ -242,7 +125,7 @@ impl Case {
     ) -> Self {
         let device = OfflineDevice::of(Gpu::H100);
         let client = OfflineRuntime::client(&device);
-        let weights = rounded_weights(weights, dtype);
+        let weights = rounded(weights, dtype);
         let layer = MemoryLayer::new(&client, config.clone(), &weights, dtype).unwrap();
         let round = |numbers: &[f32]| HostTensor::from_f32([numbers.len()], numbers).unwrap().cast(dtype).to_f32();
         let case = Self { device, layer, weights, input: round(input), grad_output: round(grad_output) };
@@ -266,15 +149,21 @@ impl Case {
         for &strategies in strategies {
             let what = format!("{what}, {}, {strategies:?}", layer.dtype());
             let tokens = self.input.len() / config.hidden_size;
-            let [query, score, combine, expand] = config.traffic(tokens, layer.dtype(), strategies, CACHES);
-            let [query, retrieve, expand] = [query.1, score.1 + combine.1, expand.1];
+            let modelled: BTreeMap<_, _> =
+                config.traffic(tokens, layer.dtype(), strategies, CACHES).into_iter().collect();
             let most = Raw::new(config, tokens, layer.dtype());
             let queries = layer.query(&input, strategies.query).unwrap();
-            products += self.hold_launches(&format!("{what}, query"), query, most.query());
+            products += self.hold_launches(&format!("{what}, query"), modelled["query"], most.query());
             let (_, chosen) = layer.retrieve(&queries, strategies.score).unwrap();
+            let retrieve = modelled["score"] + modelled["combine"];
             products += self.hold_launches(&format!("{what}, retrieve"), retrieve, most.retrieve());
-            let output = layer.expand(&input, &chosen, strategies).unwrap();
-            products += self.hold_launches(&format!("{what}, expand"), expand, most.expand());
+            let weighed = layer.weigh(&input, &chosen, strategies.query).unwrap();
+            if weighed.is_some() {
+                products += self.hold_launches(&format!("{what}, weigh"), modelled["weigh"], most.weigh());
+            }
+            let weighed = weighed.as_ref().map_or(&chosen, |(_, weighed)| &weighed.chosen);
+            let output = layer.expand(&input, weighed, strategies).unwrap();
+            products += self.hold_launches(&format!("{what}, expand"), modelled["expand"], most.expand());
             let (output, slots) = (layer.read(&output).unwrap(), layer.read_slots(&chosen).unwrap());
             assert_close(&what, &wide(&output), &self.expected(&what, &expected, &slots), tolerances(layer.dtype()).0);
         }
@@ -291,8 +180,9 @@ impl Case {
         for &token in &judged.tokens {
             let row = &self.input[token * width..][..width];
             let chosen = reference::score_slots(config, weights, row, &slots[token * entries..][..entries]).unwrap();
-            output[token * width..][..width]
-                .copy_from_slice(&reference::expand(config, weights, row, &chosen).unwrap());
+            let weighed = reference::weigh(config, weights, row, &chosen).unwrap();
+            let expanded = reference::expand(config, weights, row, &chosen.slots, &weighed.scores).unwrap();
+            output[token * width..][..width].copy_from_slice(&expanded);
         }
         output
     }
@@ -305,36 +195,46 @@ impl Case {
         assert_clean(what, &self.reports());
         let tokens = self.input.len() / config.hidden_size;
         let most = Raw::new(config, tokens, layer.dtype());
-        let [of_expand, of_combine, of_score, of_query] = layer.backward_traffic(tokens, CACHES);
+        let modelled: BTreeMap<_, _> = layer.backward_traffic(tokens, CACHES).into_iter().collect();
+        let hold =
+            |stage: &str, most: u64| self.hold_launches(&format!("{what}, {stage} backward"), modelled[stage], most);
         let expand = layer.expand_backward(&saved, &grad_output).unwrap();
-        self.hold_launches(&format!("{what}, expand backward"), of_expand.1, most.expand_backward());
-        let combine = layer.combine_backward(&saved, &expand.scores).unwrap();
-        self.hold_launches(&format!("{what}, combine backward"), of_combine.1, most.combine_backward());
+        hold("expand", most.expand_backward());
+        let weigh = layer.weigh_backward(&saved, &expand).unwrap();
+        if weigh.is_some() {
+            hold("weigh", most.weigh_backward());
+        }
+        let grad_scores = weigh.as_ref().map_or(&expand.scores, |weigh| &weigh.scores);
+        let combine = layer.combine_backward(&saved, grad_scores).unwrap();
+        hold("combine", most.combine_backward());
         let score = layer.score_backward(&saved, &combine.sides).unwrap();
-        self.hold_launches(&format!("{what}, score backward"), of_score.1, most.score_backward());
-        let other = if config.capabilities.gated { None } else { Some(&input) };
+        hold("score", most.score_backward());
+        let (z, pre_values) = weigh.map_or((None, None), |weigh| (Some(weigh.z), Some(weigh.pre_values)));
+        let other = if config.capabilities.gated { None } else { Some(input.clone()) };
+        let wrong = MapGradients { gate: other, output_gate: expand.output_gate.clone(), z: z.clone() };
         assert!(
-            layer.query_backward(&input, &score.query, other).is_err(),
+            layer.query_backward(&input, &score.query, &wrong).is_err(),
             "{what}: a gate's gradient too many or too few"
         );
-        let query = layer.query_backward(&input, &score.query, expand.gate.as_ref()).unwrap();
-        self.hold_launches(&format!("{what}, query backward"), of_query.1, most.query_backward());
-        let gradients = Gradients {
-            input: query.input,
-            query_proj: query.weight,
-            query_norm: score.query_norm,
-            keys: score.keys,
-            keys_norm: score.keys_norm,
-            cores: combine.core,
-            values: expand.values,
-            values_proj: expand.weight,
-            gate_proj: query.second_weight,
-        };
+        let maps = MapGradients { gate: expand.gate, output_gate: expand.output_gate, z };
+        let (of_input, mut tensors) = layer.query_backward(&input, &score.query, &maps).unwrap();
+        hold("query", most.query_backward());
+        for (weight, gradient) in [
+            (Weight::QueryNorm, score.query_norm),
+            (Weight::KeysNorm, score.keys_norm),
+            (Weight::Cores, combine.core),
+            (Weight::ValuesProj, expand.weight),
+            (Weight::ValuesBias, expand.bias),
+        ] {
+            tensors[weight] = gradient;
+        }
+        let gradients = Gradients { input: of_input, tensors, keys: score.keys, values: expand.values, pre_values };
         let slots = layer.read_slots(&forward.chosen).unwrap();
         let found = layer.read_gradients(&gradients).unwrap();
         let scores = wide(&layer.read(&forward.chosen.scores).unwrap());
         let chosen = reference::Chosen { slots: slots.clone(), scores, totals: Vec::new() };
-        let output = reference::expand(config, &self.weights, &self.input, &chosen).unwrap();
+        let weighed = reference::weigh(config, &self.weights, &self.input, &chosen).unwrap();
+        let output = reference::expand(config, &self.weights, &self.input, &slots, &weighed.scores).unwrap();
         let found_output = wide(&layer.read(&forward.output).unwrap());
         assert_close(&format!("{what}, output"), &found_output, &output, tolerances(layer.dtype()).0);
         let expected = reference::backward(config, &self.weights, &self.input, &slots, &self.grad_output).unwrap();
@@ -355,7 +255,7 @@ impl Case {
             return assert_clean(what, &reports);
         }
         let (by_page, others): (Vec<_>, Vec<_>) =
-            reports.into_iter().partition(|report| report.kernel.name.contains("grad_scores_kernel"));
+            reports.into_iter().partition(|report| report.kernel.name.contains("row_products_kernel"));
         assert!(by_page.iter().all(|report| report.executed && report.faults.is_empty()), "{what}: scores' gradients");
         assert_clean(what, &others)
     }
@@ -363,7 +263,7 @@ impl Case {
     /// The same layer with its table in pages of `page_rows` rows.
     fn in_pages(self, page_rows: usize) -> Self {
         let (client, config, dtype) = (self.layer.client(), self.layer.config().clone(), self.layer.dtype());
-        let values = ValueTable::upload_in_pages(client, &self.weights.values, dtype, page_rows).unwrap();
+        let values = ValueTable::upload_in_pages(client, &self.weights[Weight::Values], dtype, page_rows).unwrap();
         let weights = LayerWeights::upload(client, &config, &self.weights, dtype).unwrap();
         let layer = MemoryLayer::from_device(client, config, LayerWeights { values, ..weights }).unwrap();
         let case = Self { layer, ..self };
@@ -421,6 +321,40 @@ fn gradients_agree_with_the_oracle() {
     }
     Case::random(product_keys(Kind::ProductKey), 20, ElementType::F32, 6).hold_backward("product keys");
     Case::random(product_keys(Kind::MemoryPlus), 20, ElementType::BF16, 7).hold_backward("Memory+");
+}
+
+/// The capabilities that UltraMem and product keys don't have, each in its kind and in another type.
+#[test]
+fn the_family_agrees_with_the_oracle() {
+    let shared = Some(SharedTable { rows: 80, offset: 70 });
+    let v2 = Dimensions { capabilities: Kind::UltraMemV2.capabilities(), pre_dim: 16, shared, ..dimensions() };
+    let gelu = Some(Weigh { projected: true, activation: ultramem::Activation::Gelu });
+    let apart = Capabilities { weigh: gelu, blocks: Blocks::Apart, ..v2.capabilities };
+    let gated = Capabilities { output_gated: true, ..Kind::LinguaMemoryPlus.capabilities() };
+    let narrow = Capabilities { gated: false, ..gated };
+    let peer = Dimensions { pre_dim: 32, ..product_keys(Kind::Peer) };
+    for (name, dims, dtype) in [
+        ("UltraMemV2", v2.clone(), ElementType::F32),
+        ("UltraMemV2 in bf16", v2.clone(), ElementType::BF16),
+        ("UltraMemV2, blocks apart, gelu", Dimensions { capabilities: apart, ..v2 }, ElementType::F16),
+        ("lingua's Memory+", product_keys(Kind::LinguaMemoryPlus), ElementType::BF16),
+        (
+            "lingua's Memory+, both gates",
+            Dimensions { capabilities: gated, ..product_keys(Kind::Peer) },
+            ElementType::F32,
+        ),
+        (
+            "lingua's Memory+, an output gate",
+            Dimensions { capabilities: narrow, value_dim: 24, ..product_keys(Kind::Peer) },
+            ElementType::F32,
+        ),
+        ("PEER", peer.clone(), ElementType::F32),
+        ("PEER in bf16", peer, ElementType::BF16),
+    ] {
+        let case = Case::random(dims, 20, dtype, 8);
+        case.hold_forward(name, &[case.layer.strategies(20)]);
+        case.hold_backward(name);
+    }
 }
 
 #[test]

@@ -1,0 +1,202 @@
+//! What becomes of projected values: `y[t, c] = (v[t, c] + b[c]) · sigmoid(o[t])`, in the layer's type, and the way back through it:
+//! `∂v[t, c] = ∂y[t, c] · sigmoid(o[t])` and `∂o[t] = sigmoid'(o[t]) · Σ_c ∂y[t, c] · (v[t, c] + b[c])`.
+//!
+//! Reads and writes `[tokens, hidden_size]` once each; backwards it reads two of them and writes one.
+
+use cubecl::ir::StorageType;
+use cubecl::prelude::*;
+
+use super::Memory;
+use crate::Result;
+use crate::launch::device::Device;
+use crate::launch::loops::check_loops;
+use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, sizes};
+use crate::linear::tile::component_sum;
+use crate::select::{lane_of, lane_sum, row_lanes};
+
+/// Pooled values `[tokens, hidden_size]` after the projection, before bias and output gate.
+pub struct Projected<R: Runtime> {
+    /// In f32 where something is still to be done to them, else the output itself.
+    pub values: Tensor<R>,
+    /// Element type of the output.
+    pub(super) dtype: StorageType,
+}
+
+/// What is fixed when the kernels are compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct FinishPlan {
+    /// Vectors of a row.
+    columns: usize,
+    biased: bool,
+    gated: bool,
+    /// Tokens of a cube, backwards.
+    tile: usize,
+    units: usize,
+}
+
+impl FinishPlan {
+    fn of<R: Runtime>(memory: &Memory<'_, R>, columns: usize) -> Self {
+        let (biased, gated) = (memory.bias.is_some(), memory.output_gate.is_some());
+        Self { columns, biased, gated, tile: 1, units: 1 }
+    }
+}
+
+impl<R: Runtime> Projected<R> {
+    /// The layer's output.
+    ///
+    /// # Errors
+    /// An output larger than one binding of the device.
+    pub fn output(&self, memory: &Memory<'_, R>) -> Result<Tensor<R>> {
+        if !memory.finishes() {
+            return Ok(self.values.clone());
+        }
+        let [tokens, hidden_size] = sizes(&self.values, "projected values")?;
+        let client = self.values.client();
+        check(client, &self.values, "projected values", &[tokens, hidden_size], f32_storage())?;
+        let output = empty(client, "output", &[tokens, hidden_size], self.dtype)?;
+        if tokens == 0 {
+            return Ok(output);
+        }
+        let device = Device::of(client);
+        let width = device.width(4, &[hidden_size]);
+        let items = tokens * (hidden_size / width);
+        let plan = FinishPlan { units: device.flat(items), ..FinishPlan::of(memory, hidden_size / width) };
+        // SAFETY: shapes are checked, those of bias and gate by the stage; a unit reads and writes its own vector.
+        unsafe {
+            finish_kernel::launch_unchecked::<R>(
+                client,
+                device.grid(items.div_ceil(plan.units))?,
+                CubeDim::new_1d(plan.units as u32),
+                width,
+                arg(&self.values, width),
+                arg(memory.bias.unwrap_or(&self.values), width),
+                arg(memory.output_gate.unwrap_or(&self.values), 1),
+                arg(&output, width),
+                tokens as u32,
+                plan,
+                self.dtype,
+            );
+        }
+        Ok(output)
+    }
+}
+
+#[cube(launch_unchecked)]
+fn finish_kernel<E: Float, N: Size>(
+    values: &Array<Vector<f32, N>>,
+    bias: &Array<Vector<f32, N>>,
+    gate: &Array<f32>,
+    output: &mut Array<Vector<E, N>>,
+    tokens: u32,
+    #[comptime] plan: FinishPlan,
+    #[define(E)] _dtype: StorageType,
+) {
+    let item = CUBE_POS * plan.units + UNIT_POS as usize;
+    if item < tokens as usize * plan.columns {
+        let mut value = values[item];
+        if comptime!(plan.biased) {
+            value += bias[item % plan.columns];
+        }
+        if comptime!(plan.gated) {
+            value *= Vector::new(sigmoid(gate[item / plan.columns]));
+        }
+        output[item] = Vector::cast_from(value);
+    }
+}
+
+#[cube]
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + f32::exp(-x))
+}
+
+/// Gradients that have come through bias and output gate.
+pub(super) struct Finished<R: Runtime> {
+    /// f32 `[tokens, hidden_size]`: of the projected values.
+    pub values: Tensor<R>,
+    /// f32 `[tokens]`: of the output gate before its sigmoid, where there is one.
+    pub gate: Option<Tensor<R>>,
+}
+
+/// Brings `grad_output` `[tokens, hidden_size]` back through [`Projected::output`]. `projected`, which an output gate alone needs, is f32.
+/// The stage has checked the shapes; there are tokens.
+pub(super) fn finish_backward<R: Runtime>(
+    client: &ComputeClient<R>,
+    memory: &Memory<'_, R>,
+    projected: Option<&Tensor<R>>,
+    grad_output: &Tensor<R>,
+) -> Result<Finished<R>> {
+    let [tokens, hidden_size] = sizes(grad_output, "gradient of the output")?;
+    let device = Device::of(client);
+    let width = device.width(4, &[hidden_size]);
+    let columns = hidden_size / width;
+    let lanes = row_lanes(&device, columns);
+    let units = device.flat(tokens * lanes);
+    let plan = FinishPlan { tile: units / lanes, units, ..FinishPlan::of(memory, columns) };
+    check_loops("finish_backward_kernel", 1 + columns.div_ceil(lanes) + lanes)?;
+    let values = empty(client, "gradient of the projected values", &[tokens, hidden_size], f32_storage())?;
+    let gate = empty(client, "gradient of the output gate", &[tokens], f32_storage())?;
+    let projected = projected.unwrap_or(grad_output);
+    // SAFETY: shapes are checked; the lanes of a token read and write its own numbers.
+    unsafe {
+        finish_backward_kernel::launch_unchecked::<R>(
+            client,
+            device.grid(tokens.div_ceil(plan.tile))?,
+            CubeDim::new_1d(units as u32),
+            width,
+            arg(projected, width),
+            arg(memory.bias.unwrap_or(grad_output), width),
+            arg(memory.output_gate.unwrap_or(grad_output), 1),
+            arg(grad_output, width),
+            arg(&values, width),
+            arg(&gate, 1),
+            tokens as u32,
+            plan,
+            projected.dtype,
+            grad_output.dtype,
+        );
+    }
+    Ok(Finished { values, gate: plan.gated.then_some(gate) })
+}
+
+#[cube(launch_unchecked)]
+fn finish_backward_kernel<P: Float, E: Float, N: Size>(
+    projected: &Array<Vector<P, N>>,
+    bias: &Array<Vector<f32, N>>,
+    gate: &Array<f32>,
+    grad_output: &Array<Vector<E, N>>,
+    grad_values: &mut Array<Vector<f32, N>>,
+    grad_gate: &mut Array<f32>,
+    tokens: u32,
+    #[comptime] plan: FinishPlan,
+    #[define(P)] _projected: StorageType,
+    #[define(E)] _dtype: StorageType,
+) {
+    let at = lane_of(plan.tile, plan.units);
+    let token = CUBE_POS * plan.tile + at.row;
+    let mut partial = SharedMemory::<f32>::new(comptime!(if at.lanes > 1 { plan.units } else { 1 }));
+    let mut open = 1.0f32;
+    let mut along = Vector::<f32, N>::new(0.0);
+    if token < tokens as usize {
+        if comptime!(plan.gated) {
+            open = sigmoid(gate[token]);
+        }
+        for c in range_stepped(at.lane, plan.columns, at.lanes) {
+            let item = token * plan.columns + c;
+            let grad = Vector::<f32, N>::cast_from(grad_output[item]);
+            grad_values[item] = grad * Vector::new(open);
+            if comptime!(plan.gated) {
+                let mut value = Vector::<f32, N>::cast_from(projected[item]);
+                if comptime!(plan.biased) {
+                    value += bias[c];
+                }
+                along += grad * value;
+            }
+        }
+    }
+    if comptime!(plan.gated) {
+        let sum = lane_sum(component_sum::<N>(along), &mut partial, at);
+        if at.lane == 0 && token < tokens as usize {
+            grad_gate[token] = sum * open * (1.0 - open);
+        }
+    }
+}

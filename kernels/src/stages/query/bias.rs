@@ -1,0 +1,40 @@
+//! A bias, added in place: `map[t, o] += b[o]`. Reads and writes `[tokens, width]` once.
+
+use cubecl::prelude::*;
+
+use crate::Result;
+use crate::launch::device::Device;
+use crate::launch::tensor::{Tensor, arg};
+
+/// Adds `bias` f32 `[width]` to each row of `map` f32 `[tokens, width]`, whose shapes the caller has checked.
+pub(super) fn add_bias<R: Runtime>(client: &ComputeClient<R>, map: &Tensor<R>, bias: &Tensor<R>) -> Result<()> {
+    let (device, columns) = (Device::of(client), bias.shape()[0]);
+    let count = map.shape().iter().product::<usize>();
+    if count == 0 {
+        return Ok(());
+    }
+    let width = device.width(4, &[columns]);
+    let items = count / width;
+    let units = device.flat(items);
+    // SAFETY: both are f32, and a unit touches its own vector below their number.
+    unsafe {
+        add_bias_kernel::launch_unchecked::<R>(
+            client,
+            device.grid(items.div_ceil(units))?,
+            CubeDim::new_1d(units as u32),
+            width,
+            arg(map, width),
+            arg(bias, width),
+            units,
+        );
+    }
+    Ok(())
+}
+
+#[cube(launch_unchecked)]
+fn add_bias_kernel<N: Size>(map: &mut Array<Vector<f32, N>>, bias: &Array<Vector<f32, N>>, #[comptime] units: usize) {
+    let item = CUBE_POS * units + UNIT_POS as usize;
+    if item < map.len() {
+        map[item] += bias[item % bias.len()];
+    }
+}
