@@ -6,7 +6,6 @@
 //! What the stages are made of is here for others to be made of: [`launch`] checks and sizes a launch, [`linear`] has the products,
 //! [`order_key()`] the order in which scores are selected.
 
-pub mod baseline;
 pub mod launch;
 pub mod linear;
 mod select;

@@ -7,11 +7,11 @@ use cubecl::future::block_on;
 use cubecl::ir::StorageType;
 use ultramem::kernels::optimiser::{Rule, Step};
 use ultramem::kernels::{empty, u32_storage};
-use ultramem::versus::{Cache, Decoder, Plan};
 use ultramem::{
     ElementType, Error, LayerWeights, MemoryConfig, MemoryLayer, Result, RowGradients, Strategies, Tensor, TuckerCore,
     ValueTable,
 };
+use ultramem_versus::{Cache, Decoder, Plan};
 
 use crate::{Execution, Gpu, LaunchReport, OfflineDevice, OfflineRuntime, Options, Target};
 

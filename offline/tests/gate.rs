@@ -3,14 +3,14 @@
 //! the model of cost has or the shapes call for, and where a strategy that only such a GPU has did not run.
 
 use cubecl::{Runtime, client::ComputeClient, future::block_on};
-use ultramem::kernels::baseline::{Activation, Experts, attention, dense, moe, residual};
 use ultramem::kernels::{expand::ExpandStrategy, from_f32, from_u32, linear::ProjectStrategy, score::ScoreStrategy};
 use ultramem::{
     Caches, Checkpoint, Chosen, Dimensions, ElementType, Gradients, HostTensor, Kept, Kind, LayerWeights, MemoryConfig,
-    MemoryLayer, Norm, RowGradients, Strategies, Tensor, ValueTable, Weights,
-    reference::{self, baseline as oracle},
+    MemoryLayer, Norm, RowGradients, Strategies, Tensor, ValueTable, Weights, reference,
 };
 use ultramem_offline::{Gpu, LaunchReport, OfflineDevice, OfflineRuntime, SECTOR};
+use ultramem_versus::kernels::{Activation, Experts, attention, dense, moe, residual};
+use ultramem_versus::reference as oracle;
 
 const TYPES: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::BF16];
 

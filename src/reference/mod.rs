@@ -7,8 +7,7 @@
 //! | [`combine`] | [`Chosen`]: the `top_m` pairs of each head and their scores |
 //! | [`expand`] | the output `[tokens, hidden_size]` |
 //!
-//! [`forward`] runs the four in turn; [`baseline`] holds what memory layers are compared with. Weights of any element type are widened to f64
-//! as they are, so an f16 layer is judged on its rounded
+//! [`forward`] runs the four in turn. Weights of any element type are widened to f64 as they are, so an f16 layer is judged on its rounded
 //! weights. All cores share the tokens, to the same bits. No token sees another one: a NaN or an infinity in one input row spoils that row
 //! alone.
 //!
@@ -16,7 +15,6 @@
 //! [`selection_order`].
 
 mod backward;
-pub mod baseline;
 mod combine;
 mod expand;
 mod judge;

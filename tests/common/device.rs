@@ -2,7 +2,7 @@
 //! oracle stage by stage.
 
 // Each test is a crate of its own and uses a part of this.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 use cubecl::future::block_on;
 use cubecl::prelude::*;

@@ -11,7 +11,6 @@ mod device;
 mod large;
 
 mod backward;
-mod baseline;
 mod goldens;
 mod grids;
 mod hostile;
@@ -25,4 +24,3 @@ mod optimiser;
 mod order;
 mod pages;
 mod shapes;
-mod versus;

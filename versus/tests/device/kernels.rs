@@ -1,10 +1,11 @@
-//! The baselines' kernels against their oracle: fresh random inputs, poisoned memory, every element type that the device has.
+//! The kernels against their oracle: fresh random inputs, poisoned memory, every element type that the device has.
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use ultramem::kernels::baseline::{Activation, Experts, Mixture, attention, dense, moe, residual, route};
 use ultramem::kernels::linear::ProjectStrategy;
 use ultramem::kernels::{empty, from_f32, from_u32, random, supports};
-use ultramem::{ElementType, HostTensor, Tensor, reference::baseline as oracle};
+use ultramem::{ElementType, HostTensor, Tensor};
+use ultramem_versus::kernels::{Activation, Experts, Mixture, attention, dense, moe, residual, route};
+use ultramem_versus::reference as oracle;
 
 use crate::device::{Adapter, assert_close, client, poison, read_f32, read_u32};
 
