@@ -23,4 +23,5 @@ mod memory;
 mod optimiser;
 mod order;
 mod pages;
+mod random;
 mod shapes;
