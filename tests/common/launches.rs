@@ -125,7 +125,9 @@ fn combined<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
     let side_keys = if draw.one_in(6) { [0, 65_535, 65_536, 1 << 20][draw.size() % 4] } else { top_m + draw.size() };
     let chosen = combine(draw.client, &kept, side_keys, &pairs)?;
     assert!((1..1 << 16).contains(&side_keys), "side_keys {side_keys}");
-    shaped("slots", &chosen.slots, &[tokens, heads, top_m]);
+    // Others than were meant may fit each other, too.
+    let sizes = kept.keys.shape().to_vec();
+    shaped("slots", &chosen.slots, &[sizes[0], sizes[1], sizes[3]]);
     let grad = draw.float(&[tokens, heads, top_m, cores]);
     let found = combine_backward(draw.client, &kept, side_keys, &pairs, &chosen, &grad)?;
     shaped("gradient of the sides", &found.sides, &[tokens, heads, top_m, 2, rank]);

@@ -26,14 +26,15 @@ fn blocks<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
         (draw.tensor(&[batch, heads, cached, head_dim], dtype), draw.tensor(&[batch, heads, cached, head_dim], dtype));
     let projected = draw.tensor(&[batch, 3 * heads * head_dim], dtype);
     if let Ok(output) = attention(draw.client, &projected, &keys, &values) {
-        shaped("attention", &output, &[batch, heads * head_dim]);
+        // Other caches or another stream than were meant may fit each other, too.
+        shaped("attention", &output, &[keys.shape()[0], keys.shape()[1] * keys.shape()[3]]);
     }
     let [tokens, hidden, inner] = [draw.size(), draw.some(), draw.some()];
     let (stream, update) = (draw.tensor(&[tokens, hidden], dtype), draw.tensor(&[tokens, hidden], dtype));
     let weight = draw.float(&[hidden]);
     if let Ok((sum, normed)) = residual(draw.client, &stream, &update, &weight, 1e-5) {
-        shaped("sum", &sum, &[tokens, hidden]);
-        shaped("normed", &normed, &[tokens, hidden]);
+        shaped("sum", &sum, stream.shape());
+        shaped("normed", &normed, stream.shape());
     }
     let (activation, columns) =
         if draw.one_in(2) { (Activation::Gelu, inner) } else { (Activation::SwiGlu, 2 * inner) };
