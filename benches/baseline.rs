@@ -9,11 +9,11 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use cubecl::prelude::*;
 use timing::time;
 use ultramem::ElementType;
-use ultramem::kernels::baseline::{Activation, Experts, attention, dense, moe, residual};
 use ultramem::kernels::linear::ProjectStrategy;
 use ultramem::kernels::{Tensor, random};
-use ultramem::versus::{Design, Plan, Scale};
 use ultramem_benches::Adapter;
+use ultramem_versus::kernels::{Activation, Experts, attention, dense, moe, residual};
+use ultramem_versus::{Design, Plan, Scale};
 
 type Client = ComputeClient<Adapter>;
 

@@ -10,8 +10,8 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use cubecl::Runtime;
 use timing::time;
 use ultramem::ElementType;
-use ultramem::versus::{Cache, Decoder, Design, Plan, Scale};
 use ultramem_benches::Adapter;
+use ultramem_versus::{Cache, Decoder, Design, Plan, Scale};
 
 /// Sequences that make a step together, without attention and with.
 const BATCHES: [usize; 2] = [1, 16];

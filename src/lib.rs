@@ -40,7 +40,6 @@ pub mod reference;
 mod spectrum;
 mod table;
 mod training;
-pub mod versus;
 #[cfg(all(feature = "wgpu", not(target_family = "wasm")))]
 mod webgpu;
 mod weights;

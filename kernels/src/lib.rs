@@ -2,9 +2,11 @@
 //!
 //! No model, no files, no framework. A launch checks shapes, types and limits, chooses nothing it was not told (each stage has a
 //! strategy with a `choose`), enqueues and returns; none waits for the host.
+//!
+//! What the stages are made of is here for others to be made of: [`launch`] checks and sizes a launch, [`linear`] has the products,
+//! [`order_key()`] the order in which scores are selected.
 
-pub mod baseline;
-mod launch;
+pub mod launch;
 pub mod linear;
 mod select;
 mod stages;
@@ -18,6 +20,7 @@ pub use launch::tensor::{Tensor, check, empty, fits_binding, from_f32, from_u32,
 pub use linear::column_sum::column_sum_rows;
 pub use linear::outer::{WeightTiles, weight_tiles};
 pub use linear::transpose::transpose;
+pub use select::order_key;
 pub use stages::norm::{Norm, norm_tile};
 pub use stages::retrieve::{retrieve, retrieves_at_once};
 pub use stages::{combine, expand, query, score, weigh};

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ultramem::kernels::optimiser::Rule;
-use ultramem::versus::{Design, Plan, Scale};
 use ultramem::{Caches, Dimensions, ElementType, MemoryConfig};
+use ultramem_versus::{Design, Plan, Scale};
 
 use crate::compile::{Architecture, Compiled, compile_all};
 use crate::trace::{Traced, Tracer, step, tracing_device};

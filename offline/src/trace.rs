@@ -6,10 +6,10 @@ use cubecl::client::ComputeClient;
 use cubecl::future::block_on;
 use ultramem::kernels::optimiser::{Rule, Step};
 use ultramem::kernels::{empty, u32_storage};
-use ultramem::versus::{Cache, Decoder, Plan};
 use ultramem::{
     ElementType, Error, LayerWeights, MapGradients, MemoryConfig, MemoryLayer, Result, RowGradients, Strategies, Tensor,
 };
+use ultramem_versus::{Cache, Decoder, Plan};
 
 use crate::{Execution, Gpu, LaunchReport, OfflineDevice, OfflineRuntime, Options, Target};
 

@@ -7,14 +7,14 @@ use std::path::Path;
 
 use cubecl::Runtime;
 use cubecl::future::block_on;
-use ultramem::kernels::baseline::route;
 use ultramem::kernels::{empty, u32_storage};
 use ultramem::kernels::{expand::ExpandStrategy, linear::ProjectStrategy, optimiser::Rule, score::ScoreStrategy};
-use ultramem::versus::{Design, Plan, Scale};
 use ultramem::{Dimensions, ElementType, Kind, MemoryConfig, Norm, RowGradients, Strategies};
 use ultramem_offline::compile::{Architecture, Compiled, Resources, compile, compile_all};
 use ultramem_offline::trace::{Traced, Tracer, step, tracing_device};
 use ultramem_offline::{Argument, Kernel, LaunchReport, OfflineDevice, OfflineRuntime, Target, table};
+use ultramem_versus::kernels::route;
+use ultramem_versus::{Design, Plan, Scale};
 
 /// Enough for whole tiles and matrix units.
 const TOKENS: usize = 1000;

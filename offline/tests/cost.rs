@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 use cubecl::Runtime;
 use cubecl::client::ComputeClient;
 use cubecl::future::block_on;
-use ultramem::kernels::baseline::{Activation, Experts, moe};
 use ultramem::kernels::optimiser::{Rule, Step};
 use ultramem::kernels::{block_of, from_f32};
 use ultramem::{
@@ -16,6 +15,7 @@ use ultramem::{
 };
 use ultramem_offline::trace::{Tracer, tracing_device};
 use ultramem_offline::{Gpu, OfflineDevice, OfflineRuntime, Target};
+use ultramem_versus::kernels::{Activation, Experts, moe};
 
 /// A table of 1 MiB in f32, everything else far smaller.
 fn dimensions() -> Dimensions {

@@ -8,12 +8,14 @@
 //! | [`weigh`] | [`Weighed`]: the scores times what the pre-values make of the input, where the layer has them |
 //! | [`expand`] | the output `[tokens, hidden_size]` |
 //!
-//! [`forward`] runs them in turn; [`baseline`] holds what memory layers are compared with. Weights of any element type are widened to f64 as they are, so an f16 layer is
-//! judged on its rounded weights. All cores share the tokens, to the same bits. No token sees another one: a NaN or an infinity in one input row spoils that row
+//! [`forward`] runs them in turn. Weights of any element type are widened to f64 as they are, so an f16 layer is judged on its rounded
+//! weights. All cores share the tokens, to the same bits. No token sees another one: a NaN or an infinity in one input row spoils that row
 //! alone.
+//!
+//! An oracle of other stages checks its slices with [`whole_rows`] and [`length`], and counts with [`to_f64`], [`dot`] and
+//! [`selection_order`].
 
 mod backward;
-pub mod baseline;
 mod combine;
 mod expand;
 mod judge;
@@ -60,9 +62,12 @@ pub fn forward(config: &MemoryConfig, weights: &Weights<'_>, input: &[f32]) -> R
     Ok(Forward { output, slots: chosen.slots, scores: chosen.scores })
 }
 
-/// How many rows of `width` numbers `name` holds.
-fn whole_rows(name: &str, numbers: usize, width_name: &str, width: usize) -> Result<usize> {
-    if !numbers.is_multiple_of(width) {
+/// How many rows of `width` numbers `name` holds, of `numbers` in all.
+///
+/// # Errors
+/// [`Error::Tensor`] where they are not whole rows.
+pub fn whole_rows(name: &str, numbers: usize, width_name: &str, width: usize) -> Result<usize> {
+    if numbers.checked_rem(width) != Some(0) {
         let problem = format!("holds {numbers} numbers, not a multiple of {width_name} {width}");
         return Err(Error::Tensor { name: name.into(), problem });
     }
@@ -70,7 +75,10 @@ fn whole_rows(name: &str, numbers: usize, width_name: &str, width: usize) -> Res
 }
 
 /// Checks that `name` holds as many numbers as its shape calls for.
-fn length(name: &str, found: usize, expected: usize) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Length`] with both numbers.
+pub fn length(name: &str, found: usize, expected: usize) -> Result<()> {
     if found != expected {
         return Err(Error::Length { tensor: name.into(), found, expected });
     }
@@ -93,12 +101,13 @@ fn numbers(weights: &Weights<'_>, weight: Weight) -> Vec<f64> {
     to_f64(&weights.numbers(weight))
 }
 
-fn to_f64(numbers: &[f32]) -> Vec<f64> {
+/// The same numbers, wider.
+pub fn to_f64(numbers: &[f32]) -> Vec<f64> {
     numbers.iter().map(|&x| f64::from(x)).collect()
 }
 
-/// In four sums, which a processor adds side by side.
-fn dot(a: &[f64], b: &[f64]) -> f64 {
+/// The dot product of two vectors of one length, in four sums, which a processor adds side by side.
+pub fn dot(a: &[f64], b: &[f64]) -> f64 {
     let (a, b) = (a.chunks_exact(4), b.chunks_exact(4));
     let rest: f64 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a * b).sum();
     let mut sums = [0.0; 4];
@@ -136,6 +145,6 @@ fn normalise(config: &MemoryConfig, weight: &[f64], vector: &mut [f64]) {
 }
 
 /// The order in which numbers are selected: larger first, NaN after every number.
-fn selection_order(a: f64, b: f64) -> Ordering {
+pub fn selection_order(a: f64, b: f64) -> Ordering {
     b.partial_cmp(&a).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
 }

@@ -2,11 +2,11 @@
 //! oracle stage by stage.
 
 // Each test is a crate of its own and uses a part of this.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 use cubecl::future::block_on;
 use cubecl::prelude::*;
-use ultramem::kernels::{expand::ExpandStrategy, linear::ProjectStrategy, score::ScoreStrategy};
+use ultramem::kernels::{expand::ExpandStrategy, linear::ProjectStrategy, score::ScoreStrategy, supports};
 use ultramem::{
     Capabilities, Dimensions, ElementType, HostTensor, Kept, Kind, MemoryConfig, MemoryLayer, PerWeight, Strategies,
     Tensor, Weight, Weights, reference,
@@ -148,6 +148,21 @@ pub fn read_u32(client: &Client, tensor: &Tensor<Adapter>) -> Vec<u32> {
 pub fn read_f32(client: &Client, tensor: &Tensor<Adapter>) -> Vec<f32> {
     let bytes = client.read_one(tensor.handle.clone()).unwrap();
     bytemuck::pod_collect_to_vec(&bytes)
+}
+
+/// Downloads a tensor of any element type, and tells of a launch that failed.
+pub fn read(tensor: &Tensor<Adapter>) -> Vec<f32> {
+    let client = client();
+    let bytes = client.read_one(tensor.handle.clone()).unwrap().to_vec();
+    client.flush().unwrap();
+    let dtype = ElementType::from_storage(tensor.dtype).unwrap();
+    HostTensor::new(tensor.shape().to_vec(), dtype, bytes).unwrap().to_f32()
+}
+
+/// The element types of this device, and how far what is stored in them may be off.
+pub fn types() -> Vec<(ElementType, f64)> {
+    let all = [(ElementType::F32, 1e-5), (ElementType::F16, 1e-2), (ElementType::BF16, 1e-2)];
+    all.into_iter().filter(|(dtype, _)| supports(&client(), *dtype).is_ok()).collect()
 }
 
 /// A layer on the device with its weights and input on the host, both rounded as the device holds them.

@@ -1,11 +1,8 @@
-//! Random calls of every public launch of the kernels: sizes of 0, 1, odd ones and round ones, now and then a tensor of another shape, type,
-//! length or device than it should have. A call gives what it documents or an error; it never panics.
+//! Random calls of every public launch of the kernels. A call gives what it documents or an error; it never panics.
 
-use cubecl::ir::StorageType;
 use cubecl::prelude::*;
-use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use rand::{Rng, seq::IndexedRandom};
 use ultramem::ElementType;
-use ultramem::kernels::baseline::{Activation, Experts, attention, dense, moe, residual, route};
 use ultramem::kernels::combine::{Chosen, PairScore, combine, combine_backward, core_shares};
 use ultramem::kernels::expand::{ExpandStrategy, Memory, Pooled, expand, expand_backward, pool};
 use ultramem::kernels::linear::{ProjectStrategy, project};
@@ -20,7 +17,8 @@ use ultramem::kernels::{
     transpose, u32_storage, weight_tiles,
 };
 
-const SIZES: [usize; 12] = [0, 1, 1, 2, 3, 4, 5, 7, 8, 12, 16, 33];
+use super::draw::{Draw, shaped};
+
 const RULES: [Rule; 4] = [
     Rule::Sgd { momentum: 0.0 },
     Rule::Sgd { momentum: 0.9 },
@@ -28,89 +26,11 @@ const RULES: [Rule; 4] = [
     Rule::Adam { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, decoupled: true },
 ];
 
-/// What a call is drawn with.
-struct Draw<'a, R: Runtime> {
-    client: &'a ComputeClient<R>,
-    /// Of another device.
-    other: &'a ComputeClient<R>,
-    rng: StdRng,
-    /// Whether some tensor may be another than it should be.
-    hostile: bool,
-}
-
-impl<R: Runtime> Draw<'_, R> {
-    fn size(&mut self) -> usize {
-        *SIZES.choose(&mut self.rng).unwrap()
-    }
-
-    /// A size that is mostly not 0.
-    fn some(&mut self) -> usize {
-        if self.one_in(12) { 0 } else { self.size().max(1) }
-    }
-
-    fn one_in(&mut self, turns: u32) -> bool {
-        self.rng.random_range(0..turns) == 0
-    }
-
-    fn element(&mut self) -> StorageType {
-        let types = [ElementType::F32, ElementType::F32, ElementType::F16, ElementType::BF16];
-        types.choose(&mut self.rng).unwrap().storage()
-    }
-
-    fn float(&mut self, shape: &[usize]) -> Tensor<R> {
-        self.tensor(shape, ElementType::F32.storage())
-    }
-
-    /// What is written in it is nobody's: zeros, so that words are rows that there are.
-    fn tensor(&mut self, shape: &[usize], dtype: StorageType) -> Tensor<R> {
-        let (mut shape, mut dtype, mut short, mut client) = (shape.to_vec(), dtype, 0, self.client);
-        if self.hostile && self.one_in(8) {
-            let at = self.rng.random_range(0..shape.len());
-            match self.rng.random_range(0..6) {
-                0 => shape[at] = self.size(),
-                1 => drop(shape.remove(at)),
-                2 => shape.push(self.size()),
-                3 => dtype = if self.one_in(2) { u32_storage() } else { self.element() },
-                4 => client = self.other,
-                _ => short = 4,
-            }
-        }
-        let bytes = shape.iter().product::<usize>() * dtype.size();
-        let handle = client.create_from_slice(&vec![0; bytes.saturating_sub(short)]);
-        Tensor::new_contiguous(client, shape, handle, dtype)
-    }
-
-    fn norm(&mut self) -> Norm {
-        if self.one_in(2) { Norm::Rms } else { Norm::Layer }
-    }
-
-    fn product(&mut self) -> ProjectStrategy {
-        if self.one_in(3) { ProjectStrategy::Cubek } else { ProjectStrategy::Tile }
-    }
-
-    fn split(&mut self) -> ScoreStrategy {
-        if self.one_in(2) { ScoreStrategy::Whole } else { ScoreStrategy::Split { splits: self.size() } }
-    }
-
-    fn rows(&mut self, rows: usize, width: usize) -> Result<RowGradients<R>, Error> {
-        let capacity = self.size();
-        let (listed, count) = (self.tensor(&[capacity], u32_storage()), self.tensor(&[1], u32_storage()));
-        let gradients = self.float(&[capacity, width]);
-        RowGradients::new(self.client, &listed, &count, &gradients, rows)
-    }
-}
-
-fn shaped<R: Runtime>(what: &str, tensor: &Tensor<R>, shape: &[usize]) {
-    assert_eq!(tensor.shape().to_vec(), shape, "{what}");
-}
-
 /// Draws a call from `seed` and makes it on `client`; now and then a tensor is of `other`, of another device. Returns the call's name and whether
 /// it was accepted.
 pub fn call<R: Runtime>(client: &ComputeClient<R>, other: &ComputeClient<R>, seed: u64) -> (&'static str, bool) {
-    let mut rng = StdRng::seed_from_u64(seed);
-    let hostile = rng.random_range(0..2) == 0;
-    let which = rng.random_range(0..15);
-    let draw = &mut Draw { client, other, rng, hostile };
+    let draw = &mut Draw::new(client, other, seed);
+    let which = draw.rng.random_range(0..13);
     let (name, result) = match which {
         0 => ("maps", maps(draw)),
         1 => ("query_backward", backward_of_maps(draw)),
@@ -121,11 +41,9 @@ pub fn call<R: Runtime>(client: &ComputeClient<R>, other: &ComputeClient<R>, see
         6 => ("score_backward", backward_of_scores(draw)),
         7 => ("expand", expanded(draw, false)),
         8 => ("expand_backward", expanded(draw, true)),
-        14 => ("weigh", weighed(draw)),
+        11 => ("weigh", weighed(draw)),
         9 => ("row gradients", row_gradients(draw)),
         10 => ("optimiser", optimised(draw)),
-        11 => ("baselines", baselines(draw)),
-        12 => ("mixture", mixture(draw)),
         _ => ("plans", plans(draw)),
     };
     (name, result.is_ok())
@@ -218,7 +136,9 @@ fn combined<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
     let side_keys = if draw.one_in(6) { [0, 65_535, 65_536, 1 << 20][draw.size() % 4] } else { top_m + draw.size() };
     let chosen = combine(draw.client, &kept, side_keys, &pairs)?;
     assert!((1..1 << 16).contains(&side_keys), "side_keys {side_keys}");
-    shaped("slots", &chosen.slots, &[tokens, heads, top_m]);
+    // Others than were meant may fit each other, too.
+    let sizes = kept.keys.shape().to_vec();
+    shaped("slots", &chosen.slots, &[sizes[0], sizes[1], sizes[3]]);
     let grad = draw.float(&[tokens, heads, top_m, cores]);
     let found = combine_backward(draw.client, &kept, side_keys, &pairs, &chosen, &grad)?;
     shaped("gradient of the sides", &found.sides, &[tokens, heads, top_m, 2, rank]);
@@ -379,49 +299,6 @@ fn optimised<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
     let state: Vec<Vec<_>> =
         optimiser.state().into_iter().map(|(_, pages)| pages.into_iter().cloned().collect()).collect();
     optimiser.restore(7, &state)
-}
-
-fn baselines<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
-    let ([batch, heads, cached, head_dim], dtype) =
-        ([draw.size(), draw.some().min(4), draw.some(), draw.some()], draw.element());
-    let (keys, values) =
-        (draw.tensor(&[batch, heads, cached, head_dim], dtype), draw.tensor(&[batch, heads, cached, head_dim], dtype));
-    let projected = draw.tensor(&[batch, 3 * heads * head_dim], dtype);
-    if let Ok(output) = attention(draw.client, &projected, &keys, &values) {
-        shaped("attention", &output, &[batch, heads * head_dim]);
-    }
-    let [tokens, hidden, inner] = [draw.size(), draw.some(), draw.some()];
-    let (stream, update) = (draw.tensor(&[tokens, hidden], dtype), draw.tensor(&[tokens, hidden], dtype));
-    let weight = draw.float(&[hidden]);
-    if let Ok((sum, normed)) = residual(draw.client, &stream, &update, &weight, 1e-5) {
-        shaped("sum", &sum, &[tokens, hidden]);
-        shaped("normed", &normed, &[tokens, hidden]);
-    }
-    let (activation, columns) =
-        if draw.one_in(2) { (Activation::Gelu, inner) } else { (Activation::SwiGlu, 2 * inner) };
-    let (up, down) = (draw.tensor(&[hidden, columns], dtype), draw.tensor(&[inner, hidden], dtype));
-    let strategy = draw.product();
-    let output = dense(draw.client, &stream, &up, &down, activation, strategy)?;
-    shaped("dense", &output, &stream.shape().to_vec());
-    Ok(())
-}
-
-fn mixture<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
-    let ([tokens, count, inner, hidden], dtype) =
-        ([draw.size(), draw.some(), draw.some(), draw.some()], draw.element());
-    let top_k = if draw.hostile { draw.size().min(6) } else { draw.some().min(count).min(6) };
-    let logits = draw.float(&[tokens, count]);
-    if let Ok(routed) = route(draw.client, &logits, top_k) {
-        shaped("experts", &routed.experts, &[logits.shape()[0], top_k]);
-    }
-    let (input, router) = (draw.tensor(&[tokens, hidden], dtype), draw.tensor(&[hidden, count], dtype));
-    let (activation, columns) =
-        if draw.one_in(2) { (Activation::Gelu, inner) } else { (Activation::SwiGlu, 2 * inner) };
-    let (up, down) = (draw.tensor(&[count, hidden, columns], dtype), draw.tensor(&[count, inner, hidden], dtype));
-    let experts = Experts { router: &router, up: &up, down: &down, activation, top_k };
-    let found = moe(draw.client, &input, &experts)?;
-    shaped("mixture", &found.output, &input.shape().to_vec());
-    Ok(())
 }
 
 /// What plans say of sizes, however odd.

@@ -2,6 +2,8 @@
 
 #[path = "../common/launches.rs"]
 mod calls;
+#[path = "../common/draw.rs"]
+mod draw;
 
 use cubecl::future::block_on;
 use proptest::prelude::*;

@@ -11,7 +11,6 @@ mod device;
 mod large;
 
 mod backward;
-mod baseline;
 mod goldens;
 mod grids;
 mod hostile;
@@ -24,5 +23,5 @@ mod memory;
 mod optimiser;
 mod order;
 mod pages;
+mod random;
 mod shapes;
-mod versus;

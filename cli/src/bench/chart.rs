@@ -15,7 +15,7 @@ use crate::sampling::{Ratio, Times};
 /// How a contestant looks.
 pub mod look {
     use plotters::style::RGBColor;
-    use ultramem::versus::Design;
+    use ultramem_versus::Design;
 
     use super::{Look, Marker};
 
@@ -391,7 +391,7 @@ fn number(number: f64) -> String {
 #[cfg(test)]
 mod tests {
     use resvg::usvg::roxmltree::Document;
-    use ultramem::versus::Design;
+    use ultramem_versus::Design;
 
     use super::*;
 

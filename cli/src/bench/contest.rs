@@ -4,7 +4,7 @@
 use cubecl::prelude::*;
 use serde_json::{Map, Value, json};
 use ultramem::ElementType;
-use ultramem::versus::{Cache, Decoder, Design, Plan};
+use ultramem_versus::{Cache, Decoder, Design, Plan};
 
 use super::chart::{Chart, Line, Panel, Point, Role, look};
 use crate::backend::Job;

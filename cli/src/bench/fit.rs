@@ -2,7 +2,7 @@
 //! said in words.
 
 use ultramem::ElementType;
-use ultramem::versus::{Design, Plan, Scale};
+use ultramem_versus::{Design, Plan, Scale};
 
 use crate::backend::Adapter;
 use crate::failure::{Failure, Result};

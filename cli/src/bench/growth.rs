@@ -5,7 +5,7 @@ use clap::{Args, value_parser};
 use cubecl::prelude::*;
 use serde_json::{Map, Value, json};
 use ultramem::kernels::Tensor;
-use ultramem::versus::{Cache, Decoder, Design, Plan, Scale};
+use ultramem_versus::{Cache, Decoder, Design, Plan, Scale};
 
 use super::chart::{Chart, Line, Panel, Point, Role, look};
 use super::contest::{Entry, Least, budget_json, budget_table, decoders, panels, ratio_cell, time_cell};

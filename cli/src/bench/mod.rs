@@ -24,7 +24,7 @@ mod versus;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum, value_parser};
-use ultramem::versus::Scale;
+use ultramem_versus::Scale;
 
 use crate::Common;
 use crate::failure::Result;

@@ -1,6 +1,6 @@
 //! What the numbers say, in sentences: where UltraMem is ahead, by how much, and where it is not and why.
 
-use ultramem::versus::Design;
+use ultramem_versus::Design;
 
 use super::contest::{Outcome, Row};
 use super::{listed, paragraph};

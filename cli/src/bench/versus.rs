@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde_json::json;
-use ultramem::versus::{Design, Plan, Scale};
+use ultramem_versus::{Design, Plan, Scale};
 
 use super::contest::{self, Contest, Outcome};
 use super::fit::{Limits, Step, batches, fitted};

@@ -5,31 +5,32 @@ use cubecl::prelude::*;
 
 use crate::{Error, Result};
 
-/// The properties that choose a strategy.
+/// The properties that choose a strategy: how large a cube is, how wide its loads, how many cubes there are.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Device {
+pub struct Device {
     /// Bytes of shared memory a cube may use.
     pub shared_bytes: usize,
     /// Units of a plane.
-    pub plane_size: usize,
+    pub(crate) plane_size: usize,
     /// Tokens that share one reading of a weight.
     pub tile: usize,
     /// Column vectors of a weight that a unit keeps sums for.
-    pub block: usize,
+    pub(crate) block: usize,
     /// Whether planes are a processor's vector registers.
-    pub narrow: bool,
+    pub(crate) narrow: bool,
     planes: usize,
     load_bytes: usize,
     max_width: usize,
     max_units: usize,
     max_cubes: (u32, u32),
     /// Cubes that reach every multiprocessor.
-    pub processors: usize,
+    pub(crate) processors: usize,
     /// Cubes that keep the whole device busy.
-    pub busy_cubes: usize,
+    pub(crate) busy_cubes: usize,
 }
 
 impl Device {
+    /// The device of `client`.
     pub fn of<R: Runtime>(client: &ComputeClient<R>) -> Self {
         Self::new(&client.properties().hardware, R::max_cube_count())
     }
@@ -68,7 +69,7 @@ impl Device {
     }
 
     /// The most units of a cube, a power of two.
-    pub fn most_units(&self) -> usize {
+    pub(crate) fn most_units(&self) -> usize {
         1 << self.max_units.clamp(1, MAX_UNITS).ilog2()
     }
 
@@ -81,7 +82,7 @@ impl Device {
 
     /// Units of a cube that selects among `work` candidates for each row of a tile. A narrow plane's lanes are best spent on a row
     /// each: [`select`](crate::select) needs no barrier then.
-    pub fn units_for(&self, tile: usize, work: usize) -> usize {
+    pub(crate) fn units_for(&self, tile: usize, work: usize) -> usize {
         let units = self.units(work);
         if self.narrow { units.min(tile.max(self.plane_size)) } else { units }
     }
@@ -94,12 +95,15 @@ impl Device {
     }
 
     /// Vectors that a unit takes of `vectors` in a row: as many as its block has, that divide them.
-    pub fn run(&self, vectors: usize) -> usize {
+    pub(crate) fn run(&self, vectors: usize) -> usize {
         [4, 2].into_iter().find(|run| *run <= self.block && vectors.is_multiple_of(*run)).unwrap_or(1)
     }
 
     /// A grid of at least `cubes` cubes; kernels leave at once where `CUBE_POS` is `cubes` or more. None is no launch: who has nothing to do
     /// must not come here.
+    ///
+    /// # Errors
+    /// [`Error::Zero`] for none, [`Error::Exceeds`] for more than the device's grid has.
     pub fn grid(&self, cubes: usize) -> Result<CubeCount> {
         if cubes == 0 {
             return Err(Error::Zero { what: "cubes" });
@@ -114,7 +118,10 @@ impl Device {
         Ok(CubeCount::Static(x as u32, y as u32, 1))
     }
 
-    /// Checks that a cube's working set fits.
+    /// Checks that a cube's working set fits: the shared memory, in bytes, that `stage` needs of it.
+    ///
+    /// # Errors
+    /// [`Error::SharedMemory`].
     pub fn fits_shared(&self, stage: &'static str, bytes: usize) -> Result<()> {
         if bytes <= self.shared_bytes {
             return Ok(());

@@ -18,7 +18,10 @@ pub(crate) fn fits_loops(loops: usize) -> bool {
 }
 
 /// Checks what the busiest unit of a launch of `kernel` takes, and tells it to whoever listens to [`LOOPS_TARGET`].
-pub(crate) fn check_loops(kernel: &'static str, loops: usize) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Loops`] for more than [`MAX_LOOPS`].
+pub fn check_loops(kernel: &'static str, loops: usize) -> Result<()> {
     tracing::trace!(target: LOOPS_TARGET, kernel, loops = loops as u64);
     if fits_loops(loops) {
         return Ok(());
@@ -27,6 +30,6 @@ pub(crate) fn check_loops(kernel: &'static str, loops: usize) -> Result<()> {
 }
 
 /// Iterations of a loop over `items`, `stride` apart.
-pub(crate) fn strided(items: usize, stride: usize) -> usize {
+pub fn strided(items: usize, stride: usize) -> usize {
     items.div_ceil(stride.max(1))
 }

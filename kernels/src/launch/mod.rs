@@ -1,4 +1,8 @@
 //! What every launch needs: the device's properties, tensors and their checks, element types, limits of loops, errors.
+//!
+//! A stage of one's own is launched as those of this crate are: [`check`](crate::check) each argument, ask the [`Device`] for vector width,
+//! units and grid, make the output with [`empty`](crate::empty), tell [`check_loops`] what the busiest unit goes through, and launch the kernel
+//! on [`arg`]s.
 
 pub(crate) mod device;
 pub(crate) mod element;
@@ -6,3 +10,7 @@ pub(crate) mod error;
 pub(crate) mod loops;
 pub(crate) mod random;
 pub(crate) mod tensor;
+
+pub use self::device::Device;
+pub use self::loops::{check_loops, strided};
+pub use self::tensor::{arg, float_type, positive, tokens_of};

@@ -173,7 +173,7 @@ pub(crate) fn sizes<R: Runtime>(matrix: &Tensor<R>, name: &'static str) -> Resul
 ///
 /// # Errors
 /// [`Error::Zero`] with the first that is not.
-pub(crate) fn positive(sizes: &[(&'static str, usize)]) -> Result<()> {
+pub fn positive(sizes: &[(&'static str, usize)]) -> Result<()> {
     sizes.iter().find(|(_, size)| *size == 0).map_or(Ok(()), |&(what, _)| Err(Error::Zero { what }))
 }
 
@@ -227,7 +227,10 @@ pub fn check<R: Runtime>(
 }
 
 /// The element type of a floating-point argument.
-pub(crate) fn float_type<R: Runtime>(
+///
+/// # Errors
+/// [`Error::Type`] if it is none of ours, [`Error::UnsupportedType`] if kernels of this device lack it.
+pub fn float_type<R: Runtime>(
     client: &ComputeClient<R>,
     tensor: &Tensor<R>,
     name: &'static str,
@@ -241,16 +244,22 @@ pub(crate) fn float_type<R: Runtime>(
 }
 
 /// Tokens of an argument whose first dimension counts them; there may be none.
-pub(crate) fn tokens_of<R: Runtime>(tensor: &Tensor<R>, name: &'static str) -> Result<usize> {
+///
+/// # Errors
+/// [`Error::Dimensions`] for a tensor without dimensions.
+pub fn tokens_of<R: Runtime>(tensor: &Tensor<R>, name: &'static str) -> Result<usize> {
     let found = tensor.shape().to_vec();
     let expected = "tokens in its first dimension";
     found.first().copied().ok_or(Error::Dimensions { tensor: name, found, expected })
 }
 
 /// The tensor as a kernel argument of vectors of `width` elements.
-pub(crate) fn arg<R: Runtime>(tensor: &Tensor<R>, width: usize) -> ArrayArg<R> {
+///
+/// # Safety
+/// The buffer holds the elements of the tensor's shape, as [`check`] has shown or [`empty`] has made it.
+pub unsafe fn arg<R: Runtime>(tensor: &Tensor<R>, width: usize) -> ArrayArg<R> {
     let length = tensor.shape().iter().product::<usize>() / width;
-    // SAFETY: `check` or `empty` has shown that the buffer holds the shape's elements; `width` divides their number.
+    // SAFETY: the caller's buffer holds the shape's elements; as many vectors are no more than those.
     unsafe { ArrayArg::from_raw_parts(tensor.handle.clone(), length) }
 }
 

@@ -6,7 +6,7 @@ pub(crate) mod column_sum;
 pub(crate) mod interleave;
 pub(crate) mod outer;
 pub(crate) mod project;
-pub(crate) mod tile;
+pub mod tile;
 pub(crate) mod transpose;
 
 pub use self::project::{ProjectStrategy, project};

@@ -6,13 +6,15 @@
 //! Few rows leave too few columns for a whole GPU. Then a cube takes few columns, and its units share out the depth: `lanes` of
 //! them stand side by side on the columns, in each of `slices` of the depth, and the slices' sums are added up through shared memory.
 
+#![expect(missing_docs, reason = "CubeCL's macros document nothing of what they make of a public type or function")]
+
 use cubecl::prelude::*;
 
 use crate::launch::device::Device;
 
 /// How the units of a cube share a product out, `lanes · slices` of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Sharing {
+pub struct Sharing {
     /// Units side by side on columns.
     pub lanes: usize,
     /// Parts of the depth, a power of two.
@@ -23,7 +25,7 @@ pub(crate) struct Sharing {
 
 /// A product as far as its sharing hangs on it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Product {
+pub struct Product {
     /// Vectors of an output row.
     pub columns: usize,
     /// Vectors of an input row.
@@ -39,7 +41,7 @@ pub(crate) struct Product {
 impl Sharing {
     /// Units on `units / lanes` slices of the depth, with as few lanes as share the columns out among at most `cubes` cubes and leave
     /// no sector of the weight half read. The sums of the slices take at most `shared` bytes.
-    pub fn sliced(device: &Device, product: &Product, cubes: usize, shared: usize) -> Self {
+    pub(crate) fn sliced(device: &Device, product: &Product, cubes: usize, shared: usize) -> Self {
         let units = device.units(usize::MAX);
         let least = (SECTOR / product.bytes).max(product.columns.div_ceil(cubes.max(1)));
         let lanes = least.next_power_of_two().min(units);
@@ -83,7 +85,7 @@ impl Sharing {
     }
 
     /// Shared memory of the slices' sums.
-    pub fn shared_bytes(&self, product: &Product) -> usize {
+    pub(crate) fn shared_bytes(&self, product: &Product) -> usize {
         if self.slices == 1 { 0 } else { 4 * self.units() * product.tile * product.width }
     }
 }
@@ -97,11 +99,15 @@ const WIDEST: usize = 16;
 
 /// The columns of a weight that a unit works on: `first`, `first + stride`, …, those past `last` standing for the last.
 #[derive(CubeType, Clone, Copy)]
-pub(crate) struct Columns {
+pub struct Columns {
+    /// The unit's first column.
     pub first: usize,
+    /// The last of all columns.
     pub last: usize,
+    /// From one of the unit's columns to its next.
     #[cube(comptime)]
     pub stride: usize,
+    /// Columns of the unit.
     #[cube(comptime)]
     pub count: usize,
 }
@@ -109,12 +115,12 @@ pub(crate) struct Columns {
 #[cube]
 impl Columns {
     /// The column `index` of this unit.
-    pub fn at(&self, #[comptime] index: usize) -> usize {
+    pub(crate) fn at(&self, #[comptime] index: usize) -> usize {
         min(self.first + comptime!(index * self.stride), self.last)
     }
 
     /// Whether column `index` is one of its own and not a stand-in.
-    pub fn holds(&self, #[comptime] index: usize) -> bool {
+    pub(crate) fn holds(&self, #[comptime] index: usize) -> bool {
         self.first + comptime!(index * self.stride) <= self.last
     }
 }
@@ -149,17 +155,22 @@ impl Rows {
 
 /// Where the rows of a tile begin, wherever they lie: `depth` vectors from each of `starts`.
 #[derive(CubeType)]
-pub(crate) struct Places {
+pub struct Places {
+    /// The first vector of each row.
     pub starts: Array<usize>,
+    /// Vectors of a row.
     pub depth: usize,
+    /// Rows of the tile.
     #[cube(comptime)]
     pub count: usize,
 }
 
 /// Which rows of the output a tile's rows are: `first`, `first + 1`, … below `end`.
 #[derive(CubeType, Clone, Copy)]
-pub(crate) struct Outputs {
+pub struct Outputs {
+    /// The output's row of the tile's first row.
     pub first: usize,
+    /// The row after the last that is written.
     pub end: usize,
 }
 
@@ -168,7 +179,7 @@ pub(crate) struct Outputs {
 ///
 /// With several slices, all units of the cube come here together, and there is a barrier at the end.
 #[cube]
-pub(crate) fn multiply<I: Float, E: Float, O: Float, N: Size, W: Size>(
+pub fn multiply<I: Float, E: Float, O: Float, N: Size, W: Size>(
     input: &Slice<Vector<I, W>>,
     rows: &Places,
     weight: &Array<Vector<E, N>>,
@@ -319,7 +330,7 @@ pub(crate) fn zero_sums<N: Size>(#[comptime] count: usize) -> Array<Vector<f32, 
 
 /// Sum of a vector's components.
 #[cube]
-pub(crate) fn component_sum<N: Size>(vector: Vector<f32, N>) -> f32 {
+pub fn component_sum<N: Size>(vector: Vector<f32, N>) -> f32 {
     let mut sum = 0.0f32;
     #[unroll]
     for n in 0..N::value() {

@@ -9,6 +9,8 @@
 //! barriers are the same whatever the scores are, so control flow stays uniform, as WebGPU asks. A lane alone needs no
 //! barrier, and stops as soon as what is left is all kept.
 
+#![expect(missing_docs, reason = "CubeCL's macros document nothing of what they make of a public function")]
+
 pub(crate) mod sort;
 
 use cubecl::prelude::{select as select_value, *};
@@ -36,7 +38,7 @@ const NAN_KEY: u32 = u32::MAX - 1;
 /// Maps a score to a key whose ascending order is the order of selection: larger scores have smaller keys, both zeros
 /// have one key, every NaN has the last.
 #[cube]
-pub(crate) fn order_key(score: f32) -> u32 {
+pub fn order_key(score: f32) -> u32 {
     let bits = u32::reinterpret(score);
     let magnitude = bits & 0x7fff_ffffu32;
     let mut key = 0x7fff_ffffu32 - magnitude;

@@ -8,15 +8,16 @@ use std::collections::BTreeMap;
 
 use cubecl::{Runtime, client::ComputeClient, future::block_on};
 use raw::Raw;
-use ultramem::kernels::baseline::{Activation, Experts, attention, dense, moe, residual};
 use ultramem::kernels::{expand::ExpandStrategy, from_f32, from_u32, linear::ProjectStrategy, score::ScoreStrategy};
 use ultramem::{
     Blocks, Caches, Capabilities, Checkpoint, Chosen, Dimensions, ElementType, Gradients, HostTensor, Kept, Kind,
     LayerWeights, MapGradients, MemoryConfig, MemoryLayer, Norm, PerWeight, RowGradients, SharedTable, Strategies,
     Tensor, ValueTable, Weigh, Weight, Weights,
-    reference::{self, baseline as oracle},
+    reference,
 };
 use ultramem_offline::{Gpu, LaunchReport, OfflineDevice, OfflineRuntime};
+use ultramem_versus::kernels::{Activation, Experts, attention, dense, moe, residual};
+use ultramem_versus::reference as oracle;
 
 const TYPES: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::BF16];
 

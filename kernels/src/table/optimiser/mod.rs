@@ -420,7 +420,8 @@ impl<'a, R: Runtime> Update<'a, R> {
     }
 
     fn mask(&self) -> ArrayArg<R> {
-        arg(self.step.mask.unwrap_or(&self.gradients.rows), 1)
+        // SAFETY: a step checks its mask, and `RowGradients` is made of rows that are checked.
+        unsafe { arg(self.step.mask.unwrap_or(&self.gradients.rows), 1) }
     }
 }
 

@@ -1,7 +1,7 @@
 //! A decoding step of every design: every launch of a whole model in turn.
 
 use ultramem::ElementType;
-use ultramem::versus::{Cache, Decoder, Design, Plan, Scale};
+use ultramem_versus::{Cache, Decoder, Design, Plan, Scale};
 
 use crate::device::{client, poison, read_f32};
 

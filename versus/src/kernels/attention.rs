@@ -6,12 +6,9 @@
 //! shared memory, then the columns and slices of the positions for the values. Moves both caches once.
 
 use cubecl::prelude::*;
-
-use crate::launch::device::Device;
-use crate::launch::loops::{check_loops, strided};
-use crate::launch::tensor::{Tensor, arg, check, empty, float_type, positive};
-use crate::linear::tile::component_sum;
-use crate::{Error, Result};
+use ultramem_kernels::launch::{Device, arg, check_loops, float_type, positive, strided};
+use ultramem_kernels::linear::tile::component_sum;
+use ultramem_kernels::{Error, Result, Tensor, check, empty};
 
 /// Launches the attention: all arguments of one type, f32, f16 or bf16; returns `[batch, heads · head_dim]` of that type. The caches are
 /// not changed: whoever keeps them appends the projected key and value.

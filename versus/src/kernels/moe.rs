@@ -7,15 +7,13 @@
 
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
+use ultramem_kernels::launch::{Device, arg, check_loops, float_type, positive, tokens_of};
+use ultramem_kernels::linear::tile::{Columns, Outputs, Places, Product, Sharing, multiply};
+use ultramem_kernels::linear::{ProjectStrategy, project};
+use ultramem_kernels::{ElementType, Error, Result, Tensor, check, empty};
 
 use super::dense::{Activation, activate};
 use super::route::{Grouped, Routed, route, route_and_group};
-use crate::launch::device::Device;
-use crate::launch::loops::check_loops;
-use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, float_type, positive, tokens_of};
-use crate::linear::tile::{Columns, Outputs, Places, Product, Sharing, multiply};
-use crate::linear::{ProjectStrategy, project};
-use crate::{Error, Result};
 
 /// The weights of a mixture, all of one type, f32, f16 or bf16.
 pub struct Experts<'a, R: Runtime> {
@@ -56,7 +54,7 @@ pub fn moe<R: Runtime>(client: &ComputeClient<R>, input: &Tensor<R>, experts: &E
     check(client, experts.up, "up", &[count, hidden, inner * experts.activation.columns()], dtype)?;
     check(client, experts.down, "down", &[count, inner, hidden], dtype)?;
     let strategy = ProjectStrategy::choose(client, tokens, dtype);
-    let logits = project(client, input, experts.router, f32_storage(), strategy)?;
+    let logits = project(client, input, experts.router, ElementType::F32.storage(), strategy)?;
     if tokens == 0 {
         let output = empty(client, "output", &[0, hidden], dtype)?;
         return Ok(Mixture { output, routed: route(client, &logits, experts.top_k)? });
@@ -66,7 +64,7 @@ pub fn moe<R: Runtime>(client: &ComputeClient<R>, input: &Tensor<R>, experts: &E
     let product = |input, weight, output, rows| grouped_product(client, input, weight, output, &grouped, tile, rows);
     let raised = product(input, experts.up, dtype, InputRows::Tokens(experts.top_k))?;
     let activated = activate(client, &raised, experts.activation)?;
-    let lowered = product(&activated, experts.down, f32_storage(), InputRows::Grouped)?;
+    let lowered = product(&activated, experts.down, ElementType::F32.storage(), InputRows::Grouped)?;
     let output = weighted_sum(client, &lowered, &grouped, &routed, dtype)?;
     Ok(Mixture { output, routed })
 }

@@ -4,11 +4,9 @@
 //! hidden]`, output `[tokens, hidden]`. Moves both weights once, and `tokens · inner` numbers four times beside them.
 
 use cubecl::prelude::*;
-
-use crate::Result;
-use crate::launch::device::Device;
-use crate::launch::tensor::{Tensor, arg, empty};
-use crate::linear::{ProjectStrategy, project};
+use ultramem_kernels::launch::{Device, arg};
+use ultramem_kernels::linear::{ProjectStrategy, project};
+use ultramem_kernels::{Result, Tensor, check, empty};
 
 /// What an FFN does between its two matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,8 +42,8 @@ pub fn dense<R: Runtime>(
 ) -> Result<Tensor<R>> {
     let inner = down.shape().first().copied().unwrap_or(0);
     let hidden = input.shape().last().copied().unwrap_or(0);
-    crate::check(client, up, "up", &[hidden, inner * activation.columns()], input.dtype)?;
-    crate::check(client, down, "down", &[inner, hidden], input.dtype)?;
+    check(client, up, "up", &[hidden, inner * activation.columns()], input.dtype)?;
+    check(client, down, "down", &[inner, hidden], input.dtype)?;
     let raised = project(client, input, up, input.dtype, strategy)?;
     let activated = activate(client, &raised, activation)?;
     project(client, &activated, down, input.dtype, strategy)

@@ -1,10 +1,11 @@
 //! What one decoding step of a [`Plan`] must move and do, and what it needs to stand on a device.
 //!
-//! Weights count once a step, as in [`Cost`](crate::Cost): those of the experts that the batch is expected to touch, and the rows
+//! Weights count once a step, as in [`Cost`](ultramem::Cost): those of the experts that the batch is expected to touch, and the rows
 //! that each token reads.
 
-use super::{Plan, Scale};
-use crate::{ElementType, MemoryConfig, StageCost};
+use ultramem::{ElementType, MemoryConfig, StageCost};
+
+use crate::plan::{Plan, Scale};
 
 /// Bytes of an f32 or a u32.
 const WORD: u64 = 4;
@@ -46,7 +47,7 @@ impl Plan {
         experts * (1.0 - spared.powf(batch as f64))
     }
 
-    /// Bytes of device memory that a [`Decoder`](super::Decoder) of this plan takes, with the cache of `cached` positions and without
+    /// Bytes of device memory that a [`Decoder`](crate::Decoder) of this plan takes, with the cache of `cached` positions and without
     /// what a step allocates by itself.
     pub fn footprint(&self, batch: usize, dtype: ElementType, cached: Option<usize>) -> u64 {
         let Scale { hidden_size, blocks, memory_layers, .. } = self.scale;
@@ -137,7 +138,7 @@ fn sum(a: StageCost, b: StageCost) -> StageCost {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::versus::Design;
+    use crate::plan::Design;
 
     fn bytes(design: Design, scale: &Scale, batch: usize) -> u64 {
         let plan = Plan::new(design, scale).expect("the budget can be spent");

@@ -4,13 +4,9 @@
 //! more from the sum as it was stored.
 
 use cubecl::prelude::*;
-
-use crate::Result;
-use crate::launch::device::Device;
-use crate::launch::loops::{check_loops, strided};
-use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, float_type, positive, tokens_of};
-use crate::linear::tile::component_sum;
-use crate::stages::norm::scale_of;
+use ultramem_kernels::launch::{Device, arg, check_loops, float_type, positive, strided, tokens_of};
+use ultramem_kernels::linear::tile::component_sum;
+use ultramem_kernels::{ElementType, Result, Tensor, check, empty};
 
 /// Launches the addition and the norm: `stream` and `update` `[tokens, width]` of one type, f32, f16 or bf16, `weight` f32 `[width]`.
 /// Returns the sum and the normed sum, `[tokens, width]` of that type.
@@ -28,7 +24,7 @@ pub fn residual<R: Runtime>(
     let (tokens, size) = (tokens_of(stream, "stream")?, weight.shape().first().copied().unwrap_or(0));
     check(client, stream, "stream", &[tokens, size], stream.dtype)?;
     check(client, update, "update", &[tokens, size], stream.dtype)?;
-    check(client, weight, "weight", &[size], f32_storage())?;
+    check(client, weight, "weight", &[size], ElementType::F32.storage())?;
     positive(&[("width of the stream", size)])?;
     let device = Device::of(client);
     let width = device.width(4, &[size]);
@@ -100,7 +96,7 @@ fn residual_kernel<E: Float, N: Size>(
     for unit in 0..plan.units {
         total += squares[unit];
     }
-    let scale = Vector::new(scale_of(total, eps, plan.size));
+    let scale = Vector::new(1.0 / f32::sqrt(total / comptime!(plan.size as f32) + eps));
     for v in range_stepped(UNIT_POS as usize, vectors, plan.units) {
         let wide = Vector::<f32, N>::cast_from(added::<E, N>(stream, update, first + v));
         normed[first + v] = Vector::cast_from(wide * scale * weight[v]);

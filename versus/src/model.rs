@@ -5,12 +5,12 @@
 //! Its numbers mean nothing; its launches are those of a trained model of the same dimensions.
 
 use cubecl::prelude::*;
-use ultramem_kernels::baseline::{Activation, Experts, attention, dense, moe, residual};
+use ultramem::{ElementType, LayerWeights, MemoryConfig, MemoryLayer, Result, Tensor};
 use ultramem_kernels::linear::{ProjectStrategy, project};
-use ultramem_kernels::{Tensor, from_f32, from_u32, random};
+use ultramem_kernels::{from_f32, from_u32, random};
 
-use super::{Plan, Scale};
-use crate::{ElementType, LayerWeights, MemoryConfig, MemoryLayer, Result};
+use crate::kernels::{Activation, Experts, attention, dense, moe, residual};
+use crate::plan::{Plan, Scale};
 
 /// A plan's model on a device.
 pub struct Decoder<R: Runtime> {

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::{Dimensions, ElementType, Error, Kind, MemoryConfig, Result};
+use ultramem::{Dimensions, ElementType, Error, Kind, MemoryConfig, Result};
 
 /// What a model spends its sparse parameters on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

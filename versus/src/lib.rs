@@ -1,5 +1,5 @@
 //! Memory layers next to what they compete with: models of equal computation and equal sparse parameters, planned, counted
-//! and run, one decoding step at a time, with random weights.
+//! and run, one decoding step at a time, with random weights; the kernels that these need beside a memory layer's, and their CPU oracle.
 //!
 //! | design | where its sparse parameters are |
 //! |---|---|
@@ -8,11 +8,14 @@
 //! | [`Design::ProductKey`], [`Design::MemoryPlus`], [`Design::UltraMem`] | a few memory layers beside a dense FFN in every block |
 //!
 //! A [`Scale`] says how much may be computed and stored, a [`Plan`] is one design's way to spend that, [`Plan::cost`] counts
-//! its bytes and operations, and a [`Decoder`] runs it.
+//! its bytes and operations, and a [`Decoder`] runs it. Each of the [`kernels`] can also be launched alone; [`reference`](mod@reference) is
+//! what they are held against.
 
 mod cost;
+pub mod kernels;
 mod model;
 mod plan;
+pub mod reference;
 
 pub use model::{Cache, Decoder};
 pub use plan::{Design, Plan, Scale};

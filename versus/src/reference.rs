@@ -1,12 +1,12 @@
-//! What memory layers are compared with, as plain loops with f64 sums: a dense FFN, a mixture of experts, decoding attention and the
+//! The oracle of [`kernels`](crate::kernels), as plain loops with f64 sums: a dense FFN, a mixture of experts, decoding attention and the
 //! residual stream's norm.
 //!
 //! Matrices are `[in, out]`, as the kernels take them. No token sees another one.
 
-use ultramem_kernels::baseline::Activation;
+use ultramem::reference::{dot, length, selection_order, to_f64, whole_rows};
+use ultramem::{Error, Result};
 
-use super::{length, selection_order, to_f64, whole_rows};
-use crate::{Error, Result};
+use crate::kernels::Activation;
 
 /// What a router chose.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,7 +42,7 @@ pub struct Experts<'a> {
 pub fn dense(hidden: usize, input: &[f32], up: &[f32], down: &[f32], activation: Activation) -> Result<Vec<f64>> {
     whole_rows("input", input.len(), "hidden", hidden)?;
     let inner = whole_rows("down", down.len(), "hidden", hidden)?;
-    length("up", up.len(), hidden * inner * columns(activation))?;
+    length("up", up.len(), hidden * inner * activation.columns())?;
     Ok(input.chunks_exact(hidden).flat_map(|x| ffn(&to_f64(x), up, down, activation)).collect())
 }
 
@@ -76,7 +76,7 @@ pub fn moe(hidden: usize, input: &[f32], experts: &Experts<'_>, routed: &Routed)
     let tokens = whole_rows("input", input.len(), "hidden", hidden)?;
     let down_size = whole_rows("down", experts.down.len(), "experts", experts.count)?;
     let inner = whole_rows("down", down_size, "hidden", hidden)?;
-    let up_size = hidden * inner * columns(experts.activation);
+    let up_size = hidden * inner * experts.activation.columns();
     length("up", experts.up.len(), experts.count * up_size)?;
     length("experts", routed.experts.len(), tokens * experts.top_k)?;
     let chosen = routed.experts.chunks_exact(experts.top_k).zip(routed.weights.chunks_exact(experts.top_k));
@@ -131,7 +131,7 @@ pub fn attention(heads: usize, head_dim: usize, projected: &[f32], keys: &[f32],
             };
             let (keys, values) = (rows(cache(keys), of(1, head)), rows(cache(values), of(2, head)));
             let scale = (head_dim as f64).sqrt();
-            let scores: Vec<f64> = keys.iter().map(|key| super::dot(key, &query) / scale).collect();
+            let scores: Vec<f64> = keys.iter().map(|key| dot(key, &query) / scale).collect();
             let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let powers: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
             let sum: f64 = powers.iter().sum();
@@ -152,19 +152,11 @@ pub fn residual(stream: &[f32], update: &[f32], weight: &[f32], eps: f32) -> Res
     length("update", update.len(), stream.len())?;
     let sum: Vec<f64> = to_f64(stream).iter().zip(to_f64(update)).map(|(s, u)| s + u).collect();
     let normed = sum.chunks_exact(weight.len()).flat_map(|row| {
-        let root = (super::dot(row, row) / row.len() as f64 + f64::from(eps)).sqrt();
+        let root = (dot(row, row) / row.len() as f64 + f64::from(eps)).sqrt();
         row.iter().zip(weight).map(move |(x, &w)| x / root * f64::from(w))
     });
     let normed = normed.collect();
     Ok((sum, normed))
-}
-
-/// Columns of the first matrix for each row of the second.
-fn columns(activation: Activation) -> usize {
-    match activation {
-        Activation::Gelu => 1,
-        Activation::SwiGlu => 2,
-    }
 }
 
 /// One token through one FFN.

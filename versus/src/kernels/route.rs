@@ -6,12 +6,8 @@
 //! which are what the experts' products run over. Few tokens are routed and grouped in one launch. Moves the logits once and a few words an entry.
 
 use cubecl::prelude::*;
-
-use crate::launch::device::Device;
-use crate::launch::loops::{check_loops, strided};
-use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, positive, tokens_of, u32_storage};
-use crate::select::order_key;
-use crate::{Error, Result};
+use ultramem_kernels::launch::{Device, arg, check_loops, positive, strided, tokens_of};
+use ultramem_kernels::{ElementType, Error, Result, Tensor, check, empty, order_key, u32_storage};
 
 /// What the router chose.
 pub struct Routed<R: Runtime> {
@@ -142,7 +138,7 @@ const FEW_LOGITS: usize = 1024;
 
 fn sizes<R: Runtime>(client: &ComputeClient<R>, logits: &Tensor<R>, top_k: usize) -> Result<(usize, usize)> {
     let (tokens, experts) = (tokens_of(logits, "logits")?, logits.shape().get(1).copied().unwrap_or(0));
-    check(client, logits, "logits", &[tokens, experts], f32_storage())?;
+    check(client, logits, "logits", &[tokens, experts], ElementType::F32.storage())?;
     positive(&[("experts", experts), ("top_k", top_k)])?;
     if top_k > experts {
         let (value, limit) = (top_k as u64, experts as u64);
@@ -158,7 +154,7 @@ fn sizes<R: Runtime>(client: &ComputeClient<R>, logits: &Tensor<R>, top_k: usize
 fn routed<R: Runtime>(client: &ComputeClient<R>, tokens: usize, top_k: usize) -> Result<Routed<R>> {
     Ok(Routed {
         experts: empty(client, "experts", &[tokens, top_k], u32_storage())?,
-        weights: empty(client, "weights", &[tokens, top_k], f32_storage())?,
+        weights: empty(client, "weights", &[tokens, top_k], ElementType::F32.storage())?,
     })
 }
 

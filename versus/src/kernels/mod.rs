@@ -1,5 +1,5 @@
-//! What memory layers are compared with: the FFN and the mixture of experts that they stand beside, and what a decoding step has
-//! around either. Product-key memory and Memory+ are the four stages themselves.
+//! The kernels of what memory layers are compared with: the FFN and the mixture of experts that they stand beside, and what a decoding
+//! step has around either. Product-key memory and Memory+ are the four stages of [`ultramem::kernels`] themselves.
 //!
 //! | file | gives |
 //! |---|---|
