@@ -52,7 +52,7 @@ impl<'a> Pickle<'a> {
         if bytes.len() > LONGEST {
             return Err(format!("is {} bytes, more than the {LONGEST} allowed", bytes.len()));
         }
-        let mut machine = Machine { rest: bytes, ..Machine::default() };
+        let mut machine = Machine { rest: bytes, values: vec![Value::Opaque], ..Machine::default() };
         loop {
             let at = bytes.len() - machine.rest.len();
             match machine.step() {
@@ -78,6 +78,7 @@ impl<'a> Pickle<'a> {
 #[derive(Default)]
 struct Machine<'a> {
     rest: &'a [u8],
+    /// The first one stands for all that are opaque.
     values: Vec<Value<'a>>,
     stack: Vec<Id>,
     /// How long the stack was at each mark that is still open.
@@ -89,8 +90,23 @@ impl<'a> Machine<'a> {
     /// Follows one instruction. At the last one, the result.
     fn step(&mut self) -> Result<Option<Id>, String> {
         let code = self.byte()?;
-        match code {
+        let made = match code {
             b'.' => return self.pop().map(Some),
+            b')' | 0x85..=0x87 | b't' | b'}' | b'd' | b's' | b'u' => self.container(code)?,
+            b']' | b'l' | 0x8f | 0x91 | b'a' | b'e' | 0x90 => self.collection(code)?,
+            b'c' | 0x93 | b'Q' | b'R' | 0x81 | 0x92 | b'b' => self.object(code)?,
+            b'N' | 0x88 | 0x89 | b'G' | b'I'..=b'M' | 0x8a..=0x8e | b'B' | b'C' | b'F' | b'S'..=b'V' | b'X' | 0x96 => {
+                Some(self.scalar(code)?)
+            }
+            _ => self.bookkeeping(code).map(|()| None)?,
+        };
+        made.into_iter().for_each(|value| self.push(value));
+        Ok(None)
+    }
+
+    /// What makes no value: marks, the memo, and what is said of the pickle itself.
+    fn bookkeeping(&mut self, code: u8) -> Result<(), String> {
+        match code {
             0x80 => self.protocol()?,
             0x95 => self.skip(8)?,
             b'(' => self.marks.push(self.stack.len()),
@@ -99,12 +115,9 @@ impl<'a> Machine<'a> {
             b'2' => self.stack.push(self.top()?),
             b'q' | b'r' | 0x94 => self.remember(code)?,
             b'h' | b'j' => self.recall(code)?,
-            b'c' | 0x93 | b'Q' | b'R' | 0x81 | 0x92 | b'b' => self.object(code)?,
-            b')' | 0x85..=0x87 | b't' | b'}' | b'd' | b's' | b'u' => self.container(code)?,
-            b']' | b'l' | 0x8f | 0x91 | b'a' | b'e' | 0x90 => self.collection(code)?,
-            _ => self.scalar(code)?,
+            other => return Err(format!("instruction {other:#04x}, which no file of torch.save needs")),
         }
-        Ok(None)
+        Ok(())
     }
 
     fn protocol(&mut self) -> Result<(), String> {
@@ -115,94 +128,70 @@ impl<'a> Machine<'a> {
     }
 
     /// Numbers, text and bytes.
-    fn scalar(&mut self, code: u8) -> Result<(), String> {
-        let value = match code {
+    fn scalar(&mut self, code: u8) -> Result<Value<'a>, String> {
+        Ok(match code {
             b'J' => Value::Int(i32::from_le_bytes(self.array()?).into()),
             b'K' => Value::Int(self.byte()?.into()),
             b'M' => Value::Int(u16::from_le_bytes(self.array()?).into()),
             0x8a => self.long()?,
             b'X' | 0x8c | 0x8d => self.text(code)?,
-            // An integer, or a long one that no size needs, as text.
             b'I' | b'L' => self.decimal()?,
             // None, True, False.
             b'N' | 0x88 | 0x89 => Value::Opaque,
             b'G' => self.skip(8).map(|()| Value::Opaque)?,
             b'F' | b'S' | b'V' => self.line().map(|_| Value::Opaque)?,
-            0x8b | b'T' | b'U' | b'B' | b'C' | 0x8e | 0x96 => self.bytes(code).map(|_| Value::Opaque)?,
-            other => return Err(format!("instruction {other:#04x}, which no file of torch.save needs")),
-        };
-        self.push(value)
+            // Bytes, longer numbers and text of Python 2.
+            _ => self.bytes(code).map(|_| Value::Opaque)?,
+        })
     }
 
     /// Tuples and dicts.
-    fn container(&mut self, code: u8) -> Result<(), String> {
-        match code {
-            b')' => self.push(Value::Tuple(Vec::new())),
-            0x85..=0x87 => {
-                let items = self.pop_last(usize::from(code - 0x84))?;
-                self.push(Value::Tuple(items))
+    fn container(&mut self, code: u8) -> Result<Option<Value<'a>>, String> {
+        Ok(Some(match code {
+            b')' => Value::Tuple(Vec::new()),
+            0x85..=0x87 => Value::Tuple(self.pop_last(usize::from(code - 0x84))?),
+            b't' => Value::Tuple(self.pop_marked()?),
+            b'}' => Value::Dict(Vec::new()),
+            b'd' => Value::Dict(pairs(&self.pop_marked()?)?),
+            one_or_more => {
+                let items = if one_or_more == b's' { self.pop_last(2)? } else { self.pop_marked()? };
+                self.set(&items)?;
+                return Ok(None);
             }
-            b't' => {
-                let items = self.pop_marked()?;
-                self.push(Value::Tuple(items))
-            }
-            b'}' => self.push(Value::Dict(Vec::new())),
-            b'd' => {
-                let items = self.pop_marked()?;
-                self.push(Value::Dict(pairs(&items)?))
-            }
-            b's' => {
-                let items = self.pop_last(2)?;
-                self.set(&items)
-            }
-            _ => {
-                let items = self.pop_marked()?;
-                self.set(&items)
-            }
-        }
+        }))
     }
 
     /// Lists and sets: no tensor of a state dict is in one.
-    fn collection(&mut self, code: u8) -> Result<(), String> {
+    fn collection(&mut self, code: u8) -> Result<Option<Value<'a>>, String> {
         match code {
-            b'a' => return self.pop().map(drop),
-            b'e' | 0x90 => return self.pop_marked().map(drop),
+            b'a' => return self.pop().map(|_| None),
+            b'e' | 0x90 => return self.pop_marked().map(|_| None),
             b'l' | 0x91 => drop(self.pop_marked()?),
             _ => {}
         }
-        self.push(Value::Opaque)
+        Ok(Some(Value::Opaque))
     }
 
     /// Functions, calls and what is kept elsewhere.
-    fn object(&mut self, code: u8) -> Result<(), String> {
-        match code {
-            b'c' => {
-                let (module, name) = (self.line()?, self.line()?);
-                self.push(Value::Global { module, name })
-            }
-            0x93 => self.global(),
-            b'Q' => {
-                let key = self.pop()?;
-                self.push(Value::Persistent(key))
-            }
+    fn object(&mut self, code: u8) -> Result<Option<Value<'a>>, String> {
+        Ok(Some(match code {
+            b'c' => Value::Global { module: self.line()?, name: self.line()? },
+            0x93 => self.global()?,
+            b'Q' => Value::Persistent(self.pop()?),
             // The state of an object: a tensor's, or what an OrderedDict has besides its items.
-            b'b' => self.pop().map(drop),
-            0x92 => {
-                self.pop_last(3)?;
-                self.push(Value::Opaque)
-            }
+            b'b' => return self.pop().map(|_| None),
+            0x92 => self.pop_last(3).map(|_| Value::Opaque)?,
             _ => {
                 let (arguments, function) = (self.pop()?, self.pop()?);
-                let made = self.call(function, arguments);
-                self.push(made)
+                self.call(function, arguments)
             }
-        }
+        }))
     }
 
-    fn global(&mut self) -> Result<(), String> {
+    fn global(&mut self) -> Result<Value<'a>, String> {
         let (name, module) = (self.pop()?, self.pop()?);
         match (self.value(module), self.value(name)) {
-            (&Value::Text(module), &Value::Text(name)) => self.push(Value::Global { module, name }),
+            (&Value::Text(module), &Value::Text(name)) => Ok(Value::Global { module, name }),
             _ => Err("a function whose name is not text".into()),
         }
     }
@@ -250,11 +239,13 @@ impl<'a> Machine<'a> {
         &self.values[place as usize]
     }
 
-    fn push(&mut self, value: Value<'a>) -> Result<(), String> {
-        // A pickle makes fewer values than it has bytes, and is shorter than this.
+    fn push(&mut self, value: Value<'a>) {
+        if let Value::Opaque = value {
+            return self.stack.push(Id(0));
+        }
+        // A pickle makes no more values than it has bytes, and is shorter than this.
         self.stack.push(Id(self.values.len() as u32));
         self.values.push(value);
-        Ok(())
     }
 
     /// What is on the stack above the last mark.
@@ -322,7 +313,7 @@ impl<'a> Machine<'a> {
         std::str::from_utf8(line).map_err(|error| format!("a line that is no text: {error}"))
     }
 
-    /// A number in decimal, of which only what fits is kept; `01` and `00` are True and False.
+    /// A number in decimal, of which only what fits is kept. `01` and `00` are True and False.
     fn decimal(&mut self) -> Result<Value<'a>, String> {
         let line = self.line()?;
         let number = line.trim_end_matches('L').parse();

@@ -152,7 +152,10 @@ impl Part {
 impl Layout {
     /// How many bytes the tensor's numbers are: no more than the file has, which was checked when it was opened.
     pub(super) fn length(&self) -> usize {
-        self.place.shape.iter().product::<usize>() * self.place.dtype.bitsize() / 8
+        match self.strides {
+            Some(_) => self.place.shape.iter().product::<usize>() * self.place.dtype.bitsize() / 8,
+            None => self.place.bytes.len(),
+        }
     }
 
     /// The tensor's numbers, row-major, from the bytes of its file.

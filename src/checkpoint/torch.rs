@@ -123,10 +123,12 @@ impl<'a> Saved<'a> {
         };
         let arguments = self.tuple(arguments)?;
         match (module, name, arguments) {
-            ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2", &[storage, offset, shape, strides, ..]) => {
+            // One more argument would say that the numbers are to be negated or conjugated.
+            ("torch._utils", "_rebuild_tensor", &[storage, offset, shape, strides])
+            | ("torch._utils", "_rebuild_tensor_v2", &[storage, offset, shape, strides, _, _]) => {
                 self.view(self.storage(storage, None)?, offset, shape, strides)
             }
-            ("torch._utils", "_rebuild_tensor_v3", &[storage, offset, shape, strides, _, _, dtype, ..]) => {
+            ("torch._utils", "_rebuild_tensor_v3", &[storage, offset, shape, strides, _, _, dtype]) => {
                 self.view(self.storage(storage, Some(dtype))?, offset, shape, strides)
             }
             ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state", &[data, ..]) if depth > 0 => {
@@ -224,15 +226,14 @@ impl Storage {
     fn span(&self, offset: usize, shape: &[usize], strides: &[usize]) -> Option<Range<usize>> {
         let width = width(self.dtype);
         let begin = offset.checked_mul(width)?.checked_add(self.bytes.start)?;
-        if shape.contains(&0) {
+        let length = shape.iter().try_fold(width, |length: usize, &size| length.checked_mul(size))?;
+        if length == 0 {
             return (begin <= self.bytes.end).then_some(begin..begin);
         }
-        let count = shape.iter().try_fold(1, |count: usize, &size| count.checked_mul(size))?;
-        let dimensions = || shape.iter().zip(strides);
-        let last = dimensions()
-            .try_fold(0, |last: usize, (size, stride)| last.checked_add((size - 1).checked_mul(*stride)?))?;
+        let reach = |last: usize, (size, stride): (&usize, &usize)| last.checked_add((size - 1).checked_mul(*stride)?);
+        let last = shape.iter().zip(strides).try_fold(0, reach)?;
         let end = last.checked_add(1)?.checked_mul(width)?.checked_add(begin)?;
-        (end <= self.bytes.end && count <= self.bytes.len() / width).then_some(begin..end)
+        (end <= self.bytes.end && length <= self.bytes.len()).then_some(begin..end)
     }
 }
 

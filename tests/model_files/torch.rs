@@ -143,6 +143,7 @@ fn a_view_stays_inside_of_its_storage() {
         (tensor(0, &[2], &[2], "0", 2), "more than its 8 bytes"),
         (tensor(0, &[2], &[1, 1], "0", 2), "has shape [2] and strides [1, 1], expected as many"),
         (tensor(0, &[255; 16], &[255; 16], "0", 2), "more than its 8 bytes"),
+        (tensor(0, &[vec![255; 15], vec![0]].concat(), &[0; 16], "0", 2), "more than its 8 bytes"),
         (tensor(0, &[1; 17], &[1; 17], "0", 2), "has 17 dimensions, expected at most 16"),
         (tensor(0, &[2], &[1], "0", 3), "storage \"0\" is 8 bytes, expected 3 numbers of 4"),
         (tensor(0, &[2], &[1], "../0", 2), "the archive has no entry \"data/../0\""),
