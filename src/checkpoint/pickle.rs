@@ -1,8 +1,9 @@
 //! Python's pickles, as far as `torch.save` needs them, without doing anything that one asks for: a call of a function is noted, not made.
 //!
-//! The readers in other crates (candle-core's, burn-store's, repugnant-pickle) copy a value whenever a pickle refers to it again, so that
-//! forty bytes can ask for more memory than there is, and reserve what a pickle claims before it is there; the first two bring a framework
-//! along. Here every value is kept once and refers to others by their place, so that a pickle needs memory in proportion to its length.
+//! The readers in candle-core and burn-store copy a value whenever a pickle refers to it again, so that some hundred bytes can ask for more
+//! memory than there is, reserve what a pickle claims before it is there, and bring a framework along; serde-pickle knows no calls, and
+//! repugnant-pickle is no longer kept. Here every value is kept once and refers to others by their place, so that a pickle needs memory in
+//! proportion to its length.
 
 use std::collections::HashMap;
 
@@ -43,17 +44,14 @@ pub(super) enum Value<'a> {
 
 /// The newest protocol.
 const PROTOCOL: u8 = 5;
-/// The longest pickle that is read. A model's is some hundred bytes a tensor.
-const LONGEST: usize = 100_000_000;
+/// The most instructions that are followed, each of which makes a value at most: what a model of half a million tensors needs.
+const LONGEST: usize = 1 << 24;
 
 impl<'a> Pickle<'a> {
     /// What the pickle in `bytes` makes.
     pub(super) fn read(bytes: &'a [u8]) -> Result<Self, String> {
-        if bytes.len() > LONGEST {
-            return Err(format!("is {} bytes, more than the {LONGEST} allowed", bytes.len()));
-        }
         let mut machine = Machine { rest: bytes, values: vec![Value::Opaque], ..Machine::default() };
-        loop {
+        for _ in 0..LONGEST {
             let at = bytes.len() - machine.rest.len();
             match machine.step() {
                 Ok(None) => {}
@@ -61,6 +59,7 @@ impl<'a> Pickle<'a> {
                 Err(problem) => return Err(format!("byte {at}: {problem}")),
             }
         }
+        Err(format!("has more than {LONGEST} instructions"))
     }
 
     /// What the pickle is of.
@@ -243,7 +242,7 @@ impl<'a> Machine<'a> {
         if let Value::Opaque = value {
             return self.stack.push(Id(0));
         }
-        // A pickle makes no more values than it has bytes, and is shorter than this.
+        // There are no more values than instructions, and those are fewer than this holds.
         self.stack.push(Id(self.values.len() as u32));
         self.values.push(value);
     }

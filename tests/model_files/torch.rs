@@ -177,6 +177,7 @@ fn a_pickle_can_not_ask_for_more_than_it_brings() {
         (b"\x80\x06.".to_vec(), "byte 0: protocol 6, expected at most 5"),
         (b"cos\nsystem\nX\x04\0\0\0true\x85R.".to_vec(), "holds an object of a Python class, expected a state dict"),
         (b"\x80\x02}".to_vec(), "byte 3: the pickle ends too early"),
+        (b"N0".repeat(1 << 23), "data.pkl: has more than 16777216 instructions"),
         (b"\x82\x01.".to_vec(), "byte 0: instruction 0x82, which no file of torch.save needs"),
     ] {
         let (_folder, path) = saved(&pickle);
