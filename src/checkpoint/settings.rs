@@ -43,7 +43,7 @@ pub struct OlmoSettings {
     pub mem_kdim: Option<usize>,
     /// Width of a value.
     pub mem_vdim: Option<usize>,
-    /// Width of what is made of the input before it selects values, in UltraMemV2.
+    /// Width of a pre-value, in UltraMemV2.
     pub mem_pre_vdim: Option<usize>,
     /// Slots that a head selects for a token.
     pub mem_knn: Option<usize>,
@@ -59,9 +59,9 @@ pub struct OlmoSettings {
     pub mem_value_expand_time: Option<usize>,
     /// How many times the keys are more than the table's side.
     pub mem_key_expand_time: Option<usize>,
-    /// How many times more candidates the last selection has.
+    /// A factor of the last selection; 1 in every model known.
     pub mem_final_top_expand_time: Option<usize>,
-    /// Whether the output is gated by GELU.
+    /// Whether there is a GELU, in UltraMemV2.
     pub mem_use_glu_act: Option<bool>,
 }
 
