@@ -33,16 +33,35 @@
 //!
 //! A file may hold more than that, for instance inputs and expected outputs. Without the feature `files`, for a browser, a checkpoint is
 //! read from bytes alone.
+//!
+//! A whole model, as a training run leaves it, is read by `Tensors`, in whichever form it has, and what it was trained with by `Settings`;
+//! `replace` writes it again with some of its tensors replaced.
 
+#[cfg(feature = "files")]
+mod archive;
+#[cfg(feature = "files")]
+mod files;
 mod header;
 mod metadata;
 #[cfg(feature = "files")]
+mod pickle;
+#[cfg(feature = "files")]
+mod replace;
+#[cfg(feature = "files")]
 mod save;
+#[cfg(feature = "files")]
+mod settings;
+#[cfg(feature = "files")]
+mod shards;
+#[cfg(feature = "files")]
+mod tensors;
+#[cfg(feature = "files")]
+mod torch;
 mod weights;
 
-use std::{collections::BTreeMap, fmt};
 #[cfg(feature = "files")]
-use std::{fs::File, path::Path};
+use std::path::Path;
+use std::{collections::BTreeMap, fmt};
 
 #[cfg(feature = "files")]
 use memmap2::Mmap;
@@ -50,9 +69,14 @@ use safetensors::Dtype;
 
 use crate::{ElementType, Error, HostTensor, MemoryConfig, Result, Weights};
 use header::{Header, Place};
-#[cfg(feature = "files")]
-pub use save::{FileTensor, save};
 use weights::Lookup;
+#[cfg(feature = "files")]
+pub use {
+    replace::replace,
+    save::{FileTensor, save},
+    settings::{LinguaSettings, OlmoSettings, ProductKeySettings, Settings},
+    tensors::{Stored, Tensors},
+};
 
 /// A layer in a safetensors file, its header and metadata checked; the module's page says what such a file holds.
 pub struct Checkpoint {
@@ -87,15 +111,7 @@ impl Checkpoint {
     /// [`Error::Io`] if the file can't be opened or mapped, else as [`Checkpoint::from_bytes`].
     #[cfg(feature = "files")]
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let io = |source| Error::Io { path: path.into(), source };
-        let file = File::open(path).map_err(io)?;
-        // SAFETY: the map is read-only, and every bit pattern is a valid byte. What can't be ruled out from here is that
-        // someone changes the file while it is mapped: cut short, reading it raises SIGBUS; written over in place, reads
-        // may see either content. The caller is told to prevent that above. Nothing relies on reading the same content
-        // twice: the header and every index are copied out and checked as copies.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        Self::new(Bytes::Mapped(map))
+        Self::new(Bytes::Mapped(files::map(path.as_ref())?))
     }
 
     /// The checkpoint in `bytes`, a whole safetensors file.

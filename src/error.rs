@@ -57,6 +57,14 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A file of a model, or of its settings, can't be used.
+    #[error("{}: {problem}", path.display())]
+    Model {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// Bytes that are not a safetensors file.
     #[error("not a safetensors file: {0}")]
     Format(String),

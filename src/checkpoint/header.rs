@@ -142,8 +142,8 @@ impl<'de> Visitor<'de> for EntriesVisitor {
     }
 }
 
-/// An error of the JSON parser, which may quote any part of the file, as one line of bearable length.
-fn one_line(error: &serde_json::Error) -> String {
+/// An error of a parser, which may quote any part of the file, as one line of bearable length.
+pub(super) fn one_line(error: &impl fmt::Display) -> String {
     const LONGEST: usize = 300;
     let text: String = error.to_string().chars().take(LONGEST).collect();
     text.replace(char::is_control, " ")

@@ -3,6 +3,7 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
     fs::{self, OpenOptions},
     io,
     path::{Path, PathBuf},
@@ -38,7 +39,8 @@ pub fn save(
     tensors: &[(&str, FileTensor<'_>)],
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
-    let entries = tensors.iter().map(|(name, tensor)| Entry::new(name, tensor)).collect::<Result<_>>()?;
+    let entries =
+        tensors.iter().map(|&(name, ref tensor)| Ok((name, Entry::new(name, tensor)?))).collect::<Result<_>>()?;
     write(path.as_ref(), entries, metadata)
 }
 
@@ -53,29 +55,29 @@ pub(super) fn layer(
     weights.check(config)?;
     let mut metadata = extra_metadata.clone();
     metadata.extend(metadata::entries(config)?);
-    let mut entries = Vec::new();
+    let mut entries: Vec<(String, Entry<'_>)> = Vec::new();
     for weight in Weight::ALL {
         match weights.get(weight) {
             Some(cores) if weight == Weight::Cores => entries.extend(core_entries(config, weights, cores)),
-            Some(tensor) => entries.push(Entry::floats(&weight.name(config), tensor)),
+            Some(tensor) => entries.push((weight.name(config), Entry::floats(tensor))),
             None => {}
         }
     }
     if let Some(shuffle) = &weights.shuffle_index {
         let bytes = shuffle.iter().flat_map(|&address| i64::from(address).to_le_bytes()).collect();
-        entries.push(Entry::owned(names::SHUFFLE.into(), Dtype::I64, vec![shuffle.len()], bytes));
+        entries.push((names::SHUFFLE.into(), Entry::owned(Dtype::I64, vec![shuffle.len()], bytes)));
     }
     for (name, tensor) in extra_tensors {
-        entries.push(Entry::new(name, tensor)?);
+        entries.push((name.to_string(), Entry::new(name, tensor)?));
     }
     write(path, entries, &metadata)
 }
 
-/// The cores, one tensor each, and the vectors `u` and `v`.
-fn core_entries(config: &MemoryConfig, weights: &Weights<'_>, cores: &HostTensor<'_>) -> Vec<Entry<'static>> {
+/// The cores, one tensor each, and the vectors `u` and `v`, with their names.
+fn core_entries(config: &MemoryConfig, weights: &Weights<'_>, cores: &HostTensor<'_>) -> Vec<(String, Entry<'static>)> {
     let (heads, rank) = (config.heads, config.tucker_rank);
     let f32s = |name: String, shape: Vec<usize>, numbers: &[f32]| {
-        Entry::owned(name, Dtype::F32, shape, bytemuck::cast_slice(numbers).to_vec())
+        (name, Entry::owned(Dtype::F32, shape, bytemuck::cast_slice(numbers).to_vec()))
     };
     let numbers = cores.to_f32();
     let of_core = |(core, numbers)| f32s(names::core_name(core), vec![heads, rank, rank], numbers);
@@ -86,17 +88,17 @@ fn core_entries(config: &MemoryConfig, weights: &Weights<'_>, cores: &HostTensor
 }
 
 /// A tensor as the file holds it.
-struct Entry<'a> {
-    name: String,
+pub(super) struct Entry<'a> {
     dtype: Dtype,
     shape: Vec<usize>,
     bytes: Cow<'a, [u8]>,
 }
 
 impl<'a> Entry<'a> {
-    fn new(name: &str, tensor: &'a FileTensor<'_>) -> Result<Self> {
+    /// What is written of `tensor`, which is called `name`.
+    pub(super) fn new(name: &str, tensor: &'a FileTensor<'_>) -> Result<Self> {
         let integers = match tensor {
-            FileTensor::Floats(tensor) => return Ok(Self::floats(name, tensor)),
+            FileTensor::Floats(tensor) => return Ok(Self::floats(tensor)),
             FileTensor::Integers(integers) => integers,
         };
         let (found, expected) = (integers.numbers.len(), count(&integers.shape));
@@ -104,24 +106,24 @@ impl<'a> Entry<'a> {
             return Err(Error::Length { tensor: name.into(), found, expected });
         }
         let bytes = bytemuck::cast_slice(&integers.numbers);
-        Ok(Self { name: name.into(), dtype: Dtype::I64, shape: integers.shape.clone(), bytes: Cow::Borrowed(bytes) })
+        Ok(Self { dtype: Dtype::I64, shape: integers.shape.clone(), bytes: Cow::Borrowed(bytes) })
     }
 
-    fn floats(name: &str, tensor: &'a HostTensor<'_>) -> Self {
+    fn floats(tensor: &'a HostTensor<'_>) -> Self {
         let dtype = match tensor.dtype() {
             ElementType::F32 => Dtype::F32,
             ElementType::F16 => Dtype::F16,
             ElementType::BF16 => Dtype::BF16,
         };
-        Self { name: name.into(), dtype, shape: tensor.shape().into(), bytes: Cow::Borrowed(tensor.bytes()) }
+        Self { dtype, shape: tensor.shape().into(), bytes: Cow::Borrowed(tensor.bytes()) }
     }
 
-    fn owned(name: String, dtype: Dtype, shape: Vec<usize>, bytes: Vec<u8>) -> Self {
-        Self { name, dtype, shape, bytes: Cow::Owned(bytes) }
+    fn owned(dtype: Dtype, shape: Vec<usize>, bytes: Vec<u8>) -> Self {
+        Self { dtype, shape, bytes: Cow::Owned(bytes) }
     }
 }
 
-impl View for &Entry<'_> {
+impl View for Entry<'_> {
     fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -139,11 +141,16 @@ impl View for &Entry<'_> {
     }
 }
 
-fn write(path: &Path, entries: Vec<Entry<'_>>, metadata: &BTreeMap<String, String>) -> Result<()> {
-    check_names(&entries)?;
+/// Writes named tensors and `metadata` to a safetensors file, one tensor after the other.
+pub(super) fn write<N: AsRef<str> + Ord + fmt::Display>(
+    path: &Path,
+    entries: Vec<(N, impl View)>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
+    check_names(entries.iter().map(|(name, _)| name.as_ref()))?;
     let metadata: HashMap<String, String> = metadata.clone().into_iter().collect();
     let partial = partial_path(path)?;
-    let written = serialize_to_file(entries.iter().map(|entry| (entry.name.as_str(), entry)), Some(metadata), &partial)
+    let written = serialize_to_file(entries, Some(metadata), &partial)
         .map_err(|error| match error {
             SafeTensorError::IoError(source) => source,
             other => io::Error::other(other.to_string()),
@@ -157,11 +164,11 @@ fn write(path: &Path, entries: Vec<Entry<'_>>, metadata: &BTreeMap<String, Strin
     })
 }
 
-fn check_names(entries: &[Entry<'_>]) -> Result<()> {
+fn check_names<'a>(mut names: impl Iterator<Item = &'a str>) -> Result<()> {
     let mut seen = BTreeSet::from([METADATA]);
-    match entries.iter().find(|entry| !seen.insert(&entry.name)) {
-        Some(entry) if entry.name == METADATA => Err(wrong(METADATA, "has a name that the format reserves".into())),
-        Some(entry) => Err(wrong(&entry.name, "is there twice".into())),
+    match names.find(|&name| !seen.insert(name)) {
+        Some(METADATA) => Err(wrong(METADATA, "has a name that the format reserves".into())),
+        Some(name) => Err(wrong(name, "is there twice".into())),
         None => Ok(()),
     }
 }

@@ -12,8 +12,7 @@ use ultramem::kernels::{expand::ExpandStrategy, from_f32, from_u32, linear::Proj
 use ultramem::{
     Blocks, Caches, Capabilities, Checkpoint, Chosen, Dimensions, ElementType, Gradients, HostTensor, Kept, Kind,
     LayerWeights, MapGradients, MemoryConfig, MemoryLayer, Norm, PerWeight, RowGradients, SharedTable, Strategies,
-    Tensor, ValueTable, Weigh, Weight, Weights,
-    reference,
+    Tensor, ValueTable, Weigh, Weight, Weights, reference,
 };
 use ultramem_offline::{Gpu, LaunchReport, OfflineDevice, OfflineRuntime};
 use ultramem_versus::kernels::{Activation, Experts, attention, dense, moe, residual};
