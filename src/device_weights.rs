@@ -162,8 +162,8 @@ impl<R: Runtime> LayerWeights<R> {
     }
 }
 
-/// The shape that a weight has on the device.
-pub(crate) fn device_shape(config: &MemoryConfig, weight: Weight) -> Vec<usize> {
+/// The shape that a weight has on the device: keys are always `[heads, 2, side_keys, key_dim, tucker_rank]`.
+pub fn device_shape(config: &MemoryConfig, weight: Weight) -> Vec<usize> {
     match weight {
         Weight::Keys => vec![config.heads, 2, config.side_keys, config.key_dim, config.tucker_rank],
         _ => weight.shape(config),

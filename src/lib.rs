@@ -52,7 +52,7 @@ pub use config::{
     SharedTable, Weigh,
 };
 pub use cost::{Caches, Choices, Cost, StageCost};
-pub use device_weights::LayerWeights;
+pub use device_weights::{LayerWeights, device_shape};
 pub use error::{Error, Result};
 pub use layer::{Chosen, Forward, Kept, MemoryLayer, Strategies, Weighed};
 pub use spectrum::Spectrum;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
-use ultramem::{Checkpoint, ElementType, MemoryConfig, Spectrum, Weights};
+use ultramem::{Checkpoint, ElementType, MemoryConfig, Spectrum, Weight, Weights};
 
 use crate::Common;
 use crate::compare::{Comparison, F32_BOUND, GRADIENT_BOUND, HALF_BOUND, relative_l2};
@@ -212,7 +212,7 @@ impl Expected {
     /// The auxiliary loss, whose core is f32 in every layer. PyTorch takes the singular values in f32, hence the gradients' bound.
     fn tail_loss(&self, config: &MemoryConfig, weights: &Weights<'_>) -> Result<Option<Line>> {
         let Some(expected) = &self.tail_loss else { return Ok(None) };
-        let (loss, _) = Spectrum::new(config, &weights.cores)?.auxiliary_loss(config);
+        let (loss, _) = Spectrum::new(config, &weights.numbers(Weight::Cores))?.auxiliary_loss(config);
         Ok(Some(distance(TAIL_LOSS, &[loss as f32], expected, GRADIENT_BOUND, "with the file")))
     }
 

@@ -74,7 +74,9 @@ impl Comparison {
             let row = &input[token * width..][..width];
             let chosen = reference::score_slots(config, weights, row, &slots[token * entries..][..entries])?;
             if let Some(output) = &mut self.output {
-                narrow(&reference::expand(config, weights, row, &chosen)?, &mut output[token * width..][..width]);
+                let weighed = reference::weigh(config, weights, row, &chosen)?;
+                let expanded = reference::expand(config, weights, row, &chosen.slots, &weighed.scores)?;
+                narrow(&expanded, &mut output[token * width..][..width]);
             }
             if let Some(scores) = &mut self.scores {
                 let width = entries * config.cores;

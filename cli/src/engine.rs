@@ -7,9 +7,9 @@ use std::time::Instant;
 use cubecl::Runtime;
 use ultramem::kernels::optimiser::{Rule, Step};
 use ultramem::reference::{self, Gradients};
-use ultramem::{ElementType, HostTensor, MemoryConfig, MemoryLayer, Weights};
+use ultramem::{ElementType, HostTensor, MapGradients, MemoryConfig, MemoryLayer, Weights};
 
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::numbers::counted;
 use crate::rates::Rates;
 use crate::sampling::{Effort, Run, Times, interleaved, milliseconds};
@@ -53,7 +53,7 @@ pub struct Trained {
     /// The whole backward pass.
     pub backward: Times,
     /// Its stages, in the forward pass's order.
-    pub stages: [Times; 4],
+    pub stages: Vec<Times>,
     /// An update of the value table.
     pub update: Times,
     /// The value rows that it changes.
@@ -109,24 +109,31 @@ impl<R: Runtime> Engine for MemoryLayer<R> {
         let query = self.query(&input, strategies.query)?;
         let kept = self.score(&query, strategies.score)?;
         let chosen = self.combine(&kept)?;
-        let (forward, first, last): (Run<'_>, Run<'_>, Run<'_>) = (
-            &|| Ok(self.forward_with(&input, strategies).map(drop)?),
-            &|| Ok(self.query(&input, strategies.query).map(drop)?),
-            &|| Ok(self.expand(&input, &chosen, strategies).map(drop)?),
-        );
-        let text = counted(tokens, "token");
-        let (forward, stages) = if self.retrieves_at_once(&query, strategies.score)? {
-            let retrieve: Run<'_> = &|| Ok(self.retrieve(&query, strategies.score).map(drop)?);
-            let [forward, times @ ..] = interleaved(self.client(), [forward, first, retrieve, last], effort, &text)?;
-            (forward, named([("query", 0..1), ("score and combine", 1..3), ("expand", 3..4)], times))
-        } else {
-            let (score, combine): (Run<'_>, Run<'_>) =
-                (&|| Ok(self.score(&query, strategies.score).map(drop)?), &|| Ok(self.combine(&kept).map(drop)?));
-            let [forward, times @ ..] =
-                interleaved(self.client(), [forward, first, score, combine, last], effort, &text)?;
-            let names = [("query", 0..1), ("score", 1..2), ("combine", 2..3), ("expand", 3..4)];
-            (forward, named(names, times))
-        };
+        let weighed = self.weigh(&input, &chosen, strategies.query)?;
+        let weighs = weighed.is_some();
+        let weighed = weighed.map_or_else(|| chosen.clone(), |(_, weighed)| weighed.chosen);
+        let forward: Run<'_> = &|| Ok(self.forward_with(&input, strategies).map(drop)?);
+        let query_run: Run<'_> = &|| Ok(self.query(&input, strategies.query).map(drop)?);
+        let retrieve: Run<'_> = &|| Ok(self.retrieve(&query, strategies.score).map(drop)?);
+        let score: Run<'_> = &|| Ok(self.score(&query, strategies.score).map(drop)?);
+        let combine: Run<'_> = &|| Ok(self.combine(&kept).map(drop)?);
+        let weigh: Run<'_> = &|| Ok(self.weigh(&input, &chosen, strategies.query).map(drop)?);
+        let expand: Run<'_> = &|| Ok(self.expand(&input, &weighed, strategies).map(drop)?);
+        let mut stages = vec![("query", 0..1, query_run)];
+        match self.retrieves_at_once(&query, strategies.score)? {
+            true => stages.push(("score and combine", 1..3, retrieve)),
+            false => stages.extend([("score", 1..2, score), ("combine", 2..3, combine)]),
+        }
+        if weighs {
+            stages.push(("weigh", 3..4, weigh));
+        }
+        let last = 3 + usize::from(weighs);
+        stages.push(("expand", last..last + 1, expand));
+        let runs: Vec<_> = std::iter::once(forward).chain(stages.iter().map(|(.., run)| *run)).collect();
+        let mut times = interleaved(self.client(), &runs, effort, &counted(tokens, "token"))?.into_iter();
+        let forward = times.next().ok_or_else(|| Failure::new("a run has no times"))?;
+        let of_stage = |((name, stages, _), times)| StageTimes { name, stages, times };
+        let stages = stages.into_iter().zip(times).map(of_stage).collect();
         Ok(Measured { forward, device: rates.map(|rates| (stages, rates)) })
     }
 
@@ -136,34 +143,42 @@ impl<R: Runtime> Engine for MemoryLayer<R> {
         let (input, grad_output) = (self.upload(input)?, self.upload(input)?);
         let (_, saved) = self.forward_saving(&input)?;
         let expand = self.expand_backward(&saved, &grad_output)?;
-        let combine = self.combine_backward(&saved, &expand.scores)?;
+        let weigh = self.weigh_backward(&saved, &expand)?;
+        let grad_scores = weigh.as_ref().map_or(&expand.scores, |weigh| &weigh.scores);
+        let combine = self.combine_backward(&saved, grad_scores)?;
         let score = self.score_backward(&saved, &combine.sides)?;
-        let gate = expand.gate.as_ref();
+        let maps = MapGradients {
+            gate: expand.gate.clone(),
+            output_gate: expand.output_gate.clone(),
+            z: weigh.as_ref().map(|weigh| weigh.z.clone()),
+        };
         let optimiser = RefCell::new(self.value_optimiser(rule)?);
         let layer = RefCell::new(self);
         // A step of no length: every run finds the same table.
         let step = Step::new(0.0);
-        let runs: [Run<'_>; 7] = [
-            &|| Ok(layer.borrow().forward_saving(&input).map(drop)?),
-            &|| Ok(MemoryLayer::backward(*layer.borrow(), &input, &saved, &grad_output).map(drop)?),
-            &|| Ok(layer.borrow_mut().update_values(&mut optimiser.borrow_mut(), &expand.values, &step)?),
-            &|| Ok(layer.borrow().query_backward(&input, &score.query, gate).map(drop)?),
-            &|| Ok(layer.borrow().score_backward(&saved, &combine.sides).map(drop)?),
-            &|| Ok(layer.borrow().combine_backward(&saved, &expand.scores).map(drop)?),
-            &|| Ok(layer.borrow().expand_backward(&saved, &grad_output).map(drop)?),
-        ];
-        let [forward, backward, update, stages @ ..] = interleaved(&client, runs, effort, &counted(tokens, "token"))?;
+        let forward: Run<'_> = &|| Ok(layer.borrow().forward_saving(&input).map(drop)?);
+        let backward: Run<'_> = &|| Ok(MemoryLayer::backward(*layer.borrow(), &input, &saved, &grad_output).map(drop)?);
+        let update: Run<'_> =
+            &|| Ok(layer.borrow_mut().update_values(&mut optimiser.borrow_mut(), &expand.values, &step)?);
+        let of_query: Run<'_> = &|| Ok(layer.borrow().query_backward(&input, &score.query, &maps).map(drop)?);
+        let of_score: Run<'_> = &|| Ok(layer.borrow().score_backward(&saved, &combine.sides).map(drop)?);
+        let of_combine: Run<'_> = &|| Ok(layer.borrow().combine_backward(&saved, grad_scores).map(drop)?);
+        let of_weigh: Run<'_> = &|| Ok(layer.borrow().weigh_backward(&saved, &expand).map(drop)?);
+        let of_expand: Run<'_> = &|| Ok(layer.borrow().expand_backward(&saved, &grad_output).map(drop)?);
+        let mut runs = vec![forward, backward, update, of_query, of_score, of_combine];
+        runs.extend(weigh.is_some().then_some(of_weigh));
+        runs.push(of_expand);
+        let mut times = interleaved(&client, &runs, effort, &counted(tokens, "token"))?.into_iter();
+        let (Some(forward), Some(backward), Some(update)) = (times.next(), times.next(), times.next()) else {
+            return Err(Failure::new("a run has no times"));
+        };
         let rows = layer.borrow().used_rows(&expand.values)?;
-        Ok(Some(Trained { forward, backward, stages, update, rows }))
+        Ok(Some(Trained { forward, backward, stages: times.collect(), update, rows }))
     }
 
     fn strategies(&self, tokens: usize) -> Option<String> {
         Some(format!("{:?}", MemoryLayer::strategies(self, tokens)))
     }
-}
-
-fn named<const N: usize>(names: [(&'static str, Range<usize>); N], times: [Times; N]) -> Vec<StageTimes> {
-    names.into_iter().zip(times).map(|((name, stages), times)| StageTimes { name, stages, times }).collect()
 }
 
 /// The oracle as an engine. For f16 and bf16 it takes the same rounded weights and input as a device would, and rounds no

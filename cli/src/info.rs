@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
-use ultramem::{Dimensions, ElementType, Kind, MemoryConfig};
+use ultramem::{Dimensions, ElementType, Kind, MemoryConfig, Weight};
 
 use crate::failure::{Failure, Result};
 use crate::load;
@@ -89,26 +89,26 @@ fn config(args: &InfoArgs) -> Result<MemoryConfig> {
 
 /// Parameters by what they belong to: name, shape in words, count.
 fn groups(config: &MemoryConfig) -> Vec<(&'static str, String, u64)> {
-    let (hidden, heads, rank) = (config.hidden_size, config.heads, config.tucker_rank);
-    let queries = config.query_pairs() * 2 * config.key_dim;
-    let group = |name, shape: &[usize]| {
-        let count = shape.iter().map(|&size| size as u64).product();
-        (name, shape.iter().map(|&size| grouped(size)).collect::<Vec<_>>().join(" × "), count)
+    let group = |(name, of): &(&'static str, Vec<Weight>)| {
+        let shape_of = |weight: &Weight| ultramem::device_shape(config, *weight);
+        let shapes: Vec<_> = of.iter().filter(|weight| weight.is_in(config)).map(shape_of).collect();
+        let count: u64 = shapes.iter().map(|shape| shape.iter().map(|&size| size as u64).product::<u64>()).sum();
+        let words = |shape: &Vec<usize>| shape.iter().map(|&size| grouped(size)).collect::<Vec<_>>().join(" × ");
+        (*name, shapes.iter().map(words).collect::<Vec<_>>().join(", "), count)
     };
-    let mut groups = vec![
-        group("query projection", &[queries, hidden]),
-        group("keys", &[heads, 2, config.side_keys, config.key_dim, rank]),
-        group("query and key norm", &[2, config.key_dim]),
+    let groups = [
+        ("query projection", vec![Weight::QueryProj, Weight::QueryBias]),
+        ("keys", vec![Weight::Keys]),
+        ("query and key norm", vec![Weight::QueryNorm, Weight::KeysNorm]),
+        ("Tucker cores", vec![Weight::Cores]),
+        ("pre-values", vec![Weight::PreValues]),
+        ("pre-value projection", vec![Weight::PreValuesProj]),
+        ("values", vec![Weight::Values]),
+        ("output projection", vec![Weight::ValuesProj, Weight::ValuesBias]),
+        ("gate projection", vec![Weight::GateProj, Weight::GateBias]),
+        ("output gate", vec![Weight::OutputGate, Weight::OutputGateBias]),
     ];
-    if config.tucker() {
-        groups.push(group("Tucker cores", &[config.cores, heads, rank, rank]));
-    }
-    groups.push(group("values", &[config.rows(), config.value_dim]));
-    groups.push(group("output projection", &[hidden, config.pooled_dim()]));
-    if config.capabilities.gated {
-        groups.push(group("gate projection", &[config.value_dim, hidden]));
-    }
-    groups
+    groups.iter().map(group).filter(|(.., count)| *count > 0).collect()
 }
 
 /// The shuffle, and the vectors `u` and `v` of the cores: not trained, but kept in memory.
@@ -128,6 +128,9 @@ fn config_text(config: &MemoryConfig) -> String {
         Some(Kind::UltraMem) => "UltraMem",
         Some(Kind::ProductKey) => "Product-key memory",
         Some(Kind::MemoryPlus) => "Memory+",
+        Some(Kind::LinguaMemoryPlus) => "Memory+ (lingua)",
+        Some(Kind::Peer) => "PEER",
+        Some(Kind::UltraMemV2) => "UltraMemV2",
         None => "A memory layer of no kind with a name",
     };
     let mut table = Table::default();
@@ -143,6 +146,13 @@ fn config_text(config: &MemoryConfig) -> String {
         ("value_dim", config.value_dim),
     ] {
         table.line([name, &grouped(value)]);
+    }
+    if config.pre_dim > 0 {
+        table.line(["pre_dim", &grouped(config.pre_dim)]);
+    }
+    if config.shared.is_some() {
+        let text = format!("{} rows, this layer's from {} on", grouped(config.table_rows()), grouped(config.offset()));
+        table.line(["shared table", &text]);
     }
     table.line(["norm", &format!("{:?}, eps {:e}", config.norm, config.norm_eps)]);
     format!("{name} layer\n{}", table.text())

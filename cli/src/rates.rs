@@ -114,7 +114,7 @@ fn matrix_flop_ms<R: Runtime>(client: &ComputeClient<R>, dtype: ElementType) -> 
         while side <= LARGEST_SIDE {
             let input = empty(client, "input", &[tall * side, side], dtype.storage())?;
             let weight = empty(client, "weight", &[side, side], dtype.storage())?;
-            let run = || Ok(query(client, &input, &weight, strategy).map(drop)?);
+            let run = || Ok(query(client, &input, &weight, None, strategy).map(drop)?);
             let found = shortest(client, &run)?;
             best = best.max(2.0 * tall as f64 * (side as f64).powi(3) / found);
             // The next one takes eight times as long.

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::failure::{Failure, Result};
+use crate::failure::Result;
 
 /// Milliseconds of several samples.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -105,7 +105,7 @@ pub type Run<'a> = &'a dyn Fn() -> Result<()>;
 
 /// Samples of each of `runs`, after a first run that compiles its kernels: in turn, so that a device that slows down slows all of
 /// them. A sample is as many launches back to back as last [`SHORTEST`], divided by their number.
-pub fn interleaved_all<R: Runtime>(
+pub fn interleaved<R: Runtime>(
     client: &ComputeClient<R>,
     runs: &[Run<'_>],
     effort: Effort,
@@ -134,17 +134,6 @@ pub fn interleaved_all<R: Runtime>(
     }
     bar.finish_and_clear();
     Ok(found.into_iter().map(Times::of).collect())
-}
-
-/// [`interleaved_all`] of a known number of runs.
-pub fn interleaved<R: Runtime, const N: usize>(
-    client: &ComputeClient<R>,
-    runs: [Run<'_>; N],
-    effort: Effort,
-    what: &str,
-) -> Result<[Times; N]> {
-    let found = interleaved_all(client, &runs, effort, what)?;
-    found.try_into().map_err(|_| Failure::new("a run has no times"))
 }
 
 /// Rounds from which on the least and the largest ratio enclose the median in 95 of 100 cases.

@@ -184,9 +184,20 @@ impl Case {
         self.input.len() / self.layer.config().hidden_size
     }
 
+    /// The strategies, without one kernel for pooling and projecting where the layer does something to what is projected.
+    pub fn runnable(&self, strategies: Strategies) -> Strategies {
+        let of = &self.layer.config().capabilities;
+        let fused = strategies.expand == ExpandStrategy::Fused && of.projects && !of.biased && !of.output_gated;
+        let pooled = ExpandStrategy::Pooled(strategies.query);
+        match strategies.expand {
+            ExpandStrategy::Fused if !fused => Strategies { expand: pooled, ..strategies },
+            _ => strategies,
+        }
+    }
+
     /// One forward pass over `input` into poisoned memory.
     pub fn run(&self, input: &[f32], strategies: Strategies) -> Found {
-        let on_device = self.layer.upload(input).unwrap();
+        let (on_device, strategies) = (self.layer.upload(input).unwrap(), self.runnable(strategies));
         poison_for(&self.layer, self.tokens(), strategies);
         let found = self.layer.forward_with(&on_device, strategies).unwrap();
         Found {
@@ -260,7 +271,7 @@ const NEAR: f64 = 1e-5;
 /// Stages in f32 must agree within 1e-5; `tolerance` is for what is stored in the layer's element type.
 pub fn hold(case: &Case, strategies: Strategies, tolerance: f64) -> Tally {
     let (layer, weights, config) = (&case.layer, &case.weights, case.layer.config());
-    let input = layer.upload(&case.input).unwrap();
+    let (input, strategies) = (layer.upload(&case.input).unwrap(), case.runnable(strategies));
     poison_for(layer, case.tokens(), strategies);
 
     let query = layer.query(&input, strategies.query).unwrap();
@@ -277,10 +288,17 @@ pub fn hold(case: &Case, strategies: Strategies, tolerance: f64) -> Tally {
     let expected = reference::combine(config, weights, &found).unwrap();
     judge_chosen(config, weights, &found, &expected, &slots, &scores);
 
-    let output = layer.read(&layer.expand(&input, &chosen, strategies).unwrap()).unwrap();
-    let wide = scores.iter().map(|&s| s.into()).collect();
-    let expected = reference::Chosen { slots: slots.clone(), scores: wide, totals: Vec::new() };
-    let expected = reference::expand(config, weights, &case.input, &expected).unwrap();
+    let wide = |scores: &[f32]| -> Vec<f64> { scores.iter().map(|&s| s.into()).collect() };
+    let of_oracle = reference::Chosen { slots: slots.clone(), scores: wide(&scores), totals: Vec::new() };
+    let expected = reference::weigh(config, weights, &case.input, &of_oracle).unwrap();
+    let weighed = layer.weigh(&input, &chosen, strategies.query).unwrap();
+    assert_eq!(weighed.is_some(), config.capabilities.weigh.is_some());
+    let weighed = weighed.map_or_else(|| chosen.clone(), |(_, weighed)| weighed.chosen);
+    let weighed_scores = layer.read(&weighed.scores).unwrap();
+    assert_close("weigh", &weighed_scores, &expected.scores, tolerance);
+
+    let output = layer.read(&layer.expand(&input, &weighed, strategies).unwrap()).unwrap();
+    let expected = reference::expand(config, weights, &case.input, &slots, &wide(&weighed_scores)).unwrap();
     assert_close("expand", &output, &expected, tolerance);
 
     hold_forward(case, strategies, tolerance, &Found { output, slots, scores })
@@ -420,9 +438,9 @@ fn total_of(config: &MemoryConfig, weights: &Weights<'_>, kept: &reference::Kept
     if !config.tucker() {
         return left[0] + right[0];
     }
-    let (rank, head) = (config.tucker_rank, row % config.heads);
+    let (rank, head, cores) = (config.tucker_rank, row % config.heads, weights.numbers(Weight::Cores));
     let entry = |core: usize, a: usize, b: usize| {
-        f64::from(weights.cores[((core * config.heads + head) * rank + a) * rank + b]) * left[a] * right[b]
+        f64::from(cores[((core * config.heads + head) * rank + a) * rank + b]) * left[a] * right[b]
     };
     (0..config.cores)
         .flat_map(|k| (0..rank * rank).map(move |at| (k, at / rank, at % rank)))

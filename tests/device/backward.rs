@@ -1,7 +1,9 @@
 //! Gradients on the device: PyTorch's, the oracle's, the same bits in every run, and how far a NaN goes.
 
+use std::collections::BTreeMap;
+
 use proptest::test_runner::TestError;
-use ultramem::{Dimensions, ElementType, Kind, Norm, reference};
+use ultramem::{Dimensions, ElementType, Kind, Norm, Weight, reference};
 
 use crate::common::{golden_files, random_input};
 use crate::device::{Case, Found, assert_close, poison};
@@ -21,21 +23,21 @@ fn gradients(case: &Case, input: &[f32], grad_output: &[f32]) -> (Found, referen
     (forward, layer.read_gradients(&found).unwrap())
 }
 
-/// Every gradient by the name of its weight, dense but for the values, whose rows are listed.
-fn named(gradients: &reference::Gradients) -> Vec<(&'static str, Vec<f64>)> {
-    let rows = gradients.values.keys().map(|&row| row as f64).collect();
-    vec![
+/// Every gradient by the name of its weight, dense but for the tables, whose rows are listed.
+fn named(gradients: &reference::Gradients) -> Vec<(String, Vec<f64>)> {
+    let listed = |rows: &BTreeMap<usize, Vec<f64>>| -> [Vec<f64>; 2] {
+        [rows.keys().map(|&row| row as f64).collect(), rows.values().flatten().copied().collect()]
+    };
+    let tensors = Weight::ALL.into_iter().map(|weight| (format!("{weight:?}"), gradients.tensors[weight].clone()));
+    let ([rows, values], [pre_rows, pre_values]) = (listed(&gradients.values), listed(&gradients.pre_values));
+    let tables = [
         ("input", gradients.input.clone()),
-        ("query_proj", gradients.query_proj.clone()),
-        ("query_norm", gradients.query_norm.clone()),
-        ("keys", gradients.keys.clone()),
-        ("keys_norm", gradients.keys_norm.clone()),
-        ("cores", gradients.cores.clone()),
         ("rows of values", rows),
-        ("values", gradients.values.values().flatten().copied().collect()),
-        ("values_proj", gradients.values_proj.clone()),
-        ("gate_proj", gradients.gate_proj.clone()),
-    ]
+        ("values", values),
+        ("rows of pre-values", pre_rows),
+        ("pre-values", pre_values),
+    ];
+    tensors.chain(tables.map(|(name, numbers)| (name.to_string(), numbers))).collect()
 }
 
 /// Holds the output and every gradient against the oracle's for the slots that the device chose.
@@ -55,7 +57,8 @@ pub fn hold_with(what: &str, case: &Case, grad_output: &[f32], tolerance: f64) {
         scores: scores.iter().map(|&score| score.into()).collect(),
         totals: Vec::new(),
     };
-    let expected = reference::expand(config, &case.weights, &case.input, &chosen).unwrap();
+    let weighed = reference::weigh(config, &case.weights, &case.input, &chosen).unwrap();
+    let expected = reference::expand(config, &case.weights, &case.input, &slots, &weighed.scores).unwrap();
     assert_close(&format!("{what}: output"), &output, &expected, crate::shapes::tolerance(case.layer.dtype()));
     let expected = reference::backward(config, &case.weights, &case.input, &slots, &grad_output).unwrap();
     for ((name, found), (_, expected)) in named(&found).into_iter().zip(named(&expected)) {
@@ -76,7 +79,7 @@ fn gradients_agree_with_pytorch() {
         let expected: Vec<_> = file.names().filter(|tensor| tensor.starts_with("expected.grad")).collect();
         assert!(!expected.is_empty(), "{name} holds no gradient");
         for tensor in expected {
-            let (_, found) = found.iter().find(|(name, _)| format!("expected.{name}") == tensor).expect(tensor);
+            let (_, found) = found.iter().find(|(name, _)| tensor.ends_with(name.as_str())).expect(tensor);
             let expected: Vec<f64> = numbers(tensor).iter().map(|&x| x.into()).collect();
             assert_close(&format!("{name}: {tensor}"), &found.to_f32(), &expected, 1e-4);
         }

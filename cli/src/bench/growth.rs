@@ -18,7 +18,7 @@ use crate::failure::{Failure, Result};
 use crate::numbers::grouped;
 use crate::rates::Rates;
 use crate::report::{Report, Table, device_json, device_line, object};
-use crate::sampling::{Effort, Ratio, Run, Times, interleaved_all};
+use crate::sampling::{Effort, Ratio, Run, Times, interleaved};
 
 /// Arguments of `bench growth`.
 #[derive(Debug, Args)]
@@ -185,7 +185,7 @@ impl Job for Growth<'_> {
         let scores = of_ultramem.map(|(decoder, _)| score(decoder, &stream)).collect::<Result<Vec<_>>>()?;
         let steps: Vec<Boxed<'_>> = steps.chain(scores).collect();
         let runs: Vec<Run<'_>> = steps.iter().map(|step| step.as_ref() as Run<'_>).collect();
-        let times = interleaved_all(client, &runs, self.effort, "all sizes")?;
+        let times = interleaved(client, &runs, self.effort, "all sizes")?;
         Ok(Grown { places: self.places(&plans, &times, &rates), rates })
     }
 }
