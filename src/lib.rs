@@ -1,17 +1,18 @@
-//! Memory layers as GPU kernels in pure Rust: UltraMem (arXiv 2411.12364), product-key memory (arXiv 1907.05242) and
-//! Memory+ (arXiv 2412.09764), on CUDA and on wgpu (Vulkan, Metal, WebGPU), with a CPU oracle that proves them right.
+//! Memory layers as GPU kernels in pure Rust: UltraMem (arXiv 2411.12364), UltraMemV2 (arXiv 2508.18756), product-key memory (arXiv
+//! 1907.05242), Memory+ (arXiv 2412.09764) and PEER (arXiv 2407.04153), on CUDA and on wgpu (Vulkan, Metal, WebGPU), with a CPU oracle that proves them right.
 //!
 //! A memory layer gives a transformer a table of value rows, of which each token reads a few dozen. The layer is a
-//! corridor of four stages, and the same four words name its kernels, its oracle, its tests and its benchmarks:
+//! corridor of stages, and the same words name its kernels, its oracle, its tests and its benchmarks:
 //!
 //! | stage | gives | kernels | oracle |
 //! |---|---|---|---|
 //! | query | a query for each side, `[tokens, query_pairs, 2, key_dim]` | [`kernels::query`] | [`reference::query`] |
 //! | score | the `top_m` keys of each side, `[tokens, heads, 2, top_m]` | [`kernels::score`] | [`reference::score`] |
 //! | combine | the `top_m` slots of each head, `[tokens, heads, top_m]` | [`kernels::combine`] | [`reference::combine`] |
+//! | weigh | the slots' scores, times what the pre-values make of the input | [`kernels::weigh`] | [`reference::weigh`] |
 //! | expand | the output, `[tokens, hidden_size]` | [`kernels::expand`] | [`reference::expand`] |
 //!
-//! [`MemoryLayer`] runs the four on any CubeCL runtime; each stage can also be launched alone on device buffers.
+//! [`MemoryLayer`] runs them on any CubeCL runtime; each stage can also be launched alone on device buffers.
 //!
 //! ```
 //! use ultramem::{Dimensions, MemoryConfig, Weights, reference};
@@ -57,7 +58,7 @@ pub use error::{Error, Result};
 pub use layer::{Chosen, Forward, Kept, MemoryLayer, Strategies, Weighed};
 pub use spectrum::Spectrum;
 pub use table::ValueTable;
-pub use training::SavedState;
+pub use training::{SavedState, update_shared};
 pub use ultramem_kernels as kernels;
 pub use ultramem_kernels::{RowGradients, Tensor};
 #[cfg(all(feature = "wgpu", not(target_family = "wasm")))]

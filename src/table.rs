@@ -63,6 +63,11 @@ impl<R: Runtime> ValueTable<R> {
         Ok(Self { pages: vec![values], dtype })
     }
 
+    /// What stands in a table's place while that is away.
+    pub(crate) fn nothing(dtype: ElementType) -> Self {
+        Self { pages: Vec::new(), dtype }
+    }
+
     /// The pages, each `[rows of the page, value_dim]`.
     pub fn pages(&self) -> &[Tensor<R>] {
         &self.pages

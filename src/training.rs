@@ -19,8 +19,9 @@ use cubecl::prelude::*;
 use ultramem_kernels::optimiser::{Optimiser, Rule, Step};
 use ultramem_kernels::{ElementType, RowGradients, Tensor};
 
+use crate::layer::missing;
 use crate::table::{cut, upload};
-use crate::{Checkpoint, Error, HostTensor, MemoryLayer, PerWeight, Result, Weight, Weights};
+use crate::{Checkpoint, Error, HostTensor, MemoryLayer, PerWeight, Result, ValueTable, Weight, Weights};
 
 /// Where a file keeps the state of the table's optimiser: a tensor for each name of [`Optimiser::state`], and a metadata entry.
 const STATE: &str = "optimiser.values.";
@@ -45,6 +46,15 @@ impl<R: Runtime> MemoryLayer<R> {
         Ok(Optimiser::new(&self.client, rule, &self.weights.values.page_rows(), self.config.value_dim)?)
     }
 
+    /// An optimiser for the pre-values, its state zeros.
+    ///
+    /// # Errors
+    /// A layer without pre-values; else as [`value_optimiser`](Self::value_optimiser).
+    pub fn pre_value_optimiser(&self, rule: Rule) -> Result<Optimiser<R>> {
+        let table = self.weights.pre_values.as_ref().ok_or_else(|| missing(Weight::PreValues))?;
+        Ok(Optimiser::new(&self.client, rule, &table.page_rows(), self.config.pre_dim)?)
+    }
+
     /// Updates the used rows of the value table, in place where nobody else holds it: a page that a clone of the table or of the weights
     /// holds, too, is copied first, once, and the clone stays as it was. Enqueues and returns.
     ///
@@ -57,6 +67,20 @@ impl<R: Runtime> MemoryLayer<R> {
         step: &Step<'_, R>,
     ) -> Result<()> {
         Ok(optimiser.step(&self.client, self.weights.values.pages_mut(), gradients, step)?)
+    }
+
+    /// [`update_values`](Self::update_values), of the pre-values.
+    ///
+    /// # Errors
+    /// As [`update_values`](Self::update_values), and a layer without pre-values.
+    pub fn update_pre_values(
+        &mut self,
+        optimiser: &mut Optimiser<R>,
+        gradients: &RowGradients<R>,
+        step: &Step<'_, R>,
+    ) -> Result<()> {
+        let table = self.weights.pre_values.as_mut().ok_or_else(|| missing(Weight::PreValues))?;
+        Ok(optimiser.step(&self.client, table.pages_mut(), gradients, step)?)
     }
 
     /// Downloads the weights as they are now, for a checkpoint. Waits for the device.
@@ -132,5 +156,52 @@ impl<R: Runtime> MemoryLayer<R> {
         let state = names.iter().map(upload).collect::<Result<Vec<_>>>()?;
         optimiser.restore(steps, &state)?;
         Ok(optimiser)
+    }
+}
+
+/// Updates the used rows of a table that `layers` share, the values or the pre-values: the first layer's, by the sum of the layers' gradients, in
+/// place where nobody else holds it. All of them have it then. Enqueues and returns.
+///
+/// # Errors
+/// No layer, a layer without such a table, gradients or an optimiser of another table; the tables are as they were then.
+pub fn update_shared<R: Runtime>(
+    layers: &mut [&mut MemoryLayer<R>],
+    table: Weight,
+    optimiser: &mut Optimiser<R>,
+    gradients: &[RowGradients<R>],
+    step: &Step<'_, R>,
+) -> Result<()> {
+    let [owner, sharing @ ..] = layers else {
+        return Err(ultramem_kernels::Error::Zero { what: "layers that share a table" }.into());
+    };
+    for layer in sharing.iter_mut() {
+        layer.table_mut(table)?;
+    }
+    let client = owner.client.clone();
+    let sum = RowGradients::sum(&client, gradients, owner.config.table_rows())?;
+    let shared = owner.table_mut(table)?;
+    // An update is in place where this is the only hold on the pages.
+    let mut held = std::mem::replace(shared, ValueTable::nothing(shared.dtype()));
+    let mut others = Vec::new();
+    for layer in sharing.iter_mut() {
+        let own = layer.table_mut(table)?;
+        others.push(std::mem::replace(own, ValueTable::nothing(own.dtype())));
+    }
+    drop(others);
+    let done = optimiser.step(&client, held.pages_mut(), &sum, step);
+    for layer in layers {
+        *layer.table_mut(table)? = held.clone();
+    }
+    Ok(done?)
+}
+
+impl<R: Runtime> MemoryLayer<R> {
+    fn table_mut(&mut self, table: Weight) -> Result<&mut ValueTable<R>> {
+        let found = match table {
+            Weight::Values => Some(&mut self.weights.values),
+            Weight::PreValues => self.weights.pre_values.as_mut(),
+            _ => None,
+        };
+        found.ok_or_else(|| missing(table))
     }
 }

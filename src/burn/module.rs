@@ -458,6 +458,12 @@ impl<B: MemoryBackend> UltraMemV2<B> {
     }
 }
 
+impl<B: Backend> From<UltraMemV2<B>> for Memories<B> {
+    fn from(layers: UltraMemV2<B>) -> Self {
+        layers.memories
+    }
+}
+
 impl<B: Backend> Deref for UltraMemV2<B> {
     type Target = Memories<B>;
 

@@ -30,11 +30,12 @@ pub mod look {
     /// A whole layer.
     pub const FORWARD: Look = Look(BLACK, Marker::Circle);
     /// Its stages.
-    pub const STAGES: [Look; 4] = [
+    pub const STAGES: [Look; 5] = [
         Look(ORANGE, Marker::Square),
         Look(BLUE, Marker::Up),
         Look(PURPLE, Marker::Down),
         Look(GREEN, Marker::Diamond),
+        Look(VERMILION, Marker::Circle),
     ];
     /// A stage beside whole models.
     pub const SCORE: Look = Look(SKY, Marker::Diamond);

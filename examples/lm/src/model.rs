@@ -16,7 +16,9 @@ use burn::{
     },
 };
 use serde::{Deserialize, Serialize};
-use ultramem::burn::{Memories, Memory, MemoryBackend, MemoryModel, ProductKeyMemoryConfig, UltraMemConfig};
+use ultramem::burn::{
+    Memories, Memory, MemoryBackend, MemoryModel, ProductKeyMemoryConfig, UltraMemConfig, UltraMemV2Config,
+};
 
 use crate::{Result, data::Batch};
 
@@ -69,6 +71,9 @@ pub enum Kind {
     Pkm,
     /// UltraMem: knum 128, kdim 32, vdim 64, knn 16, 2 heads, 2 cores, E 4
     Ultramem,
+    /// UltraMemV2, a layer in every block: knum 52, kdim 32, vdim 64, pre_vdim 32, knn 16, 1 head, 2 cores, share_ratio 0.5
+    #[serde(rename = "ultramem-v2")]
+    UltramemV2,
 }
 
 /// The language model.
@@ -112,7 +117,7 @@ impl<B: MemoryBackend> Model<B> {
         })
     }
 
-    /// The first memory layer, for files.
+    /// The first memory layer, for files. It has the tables, where layers share them.
     pub fn memory(&self) -> Option<&Memory<B>> {
         self.memories.as_ref()?.layers().first()
     }
@@ -190,6 +195,11 @@ fn memories<B: MemoryBackend>(sizes: &Sizes, device: &B::Device) -> Result<Optio
     };
     match sizes.memory {
         Kind::None => Ok(None),
+        Kind::UltramemV2 => {
+            let knum = sizes.knum.unwrap_or(52);
+            let config = UltraMemV2Config::new(width, sizes.blocks, knum, 32, 64, 32, 16);
+            Ok(Some(config.init(device)?.into()))
+        }
         _ => Ok(Some(Memories::new(sizes.skip.parse()?, sizes.blocks, make)?)),
     }
 }

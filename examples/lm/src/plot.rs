@@ -9,6 +9,16 @@ use crate::{Result, run::Line, run::Run};
 /// Steps over which the training loss is averaged.
 const WINDOW: usize = 25;
 const SIZE: (u32, u32) = (900, 560);
+/// Those of the other pictures, which everyone can tell apart and read on white: black, orange, blue, sky, vermilion, green, purple.
+const COLOURS: [RGBColor; 7] = [
+    BLACK,
+    RGBColor(0xe6, 0x9f, 0x00),
+    RGBColor(0x00, 0x72, 0xb2),
+    RGBColor(0x56, 0xb4, 0xe9),
+    RGBColor(0xd5, 0x5e, 0x00),
+    RGBColor(0x00, 0x9e, 0x73),
+    RGBColor(0xcc, 0x79, 0xa7),
+];
 
 struct Curve {
     name: String,
@@ -59,9 +69,10 @@ fn draw(output: &Path, curves: &[Curve], steps: f64, low: f64) -> std::result::R
         .y_label_area_size(50)
         .caption("Loss in nats per byte; lines: training, dots: validation", ("sans-serif", 18))
         .build_cartesian_2d(0.0..steps, low - 0.1..low + 1.6)?;
-    chart.configure_mesh().x_desc("step").y_desc("loss").light_line_style(WHITE).draw()?;
+    let whole = |step: &f64| format!("{step:.0}");
+    chart.configure_mesh().x_desc("step").y_desc("loss").x_label_formatter(&whole).light_line_style(WHITE).draw()?;
     for (at, curve) in curves.iter().enumerate() {
-        let colour = Palette99::pick(at).to_rgba();
+        let colour = COLOURS[at % COLOURS.len()];
         let last = curve.validation.last().map_or(String::new(), |(step, loss)| format!(": {loss:.3} at {step}"));
         chart
             .draw_series(LineSeries::new(curve.training.iter().copied(), colour.stroke_width(1)))?

@@ -16,8 +16,12 @@ use burn::{
 };
 use ultramem::{
     Kind, Weight, Weights,
-    burn::{Memory, MemoryBackend, MemoryModel, SparseOptimizer, SparseTables, TableRecord, Trainer, TrainerConfig},
+    burn::{
+        Memory, MemoryBackend, MemoryModel, SparseOptimizer, SparseTables, TableRecord, Trainer, TrainerConfig,
+        UltraMemV2, UltraMemV2Config,
+    },
     kernels::optimiser::Rule,
+    reference,
 };
 
 use support::checks::trainer_goes_on_with_the_same_bits;
@@ -488,4 +492,52 @@ fn an_empty_batch_is_empty<B: MemoryBackend>() {
         assert!(found[Weight::Values] == weights_of(&start().memory)[Weight::Values]);
         assert!(found[Weight::Keys].to_f32().iter().all(|x| x.is_finite()));
     }
+}
+
+/// Layers that share tables: one gradient and one state for all of them, no copy of the table, and the update is the oracle's.
+#[test]
+fn layers_that_share_a_table_train_it_once() {
+    type Learning = Autodiff<Plain>;
+    let device = Default::default();
+    let config = UltraMemV2Config::new(12, 3, 6, 5, 6, 4, 4).with_share_ratio(0.6).with_key_expand_time(2);
+    let start = config.init::<Learning>(&device).unwrap();
+    let weights = |model: &UltraMemV2<Learning>, place: usize| {
+        model.layers()[place].layer_with(model.owner(place), &device).unwrap().read_weights().unwrap()
+    };
+    let configs: Vec<_> = (0..3).map(|place| config.dimensions(place).unwrap()).collect();
+    let (input, grad) = (random_input(&configs[0], 5, 1), random_input(&configs[0], 5, 2));
+    // The oracle's gradients of the table, of all layers together.
+    let mut expected =
+        [Weight::Values, Weight::PreValues].map(|table| vec![0.0; table.shape(&configs[0]).iter().product()]);
+    for (place, config) in configs.iter().enumerate() {
+        let weights = weights(&start, place);
+        let slots = reference::forward(config, &weights, &input).unwrap().slots;
+        let found = reference::backward(config, &weights, &input, &slots, &grad).unwrap();
+        for (sum, table) in expected.iter_mut().zip([Weight::Values, Weight::PreValues]) {
+            sum.iter_mut().zip(found.dense(config, table)).for_each(|(sum, g)| *sum += g);
+        }
+    }
+    let x = tensor::<Learning>(&input, 12);
+    let loss = (0..3)
+        .map(|place| (start.try_forward(place, x.clone()).unwrap() * tensor(&grad, 12)).sum())
+        .reduce(|a, b| a + b)
+        .unwrap();
+    let before = [Weight::Values, Weight::PreValues].map(|table| weights(&start, 0).numbers(table));
+    let mut tables = SparseTables::<Learning>::new(Rule::Sgd { momentum: 0.0 });
+    let mut model = start;
+    tables.take(&mut model, &loss.backward()).unwrap();
+    tables.step(&mut model, 0.5, 1.0).unwrap();
+    for place in 0..3 {
+        let after = weights(&model, place);
+        for ((table, before), gradient) in [Weight::Values, Weight::PreValues].into_iter().zip(&before).zip(&expected) {
+            let expected: Vec<f64> = before.iter().zip(gradient).map(|(&v, g)| f64::from(v) - 0.5 * g).collect();
+            let off = relative_l2(&after.numbers(table), &expected);
+            assert!(off < 1e-5, "layer {place}, {table:?}: {off}");
+        }
+    }
+    assert_eq!(tables.to_record().len(), 2, "a state for the values, and one for the pre-values");
+    let mut trainer = Trainer::new(TrainerConfig::new(10));
+    let loss = model.try_forward(2, x).unwrap().square().mean();
+    let (_, report) = trainer.step(1e-3, model, loss.backward()).unwrap();
+    assert!(report.done && report.auxiliary_loss == 0.0);
 }

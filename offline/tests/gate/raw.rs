@@ -27,6 +27,7 @@ pub struct Raw {
     /// Bytes of bias and output gate, read and written with each number of the output.
     finish: u64,
     gated: bool,
+    biased: bool,
 }
 
 impl Raw {
@@ -51,7 +52,8 @@ impl Raw {
             pre_dim: wide(config.pre_dim),
             maps: maps(config),
             finish: if finishes { 6 * 4 } else { 0 },
-            gated: config.capabilities.gated,
+            gated: of.gated,
+            biased: of.biased,
         }
     }
 
@@ -72,7 +74,12 @@ impl Raw {
     }
 
     pub fn query(&self) -> u64 {
-        self.product(self.hidden, self.query_width, self.element, self.element)
+        self.product(self.hidden, self.query_width, self.element, self.element) + self.bias(self.query_width)
+    }
+
+    /// A bias, read with what it is added to, which is read and written.
+    fn bias(&self, width: u64) -> u64 {
+        if self.biased { 3 * self.tokens * row(width * 4) } else { 0 }
     }
 
     /// All keys' scores, all ranks of the kept keys, and all pairs of them.
@@ -83,7 +90,8 @@ impl Raw {
     }
 
     pub fn expand(&self) -> u64 {
-        let gates = self.maps.iter().map(|&width| self.product(self.hidden, width, self.element, self.element));
+        let gate = |width| self.product(self.hidden, width, self.element, self.element) + self.bias(width);
+        let gates = self.maps.iter().map(|&width| gate(width));
         let finish = self.tokens * row(self.hidden * self.finish);
         self.gather()
             + self.product(self.pooled_dim, self.hidden, self.element, self.element)
@@ -124,8 +132,11 @@ impl Raw {
     }
 
     pub fn query_backward(&self) -> u64 {
-        let weight =
-            |width| self.product(width, self.hidden, 4, self.element) + self.outer(width, self.hidden, 4, self.element);
+        let weight = |width| {
+            self.product(width, self.hidden, 4, self.element)
+                + self.outer(width, self.hidden, 4, self.element)
+                + self.bias(width)
+        };
         let sums = 4 * self.tokens * row(self.hidden * 4) * (self.maps.len() as u64 + 1);
         weight(self.query_width) + self.maps.iter().map(|&width| weight(width)).sum::<u64>() + sums
     }
