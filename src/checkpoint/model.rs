@@ -9,7 +9,7 @@ mod write;
 
 use std::{collections::BTreeMap, fmt, path::Path, sync::OnceLock};
 
-use super::{Integers, Settings, Tensors, files::problem, floats, integers, metadata, weights, weights::Lookup, wrong};
+use super::{Integers, Settings, Tensors, files::problem, integers, metadata, weights, weights::Lookup, wrong};
 use crate::{Error, HostTensor, MemoryConfig, Result, Weight, Weights};
 use agree::Part;
 use names::{Found, Names};
@@ -272,8 +272,7 @@ impl<'a> Lookup<'a> for Lent<'a> {
     }
 
     fn floats(&self, name: &str) -> Result<HostTensor<'a>> {
-        let stored = self.tensors.get(self.real(name)?)?;
-        floats(name, stored.dtype, &stored.shape, stored.bytes)
+        self.tensors.floats(self.real(name)?)
     }
 
     fn integers(&self, name: &str) -> Result<Integers> {
