@@ -115,6 +115,11 @@ impl<R: Runtime> MemoryLayer<R> {
         &self.weights.values
     }
 
+    /// The pre-value table, where the layer weighs.
+    pub fn pre_table(&self) -> Option<&ValueTable<R>> {
+        self.weights.pre_values.as_ref()
+    }
+
     /// The strategies that [`forward`](Self::forward) picks for this device and number of tokens.
     pub fn strategies(&self, tokens: usize) -> Strategies {
         let config = &self.config;

@@ -1,10 +1,12 @@
 //! More cubes than one dimension of a grid takes (65,535 on most devices), in every stage. Layers are as small as can be, so
 //! that every number of the result is known.
 
+use ultramem::kernels::RowSource;
 use ultramem::kernels::combine::{Chosen, PairScore, combine};
 use ultramem::kernels::expand::{ExpandStrategy, Memory, expand};
 use ultramem::kernels::linear::ProjectStrategy;
 use ultramem::kernels::query::query;
+use ultramem::kernels::score::Queries;
 use ultramem::kernels::score::{Kept, KeyFactors, ScoreStrategy, prepare_keys, score};
 use ultramem::kernels::{from_f32, from_u32};
 use ultramem::{Norm, Tensor};
@@ -35,7 +37,7 @@ fn query_takes_any_number_of_tokens() {
     let client = client();
     let (input, weight) = (numbers(&[ROWS, 1], 1), from_f32(&client, &[1, 1], &[2.0]).unwrap());
     poison(&client, 1 << 24);
-    let found = query(&client, &input, &weight, ProjectStrategy::Tile).unwrap();
+    let found = query(&client, &input, &weight, None, ProjectStrategy::Tile).unwrap();
     assert_rows(&read_f32(&client, &found), |row| 2.0 * number(row));
 }
 
@@ -48,7 +50,8 @@ fn score_takes_any_number_of_sides() {
     let query = numbers(&[tokens, 2], 1);
     for strategy in [ScoreStrategy::Whole, ScoreStrategy::Split { splits: 2 }] {
         poison(&client, 1 << 24);
-        let kept = score(&client, &query, &ones, Norm::Rms, 0.0, &keys, 1, strategy).unwrap();
+        let queries = Queries { numbers: &query, norm: Some((Norm::Rms, 0.0, &ones)), heads_per_pair: heads };
+        let kept = score(&client, &queries, &keys, 1, strategy).unwrap();
         assert!(read_u32(&client, &kept.keys).iter().all(|&key| key == 0));
         // The norm leaves a query of one number its sign.
         let sign = |row: usize| number(row / (2 * heads) * 2 + row % 2).signum();
@@ -78,7 +81,8 @@ fn expand_takes_any_number_of_tokens() {
     let chosen =
         Chosen { slots: from_u32(&client, &[ROWS, 1, 1], &slots).unwrap(), scores: numbers(&[ROWS, 1, 1, 1], 1) };
     let (values, weight) = ([numbers(&[3, 1], 1)], from_f32(&client, &[1, 1], &[2.0]).unwrap());
-    let memory = Memory { values: &values, weight: &weight, shuffle: None, gate: None };
+    let rows = RowSource::own(&[], 1, 3);
+    let memory = Memory { values: &values, rows, weight: Some(&weight), bias: None, gate: None, output_gate: None };
     for strategy in [ExpandStrategy::Fused, ExpandStrategy::Pooled(ProjectStrategy::Tile)] {
         poison(&client, 1 << 24);
         let found = expand(&client, &chosen, &memory, strategy).unwrap();

@@ -5,11 +5,14 @@ use std::fmt::Display;
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use ultramem::Weight;
+use ultramem::kernels::RowSource;
 use ultramem::kernels::combine::{Chosen, PairScore, combine};
 use ultramem::kernels::expand::{ExpandStrategy, Memory, expand, pool};
 use ultramem::kernels::linear::ProjectStrategy;
 use ultramem::kernels::optimiser::{Rule, Step};
 use ultramem::kernels::query::query;
+use ultramem::kernels::score::Queries;
 use ultramem::kernels::score::{Kept, KeyFactors, PreparedKeys, ScoreStrategy, prepare_keys, score};
 use ultramem::kernels::{from_f32, from_u32};
 use ultramem::{
@@ -51,7 +54,7 @@ fn transposed(rows: usize, columns: usize) -> Device {
 #[test]
 fn query_refuses_what_does_not_fit() {
     let (client, tile) = (client(), ProjectStrategy::Tile);
-    let run = |input: &Device, weight: &Device| query(&client, input, weight, tile);
+    let run = |input: &Device, weight: &Device| query(&client, input, weight, None, tile);
     assert_says(run(&floats(&[3, 7]), &floats(&[8, 4])), &["input", "[3, 7]", "[3, 8]"]);
     assert_says(run(&floats(&[3, 8]), &floats(&[8])), &["weight", "[8]"]);
     assert_eq!(run(&floats(&[0, 8]), &floats(&[8, 4])).unwrap().shape().to_vec(), [0, 4]);
@@ -87,18 +90,21 @@ fn prepare_keys_refuses_what_does_not_fit() {
 fn score_refuses_what_does_not_fit() {
     let (client, keys) = (client(), prepared());
     let run = |query: &Device, norm: &Device, top_m| {
-        score(&client, query, norm, Norm::Rms, 1e-5, &keys, top_m, ScoreStrategy::Whole)
+        let queries = Queries { numbers: query, norm: Some((Norm::Rms, 1e-5, norm)), heads_per_pair: 1 };
+        score(&client, &queries, &keys, top_m, ScoreStrategy::Whole)
     };
-    let (query, norm) = (floats(&[4, 10]), floats(&[5]));
+    let (query, norm) = (floats(&[4, 30]), floats(&[5]));
     assert_says(run(&floats(&[4, 12]), &norm, 2), &["query", "[4, 12]", "[4, 3, 2, 5]"]);
-    assert_eq!(run(&floats(&[0, 10]), &norm, 2).unwrap().scores.shape().to_vec(), [0, 3, 2, 2, 2]);
-    assert_says(run(&indices(&[4, 10]), &norm, 2), &["query", "u32", "f32"]);
+    assert_eq!(run(&floats(&[0, 30]), &norm, 2).unwrap().scores.shape().to_vec(), [0, 3, 2, 2, 2]);
+    assert_says(run(&indices(&[4, 30]), &norm, 2), &["query", "u32", "f32"]);
     assert_says(run(&query, &floats(&[6]), 2), &["query_norm", "[6]", "[5]"]);
     assert_says(run(&query, &norm, 0), &["top_m", "0"]);
     assert_says(run(&query, &norm, 9), &["top_m 9 exceeds side_keys 8"]);
     let mut odd = keys.clone();
     odd.projected = floats(&[3, 2, 5, 4]);
-    let found = score(&client, &query, &norm, Norm::Rms, 1e-5, &odd, 2, ScoreStrategy::Whole);
+    let queries = Queries { numbers: &query, norm: Some((Norm::Rms, 1e-5, &norm)), heads_per_pair: 1 };
+    let found = score(&client, &queries, &odd, 2, ScoreStrategy::Whole);
+
     assert_says(found, &["projected keys", "[3, 2, 5, 4]", "[3, 2, 5, 8]"]);
 }
 
@@ -124,7 +130,8 @@ fn expand_refuses_what_does_not_fit() {
     let client = client();
     let chosen = || Chosen { slots: indices(&[4, 3, 5]), scores: floats(&[4, 3, 5, 2]) };
     let (values, weight) = ([floats(&[9, 6]), floats(&[7, 6])], floats(&[24, 11]));
-    let memory = || Memory { values: &values, weight: &weight, shuffle: None, gate: None };
+    let rows = RowSource::own(&[], 4, 16);
+    let memory = || Memory { values: &values, rows, weight: Some(&weight), bias: None, gate: None, output_gate: None };
     let run = |chosen: Chosen<Adapter>, memory: Memory<'_, Adapter>| {
         let pooled = pool(&client, &chosen, &memory).map(|_| ()).unwrap_err();
         let fused = expand(&client, &chosen, &memory, ExpandStrategy::Fused).map(|_| ());
@@ -143,13 +150,26 @@ fn expand_refuses_what_does_not_fit() {
     let none = Chosen { slots: indices(&[0, 3, 5]), scores: floats(&[0, 3, 5, 2]) };
     assert_eq!(pool(&client, &none, &memory()).unwrap().shape().to_vec(), [0, 24]);
     let (odd, table) = (floats(&[23, 11]), [indices(&[16, 6])]);
-    assert_says(run(chosen(), Memory { weight: &odd, ..memory() }), &["23", "value_dim 6"]);
+    assert_says(run(chosen(), Memory { weight: Some(&odd), ..memory() }), &["weight", "[23, 11]", "[24, 11]"]);
     assert_says(run(chosen(), Memory { values: &table, ..memory() }), &["values", "u32"]);
-    let (shuffle, gate) = (indices(&[63]), floats(&[4, 6]));
-    assert_says(run(chosen(), Memory { shuffle: Some(&shuffle), ..memory() }), &["shuffle", "[63]", "[64]"]);
+    let (shuffle, gate) = ([indices(&[63])], floats(&[4, 6]));
+    let short = RowSource { shuffle: &shuffle, ..rows };
+    assert_says(run(chosen(), Memory { rows: short, ..memory() }), &["shuffle", "[63]", "[64]"]);
+    for (rows, says) in [
+        (RowSource { rows: 17, ..rows }, ["rows of the layer 17", "16"]),
+        (RowSource { table_rows: 17, ..rows }, ["values", "[8, 6]"]),
+        (RowSource { offset: 16, ..rows }, ["offset 16", "15"]),
+        (RowSource { blocks: 0, ..rows }, ["blocks", "0"]),
+    ] {
+        assert_says(run(chosen(), Memory { rows, ..memory() }), &says);
+    }
+    let bias = floats(&[10]);
+    assert_says(run(chosen(), Memory { bias: Some(&bias), ..memory() }), &["bias", "[10]", "[11]"]);
+    assert_says(run(chosen(), Memory { output_gate: Some(&bias), ..memory() }), &["output gate", "[10]", "[4]"]);
     assert_says(run(chosen(), Memory { gate: Some(&gate), ..memory() }), &["expansion 4", "1"]);
     let (narrow, one_block) = (floats(&[4, 5]), floats(&[6, 11]));
-    let gated = Memory { weight: &one_block, gate: Some(&narrow), ..memory() };
+    let summed = RowSource { summed: true, ..rows };
+    let gated = Memory { rows: summed, weight: Some(&one_block), gate: Some(&narrow), ..memory() };
     assert_says(run(chosen(), gated), &["gate", "[4, 5]", "[4, 6]"]);
 }
 
@@ -164,7 +184,7 @@ fn a_layer_refuses_what_does_not_fit() {
     assert_says(layer.forward(&indices(&[2, 11])).map(|_| ()), &["input", "u32", "f32"]);
     let half = MemoryLayer::new(&client(), config.clone(), &weights, ElementType::F16).unwrap();
     assert_says(half.forward(&floats(&[2, 11])).map(|_| ()), &["input", "f32", "f16"]);
-    let short = Weights { values: HostTensor::from_f32([15, 6], &[0.0; 90]).unwrap(), ..weights };
+    let short = weights.with(Weight::Values, HostTensor::from_f32([15, 6], &[0.0; 90]).unwrap());
     let found = MemoryLayer::new(&client(), config.clone(), &short, ElementType::F32);
     assert_says(found.map(|_| ()), &["values_for_look_up", "[15, 6]", "[16, 6]"]);
     assert_says(MemoryConfig::new(Dimensions { top_m: 9, ..(*config).clone() }), &["top_m 9 exceeds side_keys 8"]);
@@ -238,16 +258,18 @@ fn more_keys_than_shared_memory_holds_are_split() {
     let shape = [1, 2, side_keys, config.key_dim];
     let keys = random_numbers(shape.iter().product(), 1);
     let start = Weights::random(&MemoryConfig::new(Dimensions { side_keys: 50, ..(*config).clone() }).unwrap(), 2);
-    let weights = Weights { values: table, keys: HostTensor::from_f32(shape, &keys).unwrap(), ..start };
-    let norm = from_f32(&client, &[4], &weights.keys_norm.to_f32()).unwrap();
+    let own_keys = HostTensor::from_f32(shape, &keys).unwrap();
+    let weights = start.with(Weight::Values, table).with(Weight::Keys, own_keys);
+    let norm = from_f32(&client, &[4], &weights.numbers(Weight::KeysNorm)).unwrap();
     let factors = KeyFactors { norm: Some((config.norm, config.norm_eps, &norm)), vectors: None };
     let prepared =
         prepare_keys(&client, &from_f32(&client, &[1, 2, side_keys, 4, 1], &keys).unwrap(), &factors).unwrap();
     for tokens in [2, 70] {
         let products = random_numbers(tokens * 8, tokens as u64);
         let query = from_f32(&client, &[tokens, 8], &products).unwrap();
-        let run =
-            |strategy| score(&client, &query, &norm, config.norm, config.norm_eps, &prepared, config.top_m, strategy);
+        let norm = Some((config.norm, config.norm_eps, &norm));
+        let queries = Queries { numbers: &query, norm, heads_per_pair: 1 };
+        let run = |strategy| score(&client, &queries, &prepared, config.top_m, strategy);
         assert_says(run(ScoreStrategy::Whole).map(|_| ()), &["score", "shared memory"]);
         let strategy = ScoreStrategy::choose(&client, tokens, 1, side_keys, 4, config.top_m);
         assert!(matches!(strategy, ScoreStrategy::Split { .. }), "{tokens} tokens: {strategy:?}");

@@ -1,7 +1,10 @@
 //! Many slots a token, many keys a side, and many tokens that choose alike: sizes at which work that grows as a square, or a sum that is
 //! taken one term after another, gives wrong numbers.
 
+use ultramem::HostTensor;
+use ultramem::Weight;
 use ultramem::kernels::combine::{PairScore, combine};
+use ultramem::kernels::score::Queries;
 use ultramem::kernels::score::{KeyFactors, ScoreStrategy, prepare_keys, score};
 use ultramem::kernels::{Error, from_f32};
 use ultramem::{Dimensions, ElementType, Kept, Kind, MemoryConfig, MemoryLayer, Norm, Weights, reference};
@@ -70,22 +73,20 @@ fn the_most_keys_of_a_side_agree_with_the_oracle() {
             2 * side_keys,
             1,
         );
-        let weights = Weights {
-            keys: ultramem::HostTensor::from_f32([1, 2, side_keys, key_dim], &keys).unwrap(),
-            values: ultramem::HostTensor::new([config.rows(), 1], ElementType::F16, vec![0; config.rows() * 2])
-                .unwrap(),
-            ..Weights::random(&few, 2)
-        };
-        let norm = from_f32(&client, &[key_dim], &weights.keys_norm.to_f32()).unwrap();
+        let table = HostTensor::new([config.rows(), 1], ElementType::F16, vec![0; config.rows() * 2]).unwrap();
+        let own_keys = HostTensor::from_f32([1, 2, side_keys, key_dim], &keys).unwrap();
+        let weights = Weights::random(&few, 2).with(Weight::Keys, own_keys).with(Weight::Values, table);
+        let norm = from_f32(&client, &[key_dim], &weights.numbers(Weight::KeysNorm)).unwrap();
         let factors = KeyFactors { norm: Some((config.norm, config.norm_eps, &norm)), vectors: None };
         let on_device = from_f32(&client, &[1, 2, side_keys, key_dim, 1], &keys).unwrap();
         let prepared = prepare_keys(&client, &on_device, &factors).unwrap();
-        let query_norm = from_f32(&client, &[key_dim], &weights.query_norm.to_f32()).unwrap();
+        let query_norm = from_f32(&client, &[key_dim], &weights.numbers(Weight::QueryNorm)).unwrap();
         let products: Vec<f32> = (0..tokens * 2 * key_dim).map(|i| ((i * 37 % 23) as f32 - 11.0) / 7.0).collect();
         let query = from_f32(&client, &[tokens, 2 * key_dim], &products).unwrap();
         let strategy = ScoreStrategy::choose(&client, tokens, 1, side_keys, key_dim, top_m);
-        let kept: Kept<_> =
-            score(&client, &query, &query_norm, config.norm, config.norm_eps, &prepared, top_m, strategy).unwrap();
+        let norm = Some((config.norm, config.norm_eps, &query_norm));
+        let queries = Queries { numbers: &query, norm, heads_per_pair: 1 };
+        let kept: Kept<_> = score(&client, &queries, &prepared, top_m, strategy).unwrap();
         let found = host(&client, &kept);
         let queries = normalised(&config, &weights, &products);
         judge_kept(&config, &found, &reference::score(&config, &weights, &queries).unwrap());

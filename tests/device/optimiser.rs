@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::index};
+use ultramem::Weight;
 use ultramem::kernels::optimiser::{Optimiser, Rounding, Rule, Step};
 use ultramem::kernels::{from_f32, from_u32};
 use ultramem::{Checkpoint, ElementType, HostTensor, RowGradients, Tensor, ValueTable, reference};
@@ -226,7 +227,7 @@ fn goes_on(mut case: Case) {
             let gradients = layer.backward(&input, &saved, &grad_output).unwrap();
             layer.update_values(optimiser, &gradients.values, &Step::new(0.05)).unwrap();
         }
-        layer.read_weights().unwrap().values.to_f32()
+        layer.read_weights().unwrap().numbers(Weight::Values)
     };
     let mut optimiser = case.layer.value_optimiser(ADAM_W).unwrap();
     let halfway = train(&mut case.layer, &mut optimiser, 2);
@@ -248,7 +249,7 @@ fn goes_on(mut case: Case) {
     let file = Checkpoint::open(&path).unwrap();
     let layer = Layer::new(&client(), file.config().clone(), &file.weights().unwrap(), ElementType::F32).unwrap();
     let mut layer = paged(layer, page_rows[0]);
-    assert_eq!(layer.read_weights().unwrap().values.to_f32(), halfway);
+    assert_eq!(layer.read_weights().unwrap().numbers(Weight::Values), halfway);
     let mut optimiser = layer.restore_state(&file, ADAM_W).unwrap();
     assert_eq!(optimiser.steps(), 2);
     assert_eq!(train(&mut layer, &mut optimiser, 2), expected);

@@ -2,11 +2,11 @@
 //! be the oracle's, in its order.
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use ultramem::Weight;
 use ultramem::kernels::combine::{PairScore, combine};
 use ultramem::kernels::{from_f32, from_u32};
 use ultramem::{Dimensions, ElementType, HostTensor, Kept, Kind, MemoryConfig, MemoryLayer, Norm, Weights, reference};
 
-use crate::common::KINDS;
 use crate::device::{Case, assert_close, client, every_strategy, poison, read_f32, read_u32};
 
 /// A layer whose query projection is the identity and whose norms leave ±1 as it is.
@@ -26,6 +26,7 @@ fn exact_config(kind: Kind, key_dim: usize) -> MemoryConfig {
         value_dim: 6,
         norm: Norm::Rms,
         norm_eps: 0.0,
+        ..Dimensions::default()
     })
     .unwrap()
 }
@@ -41,18 +42,17 @@ fn exact_weights(config: &MemoryConfig, rng: &mut StdRng) -> Weights<'static> {
     let width = config.hidden_size;
     let identity: Vec<f32> = (0..width * width).map(|i| f32::from(u8::from(i / width == i % width))).collect();
     let mut whole = |count: usize| -> Vec<f32> { (0..count).map(|_| rng.random_range(-2i8..=2).into()).collect() };
-    Weights {
-        query_proj: HostTensor::from_f32([width, width], &identity).unwrap(),
-        query_norm: filled(&[config.key_dim], || 1.0),
-        keys_norm: filled(&[config.key_dim], || 2.0),
-        cores: whole(start.cores.len()),
-        core_u: whole(start.core_u.len()),
-        core_v: whole(start.core_v.len()),
-        values: HostTensor::from_f32(start.values.shape(), &whole(config.rows() * config.value_dim)).unwrap(),
-        values_proj: HostTensor::from_f32(start.values_proj.shape(), &whole(width * config.pooled_dim())).unwrap(),
-        keys: filled(start.keys.shape(), || sign(rng)),
-        ..start
+    let mut weights = Weights { core_u: whole(start.core_u.len()), core_v: whole(start.core_v.len()), ..start.clone() };
+    for weight in [Weight::Cores, Weight::Values, Weight::ValuesProj] {
+        let shape = weight.shape(config);
+        let drawn = |_: &HostTensor<'_>| HostTensor::from_f32(shape.clone(), &whole(shape.iter().product())).unwrap();
+        weights.tensors[weight] = start.get(weight).map(drawn);
     }
+    weights
+        .with(Weight::QueryProj, HostTensor::from_f32([width, width], &identity).unwrap())
+        .with(Weight::QueryNorm, filled(&[config.key_dim], || 1.0))
+        .with(Weight::KeysNorm, filled(&[config.key_dim], || 2.0))
+        .with(Weight::Keys, filled(&Weight::Keys.shape(config), || sign(rng)))
 }
 
 fn sign(rng: &mut StdRng) -> f32 {
@@ -76,6 +76,9 @@ fn assert_exact(config: &MemoryConfig, weights: &Weights<'_>, seed: u64) -> Vec<
     expected.slots
 }
 
+/// The kinds whose numbers can be whole from end to end.
+const KINDS: [Kind; 3] = [Kind::UltraMem, Kind::ProductKey, Kind::MemoryPlus];
+
 /// Keys of two signs: four kinds of key, so that most of the 22 are equal to another one.
 #[test]
 fn duplicated_keys_go_by_their_place() {
@@ -90,8 +93,8 @@ fn duplicated_keys_go_by_their_place() {
 fn where_all_is_equal_the_first_are_chosen() {
     for kind in KINDS {
         let config = exact_config(kind, 3);
-        let mut weights = exact_weights(&config, &mut StdRng::seed_from_u64(3));
-        weights.keys = filled(weights.keys.shape(), || 1.0);
+        let weights = exact_weights(&config, &mut StdRng::seed_from_u64(3));
+        let weights = weights.with(Weight::Keys, filled(&Weight::Keys.shape(&config), || 1.0));
         let slots = assert_exact(&config, &weights, 4);
         let first: Vec<u32> = (0..config.top_m as u32).collect();
         assert!(slots.chunks(config.top_m).all(|slots| slots == first), "{kind:?}");
@@ -103,11 +106,13 @@ fn where_all_is_equal_the_first_are_chosen() {
 fn heads_may_choose_the_same_slots() {
     let config = exact_config(Kind::UltraMem, 3);
     let mut weights = exact_weights(&config, &mut StdRng::seed_from_u64(5));
-    let keys = weights.keys.to_f32();
+    let (keys, cores) = (weights.numbers(Weight::Keys), weights.numbers(Weight::Cores));
     let head = &keys[..keys.len() / 2];
-    weights.keys = HostTensor::from_f32(weights.keys.shape(), &head.repeat(2)).unwrap();
+    let shape = |weight: Weight| weight.shape(&config);
+    weights.tensors[Weight::Keys] = Some(HostTensor::from_f32(shape(Weight::Keys), &head.repeat(2)).unwrap());
     let area = config.tucker_rank * config.tucker_rank;
-    weights.cores = weights.cores.chunks(2 * area).flat_map(|heads| heads[..area].repeat(2)).collect();
+    let cores: Vec<f32> = cores.chunks(2 * area).flat_map(|heads| heads[..area].repeat(2)).collect();
+    weights.tensors[Weight::Cores] = Some(HostTensor::from_f32(shape(Weight::Cores), &cores).unwrap());
     weights.core_u = weights.core_u[..config.tucker_rank].repeat(2);
     weights.core_v = weights.core_v[..config.tucker_rank].repeat(2);
     let slots = assert_exact(&config, &weights, 6);
@@ -121,7 +126,8 @@ fn combined(kind: Kind, pick: &mut dyn FnMut() -> f32) -> (Vec<u32>, Vec<f32>, r
     let dims = Dimensions { heads: 1, tucker_rank: 1, cores: 1, ..(*exact_config(kind, 1)).clone() };
     let config = MemoryConfig::new(dims).unwrap();
     let mut weights = Weights::random(&config, 0);
-    weights.cores.fill(1.0);
+    let ones = weights.get(Weight::Cores).map(|cores| filled(cores.shape(), || 1.0));
+    weights.tensors[Weight::Cores] = ones;
     let (client, tokens, top_m) = (client(), 24, config.top_m);
     let keys: Vec<u32> = (0..2 * tokens).flat_map(|side| (0..top_m as u32).map(move |i| side % 5 + 2 * i)).collect();
     let scores: Vec<f32> = (0..tokens as usize * 2 * top_m).map(|_| pick()).collect();
@@ -178,10 +184,10 @@ fn nan_comes_after_every_number() {
 #[test]
 fn keys_without_a_number_are_kept_last() {
     let config = exact_config(Kind::MemoryPlus, 1);
-    let mut weights = exact_weights(&config, &mut StdRng::seed_from_u64(7));
+    let weights = exact_weights(&config, &mut StdRng::seed_from_u64(7));
     let numbers = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1.0, 0.0, -0.0];
     let mut pick = one_of(&numbers, 8);
-    weights.keys = filled(weights.keys.shape(), &mut pick);
+    let weights = weights.with(Weight::Keys, filled(&Weight::Keys.shape(&config), &mut pick));
     let layer = MemoryLayer::new(&client(), config.clone(), &weights, ElementType::F32).unwrap();
     let input: Vec<f32> = (0..3 * config.hidden_size).map(|i| if i % 3 == 0 { 1.0 } else { -1.0 }).collect();
     let expected = reference::score(&config, &weights, &reference::query(&config, &weights, &input).unwrap()).unwrap();

@@ -1,17 +1,26 @@
-//! Tables in pages: the numbers of a table in one, forward and backward.
+//! Tables and shuffles in pages: the numbers of those in one, forward and backward.
 
 use ultramem::kernels::expand::ExpandStrategy;
-use ultramem::{Dimensions, ElementType, HostTensor, Kind, LayerWeights, ValueTable};
+use ultramem::kernels::from_u32;
+use ultramem::{Dimensions, ElementType, HostTensor, Kind, LayerWeights, ValueTable, Weight};
 
 use crate::backward;
+use crate::common::small;
 use crate::device::{Case, Layer, client, every_strategy, hold};
 use crate::shapes::{plain, product_keys, random_case};
 
 /// The layer with its table in pages of `page_rows` rows.
 pub fn paged(layer: Layer, page_rows: usize) -> Layer {
     let (weights, config, dtype) = (layer.read_weights().unwrap(), layer.config().clone(), layer.dtype());
-    let values = ValueTable::upload_in_pages(&client(), &weights.values, dtype, page_rows).unwrap();
-    let on_device = LayerWeights { values, ..LayerWeights::upload(&client(), &config, &weights, dtype).unwrap() };
+    let table = |weight: Weight| {
+        let rows = weights.get(weight);
+        rows.map(|rows| ValueTable::upload_in_pages(&client(), rows, dtype, page_rows).unwrap())
+    };
+    let entries = weights.shuffle_index.iter().flat_map(|index| index.chunks(3 * page_rows));
+    let shuffle = entries.map(|page| from_u32(&client(), &[page.len()], page).unwrap()).collect();
+    let (values, pre_values) = (table(Weight::Values).unwrap(), table(Weight::PreValues));
+    let on_device = LayerWeights::upload(&client(), &config, &weights, dtype).unwrap();
+    let on_device = LayerWeights { values, pre_values, shuffle, ..on_device };
     Layer::from_device(&client(), config, on_device).unwrap()
 }
 
@@ -20,7 +29,7 @@ pub fn in_pages(case: Case, page_rows: usize) -> Case {
 }
 
 /// Several heads, blocks and cores, a gate, both element types; pages that divide the rows and such that don't, and a page for each row.
-fn cases() -> [(Case, f64); 6] {
+fn cases() -> [(Case, f64); 8] {
     let case = |dims: &Dimensions, dtype, page_rows| in_pages(random_case(dims, 9, dtype, 3), page_rows);
     let gated = product_keys(Kind::MemoryPlus);
     [
@@ -30,6 +39,8 @@ fn cases() -> [(Case, f64); 6] {
         (case(&plain(), ElementType::F16, 33), 1e-2),
         (case(&product_keys(Kind::ProductKey), ElementType::F32, 100), 1e-5),
         (case(&gated, ElementType::F32, 100), 1e-5),
+        (case(&small(Kind::UltraMemV2), ElementType::F32, 10), 1e-5),
+        (case(&small(Kind::Peer), ElementType::F32, 30), 1e-5),
     ]
 }
 
@@ -58,7 +69,7 @@ fn a_nan_in_a_row_that_is_not_read_stays_there() {
     let before = case.run(&case.input, strategies);
     let config = case.layer.config();
     let shuffle = case.weights.shuffle_index.as_ref().unwrap();
-    let mut values = case.weights.values.to_f32();
+    let mut values = case.weights.numbers(Weight::Values);
     let read: Vec<usize> = before.slots.iter().map(|&slot| shuffle[slot as usize] as usize % config.rows()).collect();
     let spared: Vec<usize> = (0..config.rows()).filter(|row| !read.contains(row)).collect();
     assert!(spared.iter().any(|row| row % 20 == 0) && spared.iter().any(|row| row % 20 == 19), "{spared:?}");
@@ -66,7 +77,7 @@ fn a_nan_in_a_row_that_is_not_read_stays_there() {
         values[row * config.value_dim..][..config.value_dim].fill(f32::NAN);
     }
     let values = HostTensor::from_f32([config.rows(), config.value_dim], &values).unwrap();
-    let weights = ultramem::Weights { values, ..case.weights.clone() };
+    let weights = case.weights.clone().with(Weight::Values, values);
     let hostile = in_pages(Case::new(config, &weights, &case.input, ElementType::F32), 20);
     assert_eq!(hostile.run(&case.input, strategies).output, before.output);
     backward::hold("pages with NaN", &hostile, 1e-4);

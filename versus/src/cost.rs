@@ -14,7 +14,8 @@ impl Plan {
     /// The parts of a step for a batch of sequences, all blocks together: the least that each must move and do. The floor of a step
     /// is the sum of its parts' floors. With `cached`, attention over so many positions is one of them.
     pub fn cost(&self, batch: usize, dtype: ElementType, cached: Option<usize>) -> Vec<(&'static str, StageCost)> {
-        let Scale { hidden_size, blocks, memory_layers, .. } = self.scale;
+        let Scale { hidden_size, blocks, .. } = self.scale;
+        let memory_layers = self.memory_layers();
         let step = Step { tokens: batch as u64, element: dtype.size() as u64, hidden: hidden_size as u64 };
         let mut blocks_parts = vec![("norms", step.norm(if cached.is_some() { 2 } else { 1 }))];
         if let Some(cached) = cached {
@@ -50,14 +51,16 @@ impl Plan {
     /// Bytes of device memory that a [`Decoder`](crate::Decoder) of this plan takes, with the cache of `cached` positions and without
     /// what a step allocates by itself.
     pub fn footprint(&self, batch: usize, dtype: ElementType, cached: Option<usize>) -> u64 {
-        let Scale { hidden_size, blocks, memory_layers, .. } = self.scale;
+        let Scale { hidden_size, blocks, .. } = self.scale;
         let (hidden, element) = (hidden_size as u64, dtype.size() as u64);
         let attention = if cached.is_some() { 4 * hidden * hidden } else { 0 };
         let ffn = 2 * hidden * (self.inner + self.experts * self.expert_inner) as u64;
         let block = (attention + ffn + hidden * self.experts as u64) * element;
-        let memory = self.memory.as_ref().map_or(0, |memory| memory_bytes(memory, element));
+        let layers = self.memory.as_ref().map_or(0, |memory| memory_bytes(memory, element));
+        let tables = self.memory.as_ref().map_or(0, |memory| table_bytes(memory, element));
+        let memory = layers * self.memory_layers() as u64 + tables * self.tables() as u64;
         let cache = 2 * self.cache_bytes(batch, element, cached);
-        (block + cache) * blocks as u64 + memory * memory_layers as u64
+        (block + cache) * blocks as u64 + memory
     }
 
     /// Bytes of the largest buffer that a kernel of this plan binds.
@@ -65,7 +68,7 @@ impl Plan {
         let (hidden, element) = (self.scale.hidden_size as u64, dtype.size() as u64);
         let ffn = hidden * self.inner.max(self.experts * self.expert_inner) as u64 * element;
         let memory = self.memory.as_ref().map_or(0, |memory| {
-            let values = (memory.rows() * memory.value_dim) as u64 * element;
+            let values = (memory.table_rows() * memory.value_dim.max(memory.pre_dim)) as u64 * element;
             values.max(memory.slots() as u64 * WORD).max(key_numbers(memory) * WORD)
         });
         ffn.max(memory).max(self.cache_bytes(batch, element, cached)).max(3 * hidden * hidden * element)
@@ -77,14 +80,21 @@ impl Plan {
     }
 }
 
-/// A memory layer's bytes: weights, the keys again as they are scored, and projections again as they are read.
+/// The bytes of the tables of one layer, or of layers that share them.
+fn table_bytes(memory: &MemoryConfig, element: u64) -> u64 {
+    (memory.table_rows() * (memory.value_dim + memory.pre_dim)) as u64 * element
+}
+
+/// A memory layer's bytes besides its tables: weights, the keys again as they are scored, and projections again as they are read.
 fn memory_bytes(memory: &MemoryConfig, element: u64) -> u64 {
-    let values = (memory.rows() * memory.value_dim) as u64 * element;
-    let shuffle = if memory.expansion > 1 { memory.slots() as u64 * WORD } else { 0 };
+    let of = &memory.capabilities;
+    let shuffle = if of.shuffled { memory.slots() as u64 * WORD } else { 0 };
     let keys = key_numbers(memory);
-    let gate = if memory.capabilities.gated { memory.value_dim } else { 0 };
-    let width = memory.query_pairs() * 2 * memory.key_dim + memory.pooled_dim() + gate;
-    values + shuffle + keys * (element + 2 * WORD) + 2 * (width * memory.hidden_size) as u64 * element
+    let gate = if of.gated { memory.value_dim } else { 0 };
+    let output = if of.projects { memory.pooled_dim() } else { 0 };
+    let z = if of.weigh.is_some_and(|weigh| weigh.projected) { memory.pre_dim } else { 0 };
+    let width = memory.query_pairs() * 2 * memory.key_dim + output + gate + z;
+    shuffle + keys * (element + 2 * WORD) + 2 * (width * memory.hidden_size) as u64 * element
 }
 
 fn key_numbers(memory: &MemoryConfig) -> u64 {

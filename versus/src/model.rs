@@ -7,7 +7,7 @@
 use cubecl::prelude::*;
 use ultramem::{ElementType, LayerWeights, MemoryConfig, MemoryLayer, Result, Tensor};
 use ultramem_kernels::linear::{ProjectStrategy, project};
-use ultramem_kernels::{from_f32, from_u32, random};
+use ultramem_kernels::{empty, from_f32, from_u32, random};
 
 use crate::kernels::{Activation, Experts, attention, dense, moe, residual};
 use crate::plan::{Plan, Scale};
@@ -96,8 +96,13 @@ impl<R: Runtime> Draw<'_, R> {
         Ok(Block { attention, ffn })
     }
 
-    fn memory(&mut self, config: &MemoryConfig) -> Result<MemoryLayer<R>> {
-        let weights = LayerWeights::make(config, self.dtype, |name, shape, storage| match name {
+    /// A layer, with the tables of `shared` where there is one.
+    fn memory(&mut self, config: &MemoryConfig, shared: Option<&MemoryLayer<R>>) -> Result<MemoryLayer<R>> {
+        let mut weights = LayerWeights::make(config, self.dtype, |name, shape, storage| match name {
+            // Another layer's take their place.
+            "values_for_look_up" | "pre_values_for_look_up" if shared.is_some() => {
+                Ok(empty(self.client, name, &[1, shape[1]], storage)?)
+            }
             "shuffle_index" => Ok(from_u32(self.client, shape, &scattered(config.slots()))?),
             "tucker_core" => self.core(config, shape),
             // Any vectors do where nothing is learnt.
@@ -110,6 +115,9 @@ impl<R: Runtime> Draw<'_, R> {
             _ if storage != self.dtype.storage() || shape.len() < 2 => self.ones(shape[0]),
             _ => self.weights(name, shape, shape[1]),
         })?;
+        if let Some(owner) = shared {
+            (weights.values, weights.pre_values) = (owner.table().clone(), owner.pre_table().cloned());
+        }
         MemoryLayer::from_device(self.client, config.clone(), weights)
     }
 
@@ -142,12 +150,14 @@ impl<R: Runtime> Decoder<R> {
     /// An element type that the device lacks, or a tensor that is larger than one of its bindings.
     pub fn new(client: &ComputeClient<R>, plan: &Plan, dtype: ElementType) -> Result<Self> {
         let mut draw = Draw { client, dtype, seed: 0 };
-        let Scale { hidden_size, blocks, memory_layers, .. } = plan.scale;
-        let mut memories = Vec::new();
+        let Scale { hidden_size, blocks, .. } = plan.scale;
+        let (layers, mut memories) = (plan.memory_layers(), Vec::<Placed<R>>::new());
         if let Some(config) = &plan.memory {
-            for at in 0..memory_layers {
-                let (reads, adds) = (at * blocks / memory_layers, (at + 1) * blocks / memory_layers - 1);
-                memories.push(Placed { reads, adds, layer: draw.memory(config)? });
+            for at in 0..layers {
+                let (reads, adds) = (at * blocks / layers, (at + 1) * blocks / layers - 1);
+                let shared = memories.first().filter(|_| config.shared.is_some()).map(|first| &first.layer);
+                let layer = draw.memory(&plan.memory_at(config, at)?, shared)?;
+                memories.push(Placed { reads, adds, layer });
             }
         }
         Ok(Self {

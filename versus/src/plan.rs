@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use ultramem::{Dimensions, ElementType, Error, Kind, MemoryConfig, Result};
+use ultramem::{Dimensions, ElementType, Error, Kind, MemoryConfig, Result, SharedTable};
 
 /// What a model spends its sparse parameters on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,13 +19,18 @@ pub enum Design {
     ProductKey,
     /// Memory+ (arXiv 2412.09764) in a few places, with a table in each.
     MemoryPlus,
+    /// PEER (arXiv 2407.04153) in a few places, with two tables in each.
+    Peer,
+    /// UltraMemV2 (arXiv 2508.18756) in every block, with tables that all layers share.
+    UltraMemV2,
     /// UltraMem (arXiv 2411.12364) in a few places.
     UltraMem,
 }
 
 impl Design {
     /// Every design, the one without sparse parameters first.
-    pub const ALL: [Self; 5] = [Self::Dense, Self::Moe, Self::ProductKey, Self::MemoryPlus, Self::UltraMem];
+    pub const ALL: [Self; 7] =
+        [Self::Dense, Self::Moe, Self::ProductKey, Self::MemoryPlus, Self::Peer, Self::UltraMemV2, Self::UltraMem];
 
     /// What tables and pictures call it.
     pub fn name(self) -> &'static str {
@@ -34,6 +39,8 @@ impl Design {
             Self::Moe => "MoE",
             Self::ProductKey => "PKM",
             Self::MemoryPlus => "Memory+",
+            Self::Peer => "PEER",
+            Self::UltraMemV2 => "UltraMemV2",
             Self::UltraMem => "UltraMem",
         }
     }
@@ -43,6 +50,8 @@ impl Design {
             Self::Dense | Self::Moe => None,
             Self::ProductKey => Some(Kind::ProductKey),
             Self::MemoryPlus => Some(Kind::MemoryPlus),
+            Self::Peer => Some(Kind::Peer),
+            Self::UltraMemV2 => Some(Kind::UltraMemV2),
             Self::UltraMem => Some(Kind::UltraMem),
         }
     }
@@ -134,9 +143,15 @@ impl Scale {
     }
 
     /// The memory layer of `kind` that holds its share of the sparse parameters. All read as much of their tables: value rows are
-    /// half as wide as the model, keys of all kinds hold as many numbers as UltraMem's.
+    /// half as wide as the model, keys of all kinds hold as many numbers as UltraMem's. PEER's rows are as wide as the model, twice, so it
+    /// reads a quarter of the slots; UltraMemV2's layers, one in each block, share out the slots of the others.
     fn memory(&self, kind: Kind) -> Result<MemoryConfig> {
-        let value_dim = (self.hidden_size / 2).next_multiple_of(STEP);
+        match kind {
+            Kind::Peer => return self.peer(),
+            Kind::UltraMemV2 => return self.ultramem_v2(),
+            _ => {}
+        }
+        let value_dim = self.value_dim();
         let base = Dimensions::default();
         let entries = base.heads * self.top_m;
         let share = self.sparse as f64 / (self.memory_layers * value_dim) as f64;
@@ -155,6 +170,52 @@ impl Scale {
             top_m: self.top_m,
             value_dim,
             ..shape
+        })
+    }
+
+    fn value_dim(&self) -> usize {
+        (self.hidden_size / 2).next_multiple_of(STEP)
+    }
+
+    fn peer(&self) -> Result<MemoryConfig> {
+        let top_m = self.top_m.div_ceil(4);
+        let base = Dimensions::default();
+        let share = self.sparse as f64 / (self.memory_layers * 2 * self.hidden_size) as f64;
+        MemoryConfig::new(Dimensions {
+            capabilities: Kind::Peer.capabilities(),
+            hidden_size: self.hidden_size,
+            side_keys: (share + (base.heads * top_m) as f64).sqrt().round() as usize,
+            key_dim: self.hidden_size / 2,
+            tucker_rank: 1,
+            top_m,
+            cores: 1,
+            expansion: 1,
+            value_dim: self.hidden_size,
+            pre_dim: self.hidden_size,
+            ..base
+        })
+    }
+
+    /// One of the layers. Each reads half of the table, from its own place on; pre-values are half as wide as values.
+    fn ultramem_v2(&self) -> Result<MemoryConfig> {
+        let value_dim = self.value_dim();
+        let pre_dim = (value_dim / 2).next_multiple_of(STEP);
+        let top_m = (2 * self.memory_layers * self.top_m).div_ceil(self.blocks);
+        let touched = self.blocks * top_m;
+        let rows = (self.sparse as f64 / (value_dim + pre_dim) as f64).round() as usize + touched;
+        let shared = SharedTable { rows, offset: 0 };
+        MemoryConfig::new(Dimensions {
+            capabilities: Kind::UltraMemV2.capabilities(),
+            hidden_size: self.hidden_size,
+            heads: 1,
+            side_keys: (rows / 2).isqrt(),
+            key_dim: self.hidden_size / 4,
+            top_m,
+            expansion: 1,
+            value_dim,
+            pre_dim,
+            shared: Some(shared),
+            ..Dimensions::default()
         })
     }
 }
@@ -241,14 +302,39 @@ impl Plan {
 
     /// Parameters that a token does not touch: experts that it does not use, value rows that it does not read.
     pub fn sparse(&self) -> u64 {
-        let Scale { hidden_size, blocks, memory_layers, .. } = self.scale;
+        let Scale { hidden_size, blocks, .. } = self.scale;
         let idle = self.experts.saturating_sub(self.top_k);
         let experts = (2 * hidden_size * self.expert_inner) as u64 * (idle * blocks) as u64;
         let rows = |memory: &MemoryConfig| {
-            let idle = memory.rows().saturating_sub(memory.heads * memory.top_m);
-            (idle * memory.value_dim) as u64 * memory_layers as u64
+            let touched = memory.heads * memory.top_m * self.memory_layers();
+            let idle = (memory.table_rows() * self.tables()).saturating_sub(touched);
+            idle as u64 * (memory.value_dim + memory.pre_dim) as u64
         };
         experts + self.memory.as_ref().map_or(0, rows)
+    }
+
+    /// Memory layers: one in each block where they share tables, else as many as the scale says.
+    pub fn memory_layers(&self) -> usize {
+        if self.shares_tables() { self.scale.blocks } else { self.scale.memory_layers }
+    }
+
+    /// Tables of values that the memory layers have together.
+    pub fn tables(&self) -> usize {
+        if self.shares_tables() { 1 } else { self.scale.memory_layers }
+    }
+
+    /// The layer at a place: where layers share tables, each begins somewhere else.
+    ///
+    /// # Errors
+    /// A place that the plan does not have.
+    pub fn memory_at(&self, config: &MemoryConfig, place: usize) -> Result<MemoryConfig> {
+        let layers = self.memory_layers();
+        let shared = config.shared.map(|table| SharedTable { offset: place * table.rows / layers.max(1), ..table });
+        MemoryConfig::new(Dimensions { shared, ..(**config).clone() })
+    }
+
+    fn shares_tables(&self) -> bool {
+        self.memory.as_ref().is_some_and(|memory| memory.shared.is_some())
     }
 
     fn router_weights(&self) -> u64 {
@@ -257,7 +343,7 @@ impl Plan {
 
     /// What the memory layers multiply a token with: half their operations.
     fn memory_weights(&self) -> u64 {
-        let layers = self.scale.memory_layers as u64;
+        let layers = self.memory_layers() as u64;
         self.memory.as_ref().map_or(0, |memory| memory.cost(1, ElementType::F32).total().flops / 2 * layers)
     }
 }
@@ -270,8 +356,10 @@ impl fmt::Display for Plan {
                 experts => write!(f, "{} of {experts} experts of width {}", self.top_k, self.expert_inner),
             };
         };
-        let (layers, rows, value_dim) = (self.scale.memory_layers, memory.rows(), memory.value_dim);
-        write!(f, "FFN of width {}, {layers} tables of {rows} rows of {value_dim}", self.inner)
+        let (tables, rows, value_dim) = (self.tables(), memory.table_rows(), memory.value_dim);
+        let tables = if tables == 1 { "1 table".to_string() } else { format!("{tables} tables") };
+        write!(f, "FFN of width {}, {tables} of {rows} rows of {value_dim}", self.inner)?;
+        if memory.pre_dim > 0 { write!(f, " and {}", memory.pre_dim) } else { Ok(()) }
     }
 }
 
@@ -307,17 +395,21 @@ mod tests {
                     sparse = blocks * (plan.experts as f64 - 2.0) * expert;
                 }
                 if let Some(memory) = &plan.memory {
-                    let layers = scale.memory_layers as f64;
-                    sparse = layers * (memory.rows() * memory.value_dim) as f64;
+                    let layers = plan.memory_layers() as f64;
+                    let width = memory.value_dim + memory.pre_dim;
+                    sparse = plan.tables() as f64 * (memory.table_rows() * width) as f64;
                     // Query and keys, and the output: nearly all that a memory layer multiplies with. A key counts once for its
                     // approximate score, whatever the rank, and again where it is kept.
                     let exact = if memory.tucker_rank > 1 { memory.top_m * memory.tucker_rank } else { 0 };
                     let keys = memory.heads * 2 * (memory.side_keys + exact) * memory.key_dim;
                     let queries = memory.query_pairs() * 2 * memory.key_dim * memory.hidden_size;
                     let gate = if memory.capabilities.gated { memory.value_dim * memory.hidden_size } else { 0 };
-                    let output = memory.pooled_dim() * memory.hidden_size;
-                    let gathered = memory.heads * memory.top_m * memory.value_dim;
-                    activated += layers * (keys + queries + gate + output + gathered) as f64;
+                    let of = &memory.capabilities;
+                    let output = if of.projects { memory.pooled_dim() * memory.hidden_size } else { 0 };
+                    let projected = of.weigh.is_some_and(|weigh| weigh.projected);
+                    let z = if projected { memory.pre_dim * memory.hidden_size } else { 0 };
+                    let gathered = memory.heads * memory.top_m * width;
+                    activated += layers * (keys + queries + gate + output + z + gathered) as f64;
                 }
                 near(activated, scale.activated as f64);
                 if plan.design != Design::Dense {

@@ -46,6 +46,8 @@ pub mod look {
             Design::Moe => Look(VERMILION, Marker::Up),
             Design::ProductKey => Look(ORANGE, Marker::Down),
             Design::MemoryPlus => Look(GREEN, Marker::Diamond),
+            Design::Peer => Look(PURPLE, Marker::Square),
+            Design::UltraMemV2 => Look(SKY, Marker::Circle),
             Design::UltraMem => Look(BLUE, Marker::Circle),
         }
     }

@@ -25,6 +25,8 @@ pub(super) fn add_bias<R: Runtime>(client: &ComputeClient<R>, map: &Tensor<R>, b
             width,
             arg(map, width),
             arg(bias, width),
+            items as u32,
+            (columns / width) as u32,
             units,
         );
     }
@@ -32,9 +34,15 @@ pub(super) fn add_bias<R: Runtime>(client: &ComputeClient<R>, map: &Tensor<R>, b
 }
 
 #[cube(launch_unchecked)]
-fn add_bias_kernel<N: Size>(map: &mut Array<Vector<f32, N>>, bias: &Array<Vector<f32, N>>, #[comptime] units: usize) {
+fn add_bias_kernel<N: Size>(
+    map: &mut Array<Vector<f32, N>>,
+    bias: &Array<Vector<f32, N>>,
+    items: u32,
+    columns: u32,
+    #[comptime] units: usize,
+) {
     let item = CUBE_POS * units + UNIT_POS as usize;
-    if item < map.len() {
-        map[item] += bias[item % bias.len()];
+    if item < items as usize {
+        map[item] += bias[item % columns as usize];
     }
 }
