@@ -10,7 +10,7 @@ use crate::Common;
 use crate::failure::Result;
 use crate::numbers::counted;
 use crate::report::{Report, device_json, device_line, object};
-use crate::source::{InputArgs, LayerArgs};
+use crate::source::{InputArgs, ModelLayer};
 
 /// Arguments of `backward`.
 #[derive(Debug, Args)]
@@ -18,7 +18,7 @@ pub struct BackwardArgs {
     /// A safetensors file that holds a layer, and `input` and `grad_output` [tokens, hidden_size], or a whole model
     file: PathBuf,
     #[command(flatten)]
-    layer: LayerArgs,
+    layer: ModelLayer,
     #[command(flatten)]
     input: InputArgs,
     /// A file with the gradient of the output, and the tensor's name where it is not `grad_output`; without it, it is where the input is

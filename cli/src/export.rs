@@ -9,7 +9,7 @@ use ultramem::checkpoint::{FileTensor, Tensors};
 
 use crate::failure::Result;
 use crate::report::{Report, dimensions_json};
-use crate::source::LayerArgs;
+use crate::source::ModelLayer;
 
 /// Arguments of `export`.
 #[derive(Debug, Args)]
@@ -17,7 +17,7 @@ pub struct ExportArgs {
     /// A whole model: a file or folder as training left it
     file: PathBuf,
     #[command(flatten)]
-    layer: LayerArgs,
+    layer: ModelLayer,
     /// Where the layer goes, a safetensors file
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,

@@ -12,7 +12,7 @@ use crate::engine::Outcome;
 use crate::failure::Result;
 use crate::numbers::counted;
 use crate::report::{Report, device_json, device_line, object};
-use crate::source::{InputArgs, LayerArgs};
+use crate::source::{InputArgs, ModelLayer};
 
 /// Arguments of `forward`.
 #[derive(Debug, Args)]
@@ -20,7 +20,7 @@ pub struct ForwardArgs {
     /// A safetensors file that holds a layer and `input` [tokens, hidden_size], or a whole model
     file: PathBuf,
     #[command(flatten)]
-    layer: LayerArgs,
+    layer: ModelLayer,
     #[command(flatten)]
     input: InputArgs,
     /// Where `output`, `indices` and `scores` go

@@ -10,7 +10,7 @@ use ultramem::{Dimensions, ElementType, Kind, MemoryConfig, Weight};
 use crate::failure::{Failure, Result};
 use crate::numbers::{bytes, counted, grouped};
 use crate::report::{Report, Table, dimensions_json};
-use crate::source::LayerArgs;
+use crate::source::ModelLayer;
 
 /// Arguments of `info`.
 #[derive(Debug, Args)]
@@ -19,7 +19,7 @@ pub struct InfoArgs {
     #[arg(required_unless_present = "preset", conflicts_with = "preset")]
     file: Option<PathBuf>,
     #[command(flatten)]
-    layer: LayerArgs,
+    layer: ModelLayer,
     /// A layer from a paper, instead of a file
     #[arg(long)]
     preset: Option<Preset>,
@@ -60,20 +60,16 @@ pub fn run(args: &InfoArgs) -> Result<Report> {
     }
 }
 
-/// A whole model: a line a layer.
+/// A whole model: a line a layer, and the sizes of those that have the same.
 fn of_model(path: &Path, model: &Model) -> Result<Report> {
-    let mut table = Table::default();
-    table.line(["layer", "blocks", "kind", "heads", "side_keys", "key_dim", "top_m", "value_dim", "rows", "table"]);
-    let mut layers = Vec::new();
+    let (mut table, mut layers) = (Table::default(), Vec::new());
+    table.line(["layer", "blocks", "kind", "name", "table"]);
     for layer in model.layers() {
         model.weights(layer)?;
         let (config, owner) = (layer.config(), model.table_of(layer).map(|owner| model.layers()[owner].number()));
         let kind = config.kind().map_or("–", Kind::name);
         let place = layer.place().map_or("–".into(), |(from, to)| format!("{from}:{to}"));
-        let (number, at) = (layer.number().to_string(), table_text(config, owner));
-        let sizes = [config.heads, config.side_keys, config.key_dim, config.top_m, config.value_dim, config.rows()];
-        let [heads, side_keys, key_dim, top_m, value_dim, rows] = sizes.map(grouped);
-        table.line([&number, &place, kind, &heads, &side_keys, &key_dim, &top_m, &value_dim, &rows, &at]);
+        table.line([&layer.number().to_string(), &place, kind, layer.name(), &table_text(config, owner)]);
         layers.push(json!({
             "layer": layer.number(),
             "name": layer.name(),
@@ -87,20 +83,36 @@ fn of_model(path: &Path, model: &Model) -> Result<Report> {
         }));
     }
     let (path, tensors) = (path.display().to_string(), model.tensors().names().count());
-    let text = format!(
-        "{path}: {} in {}\n{}",
-        counted(layers.len(), "memory layer"),
-        counted(tensors, "tensor"),
-        table.text()
-    );
+    let counts = format!("{} in {}", counted(layers.len(), "memory layer"), counted(tensors, "tensor"));
+    let text = format!("{path}: {counts}\n{}Sizes\n{}", table.text(), sizes_text(model));
     Ok(Report { text, json: json!({ "model": path, "tensors": tensors, "layers": layers }), passed: true })
+}
+
+/// A line for each run of layers that have the same sizes.
+fn sizes_text(model: &Model) -> String {
+    let sizes = |config: &MemoryConfig| {
+        let Dimensions { hidden_size, heads, side_keys, key_dim, top_m, cores, value_dim, pre_dim, .. } = **config;
+        [hidden_size, heads, side_keys, key_dim, top_m, cores, value_dim, pre_dim, config.rows()].map(grouped)
+    };
+    let names = ["hidden_size", "heads", "side_keys", "key_dim", "top_m", "cores", "value_dim", "pre_dim", "rows"];
+    let mut table = Table::default();
+    table.row(["layers"].into_iter().chain(names).map(String::from));
+    for run in model.layers().chunk_by(|one, other| sizes(one.config()) == sizes(other.config())) {
+        let (first, last) = (&run[0], &run[run.len() - 1]);
+        let numbers = match run.len() {
+            1 => first.number().to_string(),
+            _ => format!("{} to {}", first.number(), last.number()),
+        };
+        table.row([numbers].into_iter().chain(sizes(first.config())));
+    }
+    table.text()
 }
 
 /// Where a layer's rows are; `owner` is the layer whose table it reads.
 fn table_text(config: &MemoryConfig, owner: Option<usize>) -> String {
     let whose = owner.map_or("own".to_string(), |owner| format!("layer {owner}'s"));
     match config.shared {
-        Some(table) => format!("shared, {} rows, from {} on", grouped(table.rows), grouped(table.offset)),
+        Some(table) => format!("shared: {} rows, from {}", grouped(table.rows), grouped(table.offset)),
         None => whose,
     }
 }

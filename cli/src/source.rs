@@ -30,7 +30,7 @@ impl SettingsArgs {
 
 /// Which layer of a model.
 #[derive(Debug, Default, Args)]
-pub struct LayerArgs {
+pub struct ModelLayer {
     /// The layer of a whole model: its number or its name
     #[arg(long, value_name = "N", requires = "file")]
     layer: Option<String>,
@@ -38,7 +38,7 @@ pub struct LayerArgs {
     settings: SettingsArgs,
 }
 
-impl LayerArgs {
+impl ModelLayer {
     /// The layer of the model at `path`; the only one if none is named.
     pub fn open(&self, path: &Path) -> Result<Source> {
         let model = self.settings.open(path)?;

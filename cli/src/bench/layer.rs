@@ -22,7 +22,7 @@ pub struct LayerArgs {
     #[arg(conflicts_with = "Shape")]
     file: Option<PathBuf>,
     #[command(flatten)]
-    layer: source::LayerArgs,
+    layer: source::ModelLayer,
     /// Rows of the input
     #[arg(long, default_value_t = 256, value_parser = value_parser!(u64).range(1..))]
     tokens: u64,

@@ -16,8 +16,9 @@ impl Model {
     /// The file is written under another name beside `out` and renamed when it is whole.
     ///
     /// # Errors
-    /// [`Error::Model`](crate::Error::Model) if a configuration is not the layer's, a layer is replaced twice, or two layers bring different tables for one;
-    /// [`Error::Tensor`](crate::Error::Tensor) or [`Error::Length`](crate::Error::Length) if weights do not fit their configuration; [`Error::Io`](crate::Error::Io) if the file can't be written.
+    /// [`Error::Model`](crate::Error::Model) if a configuration is not the layer's, a layer is replaced twice, or two layers bring different
+    /// tables for one; [`Error::Tensor`](crate::Error::Tensor) or [`Error::Length`](crate::Error::Length) if weights do not fit their
+    /// configuration; [`Error::Io`](crate::Error::Io) if the file can't be written.
     pub fn replace(&self, new: &[(&Layer, &MemoryConfig, &Weights<'_>)], out: impl AsRef<Path>) -> Result<()> {
         let mut replaced: BTreeMap<&str, (usize, Entry<'_>)> = BTreeMap::new();
         for &(layer, config, weights) in new {
