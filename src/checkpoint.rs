@@ -34,8 +34,8 @@
 //! A file may hold more than that, for instance inputs and expected outputs. Without the feature `files`, for a browser, a checkpoint is
 //! read from bytes alone.
 //!
-//! A whole model, as a training run leaves it, is read by `Tensors`, in whichever form it has, and what it was trained with by `Settings`;
-//! `replace` writes it again with some of its tensors replaced.
+//! `Model` finds the memory layers of a whole model, as a training run leaves it, and writes it again with some of them replaced. Below it,
+//! `Tensors` reads all of its tensors, in whichever form it has, `Settings` what it was trained with, and `replace` writes it with other tensors.
 
 #[cfg(feature = "files")]
 mod archive;
@@ -43,6 +43,8 @@ mod archive;
 mod files;
 mod header;
 mod metadata;
+#[cfg(feature = "files")]
+mod model;
 #[cfg(feature = "files")]
 mod pickle;
 #[cfg(feature = "files")]
@@ -61,7 +63,7 @@ mod weights;
 
 #[cfg(feature = "files")]
 use std::path::Path;
-use std::{collections::BTreeMap, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 #[cfg(feature = "files")]
 use memmap2::Mmap;
@@ -72,6 +74,7 @@ use header::{Header, Place};
 use weights::Lookup;
 #[cfg(feature = "files")]
 pub use {
+    model::{Layer, Model},
     replace::replace,
     save::{FileTensor, save},
     settings::{LinguaSettings, OlmoSettings, ProductKeySettings, Settings},
@@ -176,13 +179,7 @@ impl Checkpoint {
     /// [`Error::Tensor`] if there is none or it holds another type.
     pub fn tensor(&self, name: &str) -> Result<HostTensor<'_>> {
         let (place, bytes) = self.find(name)?;
-        let dtype = match place.dtype {
-            Dtype::F32 => ElementType::F32,
-            Dtype::F16 => ElementType::F16,
-            Dtype::BF16 => ElementType::BF16,
-            other => return Err(wrong(name, format!("holds {other}, expected F32, F16 or BF16"))),
-        };
-        HostTensor::new(place.shape.as_slice(), dtype, bytes)
+        floats(name, place.dtype, &place.shape, Cow::Borrowed(bytes))
     }
 
     /// The tensor `name` of i64, i32 or u32 numbers.
@@ -191,13 +188,7 @@ impl Checkpoint {
     /// [`Error::Tensor`] if there is none or it holds another type.
     pub fn integers(&self, name: &str) -> Result<Integers> {
         let (place, bytes) = self.find(name)?;
-        let numbers = match place.dtype {
-            Dtype::I64 => bytemuck::pod_collect_to_vec(bytes),
-            Dtype::I32 => bytemuck::pod_collect_to_vec::<u8, i32>(bytes).into_iter().map(i64::from).collect(),
-            Dtype::U32 => bytemuck::pod_collect_to_vec::<u8, u32>(bytes).into_iter().map(i64::from).collect(),
-            other => return Err(wrong(name, format!("holds {other}, expected I64, I32 or U32"))),
-        };
-        Ok(Integers { shape: place.shape.clone(), numbers })
+        integers(name, place.dtype, &place.shape, bytes)
     }
 
     /// The layer's weights. The large ones borrow the file's bytes; cores, `u`, `v` and the shuffle are copied.
@@ -242,6 +233,31 @@ impl Bytes {
             Self::Owned(bytes) => bytes,
         }
     }
+}
+
+/// The tensor `name` of f32, f16 or bf16 numbers.
+fn floats<'a>(name: &str, dtype: Dtype, shape: &[usize], bytes: Cow<'a, [u8]>) -> Result<HostTensor<'a>> {
+    HostTensor::new(shape, element_type(name, dtype)?, bytes)
+}
+
+fn element_type(name: &str, dtype: Dtype) -> Result<ElementType> {
+    match dtype {
+        Dtype::F32 => Ok(ElementType::F32),
+        Dtype::F16 => Ok(ElementType::F16),
+        Dtype::BF16 => Ok(ElementType::BF16),
+        other => Err(wrong(name, format!("holds {other}, expected F32, F16 or BF16"))),
+    }
+}
+
+/// The tensor `name` of i64, i32 or u32 numbers.
+fn integers(name: &str, dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Result<Integers> {
+    let numbers = match dtype {
+        Dtype::I64 => bytemuck::pod_collect_to_vec(bytes),
+        Dtype::I32 => bytemuck::pod_collect_to_vec::<u8, i32>(bytes).into_iter().map(i64::from).collect(),
+        Dtype::U32 => bytemuck::pod_collect_to_vec::<u8, u32>(bytes).into_iter().map(i64::from).collect(),
+        other => return Err(wrong(name, format!("holds {other}, expected I64, I32 or U32"))),
+    };
+    Ok(Integers { shape: shape.to_vec(), numbers })
 }
 
 fn wrong(name: &str, problem: String) -> Error {

@@ -1,4 +1,6 @@
-//! `ultramem check`: runs the layer of a file and compares with what the file expects.
+//! `ultramem check`: runs the layer of a file and compares with what the file expects, or each layer of a whole model.
+
+mod model;
 
 use std::path::{Path, PathBuf};
 
@@ -8,17 +10,24 @@ use serde_json::json;
 use ultramem::{Checkpoint, ElementType, MemoryConfig, Spectrum, Weight, Weights};
 
 use crate::Common;
+use crate::backend::Adapter;
 use crate::compare::{Comparison, F32_BOUND, GRADIENT_BOUND, HALF_BOUND, relative_l2};
 use crate::engine::{Engine, Oracle, Outcome};
 use crate::failure::{Failure, Result};
 use crate::load;
 use crate::report::{Report, Table, device_json, device_line, object};
+use crate::source::{SettingsArgs, is_one_layer};
 
 /// Arguments of `check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// A safetensors file that holds a layer, `input` and `expected.*` tensors
+    /// A safetensors file that holds a layer, `input` and `expected.*` tensors, or a whole model
     file: PathBuf,
+    /// What the layers of a whole model must give: a file with N.input and N.output for layer N
+    #[arg(long, value_name = "FILE")]
+    expected: Option<PathBuf>,
+    #[command(flatten)]
+    settings: SettingsArgs,
 }
 
 /// What became of one expected tensor.
@@ -50,6 +59,10 @@ enum Status {
 
 /// Runs the verb.
 pub fn run(args: &CheckArgs, common: &Common) -> Result<Report> {
+    if let Some(expected) = &args.expected {
+        return model::run(&args.settings.open(&args.file)?, &args.file, expected, common);
+    }
+    refuse_model(args)?;
     let checkpoint = load::checkpoint(&args.file)?;
     let input = load::input(&args.file, &checkpoint)?;
     let weights = checkpoint.weights().map_err(|error| Failure::in_file(&args.file, error))?;
@@ -67,19 +80,34 @@ pub fn run(args: &CheckArgs, common: &Common) -> Result<Report> {
     }
     lines.extend(expected.tail_loss(checkpoint.config(), &weights)?);
     lines.extend(expected.others);
+    Ok(report(&args.file, &adapter, common.dtype, lines))
+}
+
+/// Only a file of one layer tells by itself what is expected of it.
+fn refuse_model(args: &CheckArgs) -> Result<()> {
+    match args.settings.open(&args.file) {
+        Ok(model) if !is_one_layer(&model) => {
+            Err(in_file(&args.file, "a whole model; say with --expected FILE what its layers must give"))
+        }
+        Err(failure) if args.file.is_dir() => Err(failure),
+        _ => Ok(()),
+    }
+}
+
+fn report(file: &Path, adapter: &Adapter, dtype: ElementType, lines: Vec<Line>) -> Report {
     let count = |status| lines.iter().filter(|line| line.status == status).count();
     let (passed, missed, not_checked) = (count(Status::Passed), count(Status::Missed), count(Status::NotChecked));
     let summary = format!("{passed} passed, {missed} missed, {not_checked} not checked\n");
-    let mut entries = device_json(&adapter, common.dtype);
+    let mut entries = device_json(adapter, dtype);
     entries.extend([
-        ("file", json!(args.file.display().to_string())),
+        ("file", json!(file.display().to_string())),
         ("tensors", json!(lines)),
         ("passed", json!(passed)),
         ("missed", json!(missed)),
         ("not_checked", json!(not_checked)),
     ]);
-    let text = device_line(&adapter, common.dtype) + &table(&lines) + &summary;
-    Ok(Report { text, json: object(entries), passed: missed == 0 })
+    let text = device_line(adapter, dtype) + &table(&lines) + &summary;
+    Report { text, json: object(entries), passed: missed == 0 }
 }
 
 fn oracle(config: &MemoryConfig, weights: &Weights<'_>, dtype: ElementType, input: &[f32]) -> Result<Outcome> {

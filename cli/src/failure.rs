@@ -26,7 +26,7 @@ impl Failure {
     /// What is wrong with the file at `path`.
     pub fn in_file(path: &Path, error: Error) -> Self {
         match error {
-            Error::Io { .. } => error.into(),
+            Error::Io { .. } | Error::Model { .. } => error.into(),
             other => Self::from(other).of_file(path),
         }
     }

@@ -5,20 +5,24 @@ use std::{collections::BTreeMap, path::PathBuf};
 use clap::Args;
 use serde_json::json;
 use ultramem::checkpoint::{FileTensor, Integers, save};
-use ultramem::{Checkpoint, HostTensor};
+use ultramem::{HostTensor, MemoryConfig};
 
 use crate::Common;
 use crate::engine::Outcome;
-use crate::failure::{Failure, Result};
-use crate::load;
+use crate::failure::Result;
 use crate::numbers::counted;
 use crate::report::{Report, device_json, device_line, object};
+use crate::source::{InputArgs, ModelLayer};
 
 /// Arguments of `forward`.
 #[derive(Debug, Args)]
 pub struct ForwardArgs {
-    /// A safetensors file that holds a layer and `input` [tokens, hidden_size]
+    /// A safetensors file that holds a layer and `input` [tokens, hidden_size], or a whole model
     file: PathBuf,
+    #[command(flatten)]
+    layer: ModelLayer,
+    #[command(flatten)]
+    input: InputArgs,
     /// Where `output`, `indices` and `scores` go
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
@@ -26,15 +30,14 @@ pub struct ForwardArgs {
 
 /// Runs the verb.
 pub fn run(args: &ForwardArgs, common: &Common) -> Result<Report> {
-    load::differs(&args.file, &args.output)?;
-    let checkpoint = load::checkpoint(&args.file)?;
-    let input = load::input(&args.file, &checkpoint)?;
-    let weights = checkpoint.weights().map_err(|error| Failure::in_file(&args.file, error))?;
+    let source = args.layer.open(&args.file)?;
+    source.differs(&args.output)?;
+    let (input, weights) = (args.input.input(&source)?, source.weights()?);
     let adapter = common.find()?;
-    let engine = adapter.engine(checkpoint.config(), &weights, common.dtype)?;
+    let engine = adapter.engine(source.config(), &weights, common.dtype)?;
     let outcome = engine.forward(&input)?;
-    write(args, &checkpoint, &outcome)?;
-    let tokens = input.len() / checkpoint.config().hidden_size;
+    write(args, source.config(), &outcome)?;
+    let tokens = input.len() / source.config().hidden_size;
     let (from, to) = (args.file.display(), args.output.display());
     let text = format!("{from} → {to}: {} on {}", counted(tokens, "token"), device_line(&adapter, common.dtype));
     let mut entries = device_json(&adapter, common.dtype);
@@ -42,8 +45,7 @@ pub fn run(args: &ForwardArgs, common: &Common) -> Result<Report> {
     Ok(Report { text, json: object(entries), passed: true })
 }
 
-fn write(args: &ForwardArgs, checkpoint: &Checkpoint, outcome: &Outcome) -> Result<()> {
-    let config = checkpoint.config();
+fn write(args: &ForwardArgs, config: &MemoryConfig, outcome: &Outcome) -> Result<()> {
     let (tokens, entries) = (outcome.output.len() / config.hidden_size, config.heads * config.top_m);
     let numbers = outcome.slots.iter().map(|&slot| i64::from(slot)).collect();
     let tensors = [

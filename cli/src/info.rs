@@ -1,22 +1,25 @@
 //! `ultramem info`: what a layer is made of and what it costs, from its dimensions alone.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
+use ultramem::checkpoint::Model;
 use ultramem::{Dimensions, ElementType, Kind, MemoryConfig, Weight};
 
 use crate::failure::{Failure, Result};
-use crate::load;
-use crate::numbers::{bytes, grouped};
+use crate::numbers::{bytes, counted, grouped};
 use crate::report::{Report, Table, dimensions_json};
+use crate::source::ModelLayer;
 
 /// Arguments of `info`.
 #[derive(Debug, Args)]
 pub struct InfoArgs {
-    /// A safetensors file that holds a layer
+    /// A safetensors file that holds a layer, or a whole model: a file or folder as training left it
     #[arg(required_unless_present = "preset", conflicts_with = "preset")]
     file: Option<PathBuf>,
+    #[command(flatten)]
+    layer: ModelLayer,
     /// A layer from a paper, instead of a file
     #[arg(long)]
     preset: Option<Preset>,
@@ -47,10 +50,78 @@ const TYPES: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType
 
 /// Runs the verb.
 pub fn run(args: &InfoArgs) -> Result<Report> {
-    let config = config(args)?;
-    let (groups, reads) = (groups(&config), TYPES.map(|dtype| (dtype, config.bytes_read_per_token(dtype))));
+    match (&args.file, args.preset) {
+        (Some(path), _) => match args.layer.open_any(path)? {
+            Ok(source) => source.weights().map(|_| of_layer(source.config())),
+            Err(model) => of_model(path, &model),
+        },
+        (None, Some(preset)) => Ok(of_layer(&MemoryConfig::new(preset.dimensions())?)),
+        (None, None) => Err(Failure::new("a file or --preset is needed")),
+    }
+}
+
+/// A whole model: a line a layer, and the sizes of those that have the same.
+fn of_model(path: &Path, model: &Model) -> Result<Report> {
+    let (mut table, mut layers) = (Table::default(), Vec::new());
+    table.line(["layer", "blocks", "kind", "name", "table"]);
+    for layer in model.layers() {
+        model.weights(layer)?;
+        let (config, owner) = (layer.config(), model.table_of(layer).map(|owner| model.layers()[owner].number()));
+        let kind = config.kind().map_or("–", Kind::name);
+        let place = layer.place().map_or("–".into(), |(from, to)| format!("{from}:{to}"));
+        table.line([&layer.number().to_string(), &place, kind, layer.name(), &table_text(config, owner)]);
+        layers.push(json!({
+            "layer": layer.number(),
+            "name": layer.name(),
+            "place": layer.place(),
+            "config": dimensions_json(config),
+            "pre_dim": config.pre_dim,
+            "rows": config.rows(),
+            "table_rows": config.table_rows(),
+            "offset": config.offset(),
+            "table_of": owner,
+        }));
+    }
+    let (path, tensors) = (path.display().to_string(), model.tensors().names().count());
+    let counts = format!("{} in {}", counted(layers.len(), "memory layer"), counted(tensors, "tensor"));
+    let text = format!("{path}: {counts}\n{}Sizes\n{}", table.text(), sizes_text(model));
+    Ok(Report { text, json: json!({ "model": path, "tensors": tensors, "layers": layers }), passed: true })
+}
+
+/// A line for each run of layers that have the same sizes.
+fn sizes_text(model: &Model) -> String {
+    let sizes = |config: &MemoryConfig| {
+        let Dimensions { hidden_size, heads, side_keys, key_dim, top_m, cores, value_dim, pre_dim, .. } = **config;
+        [hidden_size, heads, side_keys, key_dim, top_m, cores, value_dim, pre_dim, config.rows()].map(grouped)
+    };
+    let names = ["hidden_size", "heads", "side_keys", "key_dim", "top_m", "cores", "value_dim", "pre_dim", "rows"];
+    let mut table = Table::default();
+    table.row(["layers"].into_iter().chain(names).map(String::from));
+    for run in model.layers().chunk_by(|one, other| sizes(one.config()) == sizes(other.config())) {
+        let (first, last) = (&run[0], &run[run.len() - 1]);
+        let numbers = match run.len() {
+            1 => first.number().to_string(),
+            _ => format!("{} to {}", first.number(), last.number()),
+        };
+        table.row([numbers].into_iter().chain(sizes(first.config())));
+    }
+    table.text()
+}
+
+/// Where a layer's rows are; `owner` is the layer whose table it reads.
+fn table_text(config: &MemoryConfig, owner: Option<usize>) -> String {
+    let whose = owner.map_or("own".to_string(), |owner| format!("layer {owner}'s"));
+    match config.shared {
+        Some(table) => format!("shared: {} rows, from {}", grouped(table.rows), grouped(table.offset)),
+        None => whose,
+    }
+}
+
+/// One layer.
+fn of_layer(config: &MemoryConfig) -> Report {
+    let (groups, reads) = (groups(config), TYPES.map(|dtype| (dtype, config.bytes_read_per_token(dtype))));
     let parameters: u64 = groups.iter().map(|(_, _, count)| count).sum();
-    let memory = TYPES.map(|dtype| (dtype, parameters * dtype.size() as u64 + shuffle_bytes(&config)));
+    let memory = TYPES.map(|dtype| (dtype, parameters * dtype.size() as u64 + shuffle_bytes(config)));
     let by_type = |numbers: &[(ElementType, u64); 3]| -> Value {
         numbers
             .iter()
@@ -60,7 +131,7 @@ pub fn run(args: &InfoArgs) -> Result<Report> {
     };
     let counts = groups.iter().map(|(name, _, count)| (name.to_string(), json!(count)));
     let json = json!({
-        "config": dimensions_json(&config),
+        "config": dimensions_json(config),
         "rows": config.rows(),
         "slots": config.slots(),
         "parameters": counts.collect::<serde_json::Map<_, _>>(),
@@ -68,23 +139,10 @@ pub fn run(args: &InfoArgs) -> Result<Report> {
         "slots_read_per_token": config.heads * config.top_m,
         "bytes_read_per_token": by_type(&reads),
         "memory_bytes": by_type(&memory),
-        "prepared_key_bytes": prepared_key_bytes(&config),
+        "prepared_key_bytes": prepared_key_bytes(config),
     });
-    let text =
-        config_text(&config) + &counts_text(&config, &groups, parameters) + &bytes_text(&config, &reads, &memory);
-    Ok(Report { text, json, passed: true })
-}
-
-fn config(args: &InfoArgs) -> Result<MemoryConfig> {
-    match (&args.file, args.preset) {
-        (Some(path), _) => {
-            let checkpoint = load::checkpoint(path)?;
-            checkpoint.weights().map_err(|error| Failure::in_file(path, error))?;
-            Ok(checkpoint.config().clone())
-        }
-        (None, Some(preset)) => Ok(MemoryConfig::new(preset.dimensions())?),
-        (None, None) => Err(Failure::new("a file or --preset is needed")),
-    }
+    let text = config_text(config) + &counts_text(config, &groups, parameters) + &bytes_text(config, &reads, &memory);
+    Report { text, json, passed: true }
 }
 
 /// Parameters by what they belong to: name, shape in words, count.

@@ -3,7 +3,7 @@
 use std::{fs::File, io::Read, path::Path};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use ultramem::{Checkpoint, Error};
+use ultramem::{Checkpoint, Error, HostTensor};
 
 use crate::failure::{Failure, Result};
 
@@ -14,11 +14,16 @@ pub fn checkpoint(path: &Path) -> Result<Checkpoint> {
         return Err(Failure::new(format!("{}: is a directory, expected a safetensors file", path.display())));
     }
     let checkpoint = Checkpoint::open(path).map_err(|error| Failure::in_file(path, error))?;
-    read_through(path).map_err(|source| Failure::from(Error::Io { path: path.into(), source }))?;
+    read_through(path)?;
     Ok(checkpoint)
 }
 
-fn read_through(path: &Path) -> std::io::Result<()> {
+/// Reads a large file through, with a progress bar on a terminal.
+pub fn read_through(path: &Path) -> Result<()> {
+    read(path).map_err(|source| Error::Io { path: path.into(), source }.into())
+}
+
+fn read(path: &Path) -> std::io::Result<()> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
     let bar = ProgressBar::new(length);
@@ -80,8 +85,11 @@ pub fn grad_output(path: &Path, checkpoint: &Checkpoint, tokens: usize) -> Resul
 
 /// The tensor `name` `[tokens, hidden_size]`.
 pub fn hidden_states(checkpoint: &Checkpoint, name: &str, tokens: Option<usize>) -> Result<Vec<f32>> {
-    let hidden_size = checkpoint.config().hidden_size;
-    let tensor = checkpoint.tensor(name)?;
+    shaped(&checkpoint.tensor(name)?, name, checkpoint.config().hidden_size, tokens)
+}
+
+/// The numbers of a tensor `[tokens, hidden_size]` that is called `name`.
+pub fn shaped(tensor: &HostTensor<'_>, name: &str, hidden_size: usize, tokens: Option<usize>) -> Result<Vec<f32>> {
     match *tensor.shape() {
         [found, width] if width == hidden_size && tokens.is_none_or(|tokens| found == tokens) => Ok(tensor.to_f32()),
         ref shape => {

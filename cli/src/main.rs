@@ -11,8 +11,10 @@ mod compare;
 mod demo;
 mod devices;
 mod engine;
+mod export;
 mod failure;
 mod forward;
+mod import;
 mod info;
 mod kernels;
 mod load;
@@ -20,6 +22,7 @@ mod numbers;
 mod rates;
 mod report;
 mod sampling;
+mod source;
 mod themes;
 
 use std::{
@@ -79,14 +82,18 @@ impl Common {
 enum Verb {
     /// Run a trained layer, a bundled one or a file's, on real text, check it, time it and show what its slots are for
     Demo(demo::DemoArgs),
-    /// Run the layer of a file on its input and write the results
+    /// Run the layer of a file, or one of a whole model, and write the results
     Forward(forward::ForwardArgs),
-    /// Run the layer of a file forward and backward and write the gradients
+    /// Run the layer of a file, or one of a whole model, forward and backward and write the gradients
     Backward(backward::BackwardArgs),
-    /// Run the layer of a file and compare with the results that the file expects
+    /// Run the layer of a file, or each of a whole model, and compare with the results that a file expects
     Check(check::CheckArgs),
-    /// Show what a layer is made of and what it costs
+    /// Show what a layer is made of and what it costs, or the memory layers of a whole model
     Info(info::InfoArgs),
+    /// Write a layer of a whole model to a file of its own
+    Export(export::ExportArgs),
+    /// Write a whole model with some of its layers replaced by those of files
+    Import(import::ImportArgs),
     /// Write the kernels that a layer launches, as source or binary, with a manifest; needs no GPU
     Kernels(kernels::KernelsArgs),
     /// List the adapters and what each supports
@@ -125,7 +132,8 @@ fn quieten_vulkan() {
 }
 
 fn run(cli: &Cli) -> Result<Report> {
-    let idle = matches!(cli.verb, Some(Verb::Info(_) | Verb::Kernels(_) | Verb::Devices));
+    let idle =
+        matches!(cli.verb, Some(Verb::Info(_) | Verb::Export(_) | Verb::Import(_) | Verb::Kernels(_) | Verb::Devices));
     if idle && cli.common.limits != Limits::Adapter {
         return Err(Failure::new(
             "--limits webgpu is for verbs that run a layer: demo, forward, backward, check, bench",
@@ -138,6 +146,8 @@ fn run(cli: &Cli) -> Result<Report> {
         Some(Verb::Backward(args)) => backward::run(args, &cli.common),
         Some(Verb::Check(args)) => check::run(args, &cli.common),
         Some(Verb::Info(args)) => info::run(args),
+        Some(Verb::Export(args)) => export::run(args),
+        Some(Verb::Import(args)) => import::run(args),
         Some(Verb::Kernels(args)) => kernels::run(args, &cli.common),
         Some(Verb::Devices) => devices::run(cli.common.backend),
         Some(Verb::Bench(bench)) => bench::run(bench, &cli.common),

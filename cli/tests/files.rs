@@ -59,8 +59,9 @@ fn files_are_never_written_over_what_they_come_from() {
     }
     assert!(std::fs::read(&file).unwrap() == before);
     let folder = directory.path().display().to_string();
-    for verb in ["check", "info", "demo"] {
-        ultramem(&format!("{verb} {folder}")).refused(&[&folder, "is a directory"]);
+    ultramem(&format!("demo {folder}")).refused(&[&folder, "is a directory"]);
+    for verb in ["check", "info"] {
+        ultramem(&format!("{verb} {folder}")).refused(&[&folder, "2 files that could be the model", "name one"]);
     }
 }
 

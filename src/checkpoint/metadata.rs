@@ -10,9 +10,21 @@ use crate::{
 /// What [`config`] reads and [`entries`] writes.
 type Metadata = BTreeMap<String, String>;
 
+/// The entry that a file of one layer has, and no other.
+pub(super) const KIND: &str = "kind";
+/// The entry that says which layer of a model a file holds.
+#[cfg(feature = "files")]
+const LAYER: &str = "layer";
+
+/// Which layer of a model it was, if `metadata` says so.
+#[cfg(feature = "files")]
+pub(super) fn layer(metadata: &Metadata) -> Result<Option<usize>> {
+    metadata.contains_key(LAYER).then(|| count(metadata, LAYER)).transpose()
+}
+
 /// The configuration that `metadata` describes.
 pub(super) fn config(metadata: &Metadata) -> Result<MemoryConfig> {
-    let dimensions = match get(metadata, "kind")? {
+    let dimensions = match get(metadata, KIND)? {
         "lingua" => lingua(metadata)?,
         "ultramem_v2" => ultramem_v2(metadata)?,
         name => own_table(metadata, kind(name)?)?,
@@ -194,7 +206,7 @@ fn olmo_entries(config: &MemoryConfig, kind: Kind) -> Result<Vec<(&'static str, 
         return Err(Error::Config { what: "expansion", value, expected: "a square, to be written to a checkpoint" });
     }
     let mut entries = vec![
-        ("kind", kind_name(kind).to_string()),
+        (KIND, kind_name(kind).to_string()),
         ("hidden_size", config.hidden_size.to_string()),
         ("head", config.heads.to_string()),
         ("kdim", config.key_dim.to_string()),
@@ -231,7 +243,7 @@ fn lingua_entries(config: &MemoryConfig, kind: Kind) -> Vec<(&'static str, Strin
     let of = &config.capabilities;
     let own_width = of.projects && !(of.gated && config.value_dim == config.hidden_size);
     vec![
-        ("kind", "lingua".to_string()),
+        (KIND, "lingua".to_string()),
         ("input_dim", config.hidden_size.to_string()),
         ("output_dim", config.hidden_size.to_string()),
         ("mem_n_keys", config.side_keys.to_string()),
@@ -298,10 +310,10 @@ fn epsilon(metadata: &Metadata) -> Result<f32> {
 fn kind(name: &str) -> Result<Kind> {
     let kinds = [Kind::UltraMem, Kind::MemoryPlus, Kind::ProductKey];
     let found = kinds.into_iter().find(|&kind| kind_name(kind) == name);
-    found.ok_or_else(|| unexpected("kind", name, "ultramem_v1, ultramem_v2, memory_plus, pkm or lingua"))
+    found.ok_or_else(|| unexpected(KIND, name, "ultramem_v1, ultramem_v2, memory_plus, pkm or lingua"))
 }
 
-fn kind_name(kind: Kind) -> &'static str {
+pub(super) fn kind_name(kind: Kind) -> &'static str {
     match kind {
         Kind::UltraMem => "ultramem_v1",
         Kind::UltraMemV2 => "ultramem_v2",
@@ -313,9 +325,12 @@ fn kind_name(kind: Kind) -> &'static str {
 
 fn norm(metadata: &Metadata) -> Result<Norm> {
     let text = get(metadata, "norm")?;
-    let norms = [Norm::Rms, Norm::Layer];
-    let found = norms.into_iter().find(|&norm| norm_name(norm) == text);
-    found.ok_or_else(|| unexpected("norm", text, "rms or default"))
+    norm_called(text).ok_or_else(|| unexpected("norm", text, "rms or default"))
+}
+
+/// The norm that OLMo calls `name`.
+pub(super) fn norm_called(name: &str) -> Option<Norm> {
+    [Norm::Rms, Norm::Layer].into_iter().find(|&norm| norm_name(norm) == name)
 }
 
 fn norm_name(norm: Norm) -> &'static str {

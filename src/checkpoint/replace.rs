@@ -25,11 +25,17 @@ use crate::Result;
 pub fn replace(tensors: &Tensors, new: &[(&str, FileTensor<'_>)], out: impl AsRef<Path>) -> Result<()> {
     let mut replaced = BTreeMap::new();
     for &(name, ref tensor) in new {
-        let entry = Entry::new(name, tensor)?;
-        check(tensors, name, &entry)?;
-        if replaced.insert(name, entry).is_some() {
+        if replaced.insert(name, Entry::new(name, tensor)?).is_some() {
             return Err(wrong(name, "is replaced twice".into()));
         }
+    }
+    with(tensors, replaced, out.as_ref())
+}
+
+/// The same with tensors as a file holds them.
+pub(super) fn with(tensors: &Tensors, mut replaced: BTreeMap<&str, Entry<'_>>, out: &Path) -> Result<()> {
+    for (name, entry) in &replaced {
+        check(tensors, name, entry)?;
     }
     let written = |name| match replaced.remove(name) {
         Some(entry) => Ok((name, Written::New(entry))),
@@ -38,7 +44,7 @@ pub fn replace(tensors: &Tensors, new: &[(&str, FileTensor<'_>)], out: impl AsRe
     let entries = tensors.names().map(written).collect::<Result<Vec<_>>>()?;
     let mut metadata = tensors.metadata().clone();
     metadata.entry("format".into()).or_insert_with(|| "pt".into());
-    write(out.as_ref(), entries, &metadata)
+    write(out, entries, &metadata)
 }
 
 /// Checks that `new` may stand for the model's tensor `name`.

@@ -64,8 +64,8 @@ pub(super) fn layer(
         }
     }
     if let Some(shuffle) = &weights.shuffle_index {
-        let bytes = shuffle.iter().flat_map(|&address| i64::from(address).to_le_bytes()).collect();
-        entries.push((names::SHUFFLE.into(), Entry::owned(Dtype::I64, vec![shuffle.len()], bytes)));
+        let bytes: Vec<u8> = shuffle.iter().flat_map(|&address| i64::from(address).to_le_bytes()).collect();
+        entries.push((names::SHUFFLE.into(), Entry::from_bytes(Dtype::I64, vec![shuffle.len()], bytes)));
     }
     for (name, tensor) in extra_tensors {
         entries.push((name.to_string(), Entry::new(name, tensor)?));
@@ -77,7 +77,7 @@ pub(super) fn layer(
 fn core_entries(config: &MemoryConfig, weights: &Weights<'_>, cores: &HostTensor<'_>) -> Vec<(String, Entry<'static>)> {
     let (heads, rank) = (config.heads, config.tucker_rank);
     let f32s = |name: String, shape: Vec<usize>, numbers: &[f32]| {
-        (name, Entry::owned(Dtype::F32, shape, bytemuck::cast_slice(numbers).to_vec()))
+        (name, Entry::from_bytes(Dtype::F32, shape, bytemuck::cast_slice(numbers).to_vec()))
     };
     let numbers = cores.to_f32();
     let of_core = |(core, numbers)| f32s(names::core_name(core), vec![heads, rank, rank], numbers);
@@ -118,8 +118,9 @@ impl<'a> Entry<'a> {
         Self { dtype, shape: tensor.shape().into(), bytes: Cow::Borrowed(tensor.bytes()) }
     }
 
-    fn owned(dtype: Dtype, shape: Vec<usize>, bytes: Vec<u8>) -> Self {
-        Self { dtype, shape, bytes: Cow::Owned(bytes) }
+    /// A tensor of `bytes`.
+    pub(super) fn from_bytes(dtype: Dtype, shape: Vec<usize>, bytes: impl Into<Cow<'a, [u8]>>) -> Self {
+        Self { dtype, shape, bytes: bytes.into() }
     }
 }
 

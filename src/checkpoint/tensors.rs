@@ -12,10 +12,11 @@ use safetensors::Dtype;
 
 use super::{
     files::{self, problem},
+    floats,
     header::{Header, Place},
     shards, torch, wrong,
 };
-use crate::Result;
+use crate::{HostTensor, Result};
 
 /// The tensors of a whole model by their names, from the files that training leaves:
 ///
@@ -106,6 +107,15 @@ impl Tensors {
         let (layout, file) = self.find(name)?;
         let Place { dtype, ref shape, .. } = layout.place;
         Ok(Stored { dtype, shape: shape.clone(), bytes: layout.bytes(file) })
+    }
+
+    /// The tensor `name` of f32, f16 or bf16 numbers.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) if there is none or it holds another type.
+    pub fn floats(&self, name: &str) -> Result<HostTensor<'_>> {
+        let Stored { dtype, shape, bytes } = self.get(name)?;
+        floats(name, dtype, &shape, bytes)
     }
 
     /// Whether `a` and `b` are names of the same numbers: what a file of `torch.save` holds once for all layers that share it.

@@ -22,7 +22,7 @@ pub(super) fn read<'a>(config: &MemoryConfig, tensors: &impl Lookup<'a>) -> Resu
     for weight in Weight::ALL.into_iter().filter(|weight| weight.is_in(config)) {
         let tensor = match weight {
             Weight::Cores => cores(config, tensors)?,
-            _ => tensors.floats(&stored_name(config, weight, tensors))?,
+            _ => tensors.floats(&stored_name(config, weight, |name| tensors.has(name)))?,
         };
         weights.tensors[weight] = Some(tensor);
     }
@@ -38,13 +38,13 @@ pub(super) fn read<'a>(config: &MemoryConfig, tensors: &impl Lookup<'a>) -> Resu
 }
 
 /// A table may be the layer's own or in a module that layers share, whatever its kind has.
-fn stored_name<'a>(config: &MemoryConfig, weight: Weight, tensors: &impl Lookup<'a>) -> String {
+pub(super) fn stored_name(config: &MemoryConfig, weight: Weight, has: impl Fn(&str) -> bool) -> String {
     let name = weight.name(config);
     let other = match name.strip_prefix(SHARED) {
         Some(own) => own.to_string(),
         None => format!("{SHARED}{name}"),
     };
-    if weight.is_table() && !tensors.has(&name) && tensors.has(&other) { other } else { name }
+    if weight.is_table() && !has(&name) && has(&other) { other } else { name }
 }
 
 /// `[cores, heads, tucker_rank, tucker_rank]`, from a tensor a core.

@@ -52,6 +52,12 @@ impl<'a> HostTensor<'a> {
         &self.bytes
     }
 
+    /// The little-endian bytes, without the rest.
+    #[cfg(feature = "files")]
+    pub(crate) fn into_bytes(self) -> Cow<'a, [u8]> {
+        self.bytes
+    }
+
     /// The numbers, widened.
     pub fn to_f32(&self) -> Vec<f32> {
         widen(&self.bytes, self.dtype)

@@ -1,6 +1,6 @@
-//! `ultramem bench layer`: what a layer of any dimensions costs on this device, with random weights.
+//! `ultramem bench layer`: what a layer costs on this device: one of any dimensions, with random weights, or one of a file.
 
-use std::time::Instant;
+use std::{path::PathBuf, time::Instant};
 
 use clap::{Args, value_parser};
 use serde_json::json;
@@ -13,10 +13,16 @@ use crate::info::Preset;
 use crate::numbers::{bytes, counted, ms};
 use crate::report::{Report, device_json, device_line, dimensions_json, forward_table, measured_json, object};
 use crate::sampling::{Effort, milliseconds};
+use crate::source;
 
 /// Arguments of `bench layer`.
 #[derive(Debug, Args)]
 pub struct LayerArgs {
+    /// A safetensors file that holds a layer, or a whole model, in place of dimensions
+    #[arg(conflicts_with = "Shape")]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    layer: source::ModelLayer,
     /// Rows of the input
     #[arg(long, default_value_t = 256, value_parser = value_parser!(u64).range(1..))]
     tokens: u64,
@@ -83,11 +89,18 @@ impl Shape {
 
 /// Runs the verb.
 pub fn run(args: &LayerArgs, common: &Common) -> Result<Report> {
-    let config = MemoryConfig::new(args.shape.dimensions())?;
+    let source = args.file.as_ref().map(|path| args.layer.open(path)).transpose()?;
+    let config = match &source {
+        Some(source) => source.config().clone(),
+        None => MemoryConfig::new(args.shape.dimensions())?,
+    };
     let tokens = usize::try_from(args.tokens)?;
     fits_host(&config, tokens)?;
     let adapter = common.find()?;
-    let weights = Weights::random(&config, SEED);
+    let weights = match &source {
+        Some(source) => source.weights()?,
+        None => Weights::random(&config, SEED),
+    };
     let input = numbers(tokens * config.hidden_size);
     let start = Instant::now();
     let engine = adapter.engine(&config, &weights, common.dtype)?;
