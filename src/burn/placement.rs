@@ -8,6 +8,8 @@ use burn::{
 };
 
 use super::{Memory, MemoryBackend};
+#[cfg(feature = "files")]
+use crate::checkpoint::Model;
 use crate::{Error, MemoryConfig, Result, Weights};
 
 /// Where the layers of a model are. "2:5/6:9": one layer reads the normalised FFN input of block 2, and its output is added after
@@ -129,6 +131,36 @@ impl<B: MemoryBackend> Memories<B> {
             made.push(layer);
         }
         Ok(Self { layers: made, placement })
+    }
+
+    /// All memory layers of a model's checkpoint, where its settings place them; layers that share the first one's table share it here. `sparse`: as
+    /// in [`UltraMemConfig`](super::UltraMemConfig).
+    ///
+    /// # Errors
+    /// A model without memory layers, or whose settings do not say where they are; weights that do not fit.
+    #[cfg(feature = "files")]
+    pub fn from_model(model: &Model, sparse: bool, device: &B::Device) -> Result<Self> {
+        let mut made: Vec<Memory<B>> = Vec::new();
+        let mut places = Vec::new();
+        for layer in model.layers() {
+            let place = layer.place().ok_or_else(|| Error::Placement {
+                text: layer.name().into(),
+                problem: "the model's settings do not say in which block it is".into(),
+            })?;
+            let (config, weights) = (layer.config().clone(), model.weights(layer)?);
+            let shared = made.first().filter(|_| model.table_of(layer) == Some(0));
+            let memory = match shared {
+                Some(owner) => Memory::sharing(config, &weights, owner, device)?,
+                None => Memory::from_weights(config, &weights, sparse, device)?,
+            };
+            made.push(memory);
+            places.push(place);
+        }
+        if made.is_empty() {
+            let text = model.tensors().path().display().to_string();
+            return Err(Error::Placement { text, problem: "the model has no memory layer".into() });
+        }
+        Ok(Self { layers: made, placement: Placement(places) })
     }
 
     /// The layer whose tables the layer at `place` reads: itself, or the first.

@@ -13,6 +13,11 @@ pub fn fixture(name: &str) -> PathBuf {
     packed().unwrap_or_else(|| source("tests/fixtures")).join(name).with_extension("safetensors")
 }
 
+/// The folder of a whole model.
+pub fn model(name: &str) -> PathBuf {
+    packed().unwrap_or_else(|| source("tests/fixtures")).join("models").join(name)
+}
+
 /// A folder of the repository, of which the crate that is tested may be any part.
 fn source(folder: &str) -> PathBuf {
     let roots = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();

@@ -15,6 +15,7 @@ use ultramem::{
         LinguaMemoryPlus, Memories, MemoryBackend, MemoryPlus, Peer, ProductKeyMemory, UltraMem, UltraMemConfig,
         UltraMemV2,
     },
+    checkpoint::{Model, Tensors},
     reference,
 };
 
@@ -110,6 +111,27 @@ fn a_model_carries_its_skips() {
     let expected = first.forward(input.clone() + 1.0) + second.forward(input + 2.0);
     assert_eq!(numbers(hidden), numbers(expected));
     assert!(Memories::<Plain>::new("1:3".parse().unwrap(), 3, make).is_err());
+}
+
+/// A model's layers in one call, whose output is PyTorch's.
+#[test]
+fn a_model_s_layers_are_modules() {
+    let device = Default::default();
+    for name in
+        ["olmo_ultramem_v1", "olmo_ultramem_v2_sharded", "olmo_memory_plus", "lingua_memory_plus", "lingua_peer"]
+    {
+        let folder = support::common::model(name);
+        let model = Model::open(&folder).unwrap();
+        let memories = Memories::<Plain>::from_model(&model, true, &device).unwrap();
+        let expected = Tensors::open(folder.join("expected.safetensors")).unwrap();
+        for (at, layer) in model.layers().iter().enumerate() {
+            let numbers_of = |what| expected.floats(&format!("{}.{what}", layer.number())).unwrap().to_f32();
+            let input = tensor::<Plain>(&numbers_of("input"), layer.config().hidden_size);
+            let output = numbers(memories.try_forward(at, input).unwrap());
+            let off = relative_l2(&output, &numbers_of("output"));
+            assert!(off < 1e-5, "{name}, layer {at}: {off}");
+        }
+    }
 }
 
 #[test]
