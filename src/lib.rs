@@ -28,37 +28,33 @@
 //! # }
 //! ```
 
-mod backward;
 #[cfg(feature = "burn")]
 pub mod burn;
 pub mod checkpoint;
 mod config;
 mod cost;
-mod device_weights;
 mod error;
 mod layer;
 pub mod reference;
 mod spectrum;
 mod table;
-mod training;
 #[cfg(all(feature = "wgpu", not(target_family = "wasm")))]
 mod webgpu;
 mod weights;
-mod workspace;
 
-pub use backward::{Gradients, MapGradients, Saved};
 pub use checkpoint::Checkpoint;
 pub use config::{
     Activation, Blocks, Capabilities, Dimensions, ElementType, Kind, MemoryConfig, Norm, Queries, Scores, SharedSizes,
     SharedTable, Weigh,
 };
 pub use cost::{Caches, Choices, Cost, StageCost};
-pub use device_weights::{LayerWeights, device_shape};
 pub use error::{Error, Result};
-pub use layer::{Chosen, Forward, Kept, MemoryLayer, Strategies, Weighed};
+pub use layer::{
+    Chosen, Forward, Gradients, Kept, LayerWeights, MapGradients, MemoryLayer, Saved, SavedState, Strategies, Weighed,
+    device_shape, update_shared,
+};
 pub use spectrum::Spectrum;
 pub use table::ValueTable;
-pub use training::{SavedState, update_shared};
 pub use ultramem_kernels as kernels;
 pub use ultramem_kernels::{RowGradients, Tensor};
 #[cfg(all(feature = "wgpu", not(target_family = "wasm")))]

@@ -41,7 +41,7 @@ struct MemoryNode;
 
 /// What a call keeps for its backward pass.
 #[derive(Debug)]
-struct Kept<B: MemoryBackend> {
+struct SavedCall<B: MemoryBackend> {
     trace: Trace<B::Runtime>,
     is_sparse: bool,
     /// Where the gradients of sparse tables go where the layer learns, and the leaf that stands for the tables in this call.
@@ -84,14 +84,14 @@ impl<B: MemoryBackend, C: CheckpointStrategy> MemoryBackend for Autodiff<B, C> {
         if empty {
             let output = inner.input.clone();
             return Ok(match Backward::<B, PARENTS>::prepare::<C>(EmptyNode, nodes).compute_bound().stateful() {
-                OpsKind::Tracked(node) => node.finish(Arc::new(inner.kept_empty(sparse)), output),
+                OpsKind::Tracked(node) => node.finish(Arc::new(inner.saved_empty(sparse)), output),
                 OpsKind::UnTracked(node) => node.finish(output),
             });
         }
         match Backward::<B, PARENTS>::prepare::<C>(MemoryNode, nodes).compute_bound().stateful() {
             OpsKind::Tracked(node) => {
                 let (output, trace) = saving(inner)?;
-                Ok(node.finish(Arc::new(Kept::<B> { trace, is_sparse, sparse }), output))
+                Ok(node.finish(Arc::new(SavedCall::<B> { trace, is_sparse, sparse }), output))
             }
             OpsKind::UnTracked(node) => Ok(node.finish(B::memory(inner)?)),
         }
@@ -99,7 +99,7 @@ impl<B: MemoryBackend, C: CheckpointStrategy> MemoryBackend for Autodiff<B, C> {
 }
 
 impl<B: MemoryBackend> Backward<B, PARENTS> for MemoryNode {
-    type State = Arc<Kept<B>>;
+    type State = Arc<SavedCall<B>>;
 
     /// # Panics
     /// If the device refuses a launch: Burn's backward pass has no error to give.
@@ -119,9 +119,9 @@ impl<B: MemoryBackend> Backward<B, PARENTS> for MemoryNode {
 #[derive(Debug)]
 struct EmptyNode;
 
-/// What it keeps: of each parent, its shape, type and device; and what [`Kept`] keeps of a sparse table.
+/// What it keeps: of each parent, its shape, type and device; and what [`SavedCall`] keeps of a sparse table.
 #[derive(Debug)]
-struct KeptEmpty<B: MemoryBackend> {
+struct SavedEmpty<B: MemoryBackend> {
     parents: [(Shape, DType, Device<B>); PARENTS],
     sparse: Option<(Pendings, FloatTensor<Autodiff<B>>)>,
     /// Whether there are pre-values.
@@ -129,7 +129,7 @@ struct KeptEmpty<B: MemoryBackend> {
 }
 
 impl<B: MemoryBackend> Backward<B, PARENTS> for EmptyNode {
-    type State = Arc<KeptEmpty<B>>;
+    type State = Arc<SavedEmpty<B>>;
 
     fn backward(self, ops: Ops<Self::State, PARENTS>, grads: &mut Gradients, _: &mut Checkpointer) {
         if let Some((pending, leaf)) = &ops.state.sparse {
@@ -149,7 +149,7 @@ impl<B: MemoryBackend> Backward<B, PARENTS> for EmptyNode {
 }
 
 impl<B: MemoryBackend> Call<B> {
-    fn kept_empty(&self, sparse: Option<(Pendings, FloatTensor<Autodiff<B>>)>) -> KeptEmpty<B> {
+    fn saved_empty(&self, sparse: Option<(Pendings, FloatTensor<Autodiff<B>>)>) -> SavedEmpty<B> {
         let of = |weight: Weight| {
             let weight = if weight == Weight::Values && sparse.is_some() { stand_in(&self.config) } else { weight };
             self.tensors[weight].as_ref().unwrap_or(&self.input)
@@ -157,7 +157,7 @@ impl<B: MemoryBackend> Call<B> {
         let mut parents = [&self.input; PARENTS];
         Weight::ALL.into_iter().for_each(|weight| parents[place(weight)] = of(weight));
         let parents = parents.map(|tensor| (tensor.shape(), tensor.dtype(), B::float_device(tensor)));
-        KeptEmpty { parents, sparse, weighs: self.config.capabilities.weigh.is_some() }
+        SavedEmpty { parents, sparse, weighs: self.config.capabilities.weigh.is_some() }
     }
 }
 
@@ -195,7 +195,7 @@ type Found<R> = [Option<CubeTensor<R>>; PARENTS];
 ///
 /// `pass`: what the backward pass has found so far.
 fn backward<B: MemoryBackend>(
-    kept: &Kept<B>,
+    kept: &SavedCall<B>,
     grad_output: CubeTensor<B::Runtime>,
     pass: &Gradients,
 ) -> Result<Found<B::Runtime>> {

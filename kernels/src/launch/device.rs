@@ -17,7 +17,7 @@ pub struct Device {
     /// Column vectors of a weight that a unit keeps sums for.
     pub(crate) block: usize,
     /// Whether planes are a processor's vector registers.
-    pub(crate) narrow: bool,
+    pub(crate) on_cpu: bool,
     planes: usize,
     load_bytes: usize,
     max_width: usize,
@@ -42,14 +42,14 @@ impl Device {
         let plane_size = if hardware.plane_size_max == 0 { USUAL_PLANE } else { hardware.plane_size_max };
         // Planes this narrow are a processor's vector registers: a load costs it many times a multiplication, so a unit
         // takes on as large a block as it can, and a barrier saves and restores every plane, so a cube has one.
-        let narrow = plane_size <= NARROW;
+        let on_cpu = plane_size <= CPU_PLANE;
         let processors = hardware.num_streaming_multiprocessors.unwrap_or(16) as usize;
-        let (tile, block, planes) = if narrow { (16, 4, 1) } else { (8, 1, 8) };
+        let (tile, block, planes) = if on_cpu { (16, 4, 1) } else { (8, 1, 8) };
         Self {
             tile,
             block,
             planes,
-            narrow,
+            on_cpu,
             shared_bytes: hardware.max_shared_memory_size,
             plane_size: plane_size.min(64) as usize,
             load_bytes: hardware.load_width as usize / 8,
@@ -80,11 +80,11 @@ impl Device {
         if items >= most * self.busy_cubes { most } else { most.min(FEW_UNITS) }
     }
 
-    /// Units of a cube that selects among `work` candidates for each row of a tile. A narrow plane's lanes are best spent on a row
+    /// Units of a cube that selects among `work` candidates for each row of a tile. A CPU plane's lanes are best spent on a row
     /// each: [`select`](crate::select) needs no barrier then.
     pub(crate) fn units_for(&self, tile: usize, work: usize) -> usize {
         let units = self.units(work);
-        if self.narrow { units.min(tile.max(self.plane_size)) } else { units }
+        if self.on_cpu { units.min(tile.max(self.plane_size)) } else { units }
     }
 
     /// The widest vector of elements of `bytes` bytes that is one load and divides each of `sizes`.
@@ -131,7 +131,7 @@ impl Device {
 }
 
 /// Widest plane that is taken for a software device's.
-const NARROW: u32 = 8;
+const CPU_PLANE: u32 = 8;
 const USUAL_PLANE: u32 = 32;
 const MAX_UNITS: usize = 256;
 /// Units of a cube where there are few items: a plane of any device.
@@ -201,7 +201,7 @@ mod tests {
                     let whole = device.units(work).is_multiple_of(device.plane_size.min(device.most_units()));
                     assert!(whole, "{what}: a part of a plane for {work}");
                 }
-                assert_eq!(device.narrow, (1..=NARROW).contains(&plane), "{what}");
+                assert_eq!(device.on_cpu, (1..=CPU_PLANE).contains(&plane), "{what}");
             }
         }
     }

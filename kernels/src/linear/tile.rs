@@ -53,11 +53,11 @@ impl Sharing {
     }
 
     /// Whole cubes of columns where they reach every processor, else as many cubes as do, their units on slices of the depth. Not on
-    /// narrow planes, where a barrier costs more than it gains. `tiles` cubes stand beside each other already.
+    /// planes of a CPU, where a barrier costs more than it gains. `tiles` cubes stand beside each other already.
     pub fn choose(device: &Device, product: &Product, tiles: usize) -> Self {
         let block = (product.columns / device.plane_size).clamp(1, device.block);
         let whole = Self { lanes: device.units(product.columns.div_ceil(block)), slices: 1, block };
-        if device.narrow {
+        if device.on_cpu {
             return if tiles >= MANY_TILES { whole.widened(device, product) } else { whole };
         }
         if tiles * whole.cubes(product.columns) >= device.processors {
@@ -92,7 +92,7 @@ impl Sharing {
 
 /// Bytes of a sector, the least that a GPU moves.
 const SECTOR: usize = 32;
-/// Tiles that keep a narrow device's processors busy, whatever the columns of a cube.
+/// Tiles that keep a CPU's processors busy, whatever the columns of a cube.
 const MANY_TILES: usize = 4;
 /// The most column vectors of a unit.
 const WIDEST: usize = 16;

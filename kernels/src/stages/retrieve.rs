@@ -11,9 +11,9 @@ use crate::Result;
 use crate::launch::loops::{check_loops, fits_loops};
 use crate::launch::tensor::{Parts, Tensor, arg, f32_storage, u32_storage};
 use crate::select::lane_of;
-use crate::stages::combine::{self, Chosen, CombinePlan, PairScore, Row, Shape, choose_pairs, combine, slots_fit};
+use crate::stages::combine::{self, Chosen, CombinePlan, HeadRow, PairScore, Shape, choose_pairs, combine, slots_fit};
 use crate::stages::score::{
-    Kept, Place, PreparedKeys, Queries, ScorePlan, ScoreStrategy, Stage, merge, merge_bytes, write_keys,
+    Kept, Place, PreparedKeys, Queries, ScoreCall, ScorePlan, ScoreStrategy, merge, merge_bytes, write_keys,
 };
 
 /// Launches [`score`](crate::stages::score::score), then [`combine`](crate::stages::combine::combine); as one kernel what follows a split of the keys, where
@@ -29,7 +29,7 @@ pub fn retrieve<R: Runtime>(
     strategy: ScoreStrategy,
     pair_score: &PairScore<'_, R>,
 ) -> Result<(Kept<R>, Chosen<R>)> {
-    let stage = Stage::check(client, queries, keys, top_m, strategy)?;
+    let stage = ScoreCall::check(client, queries, keys, top_m, strategy)?;
     if is_short(&stage) {
         let work = Work::empty(&stage)?;
         let shape = Shape::check(client, &work.kept, pair_score)?;
@@ -56,16 +56,16 @@ pub fn retrieves_at_once<R: Runtime>(
     strategy: ScoreStrategy,
     pair_score: &PairScore<'_, R>,
 ) -> Result<bool> {
-    let stage = Stage::check(client, queries, keys, top_m, strategy)?;
+    let stage = ScoreCall::check(client, queries, keys, top_m, strategy)?;
     let kept = stage.kept()?;
     let shape = Shape::check(client, &kept, pair_score)?;
     Ok(is_short(&stage) && plan(&stage, &shape).is_some())
 }
 
 /// Whether the candidates are those of split keys and of so few tokens that one launch less counts.
-fn is_short<R: Runtime>(stage: &Stage<'_, R>) -> bool {
+fn is_short<R: Runtime>(stage: &ScoreCall<'_, R>) -> bool {
     let few = stage.tokens > 0 && stage.tokens * stage.plan.heads <= stage.device.busy_cubes;
-    stage.plan.splits > 1 && few && !stage.device.narrow
+    stage.plan.splits > 1 && few && !stage.device.on_cpu
 }
 
 /// What is fixed when the kernel is compiled: both sides of one head as two rows, then their pairs as one.
@@ -90,7 +90,7 @@ impl RetrievePlan {
 }
 
 /// The plan whose working set fits, with the grid of pairs in shared memory if it can be there.
-fn plan<R: Runtime>(stage: &Stage<'_, R>, shape: &Shape<'_, R>) -> Option<RetrievePlan> {
+fn plan<R: Runtime>(stage: &ScoreCall<'_, R>, shape: &Shape<'_, R>) -> Option<RetrievePlan> {
     let units = stage.device.units(usize::MAX);
     let score = ScorePlan { tile: 2, units, ..stage.plan };
     let combine = CombinePlan { units, ..shape.plan(score.side_keys) };
@@ -112,7 +112,7 @@ struct Work<R: Runtime> {
 }
 
 impl<R: Runtime> Work<R> {
-    fn empty(stage: &Stage<'_, R>) -> Result<Self> {
+    fn empty(stage: &ScoreCall<'_, R>) -> Result<Self> {
         let (candidates, kept) = (stage.candidates_shape(), stage.kept_shape());
         let (keys, scores) = (u32_storage(), f32_storage());
         let parts = [(&candidates[..], keys), (&candidates, scores), (&kept[..4], keys), (&kept, scores)];
@@ -124,7 +124,7 @@ impl<R: Runtime> Work<R> {
 }
 
 fn launch<R: Runtime>(
-    stage: &Stage<'_, R>,
+    stage: &ScoreCall<'_, R>,
     work: &Work<R>,
     shape: &Shape<'_, R>,
     plan: RetrievePlan,
@@ -215,7 +215,7 @@ fn retrieve_kernel<D: Size>(
         let score = vectors[side.row * size + i];
         work[kept_scores as usize + (CUBE_POS * 2 + side.row) * size + i] = u32::reinterpret(score);
     }
-    let row = Row { source: 0usize.runtime(), out: CUBE_POS, rows: cubes as usize, head };
+    let row = HeadRow { source: 0usize.runtime(), out: CUBE_POS, rows: cubes as usize, head };
     let at = lane_of(plan.combine.tile, plan.combine.units);
     let (keys, vectors) = (keys.to_slice(), vectors.to_slice());
     choose_pairs(&keys, &vectors, core, slots, scores, row, at, comptime!(plan.combine));

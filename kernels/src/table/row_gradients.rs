@@ -10,7 +10,7 @@ use crate::launch::tensor::{
     Tensor, arg, check, empty, f32_storage, from_u32, index, positive, sizes, u32_storage, zeros,
 };
 use crate::table::group::group;
-use crate::table::segment_sum::{Entries, sum_rows};
+use crate::table::segment_sum::{Terms, sum_rows};
 use crate::{Error, Result};
 
 /// The gradient of a table `[rows, width]`, of which only the used rows are listed: each once, ascending, all of them of the table. Only
@@ -191,7 +191,7 @@ fn join<R: Runtime>(client: &ComputeClient<R>, parts: &[&RowGradients<R>], rows:
         );
     }
     let entries =
-        Entries { source: &source, factors: &factors, sources: &sources, count: 1, slice: width, shared: false };
+        Terms { source: &source, factors: &factors, sources: &sources, count: 1, slice: width, shared: false };
     sum_rows(client, groups, &entries, rows)
 }
 

@@ -19,7 +19,7 @@ use crate::table::group::Groups;
 use crate::table::row_gradients::RowGradients;
 
 /// What belongs to the entries that are summed.
-pub(crate) struct Entries<'a, R: Runtime> {
+pub(crate) struct Terms<'a, R: Runtime> {
     /// u32 `[entries]`: which row of `sources` each entry reads.
     pub source: &'a Tensor<R>,
     /// f32 `[entries, factors]`.
@@ -81,7 +81,7 @@ const FEW_STRANDS: usize = 4;
 pub(crate) fn sum_rows<R: Runtime>(
     client: &ComputeClient<R>,
     groups: Groups<R>,
-    entries: &Entries<'_, R>,
+    entries: &Terms<'_, R>,
     table_rows: usize,
 ) -> Result<RowGradients<R>> {
     let shape = [groups.capacity, entries.count * entries.slice];
@@ -100,7 +100,7 @@ struct Sum<'a, R: Runtime> {
     client: &'a ComputeClient<R>,
     device: Device,
     groups: &'a Groups<R>,
-    entries: &'a Entries<'a, R>,
+    entries: &'a Terms<'a, R>,
     /// Numbers of a vector.
     vector: usize,
     /// Blocks of entries.
@@ -109,7 +109,7 @@ struct Sum<'a, R: Runtime> {
 }
 
 impl<'a, R: Runtime> Sum<'a, R> {
-    fn of(client: &'a ComputeClient<R>, groups: &'a Groups<R>, entries: &'a Entries<'a, R>) -> Self {
+    fn of(client: &'a ComputeClient<R>, groups: &'a Groups<R>, entries: &'a Terms<'a, R>) -> Self {
         let device = Device::of(client);
         let vector = device.width(4, &[entries.slice]);
         let slice = entries.slice / vector;

@@ -157,13 +157,13 @@ pub(crate) fn combine_kernel(
     let row = CUBE_POS * plan.tile + at.row;
     // A row past the last one computes the last one again and writes nothing.
     let source = min(row, rows as usize - 1);
-    let place = Row { source, out: row, rows: rows as usize, head: source % plan.heads };
+    let place = HeadRow { source, out: row, rows: rows as usize, head: source % plan.heads };
     choose_pairs(&kept_keys.to_slice(), &kept_scores.to_slice(), core, slots, scores, place, at, plan);
 }
 
 /// A row of pairs: where its sides lie among the kept, and where its result goes.
 #[derive(CubeType, Clone, Copy)]
-pub(crate) struct Row {
+pub(crate) struct HeadRow {
     /// Counts pairs of sides in the lists of kept keys.
     pub source: usize,
     /// `token · heads + head`; nothing is written where it is `rows` or more.
@@ -180,7 +180,7 @@ pub(crate) fn choose_pairs(
     core: &Array<f32>,
     slots: &mut Array<u32>,
     scores: &mut Array<f32>,
-    row: Row,
+    row: HeadRow,
     at: Lane,
     #[comptime] plan: CombinePlan,
 ) {
@@ -235,7 +235,7 @@ pub(crate) fn choose_pairs(
 fn load_pairs(
     kept_scores: &Slice<f32>,
     core: &Array<f32>,
-    row: Row,
+    row: HeadRow,
     at: Lane,
     keys: &mut SharedMemory<u32>,
     items: &mut SharedMemory<u32>,

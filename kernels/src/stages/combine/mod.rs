@@ -11,7 +11,7 @@ mod forward;
 use cubecl::prelude::*;
 
 pub use self::backward::{CombineGradients, CoreShares, combine_backward, core_shares};
-pub(crate) use self::forward::{CombinePlan, Row, choose_pairs};
+pub(crate) use self::forward::{CombinePlan, HeadRow, choose_pairs};
 use self::forward::{combine_kernel, listed_vectors};
 use crate::launch::device::Device;
 use crate::launch::loops::{check_loops, fits_loops};
@@ -143,7 +143,7 @@ impl<'a, R: Runtime> Shape<'a, R> {
 }
 
 /// Rows and units of a cube: the largest tile whose working set fits, with the grid in shared memory if it can be there, and, on
-/// narrow planes, if each row still has a unit of its own; more units for one row where they would go through too many iterations.
+/// planes of a CPU, if each row still has a unit of its own; more units for one row where they would go through too many iterations.
 fn tiled(device: &Device, plan: CombinePlan, rows: usize) -> CombinePlan {
     let tile_of = |stored, tile: usize| {
         let lanes = (device.units_for(tile, usize::MAX) / tile).max(1);
@@ -153,7 +153,7 @@ fn tiled(device: &Device, plan: CombinePlan, rows: usize) -> CombinePlan {
     let fits = |plan: &CombinePlan| shared_bytes(plan) <= device.shared_bytes && fits_loops(plan.loops());
     let stored = tiles.clone().map(|tile| tile_of(true, tile)).find(fits);
     let anew = tiles.map(|tile| tile_of(false, tile)).find(fits);
-    let crowded = |plan: &CombinePlan| device.narrow && plan.units > plan.tile;
+    let crowded = |plan: &CombinePlan| device.on_cpu && plan.units > plan.tile;
     let most = CombinePlan { stored: false, tile: 1, units: device.most_units(), ..plan };
     let doubled = |units: &usize| (*units < most.units).then_some(2 * units);
     let widened = core::iter::successors(Some(device.plane_size.min(most.units)), doubled);

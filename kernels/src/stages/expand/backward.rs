@@ -12,7 +12,7 @@
 use cubecl::prelude::*;
 
 use super::finish::{Finished, finish_backward};
-use super::{Memory, Stage, pool, project_pooled};
+use super::{ExpandCall, Memory, pool, project_pooled};
 use crate::Result;
 use crate::launch::device::Device;
 use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, zeros};
@@ -24,7 +24,7 @@ use crate::table::group::{Groups, group};
 use crate::table::locate::{Places, locate};
 use crate::table::row_gradients::RowGradients;
 use crate::table::row_products::row_products;
-use crate::table::segment_sum::{Entries, sum_rows};
+use crate::table::segment_sum::{Terms, sum_rows};
 
 /// Gradients of the stage.
 pub struct ExpandGradients<R: Runtime> {
@@ -76,7 +76,7 @@ pub fn expand_backward<R: Runtime>(
     grad_output: &Tensor<R>,
     strategy: ProjectStrategy,
 ) -> Result<ExpandGradients<R>> {
-    let stage = Stage::check(client, chosen, memory)?;
+    let stage = ExpandCall::check(client, chosen, memory)?;
     let (tokens, hidden_size, dtype) = (stage.tokens, stage.hidden_size, stage.dtype);
     let pooled_dim = stage.plan.blocks() * stage.plan.value_dim;
     match (weight, memory.weight) {
@@ -117,7 +117,7 @@ pub fn expand_backward<R: Runtime>(
     let scores = empty(client, "gradient of the scores", chosen.scores.shape(), f32_storage())?;
     row_products(client, memory.values, &places, &grad_pooled, stage.plan.cores, stage.width(), &scores)?;
     let groups = group(client, &places.rows, memory.rows.table_rows)?;
-    let entries = Entries {
+    let entries = Terms {
         source: &places.source,
         factors: &chosen.scores,
         sources: &grad_pooled,
@@ -137,7 +137,7 @@ pub fn expand_backward<R: Runtime>(
     })
 }
 
-impl<R: Runtime> Stage<'_, R> {
+impl<R: Runtime> ExpandCall<'_, R> {
     /// The gradients for no tokens: zeros, and no used row.
     fn nothing(&self) -> Result<ExpandGradients<R>> {
         let (client, plan, memory) = (self.client, &self.plan, self.memory);

@@ -80,7 +80,7 @@ impl ExpandPlan {
 
 /// A tile's entries, ordered by virtual block.
 #[derive(CubeType)]
-struct Entries {
+struct ByBlock {
     /// `[tile, entries]`: each entry's address, `block · table_rows + row`.
     addresses: SharedMemory<u32>,
     /// `[tile, entries]`: the entries by block, those of one block in their own order.
@@ -200,7 +200,7 @@ fn order_entries(
     token: usize,
     tokens: usize,
     #[comptime] plan: ExpandPlan,
-) -> Entries {
+) -> ByBlock {
     let size = comptime!(plan.tile * plan.entries);
     let of_token = comptime!(plan.blocks() * plan.chunks());
     let mut addresses = SharedMemory::<u32>::new(size);
@@ -247,7 +247,7 @@ fn order_entries(
         }
     }
     sync_cube();
-    Entries { addresses, order, starts }
+    ByBlock { addresses, order, starts }
 }
 
 /// A chunk of a token's entries, `first..last` of the tile's, and the block that is looked for in it.
@@ -277,7 +277,7 @@ fn part_of(i: usize, #[comptime] plan: ExpandPlan) -> Part {
     reason = "the outer one is decided when the kernel is compiled"
 )]
 fn pool<E: Float, N: Size>(
-    entries: &Entries,
+    entries: &ByBlock,
     scores: &Array<f32>,
     values: &Array<Vector<E, N>>,
     page: Page,

@@ -74,7 +74,7 @@ pub enum ExpandStrategy {
 
 impl ExpandStrategy {
     /// Two kernels where matrix units take the product, or the table has pages; one where its cubes reach the whole device, or where so few tokens gather that
-    /// cubes can share out the weight and each gather again. A narrow device's cubes don't share: one kernel for any tile.
+    /// cubes can share out the weight and each gather again. A CPU's device's cubes don't share: one kernel for any tile.
     /// `slots` are those of a token.
     pub fn choose<R: Runtime>(client: &ComputeClient<R>, tokens: usize, slots: usize, memory: &Memory<'_, R>) -> Self {
         let device = Device::of(client);
@@ -86,7 +86,7 @@ impl ExpandStrategy {
         let fits = pooled_dim.saturating_add(slots).saturating_mul(8) / 8 < usize::MAX / 64
             && (5 * pooled_dim + 8 * slots) * device.tile.min(tokens) <= device.shared_bytes
             && fits_loops(2 * loops);
-        let worth = match device.narrow {
+        let worth = match device.on_cpu {
             true => tokens > 1,
             false => tokens.div_ceil(device.tile) >= device.processors || tokens <= FEW_TOKENS,
         };
@@ -110,7 +110,7 @@ pub fn expand<R: Runtime>(
     memory: &Memory<'_, R>,
     strategy: ExpandStrategy,
 ) -> Result<Tensor<R>> {
-    let stage = Stage::check(client, chosen, memory)?;
+    let stage = ExpandCall::check(client, chosen, memory)?;
     if stage.tokens == 0 {
         return empty(client, "output", &[0, stage.hidden_size], stage.dtype);
     }
@@ -149,11 +149,11 @@ pub fn project_pooled<R: Runtime>(
 /// # Errors
 /// Shapes, types or sizes that don't fit; nothing is launched then.
 pub fn pool<R: Runtime>(client: &ComputeClient<R>, chosen: &Chosen<R>, memory: &Memory<'_, R>) -> Result<Tensor<R>> {
-    Stage::check(client, chosen, memory)?.launch_pool()
+    ExpandCall::check(client, chosen, memory)?.launch_pool()
 }
 
 /// The checked arguments.
-struct Stage<'a, R: Runtime> {
+struct ExpandCall<'a, R: Runtime> {
     client: &'a ComputeClient<R>,
     device: Device,
     chosen: &'a Chosen<R>,
@@ -167,7 +167,7 @@ struct Stage<'a, R: Runtime> {
     plan: ExpandPlan,
 }
 
-impl<'a, R: Runtime> Stage<'a, R> {
+impl<'a, R: Runtime> ExpandCall<'a, R> {
     fn check(client: &'a ComputeClient<R>, chosen: &'a Chosen<R>, memory: &'a Memory<'a, R>) -> Result<Self> {
         let first_page = memory.values.first().ok_or(Error::Zero { what: "pages of the values" })?;
         let dtype = float_type(client, first_page, "values")?.storage();
@@ -259,7 +259,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
         let gathered = plan.tile * plan.entries * plan.value_dim;
         let cubes = device.processors.div_ceil(self.tokens.div_ceil(plan.tile));
         let cubes = cubes.min(2 * pooled_dim * self.hidden_size / gathered);
-        if device.narrow || cubes <= 1 {
+        if device.on_cpu || cubes <= 1 {
             let block = (columns / plan.units).clamp(1, device.block);
             return Ok(ExpandPlan { sharing: Sharing { lanes: plan.units, slices: 1, block }, ..plan });
         }

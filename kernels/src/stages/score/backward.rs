@@ -18,7 +18,7 @@ use crate::linear::tile::zero_sums;
 use crate::stages::norm::{Norm, Normed, moments, norm_backward};
 use crate::table::group::group;
 use crate::table::row_gradients::RowGradients;
-use crate::table::segment_sum::{Entries, sum_rows};
+use crate::table::segment_sum::{Terms, sum_rows};
 use crate::{Error, Result};
 
 /// What the stage's forward pass was given, and the slots that came of it.
@@ -59,7 +59,7 @@ pub fn score_backward<R: Runtime>(
     scored: &Scored<'_, R>,
     grad_sides: &Tensor<R>,
 ) -> Result<ScoreGradients<R>> {
-    let stage = Stage::check(client, scored, grad_sides)?;
+    let stage = ScoreBackwardCall::check(client, scored, grad_sides)?;
     if stage.tokens == 0 {
         return stage.nothing();
     }
@@ -97,7 +97,7 @@ impl ScoreBackwardPlan {
 }
 
 /// The checked arguments.
-struct Stage<'a, R: Runtime> {
+struct ScoreBackwardCall<'a, R: Runtime> {
     client: &'a ComputeClient<R>,
     device: Device,
     scored: &'a Scored<'a, R>,
@@ -105,7 +105,7 @@ struct Stage<'a, R: Runtime> {
     plan: ScoreBackwardPlan,
 }
 
-impl<'a, R: Runtime> Stage<'a, R> {
+impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
     fn check(client: &'a ComputeClient<R>, scored: &'a Scored<'a, R>, grad_sides: &Tensor<R>) -> Result<Self> {
         let [tokens, heads, top_m, 2, rank] = *grad_sides.shape().as_slice() else {
             let (found, expected) = (grad_sides.shape().to_vec(), "[tokens, heads, top_m, 2, rank]");
@@ -256,7 +256,7 @@ impl<'a, R: Runtime> Stage<'a, R> {
         let rows = self.plan.heads * 2 * self.plan.side_keys;
         let groups = group(self.client, &keys, rows)?;
         let (count, slice) = (self.plan.rank, self.plan.key_dim);
-        let entries = Entries { source: &source, factors: grad_sides, sources: queries, count, slice, shared: true };
+        let entries = Terms { source: &source, factors: grad_sides, sources: queries, count, slice, shared: true };
         sum_rows(self.client, groups, &entries, rows)
     }
 

@@ -221,7 +221,7 @@ pub fn score<R: Runtime>(
     top_m: usize,
     strategy: ScoreStrategy,
 ) -> Result<Kept<R>> {
-    Stage::check(client, queries, keys, top_m, strategy)?.run()
+    ScoreCall::check(client, queries, keys, top_m, strategy)?.run()
 }
 
 /// Candidates per token and side that the first launch of [`score`] hands to the second; 0 where one launch does it all.
@@ -253,7 +253,7 @@ impl Cut {
 }
 
 /// The checked arguments.
-pub(crate) struct Stage<'a, R: Runtime> {
+pub(crate) struct ScoreCall<'a, R: Runtime> {
     pub client: &'a ComputeClient<R>,
     pub device: Device,
     pub query: &'a Tensor<R>,
@@ -266,7 +266,7 @@ pub(crate) struct Stage<'a, R: Runtime> {
     pub plan: ScorePlan,
 }
 
-impl<'a, R: Runtime> Stage<'a, R> {
+impl<'a, R: Runtime> ScoreCall<'a, R> {
     pub fn check(
         client: &'a ComputeClient<R>,
         queries: &Queries<'a, R>,

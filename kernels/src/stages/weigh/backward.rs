@@ -10,7 +10,7 @@
 use cubecl::prelude::*;
 
 use super::forward::{activate, activate_backward};
-use super::{Activation, PreValues, Stage, Weighed};
+use super::{Activation, PreValues, WeighCall, Weighed};
 use crate::Result;
 use crate::launch::loops::check_loops;
 use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage};
@@ -19,7 +19,7 @@ use crate::stages::combine::Chosen;
 use crate::stages::expand::{ExpandGradients, Memory, Readers, pool};
 use crate::table::locate::locate;
 use crate::table::row_gradients::RowGradients;
-use crate::table::segment_sum::{Entries, sum_rows};
+use crate::table::segment_sum::{Terms, sum_rows};
 
 /// Gradients of the stage.
 pub struct WeighGradients<R: Runtime> {
@@ -45,7 +45,7 @@ pub fn weigh_backward<R: Runtime>(
     pre_values: &PreValues<'_, R>,
     expand: &ExpandGradients<R>,
 ) -> Result<WeighGradients<R>> {
-    let stage = Stage::check(client, chosen, z, pre_values)?;
+    let stage = WeighCall::check(client, chosen, z, pre_values)?;
     let shape = chosen.scores.shape();
     check(client, &expand.scores, "gradient of the weighed scores", shape, f32_storage())?;
     check(client, &weighed.products, "products", &shape[..3], f32_storage())?;
@@ -65,7 +65,7 @@ pub fn weigh_backward<R: Runtime>(
     Ok(WeighGradients { scores, z: grad_z, pre_values })
 }
 
-impl<R: Runtime> Stage<'_, R> {
+impl<R: Runtime> WeighCall<'_, R> {
     /// The gradients of scores and of products, a unit a slot.
     fn grad_products(
         &self,
@@ -103,7 +103,7 @@ impl<R: Runtime> Stage<'_, R> {
             _ => Some(locate(self.client, &self.chosen.slots, self.entries, &self.rows)?),
         };
         let z = cast(self.client, self.z, f32_storage())?;
-        let entries = Entries {
+        let entries = Terms {
             source: &anew.as_ref().unwrap_or(&readers.places).source,
             factors: grad_products,
             sources: &z,

@@ -72,11 +72,11 @@ pub fn weigh<R: Runtime>(
     z: &Tensor<R>,
     pre_values: &PreValues<'_, R>,
 ) -> Result<Weighed<R>> {
-    Stage::check(client, chosen, z, pre_values)?.run()
+    WeighCall::check(client, chosen, z, pre_values)?.run()
 }
 
 /// The checked arguments.
-struct Stage<'a, R: Runtime> {
+struct WeighCall<'a, R: Runtime> {
     client: &'a ComputeClient<R>,
     device: Device,
     chosen: &'a Chosen<R>,
@@ -92,7 +92,7 @@ struct Stage<'a, R: Runtime> {
     pre_dim: usize,
 }
 
-impl<'a, R: Runtime> Stage<'a, R> {
+impl<'a, R: Runtime> WeighCall<'a, R> {
     fn check(
         client: &'a ComputeClient<R>,
         chosen: &'a Chosen<R>,

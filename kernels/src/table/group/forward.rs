@@ -19,10 +19,10 @@ pub(crate) struct SortPlan {
 }
 
 impl SortPlan {
-    /// How keys below `limit` are sorted. Few units, as narrow planes have them, take long chunks and large digits: fewer passes. All
+    /// How keys below `limit` are sorted. Few units, as planes of a CPU have them, take long chunks and large digits: fewer passes. All
     /// digits are of one size, and no larger than that many of them need.
     pub fn of(device: &Device, limit: usize) -> Self {
-        let (most, chunk) = if device.narrow { (8, 256) } else { (4, 16) };
+        let (most, chunk) = if device.on_cpu { (8, 256) } else { (4, 16) };
         let bits = key_bits(limit).div_ceil(key_bits(limit).div_ceil(most));
         Self { bits, units: device.units(usize::MAX), chunk }
     }

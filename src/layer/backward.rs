@@ -28,7 +28,7 @@ use ultramem_kernels::score::{Kept, ScoreGradients, Scored, score_backward};
 use ultramem_kernels::weigh::{WeighGradients, Weighed, weigh_backward};
 use ultramem_kernels::{RowGradients, Tensor};
 
-use crate::layer::{Maps, missing};
+use super::forward::{Maps, missing};
 use crate::{ElementType, Error, Forward, MemoryLayer, PerWeight, Result, Weight, reference};
 
 /// What the forward pass leaves for the backward pass.

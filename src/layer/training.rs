@@ -19,7 +19,7 @@ use cubecl::prelude::*;
 use ultramem_kernels::optimiser::{Optimiser, Rule, Step};
 use ultramem_kernels::{ElementType, RowGradients, Tensor};
 
-use crate::layer::missing;
+use super::forward::missing;
 use crate::table::{cut, upload};
 use crate::{Checkpoint, Error, HostTensor, MemoryLayer, PerWeight, Result, ValueTable, Weight, Weights};
 
