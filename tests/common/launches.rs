@@ -223,7 +223,8 @@ fn expanded<R: Runtime>(draw: &mut Draw<'_, R>, backward: bool) -> Result<(), Er
         output_gate: draw.one_in(2).then_some(&output_gate),
     };
     // Another weight or other slots may fit each other, too.
-    let (scores, columns) = (chosen.scores.shape().to_vec(), memory.weight.map_or(hidden, |it| it.shape()[1]));
+    let (scores, columns) =
+        (chosen.scores.shape().to_vec(), memory.weight.map_or(hidden, |it| it.shape().last().copied().unwrap_or(0)));
     if backward {
         let own = draw.tensor(&[hidden, pooled_blocks * value_dim], dtype);
         let grad = draw.tensor(&[tokens, hidden], dtype);

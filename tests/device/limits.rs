@@ -227,7 +227,7 @@ fn tensors_of_another_device_are_refused() {
     layer.update_values(&mut optimiser, &gradients.values, &step).unwrap();
     let elsewhere = LayerWeights::upload(&client(), &config, &weights, ElementType::F32).unwrap();
     let found = MemoryLayer::from_device(&other_client(), config, elsewhere);
-    assert_says(found.map(|_| ()), &["query_proj is on another device"]);
+    assert_says(found.map(|_| ()), &["query_proj.weight is on another device"]);
 }
 
 /// So is a table without rows.
