@@ -182,11 +182,14 @@ fn broken_files_are_refused() {
         parts.header["other"] = parts.header["keys"].take();
         parts.header.as_object_mut().expect("the header is an object").remove("keys");
     });
+    let mut parts = Parts::read(fixture("ultramem_v1_tiny"));
+    parts.header["__metadata__"]["kind"] = "ultramem_v9".into();
+    let unknown = parts.write(Path::new(&path("unknown")));
     for verb in ["info", "check", "forward -o /nonexistent/out", "backward -o /nonexistent/out"] {
         ultramem(&format!("{verb} {}", path("text"))).refused(&["text"]);
         ultramem(&format!("{verb} {}", path("cut"))).refused(&["cut"]);
         ultramem(&format!("{verb} {missing}")).refused(&["keys"]);
-        ultramem(&format!("{verb} {}", fixture("ultramem_v2_tiny"))).refused(&["ultramem_v2"]);
+        ultramem(&format!("{verb} {unknown}")).refused(&["kind", "ultramem_v9"]);
     }
 }
 
