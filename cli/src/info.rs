@@ -34,15 +34,23 @@ pub enum Preset {
     /// One of the three layers of the paper's model of 151M activated parameters
     #[value(name = "ultramem_151m")]
     Ultramem151m,
+    /// The first of the 20 layers of UltraMemV2's model of 227M activated parameters
+    #[value(name = "ultramem_v2_227m")]
+    UltramemV2With227m,
+    /// The first of the 16 layers of UltraMemV2's model of 1B activated parameters
+    #[value(name = "ultramem_v2_1b")]
+    UltramemV2With1b,
 }
 
 impl Preset {
     /// The preset's dimensions.
-    pub fn dimensions(self) -> Dimensions {
-        match self {
+    pub fn dimensions(self) -> Result<Dimensions> {
+        Ok(match self {
             Self::UltramemV1With1b => Dimensions::ultramem_v1_1b(),
             Self::Ultramem151m => Dimensions::ultramem_151m(),
-        }
+            Self::UltramemV2With227m => Dimensions::ultramem_v2_227m(0)?,
+            Self::UltramemV2With1b => Dimensions::ultramem_v2_1b(0)?,
+        })
     }
 }
 
@@ -55,7 +63,7 @@ pub fn run(args: &InfoArgs) -> Result<Report> {
             Ok(source) => source.weights().map(|_| of_layer(source.config())),
             Err(model) => of_model(path, &model),
         },
-        (None, Some(preset)) => Ok(of_layer(&MemoryConfig::new(preset.dimensions())?)),
+        (None, Some(preset)) => Ok(of_layer(&MemoryConfig::new(preset.dimensions()?)?)),
         (None, None) => Err(Failure::new("a file or --preset is needed")),
     }
 }

@@ -83,7 +83,7 @@ pub fn run(args: &KernelsArgs, common: &Common) -> Result<Report> {
         let text = format!("{kernels}\n{stages}");
         return Ok(Report { json: json!({ "kernels": kernels, "stages": stages }), text, passed: true });
     };
-    let config = MemoryConfig::new(args.shape.dimensions())?;
+    let config = MemoryConfig::new(args.shape.dimensions()?)?;
     let device = tracing_device(args.device, args.target.target());
     let tracer = Tracer::new(&device, &config, common.dtype)?;
     let mut launches = tracer.prepare().to_vec();

@@ -7,9 +7,12 @@ use std::path::Path;
 
 use cubecl::Runtime;
 use cubecl::future::block_on;
-use ultramem::kernels::{empty, u32_storage};
+use ultramem::kernels::expand::{Memory, pool};
+use ultramem::kernels::{RowSource, empty, u32_storage};
 use ultramem::kernels::{expand::ExpandStrategy, linear::ProjectStrategy, optimiser::Rule, score::ScoreStrategy};
-use ultramem::{Dimensions, ElementType, Kind, MemoryConfig, Norm, RowGradients, Strategies};
+use ultramem::{
+    Capabilities, Chosen, Dimensions, ElementType, Kind, MemoryConfig, Norm, RowGradients, SharedTable, Strategies,
+};
 use ultramem_offline::compile::{Architecture, Compiled, Resources, compile, compile_all};
 use ultramem_offline::trace::{Traced, Tracer, step, tracing_device};
 use ultramem_offline::{Argument, Kernel, LaunchReport, OfflineDevice, OfflineRuntime, Target, table};
@@ -55,7 +58,7 @@ const MIXED: &str = "cubek: an f32 gradient is converted to bf16 through an arra
 
 /// Value rows that are known to be loaded in parts: the entry point's beginning and where.
 const NARROW: [(&str, Architecture, &str); 2] =
-    [("grad_scores_kernel_e_f32", Architecture::Sm100, SPLIT), ("accumulate_kernel", Architecture::Sm100, SPLIT)];
+    [("row_products_kernel_e_f32", Architecture::Sm100, SPLIT), ("accumulate_kernel", Architecture::Sm100, SPLIT)];
 const SPLIT: &str =
     "NVRTC 12.8 cuts every second unrolled load of four f32 into 4, 4 and 8 bytes there, and nowhere else";
 
@@ -77,8 +80,20 @@ fn layers(architecture: Architecture) -> Vec<(Dimensions, ElementType)> {
         layers.extend([ElementType::F32, ElementType::F16].map(|dtype| (memory_plus.clone(), dtype)));
         layers.push((Dimensions { capabilities: Kind::ProductKey.capabilities(), ..product_keys }, ElementType::F32));
         layers.extend([ElementType::F32, ElementType::BF16].map(|dtype| (odd.clone(), dtype)));
+        layers.extend(family().into_iter().map(|dims| (dims, ElementType::BF16)));
     }
     layers
+}
+
+/// What the other capabilities add: UltraMemV2, lingua's Memory+ with both gates, PEER.
+fn family() -> [Dimensions; 3] {
+    let shared = Some(SharedTable { rows: 1 << 16, offset: 1 << 15 });
+    let v2 = Dimensions { capabilities: Kind::UltraMemV2.capabilities(), heads: 1, pre_dim: 192, shared, ..real() };
+    let additive = Dimensions { tucker_rank: 1, cores: 1, expansion: 1, ..real() };
+    let gates = Capabilities { output_gated: true, ..Kind::LinguaMemoryPlus.capabilities() };
+    let (capabilities, hidden_size) = (Kind::Peer.capabilities(), additive.hidden_size);
+    let peer = Dimensions { capabilities, value_dim: hidden_size, pre_dim: hidden_size, ..additive.clone() };
+    [v2, Dimensions { capabilities: gates, ..additive }, peer]
 }
 
 /// Each stage by each of its strategies.
@@ -184,8 +199,8 @@ fn kernel_names(folder: &Path) -> BTreeSet<String> {
     names
 }
 
-/// What no layer and no step launches: routing without a product, a gradient of the whole table, and the sort of more entries than one cube
-/// adds up.
+/// What no layer and no step launches: routing without a product, a gradient of the whole table, the sort of more entries than one cube
+/// adds up, and a shuffle in pages.
 fn others(device: &OfflineDevice) -> Vec<LaunchReport> {
     let client = OfflineRuntime::client(device);
     let tensor = |shape: &[usize], storage| empty(&client, "tensor", shape, storage).unwrap();
@@ -195,6 +210,18 @@ fn others(device: &OfflineDevice) -> Vec<LaunchReport> {
     let (listed, count) = (tensor(&[entries], u32_storage()), tensor(&[1], u32_storage()));
     let gradients = RowGradients::new(&client, &listed, &count, &tensor(&[entries, 1], float), rows).unwrap();
     gradients.dense(&client, rows).unwrap();
+    // A shuffle in pages.
+    let shuffle = [tensor(&[40], u32_storage()), tensor(&[24], u32_storage())];
+    let memory = Memory {
+        values: &[tensor(&[64, 8], float)],
+        rows: RowSource::own(&shuffle, 1, 64),
+        weight: None,
+        bias: None,
+        gate: None,
+        output_gate: None,
+    };
+    let chosen = Chosen { slots: tensor(&[4, 2, 8], u32_storage()), scores: tensor(&[4, 2, 8, 1], float) };
+    pool(&client, &chosen, &memory).unwrap();
     block_on(client.sync()).unwrap();
     device.take_reports()
 }
@@ -239,7 +266,9 @@ fn launches(device: &OfflineDevice, config: &MemoryConfig, dtype: ElementType) -
     let mut tracer = Tracer::new(device, config, dtype).unwrap();
     let mut launches = tracer.prepare().to_vec();
     launches.extend(tracer.forward(1, None).unwrap());
-    for strategies in strategies() {
+    let of = &config.capabilities;
+    let fuses = of.projects && !of.biased && !of.output_gated;
+    for strategies in strategies().into_iter().filter(|it| fuses || it.expand != ExpandStrategy::Fused) {
         launches.extend(tracer.forward(1, Some(strategies)).unwrap());
         launches.extend(tracer.forward(TOKENS, Some(strategies)).unwrap());
     }
@@ -309,6 +338,7 @@ fn every_kernel_compiles_without_spills_and_loads_rows_whole() {
         "retrieve",
         "expand",
         "pool",
+        "row_products",
         "matmul",
         "norm_backward",
         "sum_rows",

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use proptest::test_runner::TestError;
-use ultramem::{Dimensions, ElementType, Kind, Norm, Weight, reference};
+use ultramem::{Capabilities, Dimensions, ElementType, Kind, Norm, SharedTable, Weight, reference};
 
-use crate::common::{golden_files, random_input};
+use crate::common::{golden_files, random_input, small};
 use crate::device::{Case, Found, assert_close, poison};
 use crate::shapes::{any_dimensions, plain, product_keys, random_case, runner};
 
@@ -130,22 +130,30 @@ fn random_shapes_agree_with_the_oracle_in_half_precision() {
 #[test]
 fn two_runs_give_the_same_bits() {
     let dims = Dimensions { hidden_size: 64, side_keys: 32, top_m: 8, ..plain() };
-    let case = random_case(&dims, 500, ElementType::F32, 5);
-    let grad_output = random_input(case.layer.config(), 500, 6);
-    let bits = || -> Vec<u64> {
-        let (_, found) = gradients(&case, &case.input, &grad_output);
-        named(&found).into_iter().flat_map(|(_, numbers)| numbers).map(f64::to_bits).collect()
-    };
-    let first = bits();
-    for run in 0..3 {
-        assert!(bits() == first, "run {run} differs");
+    let shared = Some(SharedTable { rows: 300, offset: 100 });
+    let v2 = Dimensions { capabilities: Kind::UltraMemV2.capabilities(), pre_dim: 12, shared, ..dims.clone() };
+    let gates = Capabilities { output_gated: true, ..Kind::LinguaMemoryPlus.capabilities() };
+    let lingua = Dimensions { capabilities: gates, side_keys: 32, ..product_keys(Kind::LinguaMemoryPlus) };
+    for dims in [dims, v2, lingua] {
+        let case = random_case(&dims, 500, ElementType::F32, 5);
+        let grad_output = random_input(case.layer.config(), 500, 6);
+        let bits = || -> Vec<u64> {
+            let (_, found) = gradients(&case, &case.input, &grad_output);
+            named(&found).into_iter().flat_map(|(_, numbers)| numbers).map(f64::to_bits).collect()
+        };
+        let first = bits();
+        for run in 0..3 {
+            assert!(bits() == first, "{dims:?}: run {run} differs");
+        }
     }
 }
 
 /// One token's NaN spoils its own input gradient, and the rows that its slots name; other tokens and rows keep their bits.
 #[test]
 fn a_nan_spoils_no_other_token_and_no_other_row() {
-    for dims in [plain(), product_keys(Kind::ProductKey), product_keys(Kind::MemoryPlus)] {
+    let small = [Kind::UltraMemV2, Kind::Peer].map(|kind| (*small(kind)).clone());
+    let older = [plain(), product_keys(Kind::ProductKey), product_keys(Kind::MemoryPlus)];
+    for dims in older.into_iter().chain(small) {
         let (case, bad) = (random_case(&dims, 9, ElementType::F32, 3), 4);
         let config = case.layer.config();
         let grad_output = random_input(config, 9, 4);
@@ -162,13 +170,15 @@ fn a_nan_spoils_no_other_token_and_no_other_row() {
         let entries = config.heads * config.top_m;
         let row_of = |&slot: &u32| {
             let address = case.weights.shuffle_index.as_ref().map_or(slot, |index| index[slot as usize]);
-            address as usize % config.rows()
+            config.place(address as usize).1
         };
         let own = |slots: &[u32]| slots[bad * entries..][..entries].iter().map(row_of).collect::<Vec<_>>();
         // With a number in its place, the token named other rows.
         let named = [own(&slots), own(&clean_slots)].concat();
-        for (row, gradient) in spoilt.values.iter().filter(|(row, _)| !named.contains(row)) {
-            assert_eq!(Some(gradient), clean.values.get(row), "{dims:?}: row {row}");
+        for (spoilt, clean) in [(&spoilt.values, &clean.values), (&spoilt.pre_values, &clean.pre_values)] {
+            for (row, gradient) in spoilt.iter().filter(|(row, _)| !named.contains(row)) {
+                assert_eq!(Some(gradient), clean.get(row), "{dims:?}: row {row}");
+            }
         }
     }
 }

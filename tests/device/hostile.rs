@@ -49,6 +49,14 @@ fn a_spoilt_token_spoils_only_itself_behind_a_gate() {
 }
 
 #[test]
+fn a_spoilt_token_spoils_only_itself_behind_pre_values() {
+    for kind in [Kind::UltraMemV2, Kind::Peer, Kind::LinguaMemoryPlus] {
+        let case = case(kind, ElementType::F32);
+        assert_contained(&case, case.layer.strategies(TOKENS));
+    }
+}
+
+#[test]
 fn a_spoilt_token_spoils_only_itself_in_half_precision() {
     let case = case(Kind::UltraMem, ElementType::F16);
     assert_contained(&case, case.layer.strategies(TOKENS));
@@ -56,7 +64,7 @@ fn a_spoilt_token_spoils_only_itself_in_half_precision() {
 
 #[test]
 fn the_same_call_gives_the_same_bits() {
-    for kind in [Kind::UltraMem, Kind::ProductKey] {
+    for kind in [Kind::UltraMem, Kind::ProductKey, Kind::UltraMemV2, Kind::Peer] {
         let case = case(kind, ElementType::F32);
         for strategies in every_strategy() {
             let first = case.run(&case.input, strategies);

@@ -70,9 +70,9 @@ pub struct Shape {
 
 impl Shape {
     /// The dimensions.
-    pub fn dimensions(&self) -> Dimensions {
-        let base = self.preset.map_or_else(Dimensions::default, Preset::dimensions);
-        Dimensions {
+    pub fn dimensions(&self) -> Result<Dimensions> {
+        let base = self.preset.map_or_else(|| Ok(Dimensions::default()), Preset::dimensions)?;
+        Ok(Dimensions {
             hidden_size: self.hidden_size.unwrap_or(base.hidden_size),
             side_keys: self.side_keys.unwrap_or(base.side_keys),
             key_dim: self.key_dim.unwrap_or(base.key_dim),
@@ -83,7 +83,7 @@ impl Shape {
             expansion: self.expansion.unwrap_or(base.expansion),
             tucker_rank: self.tucker_rank.unwrap_or(base.tucker_rank),
             ..base
-        }
+        })
     }
 }
 
@@ -92,7 +92,7 @@ pub fn run(args: &LayerArgs, common: &Common) -> Result<Report> {
     let source = args.file.as_ref().map(|path| args.layer.open(path)).transpose()?;
     let config = match &source {
         Some(source) => source.config().clone(),
-        None => MemoryConfig::new(args.shape.dimensions())?,
+        None => MemoryConfig::new(args.shape.dimensions()?)?,
     };
     let tokens = usize::try_from(args.tokens)?;
     fits_host(&config, tokens)?;

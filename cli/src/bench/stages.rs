@@ -37,7 +37,7 @@ type Found = (usize, Measured);
 /// Runs the verb.
 pub fn run(args: &StagesArgs, common: &Common) -> Result<Report> {
     let picture = args.series.plot.as_deref().map(Picture::at).transpose()?;
-    let config = MemoryConfig::new(args.shape.dimensions())?;
+    let config = MemoryConfig::new(args.shape.dimensions()?)?;
     let tokens = ordered(&args.tokens);
     fits_host(&config, tokens.last().copied().unwrap_or(0))?;
     let adapter = common.find_device("bench stages")?;

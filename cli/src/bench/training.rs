@@ -30,7 +30,7 @@ const RULE: Rule = Rule::Adam { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay
 
 /// Runs the verb.
 pub fn run(args: &TrainingArgs, common: &Common) -> Result<Report> {
-    let config = MemoryConfig::new(args.shape.dimensions())?;
+    let config = MemoryConfig::new(args.shape.dimensions()?)?;
     let tokens = usize::try_from(args.tokens)?;
     fits_host(&config, tokens)?;
     let adapter = common.find_device("bench training")?;
