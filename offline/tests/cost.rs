@@ -10,8 +10,8 @@ use cubecl::future::block_on;
 use ultramem::kernels::optimiser::{Rule, Step};
 use ultramem::kernels::{block_of, from_f32};
 use ultramem::{
-    Caches, Choices, Chosen, Dimensions, ElementType, Kept, Kind, MapGradients, MemoryConfig, MemoryLayer, Strategies,
-    Tensor, Weights,
+    Caches, Capabilities, Choices, Chosen, Dimensions, ElementType, Kept, Kind, MapGradients, MemoryConfig,
+    MemoryLayer, SharedTable, Strategies, Tensor, Weights,
 };
 use ultramem_offline::trace::{Tracer, tracing_device};
 use ultramem_offline::{Gpu, OfflineDevice, OfflineRuntime, Target};
@@ -221,6 +221,38 @@ fn no_stage_moves_more_backwards_than_the_model_says() {
                 "{rule:?}, {used} rows, {about}: {measured} of {least}..={most}"
             );
         }
+    }
+}
+
+/// What the rest of the family adds: pre-values, shared tables, biases, gates, no projection.
+#[test]
+fn no_stage_of_the_family_moves_more_than_the_model_says() {
+    let product_keys = Dimensions { tucker_rank: 1, cores: 1, expansion: 1, ..dimensions() };
+    let of = |kind: Kind| kind.capabilities();
+    let rows = dimensions().side_keys.pow(2) / dimensions().expansion;
+    let shared = Some(SharedTable { rows: 2 * rows, offset: rows + rows / 2 });
+    let v2 = Dimensions { capabilities: of(Kind::UltraMemV2), pre_dim: 32, shared, ..dimensions() };
+    let gates = Capabilities { output_gated: true, ..of(Kind::LinguaMemoryPlus) };
+    let lingua = Dimensions { capabilities: gates, ..product_keys.clone() };
+    let (capabilities, hidden_size) = (of(Kind::Peer), product_keys.hidden_size);
+    let peer = Dimensions { capabilities, value_dim: hidden_size, pre_dim: hidden_size, ..product_keys };
+    for (dims, dtype) in
+        [(v2.clone(), ElementType::F32), (v2, ElementType::BF16), (lingua, ElementType::BF16), (peer, ElementType::F32)]
+    {
+        let (tokens, caches) = (96, Caches { bytes: LARGE, tile: 8 });
+        let mut scale = Scale::new(dims, dtype, tokens);
+        let strategies = scale.layer.strategies(tokens);
+        let (measured, choices) = scale.forward(strategies, LARGE);
+        let config = scale.layer.config().clone();
+        let about = format!("{:?}, {dtype}", config.kind());
+        hold(&about, config.traffic_of(tokens, choices, dtype, strategies, caches), measured, LEFT_OUT);
+        let (measured, choices, _) = scale.backward(LARGE, &RULES[..1]);
+        hold(
+            &format!("{about}, backwards"),
+            scale.layer.backward_traffic_of(tokens, choices, caches),
+            measured,
+            COUNTS,
+        );
     }
 }
 
