@@ -109,6 +109,7 @@ fn sizes_text(model: &Model) -> String {
         let (first, last) = (&run[0], &run[run.len() - 1]);
         let numbers = match run.len() {
             1 => first.number().to_string(),
+            2 => format!("{}, {}", first.number(), last.number()),
             _ => format!("{} to {}", first.number(), last.number()),
         };
         table.row([numbers].into_iter().chain(sizes(first.config())));
