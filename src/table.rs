@@ -63,6 +63,16 @@ impl<R: Runtime> ValueTable<R> {
         Ok(Self { pages: vec![values], dtype })
     }
 
+    /// A table in pages that are on the device already, each `[rows of the page, width]`.
+    ///
+    /// # Errors
+    /// [`Zero`](ultramem_kernels::Error::Zero) for no page; as [`from_device`](Self::from_device). Their shapes are checked with the layer's.
+    pub fn from_pages(pages: Vec<Tensor<R>>) -> Result<Self> {
+        let first = pages.first().ok_or(ultramem_kernels::Error::Zero { what: "pages of a table" })?;
+        let dtype = Self::from_device(first.clone())?.dtype;
+        Ok(Self { pages, dtype })
+    }
+
     /// What stands in a table's place while that is away.
     pub(crate) fn nothing(dtype: ElementType) -> Self {
         Self { pages: Vec::new(), dtype }

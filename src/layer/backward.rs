@@ -81,6 +81,14 @@ pub struct Gradients<R: Runtime> {
     pub pre_values: Option<RowGradients<R>>,
 }
 
+/// What comes through the maps of the input.
+pub struct InputGradients<R: Runtime> {
+    /// `[tokens, hidden_size]`, in the layer's element type.
+    pub input: Tensor<R>,
+    /// f32, of the maps' weights and biases.
+    pub tensors: PerWeight<Option<Tensor<R>>>,
+}
+
 /// The gradients of what the input was mapped to, besides the queries; f32, each where the layer has the map.
 pub struct MapGradients<R: Runtime> {
     /// `[tokens, value_dim]`: of the gate before its silu.
@@ -134,7 +142,7 @@ impl<R: Runtime> MemoryLayer<R> {
         let score = self.score_backward(saved, &combine.sides)?;
         let (z, pre_values) = weigh.map_or((None, None), |weigh| (Some(weigh.z), Some(weigh.pre_values)));
         let maps = MapGradients { gate: expand.gate, output_gate: expand.output_gate, z };
-        let (input, mut tensors) = self.query_backward(input, &score.query, &maps)?;
+        let InputGradients { input, mut tensors } = self.query_backward(input, &score.query, &maps)?;
         for (weight, gradient) in [
             (Weight::QueryNorm, score.query_norm),
             (Weight::KeysNorm, score.keys_norm),
@@ -204,7 +212,7 @@ impl<R: Runtime> MemoryLayer<R> {
         input: &Tensor<R>,
         grad_query: &Tensor<R>,
         grads: &MapGradients<R>,
-    ) -> Result<(Tensor<R>, PerWeight<Option<Tensor<R>>>)> {
+    ) -> Result<InputGradients<R>> {
         self.check_input(input)?;
         let strategy = self.backward_product(input.shape()[0]);
         let column = |gate: &Tensor<R>| gate.reshaped(vec![gate.shape()[0], 1]);
@@ -236,7 +244,7 @@ impl<R: Runtime> MemoryLayer<R> {
             tensors[weight] = Some(of_map.weight);
             bias.into_iter().for_each(|bias| tensors[bias] = of_map.bias.clone());
         }
-        Ok((found.input, tensors))
+        Ok(InputGradients { input: found.input, tensors })
     }
 
     /// How the backward pass computes its products: as the forward pass, but an f16 gradient is not given to matrix units, which would

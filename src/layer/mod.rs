@@ -14,7 +14,7 @@ mod training;
 mod weights;
 mod workspace;
 
-pub use backward::{Gradients, MapGradients, Saved};
+pub use backward::{Gradients, InputGradients, MapGradients, Saved};
 pub use forward::{Chosen, Forward, Kept, MemoryLayer, Strategies, Weighed};
 pub use training::{SavedState, update_shared};
 pub use weights::{LayerWeights, device_shape};

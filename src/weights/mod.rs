@@ -10,6 +10,7 @@ use std::ops::Index;
 
 pub use names::{PerWeight, Weight};
 pub use tensor::HostTensor;
+#[cfg(feature = "files")]
 pub(crate) use tensor::count;
 
 use crate::{ElementType, Error, MemoryConfig, Result};

@@ -68,7 +68,9 @@ impl Plan {
         let (hidden, element) = (self.scale.hidden_size as u64, dtype.size() as u64);
         let ffn = hidden * self.inner.max(self.experts * self.expert_inner) as u64 * element;
         let memory = self.memory.as_ref().map_or(0, |memory| {
-            let values = (memory.table_rows() * memory.value_dim.max(memory.pre_dim)) as u64 * element;
+            // Tables that layers share lie in pages, which fit whatever a kernel binds.
+            let rows = if memory.shared.is_some() { 0 } else { memory.table_rows() };
+            let values = (rows * memory.value_dim.max(memory.pre_dim)) as u64 * element;
             values.max(memory.slots() as u64 * WORD).max(key_numbers(memory) * WORD)
         });
         ffn.max(memory).max(self.cache_bytes(batch, element, cached)).max(3 * hidden * hidden * element)

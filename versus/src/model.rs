@@ -5,7 +5,7 @@
 //! Its numbers mean nothing; its launches are those of a trained model of the same dimensions.
 
 use cubecl::prelude::*;
-use ultramem::{ElementType, LayerWeights, MemoryConfig, MemoryLayer, Result, Tensor};
+use ultramem::{ElementType, LayerWeights, MemoryConfig, MemoryLayer, Result, Tensor, ValueTable};
 use ultramem_kernels::linear::{ProjectStrategy, project};
 use ultramem_kernels::{empty, from_f32, from_u32, random};
 
@@ -96,11 +96,20 @@ impl<R: Runtime> Draw<'_, R> {
         Ok(Block { attention, ffn })
     }
 
+    /// A table in pages, each of which one binding of the device holds.
+    fn pages(&mut self, name: &'static str, rows: usize, width: usize) -> Result<ValueTable<R>> {
+        let limit = usize::try_from(self.client.properties().memory.max_page_size).unwrap_or(usize::MAX);
+        let most = (limit / (width * self.dtype.size())).max(1);
+        let lengths = (0..rows).step_by(most).map(|first| most.min(rows - first));
+        let pages = lengths.map(|length| self.weights(name, &[length, width], 1)).collect::<Result<_>>()?;
+        ValueTable::from_pages(pages)
+    }
+
     /// A layer, with the tables of `shared` where there is one.
     fn memory(&mut self, config: &MemoryConfig, shared: Option<&MemoryLayer<R>>) -> Result<MemoryLayer<R>> {
         let mut weights = LayerWeights::make(config, self.dtype, |name, shape, storage| match name {
-            // Another layer's take their place.
-            "values_for_look_up" | "pre_values_for_look_up" if shared.is_some() => {
+            // Tables that layers share take their place.
+            "values_for_look_up" | "pre_values_for_look_up" if config.shared.is_some() => {
                 Ok(empty(self.client, name, &[1, shape[1]], storage)?)
             }
             "shuffle_index" => Ok(from_u32(self.client, shape, &scattered(config.slots()))?),
@@ -115,8 +124,13 @@ impl<R: Runtime> Draw<'_, R> {
             _ if storage != self.dtype.storage() || shape.len() < 2 => self.ones(shape[0]),
             _ => self.weights(name, shape, shape[1]),
         })?;
-        if let Some(owner) = shared {
-            (weights.values, weights.pre_values) = (owner.table().clone(), owner.pre_table().cloned());
+        match shared {
+            Some(owner) => (weights.values, weights.pre_values) = (owner.table().clone(), owner.pre_table().cloned()),
+            None if config.shared.is_some() => {
+                weights.values = self.pages("values", config.table_rows(), config.value_dim)?;
+                weights.pre_values = Some(self.pages("pre-values", config.table_rows(), config.pre_dim)?);
+            }
+            None => {}
         }
         MemoryLayer::from_device(self.client, config.clone(), weights)
     }

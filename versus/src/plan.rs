@@ -358,8 +358,11 @@ impl fmt::Display for Plan {
         };
         let (tables, rows, value_dim) = (self.tables(), memory.table_rows(), memory.value_dim);
         let tables = if tables == 1 { "1 table".to_string() } else { format!("{tables} tables") };
-        write!(f, "FFN of width {}, {tables} of {rows} rows of {value_dim}", self.inner)?;
-        if memory.pre_dim > 0 { write!(f, " and {}", memory.pre_dim) } else { Ok(()) }
+        let width = match memory.pre_dim {
+            0 => value_dim.to_string(),
+            pre_dim => format!("({value_dim} + {pre_dim})"),
+        };
+        write!(f, "FFN of width {}, {tables} of {rows} × {width}", self.inner)
     }
 }
 

@@ -223,7 +223,7 @@ pub fn time_cell(ms: &Times) -> String {
 
 /// A ratio, unless it may be noise.
 pub fn ratio_cell(ratio: Option<f64>) -> String {
-    ratio.map_or_else(|| "within noise".to_string(), |ratio| format!("{ratio:.2}"))
+    ratio.map_or_else(|| "≈ 1".to_string(), |ratio| format!("{ratio:.2}"))
 }
 
 /// Latency, time over floor and time over UltraMem's, batch by batch.
@@ -235,7 +235,7 @@ pub fn tables(rows: &[Row]) -> String {
     [
         "\nOne step in ms: the median, ± half the spread of the middle half of the samples\n".to_string(),
         table(rows, |_, entry| time_cell(&entry.ms)),
-        "\nTime over UltraMem's, round by round: above 1, UltraMem is ahead\n".to_string(),
+        "\nTime over UltraMem's, round by round: above 1, UltraMem is ahead; ≈ 1 is within noise\n".to_string(),
         table(rows, ratio),
         "\nTime over the design's own floor, the least that its bytes and operations take here\n".to_string(),
         table(rows, |_, entry| format!("{:.1}", entry.over_floor())),

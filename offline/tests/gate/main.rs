@@ -10,9 +10,9 @@ use cubecl::{Runtime, client::ComputeClient, future::block_on};
 use raw::Raw;
 use ultramem::kernels::{expand::ExpandStrategy, from_f32, from_u32, linear::ProjectStrategy, score::ScoreStrategy};
 use ultramem::{
-    Blocks, Caches, Capabilities, Checkpoint, Chosen, Dimensions, ElementType, Gradients, HostTensor, Kept, Kind,
-    LayerWeights, MapGradients, MemoryConfig, MemoryLayer, Norm, PerWeight, RowGradients, SharedTable, Strategies,
-    Tensor, ValueTable, Weigh, Weight, Weights, reference,
+    Blocks, Caches, Capabilities, Checkpoint, Chosen, Dimensions, ElementType, Gradients, HostTensor, InputGradients,
+    Kept, Kind, LayerWeights, MapGradients, MemoryConfig, MemoryLayer, Norm, PerWeight, RowGradients, SharedTable,
+    Strategies, Tensor, ValueTable, Weigh, Weight, Weights, reference,
 };
 use ultramem_offline::{Gpu, LaunchReport, OfflineDevice, OfflineRuntime};
 use ultramem_versus::kernels::{Activation, Experts, attention, dense, moe, residual};
@@ -217,7 +217,8 @@ impl Case {
             "{what}: a gate's gradient too many or too few"
         );
         let maps = MapGradients { gate: expand.gate, output_gate: expand.output_gate, z };
-        let (of_input, mut tensors) = layer.query_backward(&input, &score.query, &maps).unwrap();
+        let InputGradients { input: of_input, mut tensors } =
+            layer.query_backward(&input, &score.query, &maps).unwrap();
         hold("query", most.query_backward());
         for (weight, gradient) in [
             (Weight::QueryNorm, score.query_norm),
