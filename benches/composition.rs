@@ -79,7 +79,7 @@ impl<B: Backend> Composition<B> {
             query_norm: upload::<B, 1>(&weights[Weight::QueryNorm], device).reshape([1, 1, d]),
             keys: keys.permute([1, 3, 0, 2, 4]).reshape([2, d, heads * n * r]),
             ranking_keys: ranking_keys.permute([1, 3, 0, 2, 4]).reshape([2, d, heads * n]),
-            core_rows: core_rows(&config, &weights.cores, device),
+            core_rows: core_rows(&config, &weights.numbers(Weight::Cores), device),
             shuffle_index: Tensor::from_ints(shuffle.as_slice(), device),
             values: upload(&weights[Weight::Values], device),
             values_proj: upload::<B, 2>(&weights[Weight::ValuesProj], device).transpose(),

@@ -25,7 +25,7 @@ fn matches_pytorch(name: &str) {
     let (_, header) = SafeTensors::read_metadata(&bytes).expect("the golden file has a header");
     let config = config(header.metadata().as_ref().expect("the golden file has metadata"));
     let device = WgpuDevice::default();
-    let layer = Composition::<Wgpu>::new(config.clone(), &weights(&file, config.cores), &device);
+    let layer = Composition::<Wgpu>::new(config.clone(), &weights(&file, &config), &device);
     let input = tensor(&file, "input");
     let input = Tensor::from_data(TensorData::new(input.to_f32(), input.shape().to_vec()), &device);
     let output = layer.forward(input).into_data().into_vec::<f32>().expect("the output is f32");

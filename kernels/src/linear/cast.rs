@@ -44,8 +44,8 @@ fn cast_kernel<E: Float, O: Float, N: Size>(
     to: &mut Array<Vector<O, N>>,
     vectors: u32,
     #[comptime] units: usize,
-    #[define(E)] _from: StorageType,
-    #[define(O)] _to: StorageType,
+    #[define(E)] _from_type: StorageType,
+    #[define(O)] _to_type: StorageType,
 ) {
     let item = CUBE_POS * units + UNIT_POS as usize;
     if item < vectors as usize {

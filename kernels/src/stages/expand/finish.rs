@@ -168,7 +168,7 @@ fn finish_backward_kernel<P: Float, E: Float, N: Size>(
     grad_gate: &mut Array<f32>,
     tokens: u32,
     #[comptime] plan: FinishPlan,
-    #[define(P)] _projected: StorageType,
+    #[define(P)] _projected_type: StorageType,
     #[define(E)] _dtype: StorageType,
 ) {
     let at = lane_of(plan.tile, plan.units);
