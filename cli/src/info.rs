@@ -241,7 +241,7 @@ fn bytes_text(config: &MemoryConfig, reads: &[(ElementType, u64); 3], memory: &[
     let mut line = |name: &str, [a, b, c]: [u64; 3]| table.line([name, &bytes(a), &bytes(b), &bytes(c)]);
     let entries = (config.heads * config.top_m) as u64;
     line("value rows read per token", TYPES.map(|dtype| entries * (config.value_dim * dtype.size()) as u64));
-    line("with their addresses", reads.map(|(_, bytes)| bytes));
+    line("with pre-values, addresses", reads.map(|(_, bytes)| bytes));
     line("weights in memory", memory.map(|(_, bytes)| bytes));
     line("prepared keys on a device", [prepared_key_bytes(config); 3]);
     let read = grouped(config.heads * config.top_m);

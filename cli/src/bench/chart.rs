@@ -47,8 +47,8 @@ pub mod look {
             Design::Moe => Look(VERMILION, Marker::Up),
             Design::ProductKey => Look(ORANGE, Marker::Down),
             Design::MemoryPlus => Look(GREEN, Marker::Diamond),
-            Design::Peer => Look(PURPLE, Marker::Square),
-            Design::UltraMemV2 => Look(SKY, Marker::Circle),
+            Design::Peer => Look(PURPLE, Marker::Left),
+            Design::UltraMemV2 => Look(SKY, Marker::Right),
             Design::UltraMem => Look(BLUE, Marker::Circle),
         }
     }
@@ -65,6 +65,8 @@ enum Marker {
     Diamond,
     Up,
     Down,
+    Left,
+    Right,
 }
 
 /// What is drawn.
@@ -285,6 +287,8 @@ impl Line {
             Marker::Diamond => &[(0, -1), (1, 0), (0, 1), (-1, 0)],
             Marker::Up => &[(0, -1), (1, 1), (-1, 1)],
             Marker::Down => &[(0, 1), (1, -1), (-1, -1)],
+            Marker::Left => &[(-1, 0), (1, 1), (1, -1)],
+            Marker::Right => &[(1, 0), (-1, 1), (-1, -1)],
         };
         let corners: Vec<(i32, i32)> = corners.iter().map(|(dx, dy)| (x + dx * size, y + dy * size)).collect();
         Ok(area.draw(&Polygon::new(corners, self.look.0.filled()))?)
