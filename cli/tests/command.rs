@@ -419,7 +419,7 @@ fn bench_growth_holds_sizes_against_the_first() {
 #[test]
 fn bench_decode_scales_down_and_says_so() {
     let text = ultramem("bench decode --backend wgpu --model small --batch 2,4096 --cached 512 --samples 3").well();
-    for words in ["attention included", "Left out: batch 4,096", "UltraMem: FFN of width"] {
+    for words in ["attention included", "Left out: batch 4,096", "UltraMem: FFN of "] {
         assert!(text.contains(words), "{words:?} is not in {text}");
     }
 }

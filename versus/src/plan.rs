@@ -352,7 +352,7 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(memory) = &self.memory else {
             return match self.experts {
-                0 => write!(f, "FFN of width {}", self.inner),
+                0 => write!(f, "FFN of {}", self.inner),
                 experts => write!(f, "{} of {experts} experts of width {}", self.top_k, self.expert_inner),
             };
         };
@@ -362,7 +362,7 @@ impl fmt::Display for Plan {
             0 => value_dim.to_string(),
             pre_dim => format!("({value_dim} + {pre_dim})"),
         };
-        write!(f, "FFN of width {}, {tables} of {rows} × {width}", self.inner)
+        write!(f, "FFN of {}, {tables} of {rows} × {width}", self.inner)
     }
 }
 
