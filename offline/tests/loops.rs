@@ -154,7 +154,7 @@ fn plans_count_the_iterations_that_execute() {
         "combine_kernel",
         "expand_kernel",
         "pool_kernel",
-        "grad_scores_kernel",
+        "row_products_kernel",
         "grad_sides_kernel",
         "grad_core_kernel",
         "normalise_kernel",

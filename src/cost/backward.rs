@@ -270,10 +270,10 @@ impl<R: Runtime> Moves<'_, R> {
         let of = &config.capabilities;
         let pooled = sizes.tokens * sizes.pooled_dim();
         let output = sizes.tokens * sizes.hidden;
-        let (finished, grad_element) = match sizes.finishes() {
-            true => (sizes.input() + output * WORD, WORD),
-            false => (0, sizes.element),
-        };
+        let grad_element = if sizes.finishes() { WORD } else { sizes.element };
+        // Through the gate, or to f32 alone.
+        let through = of.output_gated || grad_element != sizes.element;
+        let finished = if through { sizes.input() + output * WORD } else { 0 };
         let output_gate = if of.output_gated { (output + 2 * sizes.tokens) * WORD } else { 0 };
         let through_weight = match of.projects {
             true => {

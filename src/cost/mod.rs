@@ -179,8 +179,10 @@ impl MemoryConfig {
             gather(wide(self.rows()) * row, sizes.tokens * sizes.entries, choices.rows, row)
         };
         let map = |width: u128, biased: bool| {
-            let passes = if biased { 3 } else { 1 };
-            sizes.input() + weight(width * sizes.hidden * sizes.element) + passes * sizes.tokens * width * WORD
+            // The bias itself, and what it is added to, read and written again.
+            let bias = if biased { (1 + 2 * sizes.tokens) * width * WORD } else { 0 };
+            let map = weight(width * sizes.hidden * sizes.element) + sizes.tokens * width * WORD;
+            sizes.input() + map + bias
         };
         let of = &self.capabilities;
         let mut stages = vec![
@@ -201,12 +203,13 @@ impl MemoryConfig {
             ExpandStrategy::Pooled(_) => 2 * sizes.tokens * wide(self.pooled_dim()) * sizes.pooled_element(),
         };
         let finished = if of.projects && sizes.finishes() { 2 * sizes.tokens * sizes.hidden * WORD } else { 0 };
+        let bias = if of.projects && of.biased { sizes.hidden * WORD } else { 0 };
         let read = |bytes: u128| sizes.tokens * bytes * WORD;
         let gate = if of.gated { map(sizes.value_dim, of.biased) + read(sizes.value_dim) } else { 0 };
         let output_gate = if of.output_gated { map(1, true) + read(1) } else { 0 };
         let output = weight(sizes.output() * sizes.element);
         let (rows, chosen) = (rows_of(sizes.value_dim), sizes.chosen());
-        let moved = [chosen, shuffle, rows, pooled, output, sizes.input(), gate, output_gate, finished];
+        let moved = [chosen, shuffle, rows, pooled, output, sizes.input(), gate, output_gate, finished, bias];
         stages.push(("expand", sum(&moved)));
         stages
     }

@@ -1,7 +1,7 @@
 //! What becomes of projected values: `y[t, c] = (v[t, c] + b[c]) · sigmoid(o[t])`, in the layer's type, and the way back through it:
 //! `∂v[t, c] = ∂y[t, c] · sigmoid(o[t])` and `∂o[t] = sigmoid'(o[t]) · Σ_c ∂y[t, c] · (v[t, c] + b[c])`.
 //!
-//! Reads and writes `[tokens, hidden_size]` once each; backwards it reads two of them and writes one.
+//! Reads and writes `[tokens, hidden_size]` once each; backwards, through a gate, it reads two of them and writes one.
 
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
@@ -11,6 +11,7 @@ use crate::Result;
 use crate::launch::device::Device;
 use crate::launch::loops::check_loops;
 use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, sizes};
+use crate::linear::cast::cast;
 use crate::linear::tile::component_sum;
 use crate::select::{lane_of, lane_sum, row_lanes};
 
@@ -125,6 +126,9 @@ pub(super) fn finish_backward<R: Runtime>(
     projected: Option<&Tensor<R>>,
     grad_output: &Tensor<R>,
 ) -> Result<Finished<R>> {
+    let (Some(gate), Some(projected)) = (memory.output_gate, projected) else {
+        return Ok(Finished { values: cast(client, grad_output, f32_storage())?, gate: None });
+    };
     let [tokens, hidden_size] = sizes(grad_output, "gradient of the output")?;
     let device = Device::of(client);
     let width = device.width(4, &[hidden_size]);
@@ -134,8 +138,7 @@ pub(super) fn finish_backward<R: Runtime>(
     let plan = FinishPlan { tile: units / lanes, units, ..FinishPlan::of(memory, columns) };
     check_loops("finish_backward_kernel", 1 + columns.div_ceil(lanes) + lanes)?;
     let values = empty(client, "gradient of the projected values", &[tokens, hidden_size], f32_storage())?;
-    let gate = empty(client, "gradient of the output gate", &[tokens], f32_storage())?;
-    let projected = projected.unwrap_or(grad_output);
+    let grad_gate = empty(client, "gradient of the output gate", &[tokens], f32_storage())?;
     // SAFETY: shapes are checked; the lanes of a token read and write its own numbers.
     unsafe {
         finish_backward_kernel::launch_unchecked::<R>(
@@ -144,23 +147,22 @@ pub(super) fn finish_backward<R: Runtime>(
             CubeDim::new_1d(units as u32),
             width,
             arg(projected, width),
-            arg(memory.bias.unwrap_or(grad_output), width),
-            arg(memory.output_gate.unwrap_or(grad_output), 1),
+            arg(memory.bias.unwrap_or(projected), width),
+            arg(gate, 1),
             arg(grad_output, width),
             arg(&values, width),
-            arg(&gate, 1),
+            arg(&grad_gate, 1),
             tokens as u32,
             plan,
-            projected.dtype,
             grad_output.dtype,
         );
     }
-    Ok(Finished { values, gate: plan.gated.then_some(gate) })
+    Ok(Finished { values, gate: Some(grad_gate) })
 }
 
 #[cube(launch_unchecked)]
-fn finish_backward_kernel<P: Float, E: Float, N: Size>(
-    projected: &Array<Vector<P, N>>,
+fn finish_backward_kernel<E: Float, N: Size>(
+    projected: &Array<Vector<f32, N>>,
     bias: &Array<Vector<f32, N>>,
     gate: &Array<f32>,
     grad_output: &Array<Vector<E, N>>,
@@ -168,35 +170,28 @@ fn finish_backward_kernel<P: Float, E: Float, N: Size>(
     grad_gate: &mut Array<f32>,
     tokens: u32,
     #[comptime] plan: FinishPlan,
-    #[define(P)] _projected_type: StorageType,
     #[define(E)] _dtype: StorageType,
 ) {
     let at = lane_of(plan.tile, plan.units);
     let token = CUBE_POS * plan.tile + at.row;
     let mut partial = SharedMemory::<f32>::new(comptime!(if at.lanes > 1 { plan.units } else { 1 }));
-    let mut open = 1.0f32;
+    let mut open = 0.0f32;
     let mut along = Vector::<f32, N>::new(0.0);
     if token < tokens as usize {
-        if comptime!(plan.gated) {
-            open = sigmoid(gate[token]);
-        }
+        open = sigmoid(gate[token]);
         for c in range_stepped(at.lane, plan.columns, at.lanes) {
             let item = token * plan.columns + c;
             let grad = Vector::<f32, N>::cast_from(grad_output[item]);
             grad_values[item] = grad * Vector::new(open);
-            if comptime!(plan.gated) {
-                let mut value = Vector::<f32, N>::cast_from(projected[item]);
-                if comptime!(plan.biased) {
-                    value += bias[c];
-                }
-                along += grad * value;
+            let mut value = projected[item];
+            if comptime!(plan.biased) {
+                value += bias[c];
             }
+            along += grad * value;
         }
     }
-    if comptime!(plan.gated) {
-        let sum = lane_sum(component_sum::<N>(along), &mut partial, at);
-        if at.lane == 0 && token < tokens as usize {
-            grad_gate[token] = sum * open * (1.0 - open);
-        }
+    let sum = lane_sum(component_sum::<N>(along), &mut partial, at);
+    if at.lane == 0 && token < tokens as usize {
+        grad_gate[token] = sum * open * (1.0 - open);
     }
 }
