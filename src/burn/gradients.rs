@@ -4,15 +4,15 @@ use burn::{
     module::{ModuleVisitor, Param},
     optim::GradientsParams,
     tensor::{
-        FloatDType, Tensor, TensorData,
+        Tensor, TensorData,
         backend::{AutodiffBackend, Backend},
     },
 };
 
 use super::backend::MemoryBackend;
+use super::model::{MemoryModel, read, square_sum};
 use super::sparse::SparseTables;
-use super::training::MemoryModel;
-use crate::{Error, Result, Spectrum};
+use crate::{Result, Spectrum};
 
 /// The auxiliary loss of all layers, and its gradient, multiplied with `weight`, for the cores that `gradients` has. Waits for the device.
 pub(super) fn auxiliary<B: MemoryBackend + AutodiffBackend, M: MemoryModel<B>>(
@@ -35,12 +35,6 @@ pub(super) fn auxiliary<B: MemoryBackend + AutodiffBackend, M: MemoryModel<B>>(
     Ok((sum as f32, found))
 }
 
-/// The numbers of a tensor on the host.
-pub(super) fn read<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Result<Vec<f32>> {
-    let data = tensor.try_into_data().map_err(|error| Error::Device(error.to_string()))?;
-    Ok(data.iter::<f32>().collect())
-}
-
 /// The norm of `gradients`, `more` added to them, and of the tables' that wait. Waits for the device.
 pub(super) fn norm<B: MemoryBackend + AutodiffBackend, M: MemoryModel<B>>(
     model: &M,
@@ -56,13 +50,6 @@ where
     let sum = squares.sum.into_iter().chain(tables.squares(model)?).reduce(|a, b| a + b);
     let norm = sum.map(|sum| read(sum.sqrt())).transpose()?;
     Ok(norm.and_then(|norm| norm.first().copied()).unwrap_or(0.0))
-}
-
-/// The sum of the squares in f32, row by row and then of the rows: Burn's `sum` adds with atomics, in another order each time.
-pub(super) fn square_sum<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, 1> {
-    let width = tensor.dims()[D - 1];
-    let rows = tensor.shape().num_elements() / width.max(1);
-    tensor.cast(FloatDType::F32).reshape([rows, width]).square().sum_dim(1).sum_dim(0).reshape([1])
 }
 
 struct Squares<'a, B: AutodiffBackend> {

@@ -34,6 +34,7 @@ mod full;
 #[cfg(feature = "burn-fusion")]
 mod fusion;
 mod gradients;
+mod model;
 mod module;
 mod optimiser;
 mod pending;
@@ -44,8 +45,9 @@ mod training;
 pub use backend::{Call, MemoryBackend};
 pub use config::{MemoryPlusConfig, ProductKeyMemoryConfig, UltraMemConfig, UltraMemV2Config};
 pub use full::FullTensor;
+pub use model::MemoryModel;
 pub use module::{Core, LinguaMemoryPlus, Memory, MemoryPlus, Peer, ProductKeyMemory, Tables, UltraMem, UltraMemV2};
 pub use optimiser::{SparseOptimizer, SparseOptimizerRecord};
 pub use placement::{Carried, Memories, Placement};
 pub use sparse::{SparseTables, TableRecord};
-pub use training::{MemoryModel, StepError, StepReport, Stepped, Trainer, TrainerConfig, TrainerRecord};
+pub use training::{StepError, StepReport, Stepped, Trainer, TrainerConfig, TrainerRecord};

@@ -8,9 +8,10 @@ use ultramem_kernels::optimiser::{Rounding, Rule};
 
 use super::backend::MemoryBackend;
 use super::gradients::{Ready, auxiliary, norm};
+use super::model::MemoryModel;
 use super::module::Memory;
 use super::sparse::{SparseTables, TableRecord};
-use super::training::{MemoryModel, StepError, check_rate, value_factor};
+use super::training::{StepError, check_rate, value_factor};
 use crate::{Error, Result};
 
 /// Any optimiser of Burn's, for a model with memory layers: it steps everything but the sparse tables, which learn by a rule of their own

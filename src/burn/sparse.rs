@@ -17,10 +17,9 @@ use ultramem_kernels::{RowGradients, Tensor as DeviceTensor};
 
 use super::backend::{MemoryBackend, device_tensor, on_device};
 use super::full::FullTensor;
-use super::gradients::{read, square_sum};
+use super::model::{MemoryModel, read, square_sum};
 use super::module::{Memory, TableMut, primitive};
 use super::pending::{Found, Pending, wrong_list};
-use super::training::MemoryModel;
 use crate::{Error, Result};
 
 /// The optimisers of a model's sparse tables: [`take`](Self::take) after each backward pass, then [`norm`](Self::norm) where the gradient is

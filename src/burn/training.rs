@@ -20,16 +20,11 @@ use ultramem_kernels::optimiser::{Rounding, Rule, Step};
 
 use super::adamw::FullAdamW;
 use super::backend::MemoryBackend;
-use super::gradients::{Ready, auxiliary, norm, read};
+use super::gradients::{Ready, auxiliary, norm};
+use super::model::{MemoryModel, read};
 use super::module::{Core, Memory};
 use super::sparse::{SparseTables, TableRecord};
 use crate::{Error, Spectrum};
-
-/// A model with memory layers.
-pub trait MemoryModel<B: MemoryBackend + AutodiffBackend>: AutodiffModule<B> {
-    /// All memory layers of the model. A step refuses a list that leaves one out.
-    fn memories(&mut self) -> Vec<&mut Memory<B>>;
-}
 
 /// How a model is trained.
 #[derive(Config, Debug)]

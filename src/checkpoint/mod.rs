@@ -42,9 +42,13 @@ mod archive;
 #[cfg(feature = "files")]
 mod files;
 mod header;
+#[cfg(feature = "files")]
+mod layout;
 mod metadata;
 #[cfg(feature = "files")]
 mod model;
+#[cfg(feature = "files")]
+mod part;
 #[cfg(feature = "files")]
 mod pickle;
 #[cfg(feature = "files")]

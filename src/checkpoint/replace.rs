@@ -5,8 +5,9 @@ use std::{borrow::Cow, collections::BTreeMap, path::Path};
 use safetensors::{Dtype, View};
 
 use super::{
+    layout::Layout,
     save::{Entry, FileTensor, write},
-    tensors::{Layout, Tensors},
+    tensors::Tensors,
     wrong,
 };
 use crate::Result;

@@ -15,7 +15,8 @@ use serde::{
 use super::{
     files::{self, problem, shown},
     header::one_line,
-    tensors::{Layout, Part},
+    layout::Layout,
+    part::Part,
 };
 use crate::{Error, Result};
 

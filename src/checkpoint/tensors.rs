@@ -10,12 +10,7 @@ use std::{
 use memmap2::Mmap;
 use safetensors::Dtype;
 
-use super::{
-    files::{self, problem},
-    floats,
-    header::{Header, Place},
-    shards, torch, wrong,
-};
+use super::{floats, header::Place, layout::Layout, part::Part, shards, wrong};
 use crate::{HostTensor, Result};
 
 /// The tensors of a whole model by their names, from the files that training leaves:
@@ -43,21 +38,6 @@ pub struct Stored<'a> {
     pub shape: Vec<usize>,
     /// The numbers, row-major and little-endian. Only those that the file holds in another order are copied.
     pub bytes: Cow<'a, [u8]>,
-}
-
-/// Where in a file a tensor is.
-pub(super) struct Layout {
-    /// Its bytes are those from its first to its last number.
-    pub(super) place: Place,
-    /// How many numbers lie between two neighbours along each dimension, where the numbers are not row-major.
-    pub(super) strides: Option<Vec<usize>>,
-}
-
-/// One file's tensors.
-pub(super) struct Part {
-    pub(super) map: Mmap,
-    pub(super) tensors: BTreeMap<String, Layout>,
-    metadata: BTreeMap<String, String>,
 }
 
 impl Tensors {
@@ -138,58 +118,5 @@ impl Tensors {
 impl fmt::Debug for Tensors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tensors").field("path", &self.path).finish_non_exhaustive()
-    }
-}
-
-impl Part {
-    /// The file at `path`, whose bytes say which form it has.
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let map = files::map(path)?;
-        if torch::is_archive(&map) {
-            let tensors = torch::tensors(&map).map_err(|text| problem(path, text))?;
-            return Ok(Self { map, tensors, metadata: BTreeMap::new() });
-        }
-        if torch::is_old(&map) {
-            let text = "is in the form that torch.save wrote before PyTorch 1.6; save it again with a newer one";
-            return Err(problem(path, text));
-        }
-        let Header { metadata, tensors } = Header::parse(&map).map_err(|error| problem(path, error.to_string()))?;
-        let tensors = tensors.into_iter().map(|(name, place)| (name, Layout { place, strides: None })).collect();
-        Ok(Self { map, tensors, metadata })
-    }
-}
-
-impl Layout {
-    /// How many bytes the tensor's numbers are: no more than the file has, which was checked when it was opened.
-    pub(super) fn length(&self) -> usize {
-        match self.strides {
-            Some(_) => self.place.shape.iter().product::<usize>() * self.place.dtype.bitsize() / 8,
-            None => self.place.bytes.len(),
-        }
-    }
-
-    /// The tensor's numbers, row-major, from the bytes of its file.
-    pub(super) fn bytes<'a>(&self, file: &'a [u8]) -> Cow<'a, [u8]> {
-        let bytes = &file[self.place.bytes.clone()];
-        let Some(strides) = &self.strides else { return Cow::Borrowed(bytes) };
-        let width = self.place.dtype.bitsize() / 8;
-        let strides = strides.iter().map(|stride| stride * width);
-        let dimensions: Vec<(usize, usize)> = self.place.shape.iter().copied().zip(strides).collect();
-        let mut gathered = Vec::with_capacity(self.length());
-        gather(bytes, width, &dimensions, &mut gathered);
-        Cow::Owned(gathered)
-    }
-}
-
-/// Appends the numbers of `width` bytes that lie in `bytes` along `dimensions`, each with its size and its stride in bytes.
-fn gather(bytes: &[u8], width: usize, dimensions: &[(usize, usize)], gathered: &mut Vec<u8>) {
-    match *dimensions {
-        [] => gathered.extend_from_slice(&bytes[..width]),
-        [(size, stride)] if stride == width => gathered.extend_from_slice(&bytes[..size * width]),
-        [(size, stride), ref inner @ ..] => {
-            for index in 0..size {
-                gather(&bytes[index * stride..], width, inner, gathered);
-            }
-        }
     }
 }

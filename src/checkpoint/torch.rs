@@ -11,8 +11,8 @@ use super::{
     archive::Archive,
     files::shown,
     header::Place,
+    layout::Layout,
     pickle::{Id, Pickle, Value},
-    tensors::Layout,
 };
 
 /// Where a state dict is in what was saved, if that isn't one itself.

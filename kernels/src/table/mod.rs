@@ -4,6 +4,7 @@
 //! these rows alone. Nothing here moves bytes in proportion to the table.
 
 pub(crate) mod group;
+pub(crate) mod join;
 pub(crate) mod locate;
 pub mod optimiser;
 pub(crate) mod pages;
