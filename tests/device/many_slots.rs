@@ -23,6 +23,10 @@ fn many(dims: Dimensions) -> Dimensions {
 fn layers_of_many_slots_agree_with_the_oracle() {
     let ultra = |heads, top_m, side_keys| many(Dimensions { heads, top_m, side_keys, ..plain() });
     let additive = |kind, heads, top_m, side_keys| many(Dimensions { heads, top_m, side_keys, ..product_keys(kind) });
+    let weighing = |kind: Kind, heads, top_m, side_keys| {
+        let base = if kind == Kind::Peer { product_keys(kind) } else { plain() };
+        many(Dimensions { capabilities: kind.capabilities(), heads, top_m, side_keys, ..base })
+    };
     let shapes = [
         ("2 heads of 255", 2, ultra(2, 255, 256)),
         ("top_m 160 of 256", 8, Dimensions { expansion: 1, ..ultra(1, 160, 256) }),
@@ -30,6 +34,12 @@ fn layers_of_many_slots_agree_with_the_oracle() {
         ("32 heads of 16", 2, ultra(32, 16, 32)),
         ("product keys, top_m 512", 2, additive(Kind::ProductKey, 1, 512, 512)),
         ("Memory+, 4 heads of 128", 9, additive(Kind::MemoryPlus, 4, 128, 130)),
+        (
+            "UltraMemV2 at its largest top_m",
+            2,
+            Dimensions { pre_dim: 6, ..weighing(Kind::UltraMemV2, 1, most_slots().min(768), 768) },
+        ),
+        ("PEER, 8 heads of 64", 5, Dimensions { pre_dim: 24, value_dim: 24, ..weighing(Kind::Peer, 8, 64, 64) }),
     ];
     for (at, (name, tokens, dims)) in shapes.into_iter().enumerate() {
         let case = random_case(&dims, tokens, ElementType::F32, at as u64);
