@@ -184,6 +184,7 @@ fn inner<B: MemoryBackend, C: CheckpointStrategy>(call: Call<Autodiff<B, C>>) ->
 fn saving<B: MemoryBackend>(call: Call<B>) -> Result<(FloatTensor<B>, Trace<B::Runtime>)> {
     let (layer, input) = call.layer()?;
     let (forward, saved) = layer.forward_saving(&device_tensor(input.clone()))?;
+    layer.submit_reads_of_others(&forward.output)?;
     let output = like(&input, forward.output, input.dtype);
     Ok((B::float_from_cube(output), Trace { layer, input, saved }))
 }

@@ -43,6 +43,7 @@ pub trait MemoryBackend: Backend {
         }
         let (layer, input) = call.layer()?;
         let output = layer.forward(&device_tensor(input.clone()))?.output;
+        layer.submit_reads_of_others(&output)?;
         Ok(Self::float_from_cube(like(&input, output, input.dtype)))
     }
 }

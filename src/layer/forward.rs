@@ -327,6 +327,17 @@ impl<R: Runtime> MemoryLayer<R> {
         Ok(bytemuck::pod_collect_to_vec(&self.bytes(tensor)?))
     }
 
+    /// Submits what this thread has enqueued if another thread made a table. That thread may update its table in place once nobody else holds it,
+    /// and CubeCL does not put this after launches of ours that are only enqueued.
+    #[cfg(feature = "burn")]
+    pub(crate) fn submit_reads_of_others(&self, output: &Tensor<R>) -> Result<()> {
+        let tables = std::iter::once(&self.weights.values).chain(&self.weights.pre_values);
+        if tables.flat_map(ValueTable::pages).any(|page| page.handle.stream != output.handle.stream) {
+            self.client.flush().map_err(device_error)?;
+        }
+        Ok(())
+    }
+
     /// The bytes of a tensor, whose buffer may be larger: CUDA's allocator pads the end of what Burn makes. A read alone gives the buffer of a
     /// failed launch as it is; the flush tells.
     fn bytes(&self, tensor: &Tensor<R>) -> Result<Vec<u8>> {
