@@ -201,17 +201,7 @@ fn config_text(config: &MemoryConfig) -> String {
         None => "A memory layer of no kind with a name",
     };
     let mut table = Table::default();
-    for (name, value) in [
-        ("hidden_size", config.hidden_size),
-        ("heads", config.heads),
-        ("side_keys", config.side_keys),
-        ("key_dim", config.key_dim),
-        ("tucker_rank", config.tucker_rank),
-        ("top_m", config.top_m),
-        ("cores", config.cores),
-        ("expansion", config.expansion),
-        ("value_dim", config.value_dim),
-    ] {
+    for (name, value) in config.sizes() {
         table.line([name, &grouped(value)]);
     }
     if config.pre_dim > 0 {

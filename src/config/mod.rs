@@ -139,6 +139,21 @@ impl MemoryConfig {
         Ok(config)
     }
 
+    /// The sizes that every layer has, by name.
+    pub fn sizes(&self) -> [(&'static str, usize); 9] {
+        [
+            ("hidden_size", self.hidden_size),
+            ("heads", self.heads),
+            ("side_keys", self.side_keys),
+            ("key_dim", self.key_dim),
+            ("tucker_rank", self.tucker_rank),
+            ("top_m", self.top_m),
+            ("cores", self.cores),
+            ("expansion", self.expansion),
+            ("value_dim", self.value_dim),
+        ]
+    }
+
     /// Checks that a shared table has the layer's rows.
     fn check_table(&self) -> Result<()> {
         let Some(SharedTable { rows, offset }) = self.shared else { return Ok(()) };

@@ -122,23 +122,12 @@ fn integer_bytes(name: &str, dtype: Dtype, numbers: &[u32]) -> Result<Vec<u8>> {
 fn differs(layer: &Layer, config: &MemoryConfig) -> Option<String> {
     let own = &layer.config;
     let sizes = |config: &MemoryConfig| {
-        [
-            ("hidden_size", config.hidden_size),
-            ("heads", config.heads),
-            ("side_keys", config.side_keys),
-            ("key_dim", config.key_dim),
-            ("tucker_rank", config.tucker_rank),
-            ("top_m", config.top_m),
-            ("cores", config.cores),
-            ("expansion", config.expansion),
-            ("value_dim", config.value_dim),
-            ("pre_dim", config.pre_dim),
-            ("rows of the table", config.table_rows()),
-            ("offset", config.offset()),
-        ]
+        let of_tables =
+            [("pre_dim", config.pre_dim), ("rows of the table", config.table_rows()), ("offset", config.offset())];
+        config.sizes().into_iter().chain(of_tables)
     };
     let number = layer.number;
-    let size = sizes(config).into_iter().zip(sizes(own)).find(|(new, old)| new != old);
+    let size = sizes(config).zip(sizes(own)).find(|(new, old)| new != old);
     if let Some(((what, new), (_, old))) = size {
         return Some(format!("layer {number} has {what} {old}, but what replaces it has {new}"));
     }
