@@ -16,7 +16,6 @@ use ultramem::{
     Capabilities, Checkpoint, Dimensions, ElementType, Error, HostTensor, Kind, MemoryConfig, Norm, Queries, Weight,
     Weights,
     checkpoint::{FileTensor, Integers, save},
-    reference::forward,
 };
 
 /// What a file's bytes lead to: its configuration and its weights are both asked for.
