@@ -8,6 +8,7 @@ mod wgpu;
 use clap::ValueEnum;
 use cubecl::{Runtime, client::ComputeClient, ir::DeviceProperties};
 use ultramem::{ElementType, MemoryConfig, Weights};
+use ultramem_offline::{Gpu, OfflineDevice, OfflineRuntime};
 
 use crate::engine::{Engine, Oracle};
 use crate::failure::{Failure, Result};
@@ -23,6 +24,8 @@ pub enum Backend {
     Cuda,
     /// The oracle: plain loops on the CPU.
     Reference,
+    /// The CUDA kernels on a GPU that is not there (--device): interpreted on the CPU and checked as they run. Slow.
+    Offline,
 }
 
 /// What `--limits` takes.
@@ -37,7 +40,7 @@ pub enum Limits {
 /// A device that a layer can run on.
 #[derive(Debug, Clone)]
 pub struct Adapter {
-    /// `cuda`, `wgpu` or `reference`.
+    /// `cuda`, `wgpu`, `reference` or `offline`.
     pub backend: &'static str,
     /// The device's own name.
     pub name: String,
@@ -56,6 +59,7 @@ enum Place {
         /// Whether its memory is the host's.
         shares_host: bool,
     },
+    Offline(OfflineDevice),
     Cpu,
 }
 
@@ -91,22 +95,29 @@ pub fn wgpu_adapters() -> Result<Vec<Adapter>> {
     return Err(Failure::new("this build has no wgpu"));
 }
 
+/// The GPUs that the offline device stands in for.
+pub fn offline_adapters() -> Result<Vec<Adapter>> {
+    Ok(Gpu::ALL.map(Adapter::offline).to_vec())
+}
+
 impl Backend {
     /// The backend that has `limits`.
     pub fn within(self, limits: Limits) -> Result<Self> {
         match (limits, self) {
             (Limits::Adapter, _) => Ok(self),
             (Limits::Webgpu, Self::Auto | Self::Wgpu) => Ok(Self::Wgpu),
-            (Limits::Webgpu, Self::Cuda | Self::Reference) => {
+            (Limits::Webgpu, Self::Cuda | Self::Reference | Self::Offline) => {
                 Err(Failure::new("--limits webgpu is for --backend wgpu alone"))
             }
         }
     }
 
-    /// The device to use. Where `auto` can find none, says so on stderr and takes the reference.
-    pub fn find(self) -> Result<Adapter> {
+    /// The device to use; `gpu` is the one that an offline device stands in for. Where `auto` can find none, says so on stderr and takes
+    /// the reference.
+    pub fn find(self, gpu: Gpu) -> Result<Adapter> {
         match self {
             Self::Reference => Ok(Adapter::reference()),
+            Self::Offline => Ok(Adapter::offline(gpu)),
             Self::Cuda => first(cuda_adapters()?, "no CUDA device found; use --backend wgpu"),
             Self::Wgpu => match wgpu_adapters().and_then(|found| first(found, "no wgpu adapter found")) {
                 Ok(adapter) => Ok(adapter),
@@ -120,6 +131,16 @@ impl Backend {
         }
     }
 
+    /// Refuses a device whose times would mean nothing.
+    pub fn can_be_timed(self, verb: &str) -> Result<Self> {
+        match self {
+            Self::Offline => Err(Failure::new(format!(
+                "{verb} measures time; the offline device interprets kernels on the CPU, for forward, backward and check"
+            ))),
+            _ => Ok(self),
+        }
+    }
+
     /// The device for a verb that means nothing on the reference.
     pub fn find_device(self, verb: &str) -> Result<Adapter> {
         let needs = format!("{verb} needs a GPU backend, wgpu or cuda");
@@ -128,7 +149,8 @@ impl Backend {
             Self::Auto => {
                 best().ok_or_else(|| Failure::new(format!("{needs}: no CUDA device or wgpu adapter found; {CURE}")))
             }
-            Self::Cuda | Self::Wgpu => self.find(),
+            Self::Offline => self.can_be_timed(verb)?.find(Gpu::default()),
+            Self::Cuda | Self::Wgpu => self.find(Gpu::default()),
         }
     }
 }
@@ -146,6 +168,11 @@ impl Adapter {
     fn reference() -> Self {
         let driver = "plain loops with f64 sums".to_string();
         Self { backend: "reference", name: "CPU".to_string(), driver, place: Place::Cpu }
+    }
+
+    fn offline(gpu: Gpu) -> Self {
+        let (name, driver) = (format!("{gpu} without a GPU"), "PTX interpreted on the CPU".to_string());
+        Self { backend: "offline", name, driver, place: Place::Offline(OfflineDevice::of(gpu)) }
     }
 
     /// The same adapter with no more than `limits`.
@@ -173,6 +200,7 @@ impl Adapter {
             Place::Cuda(device) => Some(cuda::client(device).properties().clone()),
             #[cfg(feature = "wgpu")]
             Place::Wgpu { device, .. } => Some(wgpu::client(device).properties().clone()),
+            Place::Offline(device) => Some(OfflineRuntime::client(device).properties().clone()),
             Place::Cpu => None,
         }
     }
@@ -185,7 +213,7 @@ impl Adapter {
             Place::Cuda(device) => cuda::memory(device),
             #[cfg(feature = "wgpu")]
             Place::Wgpu { shares_host, .. } => shares_host.then(host_memory).flatten(),
-            Place::Cpu => host_memory(),
+            Place::Offline(_) | Place::Cpu => host_memory(),
         }
     }
 
@@ -196,6 +224,7 @@ impl Adapter {
             Place::Cuda(device) => job.run(&cuda::client(device)),
             #[cfg(feature = "wgpu")]
             Place::Wgpu { device, .. } => job.run(&wgpu::client(device)),
+            Place::Offline(device) => job.run(&OfflineRuntime::client(device)),
             Place::Cpu => Err(Failure::new("the reference has no device")),
         }
     }
@@ -215,6 +244,9 @@ impl Adapter {
             #[cfg(feature = "wgpu")]
             Place::Wgpu { device, .. } => {
                 Box::new(ultramem::MemoryLayer::new(&wgpu::client(device), config.clone(), weights, dtype)?)
+            }
+            Place::Offline(device) => {
+                Box::new(ultramem::MemoryLayer::new(&OfflineRuntime::client(device), config.clone(), weights, dtype)?)
             }
             Place::Cpu => Box::new(Oracle::new(config, weights, dtype)),
         })

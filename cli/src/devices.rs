@@ -5,7 +5,7 @@ use cubecl::ir::{DeviceProperties, ElemType, FloatKind, StorageType, Type};
 use serde_json::{Value, json};
 use ultramem::ElementType;
 
-use crate::backend::{Adapter, Backend, CURE, cuda_adapters, wgpu_adapters};
+use crate::backend::{Adapter, Backend, CURE, cuda_adapters, offline_adapters, wgpu_adapters};
 use crate::failure::{Failure, Result, guard};
 use crate::numbers::bytes;
 use crate::report::{Report, Table};
@@ -15,7 +15,8 @@ pub fn run(backend: Backend) -> Result<Report> {
     let mut text = String::new();
     let (mut devices, mut problems) = (Vec::new(), Vec::new());
     for (asked, find) in SEARCHES {
-        if backend != Backend::Auto && backend != asked {
+        // GPUs that are not there are listed for whoever asks for them.
+        if backend != asked && (backend != Backend::Auto || asked == Backend::Offline) {
             continue;
         }
         match find() {
@@ -44,7 +45,8 @@ pub fn run(backend: Backend) -> Result<Report> {
 /// A way to find the adapters of a backend.
 type Search = fn() -> Result<Vec<Adapter>>;
 
-const SEARCHES: [(Backend, Search); 2] = [(Backend::Cuda, cuda_adapters), (Backend::Wgpu, wgpu_adapters)];
+const SEARCHES: [(Backend, Search); 3] =
+    [(Backend::Cuda, cuda_adapters), (Backend::Wgpu, wgpu_adapters), (Backend::Offline, offline_adapters)];
 
 fn open(adapter: &Adapter) -> Result<DeviceProperties> {
     guard(|| adapter.properties().ok_or_else(|| Failure::new("has no properties")))

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use ultramem::MemoryConfig;
 use ultramem_offline::compile::{Architecture, compile_all};
 use ultramem_offline::trace::{Traced, Tracer, tracing_device};
-use ultramem_offline::{Gpu, Kernel, Target, table};
+use ultramem_offline::{Kernel, Target, table};
 
 use crate::Common;
 use crate::bench::layer::Shape;
@@ -22,9 +22,6 @@ pub struct KernelsArgs {
     /// What the kernels are written as
     #[arg(long, value_enum, default_value = "cuda")]
     target: Words,
-    /// The GPU that they are made for: a100, h100, h200, b200 or rtx4090
-    #[arg(long, default_value = "h100")]
-    device: Gpu,
     /// Rows of the input
     #[arg(long, default_value_t = 4096, value_parser = value_parser!(u64).range(1..))]
     tokens: u64,
@@ -34,7 +31,7 @@ pub struct KernelsArgs {
     #[arg(short, long, required_unless_present = "table")]
     output: Option<PathBuf>,
     /// Print the tables of docs/kernels.md instead: registers, shared memory, occupancy, load widths and bytes moved on an H100
-    #[arg(long, conflicts_with_all = ["output", "target", "device", "tokens"])]
+    #[arg(long, conflicts_with_all = ["output", "target", "tokens"])]
     table: bool,
 }
 
@@ -84,11 +81,11 @@ pub fn run(args: &KernelsArgs, common: &Common) -> Result<Report> {
         return Ok(Report { json: json!({ "kernels": kernels, "stages": stages }), text, passed: true });
     };
     let config = MemoryConfig::new(args.shape.dimensions()?)?;
-    let device = tracing_device(args.device, args.target.target());
+    let device = tracing_device(common.device, args.target.target());
     let tracer = Tracer::new(&device, &config, common.dtype)?;
     let mut launches = tracer.prepare().to_vec();
     launches.extend(tracer.forward(usize::try_from(args.tokens)?, None)?);
-    let files = files(args, &launches)?;
+    let files = files(args, common, &launches)?;
     std::fs::create_dir_all(folder).map_err(|error| Failure::new(format!("{}: {error}", folder.display())))?;
     let write = |name: &str, bytes: &[u8]| {
         let path = folder.join(name);
@@ -99,22 +96,22 @@ pub fn run(args: &KernelsArgs, common: &Common) -> Result<Report> {
     }
     let json = json!({
         "target": args.target.ending(),
-        "device": args.device.to_string(),
+        "device": common.device.to_string(),
         "dtype": common.dtype.to_string(),
         "tokens": args.tokens,
         "dimensions": dimensions_json(&config),
         "launches": launches.iter().zip(&files).map(|(traced, (file, _))| launch_json(traced, file)).collect::<Vec<_>>(),
     });
     write("manifest.json", format!("{json:#}\n").as_bytes())?;
-    Ok(Report { text: text(args, &launches, &files), json, passed: true })
+    Ok(Report { text: text(args, common, &launches, &files), json, passed: true })
 }
 
 /// A file for each launch, numbered in their order.
-fn files(args: &KernelsArgs, launches: &[Traced]) -> Result<Vec<(String, Vec<u8>)>> {
+fn files(args: &KernelsArgs, common: &Common, launches: &[Traced]) -> Result<Vec<(String, Vec<u8>)>> {
     let kernels: Vec<&Kernel> = launches.iter().map(|traced| &*traced.launch.kernel).collect();
     let contents: Vec<Vec<u8>> = match args.target {
         Words::Ptx => {
-            let pairs: Vec<_> = kernels.iter().map(|kernel| (*kernel, Architecture::of(args.device))).collect();
+            let pairs: Vec<_> = kernels.iter().map(|kernel| (*kernel, Architecture::of(common.device))).collect();
             compile_all(&pairs)?.into_iter().map(|compiled| compiled.ptx.into_bytes()).collect()
         }
         _ => kernels.iter().map(|kernel| contents(kernel)).collect(),
@@ -149,7 +146,7 @@ fn launch_json(traced: &Traced, file: &str) -> Value {
     })
 }
 
-fn text(args: &KernelsArgs, launches: &[Traced], files: &[(String, Vec<u8>)]) -> String {
+fn text(args: &KernelsArgs, common: &Common, launches: &[Traced], files: &[(String, Vec<u8>)]) -> String {
     let mut table = Table::default();
     table.line(["file", "cubes", "units", "shared memory"]);
     for (traced, (file, _)) in launches.iter().zip(files) {
@@ -161,7 +158,7 @@ fn text(args: &KernelsArgs, launches: &[Traced], files: &[(String, Vec<u8>)]) ->
     format!(
         "{} for {} and manifest.json in {place}, for {}\n{}",
         counted(files.len(), "kernel"),
-        args.device,
+        common.device,
         counted(args.tokens as usize, "token"),
         table.text()
     )

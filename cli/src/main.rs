@@ -33,6 +33,7 @@ use std::{
 use clap::{Args, Parser, Subcommand, error::ErrorKind as Usage};
 use tracing_subscriber::EnvFilter;
 use ultramem::ElementType;
+use ultramem_offline::Gpu;
 
 use crate::backend::{Adapter, Backend, Limits};
 use crate::failure::{Failure, Result, guard, keep_panics};
@@ -58,6 +59,9 @@ struct Common {
     /// What of an adapter is used, on the wgpu backend
     #[arg(long, global = true, value_enum, default_value = "adapter")]
     limits: Limits,
+    /// The GPU that is stood in for where there is none, by kernels and on the offline backend: a100, h100, h200, b200 or rtx4090
+    #[arg(long, global = true, default_value = "h100")]
+    device: Gpu,
     /// Element type of weights and activations: f32, f16 or bf16
     #[arg(long, global = true, default_value = "f32")]
     dtype: ElementType,
@@ -69,7 +73,13 @@ struct Common {
 impl Common {
     /// The device to use, within its limits.
     fn find(&self) -> Result<Adapter> {
-        self.backend.within(self.limits)?.find()?.within(self.limits)
+        self.backend.within(self.limits)?.find(self.device)?.within(self.limits)
+    }
+
+    /// The device to use for a verb that measures time.
+    fn find_timed(&self, verb: &str) -> Result<Adapter> {
+        self.backend.can_be_timed(verb)?;
+        self.find()
     }
 
     /// The device for a verb that means nothing on the reference.

@@ -101,19 +101,38 @@ pub struct Compiled {
 /// # Errors
 /// Tools that are not installed, and what a compiler refuses.
 pub fn compile(kernel: &Kernel, architecture: Architecture) -> Result<Compiled> {
-    let key = [kernel.source.as_str(), &kernel.entry, architecture.number(), REQUIREMENTS, FORMAT];
-    let (ptx_file, resources_file) = (cache::file(&key, "ptx"), cache::file(&key, "json"));
-    let known = std::fs::read_to_string(&resources_file).ok().and_then(|text| serde_json::from_str(&text).ok());
-    if let (Some(resources), Ok(ptx)) = (known, std::fs::read_to_string(&ptx_file)) {
+    let ptx = ptx(kernel, architecture, false)?;
+    let file = cache::file(&[&ptx, &kernel.entry, architecture.number(), REQUIREMENTS, FORMAT], "json");
+    let known = std::fs::read_to_string(&file).ok().and_then(|text| serde_json::from_str(&text).ok());
+    if let Some(resources) = known {
         return Ok(Compiled { ptx, resources });
     }
-    let tools = Tools::get()?;
-    let ptx = tools.ptx(kernel, architecture)?;
-    let mut resources = tools.resources(kernel, &ptx, architecture)?;
+    let mut resources = Tools::get()?.resources(kernel, &ptx, architecture)?;
     resources.loads = loads(&ptx);
-    cache::write(&ptx_file, ptx.as_bytes())?;
-    cache::write(&resources_file, serde_json::to_string(&resources).unwrap_or_default().as_bytes())?;
+    cache::write(&file, serde_json::to_string(&resources).unwrap_or_default().as_bytes())?;
     Ok(Compiled { ptx, resources })
+}
+
+/// The PTX of a kernel, as NVRTC makes it or as the cache has it. Where `rolled`, loops are left as they are written.
+///
+/// # Errors
+/// NVRTC that is not installed, and what it refuses.
+pub fn ptx(kernel: &Kernel, architecture: Architecture, rolled: bool) -> Result<String> {
+    let source = if rolled { &rolled_loops(&kernel.source) } else { &kernel.source };
+    let file = cache::file(&[source, &kernel.entry, architecture.number(), REQUIREMENTS, FORMAT], "ptx");
+    if let Ok(ptx) = std::fs::read_to_string(&file) {
+        return Ok(ptx);
+    }
+    let ptx = Tools::get()?.ptx(source, kernel, architecture)?;
+    cache::write(&file, ptx.as_bytes())?;
+    Ok(ptx)
+}
+
+/// The source with loops that are not to be unrolled, every line where it was.
+fn rolled_loops(source: &str) -> String {
+    let begins = |line: &str| line.ends_with('{') && (line.starts_with("for (") || line.starts_with("while ("));
+    let rolled = |line: &str| if begins(line.trim()) { format!("_Pragma(\"unroll 1\") {line}") } else { line.into() };
+    source.lines().map(rolled).collect::<Vec<_>>().join("\n")
 }
 
 /// [`compile`] for every pair, on all cores, in their order.
@@ -191,9 +210,9 @@ impl Tools {
         Ok(Self { nvrtc, includes, ptxas })
     }
 
-    fn ptx(&self, kernel: &Kernel, architecture: Architecture) -> Result<String> {
+    fn ptx(&self, source: &str, kernel: &Kernel, architecture: Architecture) -> Result<String> {
         let refused = |reason: String| Error::Refused { compiler: "NVRTC", kernel: kernel.entry.clone(), reason };
-        let source = CString::new(kernel.source.as_str()).map_err(|error| refused(error.to_string()))?;
+        let source = CString::new(source).map_err(|error| refused(error.to_string()))?;
         // PTX is the same whether machine code was asked for or not, and sooner had.
         let mut options = vec![format!("--gpu-architecture=compute_{}", architecture.number())];
         options.extend(self.includes.iter().map(|it| format!("--include-path={}", it.display())));

@@ -30,6 +30,8 @@ pub struct Options {
     /// Whether a launch that loads what nothing has written in a buffer is good all the same; its report lists the loads. CubeCL's own
     /// copy of a tensor whose rows are padded loads the padding, in units past the end whose numbers go nowhere.
     pub unwritten_loads: bool,
+    /// Whether loops run as they are written and not unrolled, so that a report's loop iterations are the source's.
+    pub rolled_loops: bool,
 }
 
 impl Default for Options {
@@ -41,6 +43,7 @@ impl Default for Options {
             adapter: None,
             seed: None,
             unwritten_loads: false,
+            rolled_loops: false,
         }
     }
 }

@@ -14,14 +14,6 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
-    /// The host's compiler is missing.
-    #[error("{compiler} does not run ({reason}); kernels are executed with it: apt-get install g++")]
-    NoHostCompiler {
-        /// The command.
-        compiler: String,
-        /// What the system said.
-        reason: String,
-    },
     /// NVRTC, the CUDA headers or `ptxas` are missing. The reason is the line that installs them.
     #[error("{} is missing; install it: {install}", missing.display())]
     NoCudaTools {
@@ -70,12 +62,12 @@ pub enum Error {
         /// The first faults, in words.
         faults: String,
     },
-    /// The launch uses what can't be executed on a host.
-    #[error("{kernel} can't be executed on the host: {reason}")]
+    /// The launch can't be executed, or not to its end.
+    #[error("{kernel} can't be executed: {reason}")]
     NotExecutable {
         /// The kernel's entry point.
         kernel: String,
-        /// What it uses.
+        /// What it uses or does.
         reason: String,
     },
 }

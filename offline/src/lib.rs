@@ -5,9 +5,8 @@
 //! C++ that CubeCL's CUDA runtime would hand to NVRTC ([`Kernel`]). That source is
 //!
 //! - **compiled** ([`compile`]) by NVRTC and `ptxas` for real architectures: registers, spills, stack, shared memory, load widths;
-//! - **executed**: the host's `g++` builds it against headers of our own, and each thread of a block runs on a fiber, so that
-//!   barriers and shuffles work as they do in lock step;
-//! - **sanitised**: each load and store is seen with its thread; accesses out of bounds, races, reads of what nothing wrote and
+//! - **executed**: the PTX that NVRTC makes of it is interpreted ([`ultramem_ptx`]), warp by warp, as the hardware would run it;
+//! - **sanitised**: each load and store is seen with its thread; accesses out of bounds or off their alignment, races, reads of what nothing wrote and
 //!   divergent barriers are [`Fault`]s, what stays unwritten are [`Gap`]s, and the order of blocks and warps is another one each time;
 //! - **measured**: the bytes and sectors that warps read and write of each buffer are [`Traffic`].
 //!
@@ -29,7 +28,6 @@ mod device;
 mod error;
 mod execute;
 mod gpu;
-mod host;
 mod memory;
 mod report;
 mod runtime;

@@ -26,7 +26,8 @@ pub struct LaunchReport {
     pub gaps: Vec<Gap>,
     /// Products of matrix units that warps asked for.
     pub products: u64,
-    /// Loop iterations, all loops together, of the thread that went through most.
+    /// Loop iterations, all loops together, of the thread that went through most: those of the compiled loops, which are the source's where
+    /// [`rolled_loops`](crate::Options::rolled_loops) is set.
     pub loops: u64,
     /// Whether the kernel ran.
     pub executed: bool,
@@ -94,7 +95,7 @@ pub struct Flow {
     pub distinct_sectors: u64,
     /// Bytes of a thread's narrowest access; 0 where there is none.
     pub narrowest: u64,
-    /// Bytes of a thread's widest access, of which a GPU makes accesses of 16.
+    /// Bytes of a thread's widest access.
     pub widest: u64,
 }
 
@@ -200,6 +201,13 @@ pub enum Finding {
         /// Whether it was a store.
         store: bool,
     },
+    /// An address that is not a multiple of what is accessed there. The launch stops there.
+    Misaligned {
+        /// The address.
+        address: u64,
+        /// How many bytes are accessed.
+        size: usize,
+    },
     /// A load of bytes that nothing has written.
     Unwritten {
         /// What was loaded.
@@ -261,6 +269,9 @@ impl std::fmt::Display for Fault {
         match self.finding {
             Finding::OutOfBounds { space, size, store } => {
                 write!(f, "{place} {} {size} bytes out of bounds: {space}", verb(store))?;
+            }
+            Finding::Misaligned { address, size } => {
+                write!(f, "{place} accesses {size} bytes at {address:#x}, which is no multiple of {size}")?;
             }
             Finding::Unwritten { space } => write!(f, "{place} reads what nothing has written: {space}")?,
             Finding::Race { space, store, other, stored } => {

@@ -26,6 +26,7 @@ use cubecl_runtime::storage::ManagedResource;
 use cubecl_runtime::timestamp_profiler::TimestampProfiler;
 use cubecl_runtime::validation::{validate_cube_dim, validate_units};
 
+use crate::compile::Architecture;
 use crate::device::{Execution, OfflineDevice};
 use crate::execute::{Launch, execute};
 use crate::gpu::ALIGNMENT;
@@ -212,7 +213,9 @@ impl OfflineServer {
             }
             Execution::Watched => {
                 let dynamic = arguments.info.dynamic_metadata_offset;
-                let result = execute(&Launch { buffers: &buffers, info: &info, dynamic }, &mut report);
+                let architecture = Architecture::of(options.gpu);
+                let (buffers, info, rolled) = (buffers.as_slice(), info.as_slice(), options.rolled_loops);
+                let result = execute(&Launch { architecture, rolled, buffers, info, dynamic }, &mut report);
                 let unwritten =
                     |fault: &Fault| matches!(fault.finding, Finding::Unwritten { space: Space::Buffer { .. } });
                 match result {

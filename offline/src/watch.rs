@@ -1,34 +1,33 @@
-//! What is made of each access: its bounds, whether what is read was written, races, bytes and sectors.
+//! What is made of each access: whether what is read was written, races, bytes and sectors.
 
-use crate::gpu::WARP;
-use crate::memory::HostBuffer;
-use crate::report::{Finding, Flow, Gap, Place, SECTOR, Space, Traffic};
+use std::mem::{Discriminant, discriminant};
 
-/// Kinds of access, the bits that the headers pass.
-pub const LOAD: u32 = 1;
-pub const STORE: u32 = 2;
-const ATOMIC: u32 = 4;
+use ultramem_ptx::lanes::{Mask, WARP, lanes};
+use ultramem_ptx::program::Op;
+use ultramem_ptx::{Access, At, Buffer, Observer, Program, Site};
 
-/// Bytes that a GPU accesses at once.
-const WIDEST: usize = 16;
+use crate::Kernel;
+use crate::execute::fault;
+use crate::report::{Fault, Finding, Flow, Gap, Place, SECTOR, Space, Traffic};
+
+/// Marks of a byte that was loaded, and of one that was stored.
+const LOAD: u8 = 1;
+const STORE: u8 = 2;
+
 /// Bytes that share a note of who accessed them: the smallest element that kernels store side by side.
 const GRAIN: usize = 2;
+/// Faults that a launch reports at most.
+const MOST_FAULTS: usize = 16;
 
 /// Who accessed something, and when. `epoch` counts barriers of blocks and never repeats in a launch; `step` counts those of the
 /// thread's warp.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Stamp {
+struct Stamp {
     /// The thread among all of the launch, from 1 on; 0 is nobody.
     thread: u32,
     epoch: u32,
     step: u32,
     atomic: bool,
-}
-
-impl Stamp {
-    pub fn new(thread: u32, epoch: u32, step: u32) -> Self {
-        Self { thread, epoch, step, atomic: false }
-    }
 }
 
 /// The last store, and the last loads of two threads.
@@ -59,9 +58,8 @@ impl Cells {
     }
 }
 
-/// A buffer or the shared memory as it is watched.
+/// A buffer as it is watched.
 struct Region {
-    start: usize,
     length: usize,
     /// Bytes of an element.
     size: usize,
@@ -74,219 +72,152 @@ struct Region {
     flows: [Flow; 2],
 }
 
-/// A sector that a lane touches, with what makes the lanes' accesses one request.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Record {
-    site: u32,
-    /// The how many-th access at this site since the warp last waited, times eight, plus the piece of a wide access.
-    time: u32,
-    kind: u32,
-    region: u32,
-    sector: usize,
-}
-
 /// Everything that is known of a launch's memory.
-pub struct Watch {
+pub struct Watch<'a> {
+    program: &'a Program,
     buffers: Vec<Region>,
-    shared: Region,
+    /// The shared memory: where in it that of the launch starts, its bytes, and its cells.
+    shared: (usize, usize, Cells),
     /// Marks of the pages' bytes: whether anything was written to each.
     marks: Vec<Vec<bool>>,
     /// Threads of a block.
     threads: usize,
     /// The epoch in which the block started.
-    pub started: u32,
-    /// Of each address in the kernel's library that has made an access, a small number.
-    sites: Vec<u32>,
-    known: u32,
-    records: Vec<Record>,
+    started: u32,
+    /// What was found, one of a kind at an instruction.
+    known: Vec<(usize, Discriminant<Finding>)>,
+    pub faults: Vec<Fault>,
+    /// Products of matrix units.
+    pub products: u64,
 }
 
-/// Of each site, when a lane's warp last waited before it, and the accesses since.
-pub type Times = Vec<(u64, u32)>;
-
-/// An access of a lane.
-pub struct Access {
-    pub address: usize,
-    pub size: usize,
-    pub kind: u32,
-    /// The instruction, from the start of the library.
-    pub site: usize,
-    pub stamp: Stamp,
-}
-
-impl Access {
-    fn stores(&self) -> bool {
-        self.kind & STORE != 0
-    }
-}
-
-impl Watch {
-    /// Watches `buffers`, whose memory starts at `starts` and whose elements have `sizes` bytes and may be `writable`. `marks` are those
-    /// of the pages that the buffers' `pages` number. `image` is the length of the library.
-    pub fn new(
-        buffers: impl Iterator<Item = (HostBuffer, usize, usize, bool, usize)>,
-        marks: Vec<Vec<bool>>,
-        shared: (usize, usize),
-        threads: usize,
-        image: usize,
-    ) -> Self {
-        let buffers = buffers.map(|(buffer, page, start, writable, size)| {
-            let length = buffer.length();
-            let cells = Cells::new(if writable { length } else { 0 });
-            let (marks, touched) = ((page, buffer.offset()), vec![0; length]);
-            Region { start, length, size: size.max(1), writable, marks, cells, touched, flows: Default::default() }
-        });
-        let shared = Region {
-            start: shared.0,
-            length: shared.1,
-            size: 1,
-            writable: true,
-            marks: (0, 0),
-            cells: Cells::new(shared.1),
-            touched: Vec::new(),
+impl<'a> Watch<'a> {
+    /// Watches `buffers`, the kernel's arguments. `marks` are those of the pages.
+    pub fn new(buffers: &[Buffer], kernel: &Kernel, marks: Vec<Vec<bool>>, program: &'a Program) -> Self {
+        let region = |(buffer, argument): (&Buffer, &crate::Argument)| Region {
+            length: buffer.length,
+            size: argument.size.max(1),
+            writable: argument.writable,
+            marks: (buffer.page, buffer.offset),
+            cells: Cells::new(if argument.writable { buffer.length } else { 0 }),
+            touched: vec![0; buffer.length],
             flows: Default::default(),
         };
-        let sites = vec![0; image + 1];
-        Self { buffers: buffers.collect(), shared, marks, threads, started: 0, sites, known: 0, records: Vec::new() }
-    }
-
-    /// Takes note of an access; what is wrong with it.
-    pub fn access(&mut self, access: &Access, times: &mut Times) -> Option<Finding> {
-        let within = |region: &Region| access.address.wrapping_sub(region.start) < region.length.max(1);
-        if within(&self.shared) {
-            return self.access_shared(access);
-        }
-        let Some(index) = self.buffers.iter().position(within) else { return Some(self.outside(access)) };
-        let region = &mut self.buffers[index];
-        let byte = access.address - region.start;
-        if byte + access.size > region.length {
-            return Some(self.outside(access));
-        }
-        let space = Space::Buffer { buffer: index, element: byte / region.size };
-        let marks = &mut self.marks[region.marks.0][region.marks.1 + byte..][..access.size];
-        let unwritten = access.kind & LOAD != 0 && marks.contains(&false);
-        for touched in &mut region.touched[byte..][..access.size] {
-            *touched |= access.kind as u8;
-        }
-        if access.stores() {
-            marks.fill(true);
-        }
-        let race = match region.writable {
-            true => race(&mut region.cells, byte, access, self.threads, false),
-            false => None,
-        };
-        for (kind, flow) in [LOAD, STORE].into_iter().zip(&mut region.flows) {
-            if access.kind & kind != 0 {
-                flow.bytes += access.size as u64;
-                flow.widest = flow.widest.max(access.size as u64);
-                flow.narrowest = match flow.narrowest {
-                    0 => access.size as u64,
-                    narrowest => narrowest.min(access.size as u64),
-                };
-            }
-        }
-        self.record(access, index, times);
-        let race = race.map(|(other, stored)| Finding::Race { space, store: access.stores(), other, stored });
-        if unwritten { Some(Finding::Unwritten { space }) } else { race }
-    }
-
-    fn access_shared(&mut self, access: &Access) -> Option<Finding> {
-        let byte = access.address - self.shared.start;
-        if byte + access.size > self.shared.length {
-            return Some(self.outside(access));
-        }
-        let space = Space::Shared { byte };
-        let cells = &mut self.shared.cells;
-        let mut unwritten = false;
-        if access.kind & LOAD != 0 {
-            cells.each(byte, access.size, |cell| {
-                unwritten |= cell.stored.thread == 0 || cell.stored.epoch < self.started;
-            });
-        }
-        let race = race(cells, byte, access, self.threads, true);
-        let race = race.map(|(other, stored)| Finding::Race { space, store: access.stores(), other, stored });
-        if unwritten { Some(Finding::Unwritten { space }) } else { race }
-    }
-
-    fn outside(&self, access: &Access) -> Finding {
-        let (size, store) = (access.size, access.stores());
-        let beyond = access.address.wrapping_sub(self.shared.start);
-        let gap = |region: &Region| {
-            let distance = access.address.wrapping_sub(region.start) as i64;
-            if distance < 0 { distance.unsigned_abs() } else { (distance as u64).saturating_sub(region.length as u64) }
-        };
-        let nearest = (0..self.buffers.len()).min_by_key(|&buffer| gap(&self.buffers[buffer]));
-        let near = nearest.map_or(u64::MAX, |buffer| gap(&self.buffers[buffer]));
-        let space = match nearest {
-            Some(buffer) if near <= gap(&self.shared) => {
-                let region = &self.buffers[buffer];
-                let distance = access.address.wrapping_sub(region.start) as i64;
-                let (element, length) = (distance.div_euclid(region.size as i64), region.length / region.size);
-                Space::Outside { buffer, element, length }
-            }
-            _ => Space::OutsideShared { byte: beyond, length: self.shared.length },
-        };
-        Finding::OutOfBounds { space, size, store }
-    }
-
-    /// Notes the sectors of an access, in pieces of at most [`WIDEST`] bytes.
-    fn record(&mut self, access: &Access, region: usize, times: &mut Times) {
-        let site = &mut self.sites[access.site];
-        if *site == 0 {
-            self.known += 1;
-            *site = self.known;
-        }
-        let site = *site;
-        if times.len() <= site as usize {
-            times.resize(site as usize + 1, (0, 0));
-        }
-        let wait = u64::from(access.stamp.epoch) << 32 | u64::from(access.stamp.step);
-        let (since, count) = &mut times[site as usize];
-        if *since != wait {
-            (*since, *count) = (wait, 0);
-        }
-        let time = *count * 8;
-        *count += 1;
-        let sector = SECTOR as usize;
-        let mut first = access.address;
-        for piece in 0.. {
-            let last = (first + WIDEST).min(access.address + access.size);
-            for sector in first / sector..=(last - 1) / sector {
-                let (time, kind) = (time + piece, access.kind & (LOAD | STORE));
-                self.records.push(Record { site, time, kind, region: region as u32, sector });
-            }
-            first = last;
-            if first == access.address + access.size {
-                break;
-            }
+        let start = program.static_shared.next_multiple_of(128);
+        Self {
+            program,
+            buffers: buffers.iter().zip(&kernel.buffers).map(region).collect(),
+            shared: (start, kernel.shared, Cells::new(start + kernel.shared)),
+            marks,
+            threads: kernel.dim.iter().map(|&n| n as usize).product(),
+            started: 0,
+            known: Vec::new(),
+            faults: Vec::new(),
+            products: 0,
         }
     }
 
-    /// Adds up a warp's requests. All its lanes wait or are done.
-    pub fn flush(&mut self) {
-        self.records.sort_unstable();
-        self.records.dedup();
-        let mut before = None;
-        for record in self.records.drain(..) {
-            let request = (record.site, record.time, record.kind, record.region);
-            for (kind, flow) in [LOAD, STORE].into_iter().zip(&mut self.buffers[record.region as usize].flows) {
-                if record.kind & kind != 0 {
-                    flow.sectors += 1;
-                    flow.requests += u64::from(before != Some(request));
-                }
+    /// Where the shared memory that the launch asks for starts.
+    pub fn dynamic_shared(&self) -> usize {
+        self.shared.0
+    }
+
+    /// Its bytes.
+    pub fn shared_length(&self) -> usize {
+        self.shared.1
+    }
+
+    /// Bytes of an element of a buffer.
+    pub fn element(&self, buffer: usize) -> usize {
+        self.buffers[buffer].size
+    }
+
+    /// Takes note of what has stopped the launch.
+    pub fn stop(&mut self, at: Site, finding: Finding) {
+        self.faults.push(fault(self.program, at, finding));
+    }
+
+    fn note(&mut self, at: &At, lane: usize, finding: Finding) {
+        let kind = (at.instruction, discriminant(&finding));
+        if self.faults.len() < MOST_FAULTS && !self.known.contains(&kind) {
+            self.known.push(kind);
+            let site = Site { block: at.block, thread: at.warp * WARP + lane, instruction: at.instruction };
+            self.faults.push(fault(self.program, site, finding));
+        }
+    }
+
+    fn stamp(&self, at: &At, lane: usize, access: &Access<'_>) -> Stamp {
+        let thread = (at.block * self.threads + at.warp * WARP + lane + 1) as u32;
+        Stamp { thread, epoch: at.epoch, step: at.step, atomic: access.kind.is_atomic() }
+    }
+
+    fn access_buffer(&mut self, at: &At, index: usize, access: &Access<'_>) {
+        let (loads, stores) = (access.kind.loads(), access.kind.stores());
+        let touch = if loads { LOAD } else { 0 } | if stores { STORE } else { 0 };
+        for lane in lanes(access.mask) {
+            let stamp = self.stamp(at, lane, access);
+            let region = &mut self.buffers[index];
+            let byte = access.offsets[lane] as usize;
+            let space = Space::Buffer { buffer: index, element: byte / region.size };
+            let marks = &mut self.marks[region.marks.0][region.marks.1 + byte..][..access.size];
+            let unwritten = loads && marks.contains(&false);
+            region.touched[byte..][..access.size].iter_mut().for_each(|touched| *touched |= touch);
+            if stores {
+                marks.fill(true);
             }
-            before = Some(request);
+            let race = match region.writable {
+                true => race(&mut region.cells, (byte, access.size), (stamp, stores), self.threads, false),
+                false => None,
+            };
+            if unwritten {
+                self.note(at, lane, Finding::Unwritten { space });
+            } else if let Some((other, stored)) = race {
+                self.note(at, lane, Finding::Race { space, store: stores, other, stored });
+            }
+        }
+        let sectors = sectors(access);
+        let flows = self.buffers[index].flows.iter_mut().zip([loads, stores]);
+        for flow in flows.filter(|(_, moves)| *moves).map(|(flow, _)| flow) {
+            flow.requests += 1;
+            flow.sectors += sectors;
+            flow.bytes += u64::from(access.mask.count_ones()) * access.size as u64;
+            flow.widest = flow.widest.max(access.size as u64);
+            flow.narrowest = match flow.narrowest {
+                0 => access.size as u64,
+                narrowest => narrowest.min(access.size as u64),
+            };
+        }
+    }
+
+    fn access_shared(&mut self, at: &At, access: &Access<'_>) {
+        let (loads, stores) = (access.kind.loads(), access.kind.stores());
+        for lane in lanes(access.mask) {
+            let (stamp, started) = (self.stamp(at, lane, access), self.started);
+            let byte = access.offsets[lane] as usize;
+            let cells = &mut self.shared.2;
+            let mut unwritten = false;
+            if loads {
+                cells.each(byte, access.size, |cell| {
+                    unwritten |= cell.stored.thread == 0 || cell.stored.epoch < started;
+                });
+            }
+            let race = race(cells, (byte, access.size), (stamp, stores), self.threads, true);
+            let space = Space::Shared { byte: byte.wrapping_sub(self.shared.0) };
+            if unwritten {
+                self.note(at, lane, Finding::Unwritten { space });
+            } else if let Some((other, stored)) = race {
+                self.note(at, lane, Finding::Race { space, store: stores, other, stored });
+            }
         }
     }
 
     /// What was read and written of each buffer.
     pub fn traffic(&self) -> Vec<Traffic> {
-        let distinct = |region: &Region, kind: u32| {
-            let mut flow = region.flows[(kind / STORE) as usize];
-            let is = |touched: &&u8| u32::from(**touched) & kind != 0;
+        let distinct = |region: &Region, kind: u8| {
+            let mut flow = region.flows[usize::from(kind / STORE)];
             // Buffers start where sectors do.
             for sector in region.touched.chunks(SECTOR as usize) {
-                let bytes = sector.iter().filter(is).count() as u64;
+                let bytes = sector.iter().filter(|touched| **touched & kind != 0).count() as u64;
                 flow.distinct_bytes += bytes;
                 flow.distinct_sectors += u64::from(bytes > 0);
             }
@@ -318,9 +249,53 @@ impl Watch {
     }
 }
 
+impl Observer for Watch<'_> {
+    fn issued(&mut self, at: &At, _: Mask, _: Mask) {
+        if let Op::Matrix(matrix) = &self.program.code[at.instruction].op {
+            self.products += u64::from(matrix.products().is_some());
+        }
+    }
+
+    fn accessed(&mut self, at: &At, access: &Access<'_>) {
+        match access.place {
+            ultramem_ptx::Place::Buffer(index) if index < self.buffers.len() => self.access_buffer(at, index, access),
+            ultramem_ptx::Place::Shared => self.access_shared(at, access),
+            // Parameters and constants are whole, a thread's memory is its own.
+            _ => {}
+        }
+    }
+
+    fn block_begins(&mut self, _: usize, epoch: u32) {
+        self.started = epoch;
+    }
+}
+
+/// The sectors that the lanes of an access touch. It is aligned to its size: a piece of up to 16 bytes lies in one.
+fn sectors(access: &Access<'_>) -> u64 {
+    let mut touched = [0; 2 * WARP];
+    let mut count = 0;
+    for lane in lanes(access.mask) {
+        let (first, last) = (access.offsets[lane] / SECTOR, (access.offsets[lane] + access.size as u64 - 1) / SECTOR);
+        for sector in [first, last] {
+            touched[count] = sector;
+            count += 1;
+        }
+    }
+    let touched = &mut touched[..count];
+    if !touched.is_sorted() {
+        touched.sort_unstable();
+    }
+    touched.chunk_by(|a, b| a == b).count() as u64
+}
+
 /// Notes an access in the cells of its bytes; the thread that it races with, and whether that one stored.
-fn race(cells: &mut Cells, byte: usize, access: &Access, threads: usize, shared: bool) -> Option<(Place, bool)> {
-    let stamp = Stamp { atomic: access.kind & ATOMIC != 0, ..access.stamp };
+fn race(
+    cells: &mut Cells,
+    (byte, size): (usize, usize),
+    (stamp, stores): (Stamp, bool),
+    threads: usize,
+    shared: bool,
+) -> Option<(Place, bool)> {
     let block = |it: Stamp| (it.thread as usize - 1) / threads;
     let warp = |it: Stamp| (it.thread as usize - 1) % threads / WARP;
     let together = |it: Stamp| match it.thread {
@@ -330,11 +305,11 @@ fn race(cells: &mut Cells, byte: usize, access: &Access, threads: usize, shared:
         _ => it.epoch == stamp.epoch && (warp(it) != warp(stamp) || it.step == stamp.step),
     };
     let mut found = None;
-    cells.each(byte, access.size, |cell| {
+    cells.each(byte, size, |cell| {
         if together(cell.stored) {
             found = found.or(Some((cell.stored, true)));
         }
-        if access.stores() {
+        if stores {
             let loaded = cell.loaded.into_iter().find(|&it| together(it));
             found = found.or(loaded.map(|it| (it, false)));
             *cell = Cell { stored: stamp, loaded: Default::default() };

@@ -96,7 +96,7 @@ pub fn run(args: &LayerArgs, common: &Common) -> Result<Report> {
     };
     let tokens = usize::try_from(args.tokens)?;
     fits_host(&config, tokens)?;
-    let adapter = common.find()?;
+    let adapter = common.find_timed("bench layer")?;
     let weights = match &source {
         Some(source) => source.weights()?,
         None => Weights::random(&config, SEED),

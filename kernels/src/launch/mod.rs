@@ -7,6 +7,7 @@
 pub(crate) mod device;
 pub(crate) mod element;
 pub(crate) mod error;
+pub(crate) mod lesser;
 pub(crate) mod loops;
 pub(crate) mod random;
 pub(crate) mod tensor;

@@ -11,6 +11,7 @@
 use cubecl::prelude::*;
 
 use crate::launch::device::Device;
+use crate::launch::lesser::lesser;
 
 /// How the units of a cube share a product out, `lanes · slices` of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -116,7 +117,7 @@ pub struct Columns {
 impl Columns {
     /// The column `index` of this unit.
     pub(crate) fn at(&self, #[comptime] index: usize) -> usize {
-        min(self.first + comptime!(index * self.stride), self.last)
+        lesser(self.first + comptime!(index * self.stride), self.last)
     }
 
     /// Whether column `index` is one of its own and not a stand-in.
@@ -147,7 +148,7 @@ impl Rows {
         let mut starts = Array::<usize>::new(self.count);
         #[unroll]
         for t in 0..self.count {
-            starts[t] = min(self.first + t, self.last) * self.pitch;
+            starts[t] = lesser(self.first + t, self.last) * self.pitch;
         }
         Places { starts, depth: self.pitch, count: self.count }
     }

@@ -12,6 +12,7 @@
 
 use cubecl::prelude::*;
 
+use crate::launch::lesser::lesser;
 use crate::launch::loops::strided;
 use crate::linear::tile::{Columns, Outputs, Rows, Sharing, multiply, zero_sums};
 use crate::table::pages::Page;
@@ -207,7 +208,7 @@ fn order_entries(
     let mut order = SharedMemory::<u32>::new(size);
     let mut counts = SharedMemory::<u32>::new(comptime!(plan.tile * of_token));
     let mut starts = SharedMemory::<u32>::new(comptime!(plan.tile * (plan.blocks() + 1)));
-    let present = min(size, (tokens - token) * plan.entries);
+    let present = lesser(size, (tokens - token) * plan.entries);
     for i in range_stepped(UNIT_POS as usize, size, plan.units) {
         let mut found = 0u32;
         if i < present {
@@ -264,8 +265,8 @@ fn part_of(i: usize, #[comptime] plan: ExpandPlan) -> Part {
     let chunks = comptime!(plan.chunks());
     let share = comptime!(plan.entries.div_ceil(chunks));
     let entries = i / comptime!(chunks * plan.blocks()) * plan.entries;
-    let first = min(i % chunks * share, plan.entries);
-    let last = min(first + share, plan.entries);
+    let first = lesser(i % chunks * share, plan.entries);
+    let last = lesser(first + share, plan.entries);
     Part { first: entries + first, last: entries + last, block: (i / chunks % comptime!(plan.blocks())) as u32 }
 }
 

@@ -1,0 +1,143 @@
+//! Loads and stores (sections 9.7.9.8 and 9.7.9.11): each lane's elements between memory and registers.
+
+use crate::error::Stop;
+use crate::lanes::{ALL, Long, Mask, WARP, Word, lanes};
+use crate::memory::{Access, Kind, Place};
+use crate::observe::{At, Observer};
+use crate::program::{Address, Element, Register, Source, Space, Vector};
+use crate::warp::{Context, Warp, site};
+
+impl Warp {
+    /// The addresses of an operand.
+    pub(crate) fn addresses<O>(&self, address: &Address, context: &Context<'_, '_, O>) -> Long {
+        let offset = address.offset as u64;
+        match address.base {
+            Some(base) => self.long(&Source::Register(base), context).map(|base| base.wrapping_add(offset)),
+            None => [offset; WARP],
+        }
+    }
+
+    /// Checks the addresses of an access and has `visit` take the lanes of each place, with that place's bytes and each lane's offset
+    /// among them. Who looks on is told first.
+    pub(crate) fn reach<O: Observer>(
+        &mut self,
+        at: &At,
+        mask: Mask,
+        (space, size, kind): (Space, usize, Kind),
+        addresses: &Long,
+        context: &mut Context<'_, '_, O>,
+        mut visit: impl FnMut(&mut Self, &mut [u8], &Long, Mask),
+    ) -> Result<(), Stop> {
+        let misaligned = lanes(mask).find(|lane| !addresses[*lane].is_multiple_of(size as u64));
+        if let Some(lane) = misaligned {
+            return Err(Stop::Misaligned { at: site(at, 1 << lane), address: addresses[lane], size });
+        }
+        let mut parts: [Option<(Place, Long, Mask)>; 4] = [None; 4];
+        let mut more = Vec::new();
+        let mut count = 0;
+        let found = context.memory.by_place((space, size), addresses, mask, |place, offsets, mask| {
+            match parts.get_mut(count) {
+                Some(part) => *part = Some((place, *offsets, mask)),
+                None => more.push((place, *offsets, mask)),
+            }
+            count += 1;
+        });
+        if let Err(lane) = found {
+            let (at, address, store) = (site(at, 1 << lane), addresses[lane], kind != Kind::Load);
+            return Err(Stop::OutOfBounds { at, space, address, size, store });
+        }
+        for (place, mut offsets, mask) in parts.into_iter().flatten().chain(more) {
+            let access = Access { place, offsets: &offsets, mask, size, kind };
+            context.observer.accessed(at, &access);
+            if place == Place::Local {
+                let own = context.memory.local as u64;
+                (0..WARP).for_each(|lane| offsets[lane] += lane as u64 * own);
+            }
+            let mut local = std::mem::take(&mut self.local);
+            visit(self, context.memory.bytes(place, &mut local), &offsets, mask);
+            self.local = local;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn load<O: Observer>(
+        &mut self,
+        at: &At,
+        mask: Mask,
+        (space, element): (Space, Element),
+        targets: &Vector,
+        address: &Address,
+        context: &mut Context<'_, '_, O>,
+    ) -> Result<(), Stop> {
+        let addresses = self.addresses(address, context);
+        let size = usize::from(element.size) * targets.len();
+        self.reach(at, mask, (space, size, Kind::Load), &addresses, context, |warp, bytes, offsets, mask| {
+            for (number, target) in targets.iter().enumerate() {
+                let Some(target) = target else { continue };
+                warp.take(bytes, offsets, number * usize::from(element.size), element, *target, mask);
+            }
+        })
+    }
+
+    /// Reads an element of each lane, `skip` bytes behind its offset, into a register.
+    fn take(&mut self, bytes: &[u8], offsets: &Long, skip: usize, element: Element, target: Register, mask: Mask) {
+        if element.size == 4 && !element.signed {
+            let mut words: Word = [0; WARP];
+            if mask == ALL {
+                for lane in 0..WARP {
+                    words[lane] = word(bytes, offsets[lane] as usize + skip);
+                }
+            } else {
+                lanes(mask).for_each(|lane| words[lane] = word(bytes, offsets[lane] as usize + skip));
+            }
+            return self.set_word(target, &words, mask);
+        }
+        let mut longs: Long = [0; WARP];
+        for lane in lanes(mask) {
+            longs[lane] = read(bytes, offsets[lane] as usize + skip, element);
+        }
+        self.set(target, &longs, mask);
+    }
+
+    pub(crate) fn store<O: Observer>(
+        &mut self,
+        at: &At,
+        mask: Mask,
+        (space, element): (Space, Element),
+        sources: &[Source],
+        address: &Address,
+        context: &mut Context<'_, '_, O>,
+    ) -> Result<(), Stop> {
+        let addresses = self.addresses(address, context);
+        let size = usize::from(element.size);
+        let mut values = [[0; WARP]; 8];
+        for (value, source) in values.iter_mut().zip(sources) {
+            *value = self.long(source, context);
+        }
+        let access = (space, size * sources.len(), Kind::Store);
+        self.reach(at, mask, access, &addresses, context, |_, bytes, offsets, mask| {
+            for (number, value) in values[..sources.len()].iter().enumerate() {
+                for lane in lanes(mask) {
+                    let start = offsets[lane] as usize + number * size;
+                    bytes[start..start + size].copy_from_slice(&value[lane].to_le_bytes()[..size]);
+                }
+            }
+        })
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    let mut word = [0; 4];
+    word.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(word)
+}
+
+/// An element as a register takes it.
+pub fn read(bytes: &[u8], at: usize, element: Element) -> u64 {
+    let size = usize::from(element.size);
+    let mut long = [0; 8];
+    long[..size].copy_from_slice(&bytes[at..at + size]);
+    let number = u64::from_le_bytes(long);
+    let unused = 64 - 8 * size as u32;
+    if element.signed { ((number << unused) as i64 >> unused) as u64 } else { number }
+}

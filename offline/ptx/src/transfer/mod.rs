@@ -1,0 +1,184 @@
+//! Copies that go on while the thread does: `cp.async` and its groups, `cp.async.bulk`, and the barriers in shared memory that wait for
+//! them, `mbarrier` (sections 9.7.9.25 and 9.7.13.15).
+//!
+//! A copy's bytes are read where it begins and arrive as late as they may: when somebody waits for them. What reads them sooner finds
+//! what was there before, and what nobody waits for never arrives.
+
+mod barrier;
+mod copy;
+mod decode;
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod tests_barrier;
+
+pub use decode::decode;
+
+use crate::error::Stop;
+use crate::lanes::{Mask, WARP, Word};
+use crate::observe::{At, Observer};
+use crate::program::{Address, Register, Source, Space};
+use crate::warp::{Context, Warp};
+
+/// An instruction of these.
+#[derive(Debug, Clone)]
+pub enum Transfer {
+    /// `cp.async`
+    Copy(CopyForm),
+    /// `cp.async.commit_group` and `cp.async.bulk.commit_group`
+    Commit(Group),
+    /// `cp.async.wait_group`, `cp.async.bulk.wait_group`: how many of the last groups may be under way.
+    Wait(Group, u32),
+    /// `cp.async.wait_all`
+    WaitAll,
+    /// `cp.async.bulk`
+    Bulk(BulkForm),
+    /// `cp.async.mbarrier.arrive`, and whether the barrier has counted it already (`.noinc`).
+    ArriveAfter(Place, bool),
+    /// `mbarrier.init`: threads that it waits for.
+    Init(Place, Source),
+    /// `mbarrier.inval`
+    Invalidate(Place),
+    /// `mbarrier.arrive` and the like.
+    Arrive(Arrival),
+    /// `mbarrier.expect_tx`, and `mbarrier.complete_tx`, which takes away: bytes.
+    Bytes(Place, Source, Sign),
+    /// `mbarrier.test_wait` and `mbarrier.try_wait`.
+    Test {
+        /// The result.
+        target: u32,
+        /// The barrier.
+        place: Place,
+        /// The phase that shall be over: its state, or its parity.
+        phase: Source,
+        /// Whether it is its parity.
+        parity: bool,
+    },
+    /// `mbarrier.pending_count`: threads that a state waits for.
+    Pending(Register, Source),
+}
+
+/// Where something is.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    space: Space,
+    address: Address,
+}
+
+/// Whether bytes are expected or have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sign {
+    /// Expected.
+    Expect,
+    /// Have come.
+    Complete,
+}
+
+/// Kinds of groups that a thread puts its copies in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// Of `cp.async`.
+    Small,
+    /// Of `cp.async.bulk`.
+    Bulk,
+}
+
+/// `cp.async`
+#[derive(Debug, Clone)]
+pub struct CopyForm {
+    to: Place,
+    from: Place,
+    size: usize,
+    /// Bytes that are read, or whether nothing is, where that is a predicate; the rest is zero.
+    read: Option<Source>,
+}
+
+/// `cp.async.bulk`
+#[derive(Debug, Clone)]
+pub struct BulkForm {
+    to: Place,
+    from: Place,
+    size: Source,
+    /// The barrier that counts the bytes that have come; None puts the copy in the thread's group.
+    barrier: Option<Place>,
+}
+
+/// `mbarrier.arrive` and `mbarrier.arrive_drop`.
+#[derive(Debug, Clone)]
+pub struct Arrival {
+    target: Option<Register>,
+    place: Place,
+    /// Threads that come; None is one.
+    count: Option<Source>,
+    /// Bytes that are to come besides.
+    expected: Option<Source>,
+    /// Whether these threads are not waited for any more.
+    drops: bool,
+}
+
+/// A block's copies that are under way.
+#[derive(Debug, Default)]
+pub struct Transfers {
+    copies: Vec<copy::Copy>,
+    bulks: Vec<copy::Bulk>,
+    after: Vec<copy::After>,
+    /// Copies of `cp.async` that have begun.
+    begun: u64,
+    /// How often a barrier has changed.
+    pub(crate) changes: u64,
+}
+
+/// A warp's groups of copies.
+#[derive(Debug, Default)]
+pub struct Copies {
+    /// Groups that each lane has closed.
+    small: Word,
+    bulk: Word,
+    /// The test of a barrier that failed last.
+    pub(crate) tested: usize,
+}
+
+impl Copies {
+    fn closed(&mut self, group: Group) -> &mut Word {
+        match group {
+            Group::Small => &mut self.small,
+            Group::Bulk => &mut self.bulk,
+        }
+    }
+}
+
+impl Warp {
+    /// Executes one. A test of a barrier that fails lets other warps go on.
+    pub(crate) fn transfer<O: Observer>(
+        &mut self,
+        at: &At,
+        mask: Mask,
+        transfer: &Transfer,
+        context: &mut Context<'_, '_, O>,
+    ) -> Result<(), Stop> {
+        match transfer {
+            Transfer::Copy(form) => self.begin_copy(at, mask, form, context)?,
+            Transfer::Bulk(form) => self.begin_bulk(at, mask, form, context)?,
+            Transfer::Commit(group) => {
+                let closed = self.copies.closed(*group);
+                (0..WARP).for_each(|lane| closed[lane] += mask >> lane & 1);
+            }
+            Transfer::Wait(group, left) => self.wait_group(mask, *group, Some(*left), context)?,
+            Transfer::WaitAll => self.wait_group(mask, Group::Small, None, context)?,
+            Transfer::ArriveAfter(place, counted) => self.arrive_after(at, mask, (place, *counted), context)?,
+            Transfer::Init(place, count) => self.init_barrier(at, mask, place, count, context)?,
+            Transfer::Invalidate(place) => self.invalidate_barrier(at, mask, place, context)?,
+            Transfer::Arrive(arrival) => self.arrive_at(at, mask, arrival, context)?,
+            Transfer::Bytes(place, bytes, sign) => self.count_bytes(at, mask, place, (bytes, *sign), context)?,
+            Transfer::Test { target, place, phase, parity } => {
+                self.test_barrier(at, mask, (place, phase, *parity), *target, context)?;
+            }
+            Transfer::Pending(target, state) => {
+                let states = self.long(state, context);
+                self.set_word(*target, &states.map(barrier::pending), mask);
+            }
+        }
+        Ok(())
+    }
+}
