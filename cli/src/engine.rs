@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use cubecl::Runtime;
+use ultramem::kernels::RetrievePlans;
 use ultramem::kernels::optimiser::{Rule, Step};
 use ultramem::reference::{self, Gradients};
 use ultramem::{ElementType, HostTensor, MapGradients, MemoryConfig, MemoryLayer, Weights};
@@ -120,9 +121,9 @@ impl<R: Runtime> Engine for MemoryLayer<R> {
         let weigh: Run<'_> = &|| Ok(self.weigh(&input, &chosen, strategies.query).map(drop)?);
         let expand: Run<'_> = &|| Ok(self.expand(&input, &weighed, strategies).map(drop)?);
         let mut stages = vec![("query", 0..1, query_run)];
-        match self.retrieves_at_once(&query, strategies.score)? {
-            true => stages.push(("score and combine", 1..3, retrieve)),
-            false => stages.extend([("score", 1..2, score), ("combine", 2..3, combine)]),
+        match self.plans(tokens, strategies)?.retrieve {
+            RetrievePlans::Together { .. } => stages.push(("score and combine", 1..3, retrieve)),
+            RetrievePlans::Apart { .. } => stages.extend([("score", 1..2, score), ("combine", 2..3, combine)]),
         }
         if weighs {
             stages.push(("weigh", 3..4, weigh));

@@ -22,12 +22,13 @@ pub use linear::outer::{WeightTiles, weight_tiles};
 pub use linear::transpose::transpose;
 pub use select::order_key;
 pub use stages::norm::{Norm, norm_tile};
-pub use stages::retrieve::{retrieve, retrieves_at_once};
+pub use stages::retrieve::{RetrievePlan, RetrievePlans, retrieve};
 pub use stages::{combine, expand, query, score, weigh};
 pub use table::group::{SortCost, block_of, sort_cost};
 pub use table::optimiser;
 pub use table::row_gradients::RowGradients;
-pub use table::source::RowSource;
+pub use table::row_products::ProductPlan;
+pub use table::source::{AddressPlan, RowSource};
 
 /// The kernels' result.
 pub type Result<T> = core::result::Result<T, Error>;

@@ -44,7 +44,7 @@ pub fn tables() -> Result<[String; 2], Failure> {
         for tokens in TOKENS {
             let launches = tracer.forward(tokens, None)?;
             add(&tokens.to_string(), &launches)?;
-            stages.extend(forward_lines(&tracer, tokens, &launches));
+            stages.extend(forward_lines(&tracer, tokens, &launches)?);
         }
         let launches = tracer.training(PREFILL, &[RULE])?;
         add(&PREFILL.to_string(), &launches)?;
@@ -123,17 +123,17 @@ const STAGES: &str =
     "| type | tokens | stage | launches | moves | must move | over the minimum |\n|---|---|---|---|---|---|---|";
 
 fn caches() -> Caches {
-    Caches { bytes: GPU.specification().cache, tile: 8 }
+    Caches { bytes: GPU.specification().cache }
 }
 
-fn forward_lines(tracer: &Tracer, tokens: usize, launches: &[Traced]) -> Vec<String> {
-    let (config, dtype) = (tracer.layer().config(), tracer.layer().dtype());
-    let moved = config.traffic(tokens, dtype, tracer.layer().strategies(tokens), caches());
+fn forward_lines(tracer: &Tracer, tokens: usize, launches: &[Traced]) -> Result<Vec<String>, Failure> {
+    let (layer, config, dtype) = (tracer.layer(), tracer.layer().config(), tracer.layer().dtype());
+    let moved = config.traffic(dtype, &layer.plans(tokens, layer.strategies(tokens))?, caches());
     let least = config.cost(tokens, dtype).stages();
     let line = |((stage, moved), (_, least)): ((&str, u64), (_, ultramem::StageCost))| {
         stage_line(dtype, tokens, stage, launches, moved, least.bytes)
     };
-    moved.into_iter().zip(least).map(line).collect()
+    Ok(moved.into_iter().zip(least).map(line).collect())
 }
 
 fn training_lines(tracer: &Tracer, launches: &[Traced]) -> Vec<String> {

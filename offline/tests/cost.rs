@@ -173,9 +173,9 @@ fn no_stage_moves_more_than_the_model_says() {
         let scale = Scale::new(dimensions(), dtype, tokens);
         let strategies = scale.layer.strategies(tokens);
         let (measured, choices) = scale.forward(strategies, cache);
-        let caches = Caches { bytes: cache, tile: 8 };
-        let model = scale.layer.config().traffic_of(tokens, choices, dtype, strategies, caches);
-        let most = scale.layer.config().traffic(tokens, dtype, strategies, caches);
+        let (plans, caches) = (scale.layer.plans(tokens, strategies).unwrap(), Caches { bytes: cache });
+        let model = scale.layer.config().traffic_of(choices, dtype, &plans, caches);
+        let most = scale.layer.config().traffic(dtype, &plans, caches);
         assert!(model.iter().zip(&most).all(|((_, model), (_, most))| model <= most), "{model:?}, {most:?}");
         hold(&format!("{dtype}, {tokens} tokens, cache of {cache}"), model, measured, LEFT_OUT);
     }
@@ -203,7 +203,7 @@ fn no_stage_moves_more_backwards_than_the_model_says() {
     ] {
         let mut scale = Scale::new(dims, dtype, tokens);
         let (measured, choices, updates) = scale.backward(cache, &RULES);
-        let caches = Caches { bytes: cache, tile: 8 };
+        let caches = Caches { bytes: cache };
         let model = scale.layer.backward_traffic_of(tokens, choices, caches);
         assert!(scale.layer.backward_traffic(0, caches).iter().all(|(_, bytes)| *bytes == 0));
         let (most, many) = [tokens, 1 << 40].map(|tokens| scale.layer.backward_traffic(tokens, caches)).into();
@@ -239,13 +239,14 @@ fn no_stage_of_the_family_moves_more_than_the_model_says() {
     for (dims, dtype) in
         [(v2.clone(), ElementType::F32), (v2, ElementType::BF16), (lingua, ElementType::BF16), (peer, ElementType::F32)]
     {
-        let (tokens, caches) = (96, Caches { bytes: LARGE, tile: 8 });
+        let (tokens, caches) = (96, Caches { bytes: LARGE });
         let mut scale = Scale::new(dims, dtype, tokens);
         let strategies = scale.layer.strategies(tokens);
+        let plans = scale.layer.plans(tokens, strategies).unwrap();
         let (measured, choices) = scale.forward(strategies, LARGE);
         let config = scale.layer.config().clone();
         let about = format!("{:?}, {dtype}", config.kind());
-        hold(&about, config.traffic_of(tokens, choices, dtype, strategies, caches), measured, LEFT_OUT);
+        hold(&about, config.traffic_of(choices, dtype, &plans, caches), measured, LEFT_OUT);
         let (measured, choices, _) = scale.backward(LARGE, &RULES[..1]);
         hold(
             &format!("{about}, backwards"),

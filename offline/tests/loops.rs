@@ -1,5 +1,5 @@
 //! Loop iterations: what each plan counts is held against what its kernel's busiest unit went through on the offline H100, from above and from
-//! below. A kernel that loops and counts nothing fails.
+//! below: the forward pass's plans as they are, others' counts as their launches tell them. A kernel that loops and counts nothing fails.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -8,16 +8,17 @@ use cubecl::{Runtime, future::block_on};
 use tracing::field::{Field, Visit};
 use tracing_subscriber::{Layer, layer::Context, prelude::*};
 use ultramem::kernels::LOOPS_TARGET;
+use ultramem::kernels::launch::Launch;
 use ultramem::kernels::optimiser::{Rule, Step};
 use ultramem::kernels::{expand::ExpandStrategy, linear::ProjectStrategy, score::ScoreStrategy};
 use ultramem::{Dimensions, ElementType, Kind, MemoryConfig, MemoryLayer, Norm, Strategies, Weights};
 use ultramem_offline::{Gpu, LaunchReport, OfflineDevice, OfflineRuntime};
 
-/// What plans counted, in the order of their launches.
+/// What launches told, in their order.
 #[derive(Clone, Default)]
-struct Planned(Arc<Mutex<Vec<Count>>>);
+struct Told(Arc<Mutex<Vec<Count>>>);
 
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 struct Count {
     kernel: String,
     loops: u64,
@@ -35,7 +36,7 @@ impl Visit for Count {
     fn record_debug(&mut self, _: &Field, _: &dyn std::fmt::Debug) {}
 }
 
-impl<S: tracing::Subscriber> Layer<S> for Planned {
+impl<S: tracing::Subscriber> Layer<S> for Told {
     fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
         if event.metadata().target() == LOOPS_TARGET {
             let mut count = Count::default();
@@ -45,12 +46,17 @@ impl<S: tracing::Subscriber> Layer<S> for Planned {
     }
 }
 
-/// Runs `work` and holds every launch's iterations against its plan's count; returns the kernels that loop.
-fn hold(what: &str, device: &OfflineDevice, work: impl FnOnce()) -> Vec<String> {
-    let planned = Planned::default();
+/// Runs `work`; returns what its launches told.
+fn told(device: &OfflineDevice, work: impl FnOnce()) -> Vec<Count> {
+    let told = Told::default();
     device.take_reports();
-    tracing::subscriber::with_default(tracing_subscriber::registry().with(planned.clone()), work);
-    let planned = planned.0.lock().unwrap();
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(told.clone()), work);
+    let counts = told.0.lock().unwrap();
+    counts.clone()
+}
+
+/// Holds the iterations of every launch since the last call against what is `planned`; returns the kernels that loop.
+fn hold(what: &str, device: &OfflineDevice, planned: &[Count]) -> Vec<String> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut kernels = Vec::new();
     for LaunchReport { kernel, loops, executed, .. } in device.take_reports() {
@@ -125,25 +131,32 @@ fn plans_count_the_iterations_that_execute() {
         let weights = Weights::random(&config, 1);
         let wait = || block_on(client.sync()).unwrap();
         let mut layer = None;
-        seen.extend(hold(&format!("{name}, weights"), &device, || {
+        let planned = told(&device, || {
             layer = Some(MemoryLayer::new(&client, config.clone(), &weights, ElementType::F32).unwrap());
             wait();
-        }));
+        });
+        seen.extend(hold(&format!("{name}, weights"), &device, &planned));
         let mut layer = layer.unwrap();
         let numbers: Vec<f32> =
             (0..tokens * config.hidden_size).map(|at| ((at * 7919) % 2003) as f32 / 1001.0 - 1.0).collect();
         let input = layer.upload(&numbers).unwrap();
-        seen.extend(hold(&format!("{name}, forward"), &device, || {
+        let plans = layer.plans(tokens, strategies).unwrap().launches().into_iter();
+        let count = |(_, it): (_, Launch)| Count { kernel: it.kernel.to_string(), loops: it.loops as u64 };
+        let planned: Vec<_> = plans.map(count).collect();
+        let forward = told(&device, || {
             layer.forward_with(&input, strategies).unwrap();
             wait();
-        }));
-        seen.extend(hold(&format!("{name}, backward"), &device, || {
+        });
+        assert_eq!(forward, planned, "{name}");
+        seen.extend(hold(&format!("{name}, forward"), &device, &planned));
+        let planned = told(&device, || {
             let (_, saved) = layer.forward_saving(&input).unwrap();
             let gradients = layer.backward(&input, &saved, &input).unwrap();
             let mut optimiser = layer.value_optimiser(Rule::Adagrad { eps: 1e-8 }).unwrap();
             layer.update_values(&mut optimiser, &gradients.values, &Step::new(1e-3)).unwrap();
             wait();
-        }));
+        });
+        seen.extend(hold(&format!("{name}, backward"), &device, &planned));
     }
     let expected = [
         "prepare_kernel",

@@ -5,6 +5,7 @@
 
 use cubecl::Runtime;
 use ultramem_kernels::combine::core_shares;
+use ultramem_kernels::launch::Device;
 use ultramem_kernels::linear::ProjectStrategy;
 use ultramem_kernels::optimiser::Rule;
 use ultramem_kernels::{block_of, column_sum_rows, norm_tile, sort_cost, weight_tiles};
@@ -276,9 +277,7 @@ impl<R: Runtime> Moves<'_, R> {
         let finished = if through { sizes.input() + output * WORD } else { 0 };
         let output_gate = if of.output_gated { (output + 2 * sizes.tokens) * WORD } else { 0 };
         let through_weight = match of.projects {
-            true => {
-                output * grad_element + self.caches.weight(sizes.output() * sizes.element, self.tokens) + pooled * WORD
-            }
+            true => output * grad_element + self.weight(sizes.output() * sizes.element) + pooled * WORD,
             false => 0,
         };
         let rows = self.rows(sizes.value_dim);
@@ -385,7 +384,7 @@ impl<R: Runtime> Moves<'_, R> {
         let (sizes, maps) = (&self.sizes, self.sizes.maps());
         let of_map = |map: &InputMap| {
             let bias = if map.biased { self.column_sum(self.tokens, map.width) } else { 0 };
-            let through = self.caches.weight(sizes.hidden * map.width * sizes.element, self.tokens);
+            let through = self.weight(sizes.hidden * map.width * sizes.element);
             let own = self.outer(map.width as usize, sizes.config.hidden_size, WORD, sizes.element);
             sizes.tokens * map.width * WORD + through + own + bias
         };
@@ -394,6 +393,11 @@ impl<R: Runtime> Moves<'_, R> {
         // Each map's part is written, and each addition reads two sums and writes one, the last in the input's type.
         let sum = if parts > 1 { (wide(maps.len()) + 2 * (parts - 1) + parts - 2) * part } else { 0 };
         maps.iter().map(of_map).sum::<u128>() + sum + sizes.input()
+    }
+
+    /// What a weight of `bytes` moves that every tile of tokens reads whole.
+    fn weight(&self, bytes: u128) -> u128 {
+        self.caches.weight(bytes, self.tokens, Device::of(&self.layer.client).tile)
     }
 
     /// Entries of all tokens.

@@ -7,9 +7,11 @@
 
 mod backward;
 
-use ultramem_kernels::{expand::ExpandStrategy, score::candidates};
+use ultramem_kernels::expand::ExpandPlans;
+use ultramem_kernels::launch::Planned;
+use ultramem_kernels::linear::ProjectPlan;
 
-use crate::{ElementType, MemoryConfig, Scores, Strategies};
+use crate::{ElementType, MemoryConfig, Plans, Scores};
 
 /// The cost of one forward pass, or of one backward pass, stage by stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,8 +85,6 @@ impl MemoryConfig {
 pub struct Caches {
     /// Bytes of the last cache before device memory.
     pub bytes: u64,
-    /// Tokens that share one reading of a weight that no cache holds.
-    pub tile: usize,
 }
 
 impl Caches {
@@ -93,9 +93,9 @@ impl Caches {
         2 * bytes <= u128::from(self.bytes)
     }
 
-    /// What a weight of `bytes` moves that every tile of tokens reads whole.
-    fn weight(&self, bytes: u128, tokens: usize) -> u128 {
-        if self.hold(bytes) { bytes } else { bytes * wide(tokens.div_ceil(self.tile.max(1))) }
+    /// What a weight of `bytes` moves that every `tile` of the tokens reads whole.
+    fn weight(&self, bytes: u128, tokens: usize, tile: usize) -> u128 {
+        if self.hold(bytes) { bytes } else { bytes * wide(tokens.div_ceil(tile.max(1))) }
     }
 
     /// What a table of `table` bytes moves of which each of `reads` reads takes `width` bytes, `distinct` of them different.
@@ -135,35 +135,29 @@ impl Choices {
 const SECTOR: u128 = 32;
 
 impl MemoryConfig {
-    /// Bytes that the launches of a forward pass move between device memory and chip, stage by stage, by given strategies. A tensor
+    /// Bytes that the launches of a forward pass move between device memory and chip, stage by stage, given their plans. A tensor
     /// that takes up to half of the cache is moved once a launch, however often it is read; a larger one as often as it is read, in
     /// whole sectors. What the cubes that share out a few tokens' projection gather again comes from the cache that the first of them left
     /// it in. Where scoring and combining are one kernel, what the first keeps is not read again, and they move that much less.
-    pub fn traffic(
-        &self,
-        tokens: usize,
-        dtype: ElementType,
-        strategies: Strategies,
-        caches: Caches,
-    ) -> Vec<(&'static str, u64)> {
-        self.traffic_of(tokens, Choices::most(self, tokens), dtype, strategies, caches)
+    pub fn traffic(&self, dtype: ElementType, plans: &Plans, caches: Caches) -> Vec<(&'static str, u64)> {
+        self.traffic_of(Choices::most(self, plans.tokens), dtype, plans, caches)
     }
 
     /// The same for tokens that choose as many different rows and keys as `choices` says.
     pub fn traffic_of(
         &self,
-        tokens: usize,
         choices: Choices,
         dtype: ElementType,
-        strategies: Strategies,
+        plans: &Plans,
         caches: Caches,
     ) -> Vec<(&'static str, u64)> {
-        let sizes = Sizes::new(self, tokens, dtype);
-        let weight = |bytes| caches.weight(bytes, tokens);
+        let sizes = Sizes::new(self, plans.tokens, dtype);
+        let weight = |bytes, tile| caches.weight(bytes, plans.tokens, tile);
+        let tile_of = |product: Option<Planned<ProjectPlan>>| product.map_or(plans.tile, |it| it.plan.tile);
         let gather = |table, reads, distinct, width| caches.gather(table, reads, wide(distinct), width);
         let (heads, side_keys) = (wide(self.heads), wide(self.side_keys));
         let keys = heads * 2 * side_keys * sizes.key_dim * WORD;
-        let candidates = wide(candidates(self.side_keys, self.top_m, strategies.score));
+        let candidates = wide(plans.retrieve.candidates());
         let listed = sizes.tokens * heads * 2 * candidates * 2 * WORD;
         let exact = if self.tucker() { sizes.rank } else { 0 };
         let kept_rows = sizes.tokens * sizes.entries * 2;
@@ -178,36 +172,40 @@ impl MemoryConfig {
             let row = width * sizes.element;
             gather(wide(self.rows()) * row, sizes.tokens * sizes.entries, choices.rows, row)
         };
-        let map = |width: u128, biased: bool| {
+        let map = |product, width: u128, biased: bool| {
             // The bias itself, and what it is added to, read and written again.
             let bias = if biased { (1 + 2 * sizes.tokens) * width * WORD } else { 0 };
-            let map = weight(width * sizes.hidden * sizes.element) + sizes.tokens * width * WORD;
+            let map = weight(width * sizes.hidden * sizes.element, tile_of(product)) + sizes.tokens * width * WORD;
             sizes.input() + map + bias
         };
         let of = &self.capabilities;
         let mut stages = vec![
-            ("query", sum(&[map(sizes.query_width(), of.biased)])),
-            ("score", sum(&[query_reads, weight(keys), 2 * listed, normalised, sizes.kept()])),
+            ("query", sum(&[map(plans.query, sizes.query_width(), of.biased)])),
+            ("score", sum(&[query_reads, weight(keys, plans.retrieve.tile()), 2 * listed, normalised, sizes.kept()])),
             ("combine", sum(&[sizes.kept(), sizes.chosen()])),
         ];
         if let Some(weigh) = of.weigh {
             let (projected, z) = match weigh.projected {
-                true => (map(sizes.pre_dim, false), sizes.tokens * sizes.pre_dim * WORD),
+                true => {
+                    (map(plans.weigh.and_then(|it| it.z), sizes.pre_dim, false), sizes.tokens * sizes.pre_dim * WORD)
+                }
                 false => (0, sizes.input()),
             };
             let moved = [projected, z, sizes.chosen(), shuffle, rows_of(sizes.pre_dim), sizes.weighed()];
             stages.push(("weigh", sum(&moved)));
         }
-        let pooled = match strategies.expand {
-            ExpandStrategy::Fused => 0,
-            ExpandStrategy::Pooled(_) => 2 * sizes.tokens * wide(self.pooled_dim()) * sizes.pooled_element(),
+        let (pooled, tile) = match plans.expand {
+            ExpandPlans::Fused(it) => (0, it.plan.tile),
+            ExpandPlans::Pooled { project, .. } => {
+                (2 * sizes.tokens * wide(self.pooled_dim()) * sizes.pooled_element(), tile_of(project))
+            }
         };
         let finished = if of.projects && sizes.finishes() { 2 * sizes.tokens * sizes.hidden * WORD } else { 0 };
         let bias = if of.projects && of.biased { sizes.hidden * WORD } else { 0 };
         let read = |bytes: u128| sizes.tokens * bytes * WORD;
-        let gate = if of.gated { map(sizes.value_dim, of.biased) + read(sizes.value_dim) } else { 0 };
-        let output_gate = if of.output_gated { map(1, true) + read(1) } else { 0 };
-        let output = weight(sizes.output() * sizes.element);
+        let gate = if of.gated { map(plans.gate, sizes.value_dim, of.biased) + read(sizes.value_dim) } else { 0 };
+        let output_gate = if of.output_gated { map(plans.output_gate, 1, true) + read(1) } else { 0 };
+        let output = weight(sizes.output() * sizes.element, tile);
         let (rows, chosen) = (rows_of(sizes.value_dim), sizes.chosen());
         let moved = [chosen, shuffle, rows, pooled, output, sizes.input(), gate, output_gate, finished, bias];
         stages.push(("expand", sum(&moved)));
@@ -387,10 +385,12 @@ fn sum(parts: &[u128]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use ultramem_kernels::{linear::ProjectStrategy, score::ScoreStrategy};
+    use cubecl::ir::HardwareProperties;
+    use ultramem_kernels::launch::Device;
+    use ultramem_kernels::{expand::ExpandStrategy, linear::ProjectStrategy, score::ScoreStrategy};
 
     use super::*;
-    use crate::{Dimensions, Kind};
+    use crate::{Dimensions, Kind, Strategies};
 
     fn preset() -> MemoryConfig {
         MemoryConfig::new(Dimensions::ultramem_v1_1b()).expect("the preset is sound")
@@ -452,33 +452,56 @@ mod tests {
         assert_eq!(gated.query.flops, 2 * plain.query.flops);
     }
 
-    /// What an H100 chooses in bf16, and in f32, at prefill.
-    fn prefill() -> [(ElementType, Strategies); 2] {
+    fn h100() -> Device {
+        let hardware = HardwareProperties {
+            load_width: 128,
+            plane_size_min: 32,
+            plane_size_max: 32,
+            max_bindings: 1024,
+            max_shared_memory_size: 227 << 10,
+            max_cube_count: (i32::MAX as u32, u16::MAX.into(), u16::MAX.into()),
+            max_units_per_cube: 1024,
+            max_cube_dim: (1024, 1024, 64),
+            num_streaming_multiprocessors: Some(132),
+            num_tensor_cores: Some(4),
+            min_tensor_cores_dim: Some(8),
+            num_cpu_cores: None,
+            max_vector_size: 16,
+        };
+        Device::new(&hardware, hardware.max_cube_count)
+    }
+
+    /// What an H100 launches for 4,096 tokens of the preset, by what it chooses in bf16, and in f32.
+    fn prefill() -> [(ElementType, Plans); 2] {
         let (tile, cubek) = (ProjectStrategy::Tile, ProjectStrategy::Cubek);
         let score = ScoreStrategy::Whole;
+        let plans = |dtype, query, expand| {
+            let strategies = Strategies { query, score, expand };
+            (dtype, preset().plans(&h100(), 4096, dtype, strategies).expect("the preset fits an H100"))
+        };
         [
-            (ElementType::BF16, Strategies { query: cubek, score, expand: ExpandStrategy::Pooled(cubek) }),
-            (ElementType::F32, Strategies { query: tile, score, expand: ExpandStrategy::Fused }),
+            plans(ElementType::BF16, cubek, ExpandStrategy::Pooled(cubek)),
+            plans(ElementType::F32, tile, ExpandStrategy::Fused),
         ]
     }
 
-    const H100: Caches = Caches { bytes: 50 << 20, tile: 8 };
+    const H100: Caches = Caches { bytes: 50 << 20 };
 
     #[test]
     fn a_prefill_moves_little_more_than_the_rows_it_gathers() {
-        for (dtype, strategies) in prefill() {
+        for (dtype, plans) in prefill() {
             let gather = 4096 * 160 * 384 * dtype.size() as u64;
-            let moved: u64 = preset().traffic(4096, dtype, strategies, H100).iter().map(|(_, bytes)| bytes).sum();
+            let moved: u64 = preset().traffic(dtype, &plans, H100).iter().map(|(_, bytes)| bytes).sum();
             assert!(moved > gather && 10 * moved <= 13 * gather, "{dtype}: {moved} bytes for a gather of {gather}");
         }
     }
 
     #[test]
     fn what_no_cache_holds_is_read_again() {
-        let [(dtype, strategies), _] = prefill();
-        let small = Caches { bytes: 1 << 20, tile: 8 };
+        let [(dtype, plans), _] = prefill();
+        let small = Caches { bytes: 1 << 20 };
         let keys = 2 * 2 * 1616 * 192 * 4u64;
-        let score = |caches| preset().traffic(4096, dtype, strategies, caches)[1].1;
+        let score = |caches| preset().traffic(dtype, &plans, caches)[1].1;
         let again = 4096 * 2 * 2 * 80 * 2 * 192 * 4 - 2 * keys;
         assert_eq!(score(small) - score(H100), 511 * keys + again);
         assert_eq!((sectors(768), sectors(4), sectors(44)), (768, 32, 96));

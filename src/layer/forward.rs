@@ -6,17 +6,17 @@ use cubecl::prelude::*;
 use cubecl::server::ServerError;
 pub use ultramem_kernels::combine::Chosen;
 use ultramem_kernels::combine::{PairScore, combine};
-use ultramem_kernels::expand::{ExpandStrategy, Memory, expand};
+use ultramem_kernels::expand::{Memory, expand};
 use ultramem_kernels::linear::ProjectStrategy;
 use ultramem_kernels::query::query;
 pub use ultramem_kernels::score::Kept;
 use ultramem_kernels::score::{KeyFactors, PreparedKeys, Queries, ScoreStrategy, prepare_keys, score};
 pub use ultramem_kernels::weigh::Weighed;
 use ultramem_kernels::weigh::{PreValues, weigh};
-use ultramem_kernels::{ElementType, RowSource, Tensor, check, retrieve, retrieves_at_once, supports, transpose};
+use ultramem_kernels::{ElementType, RowSource, Tensor, check, retrieve, supports, transpose};
 
 use crate::table::{ValueTable, upload};
-use crate::{Blocks, Error, HostTensor, LayerWeights, MemoryConfig, PerWeight, Result, Weight, Weights};
+use crate::{Blocks, Error, HostTensor, LayerWeights, MemoryConfig, PerWeight, Result, Strategies, Weight, Weights};
 
 /// A memory layer on the device behind a client. Weights and activations are stored in one element type, sums and scores in f32.
 pub struct MemoryLayer<R: Runtime> {
@@ -43,17 +43,6 @@ pub struct Forward<R: Runtime> {
     pub output: Tensor<R>,
     /// The slots that were read and their scores, before they are weighed.
     pub chosen: Chosen<R>,
-}
-
-/// How each stage is computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Strategies {
-    /// The query projection, and the gate's.
-    pub query: ProjectStrategy,
-    /// Scoring the keys.
-    pub score: ScoreStrategy,
-    /// Reading and projecting the values.
-    pub expand: ExpandStrategy,
 }
 
 impl<R: Runtime> MemoryLayer<R> {
@@ -118,17 +107,6 @@ impl<R: Runtime> MemoryLayer<R> {
     /// The pre-value table, where the layer weighs.
     pub fn pre_table(&self) -> Option<&ValueTable<R>> {
         self.weights.pre_values.as_ref()
-    }
-
-    /// The strategies that [`forward`](Self::forward) picks for this device and number of tokens.
-    pub fn strategies(&self, tokens: usize) -> Strategies {
-        let config = &self.config;
-        let (side_keys, key_dim, top_m) = (config.side_keys, config.key_dim, config.top_m);
-        Strategies {
-            query: ProjectStrategy::choose(&self.client, tokens, self.dtype.storage()),
-            score: ScoreStrategy::choose(&self.client, tokens, config.heads, side_keys, key_dim, top_m),
-            expand: ExpandStrategy::choose(&self.client, tokens, config.heads * top_m, &self.memory(&Maps::none())),
-        }
     }
 
     /// The layer's output for `input` `[tokens, hidden_size]`, in the layer's element type.
@@ -209,15 +187,6 @@ impl<R: Runtime> MemoryLayer<R> {
     pub fn retrieve(&self, query: &Tensor<R>, strategy: ScoreStrategy) -> Result<(Kept<R>, Chosen<R>)> {
         let (queries, top_m) = (self.queries(query), self.config.top_m);
         Ok(retrieve(&self.client, &queries, &self.keys, top_m, strategy, &self.pair_score())?)
-    }
-
-    /// Whether [`retrieve`](Self::retrieve) is one kernel after the split keys are scored, in place of the two stages' own.
-    ///
-    /// # Errors
-    /// As [`retrieve`](Self::retrieve).
-    pub fn retrieves_at_once(&self, query: &Tensor<R>, strategy: ScoreStrategy) -> Result<bool> {
-        let (queries, top_m) = (self.queries(query), self.config.top_m);
-        Ok(retrieves_at_once(&self.client, &queries, &self.keys, top_m, strategy, &self.pair_score())?)
     }
 
     pub(crate) fn pair_score(&self) -> PairScore<'_, R> {
@@ -355,12 +324,6 @@ impl<R: Runtime> MemoryLayer<R> {
 /// The weights that the forward pass reads transposed.
 const MAPS: [Weight; 5] =
     [Weight::QueryProj, Weight::PreValuesProj, Weight::ValuesProj, Weight::GateProj, Weight::OutputGate];
-
-impl<R: Runtime> Maps<R> {
-    pub(crate) fn none() -> Self {
-        Self { gate: None, output_gate: None }
-    }
-}
 
 impl<R: Runtime> Clone for Maps<R> {
     fn clone(&self) -> Self {

@@ -4,17 +4,20 @@
 //! |---|---|
 //! | `weights` | the weights, as training changes them |
 //! | `forward` | [`MemoryLayer`], its stages one by one and together |
+//! | `plans` | the launches of a forward pass before they are made, and the strategies that they are planned by |
 //! | `backward` | the gradients, stage by stage and together |
 //! | `training` | updates of the tables, and the way of weights and optimisers into files and back |
 //! | `workspace` | device memory of a call |
 
 mod backward;
 mod forward;
+mod plans;
 mod training;
 mod weights;
 mod workspace;
 
 pub use backward::{Gradients, InputGradients, MapGradients, Saved};
-pub use forward::{Chosen, Forward, Kept, MemoryLayer, Strategies, Weighed};
+pub use forward::{Chosen, Forward, Kept, MemoryLayer, Weighed};
+pub use plans::{Plans, Strategies, WeighPlans};
 pub use training::{SavedState, update_shared};
 pub use weights::{LayerWeights, device_shape};

@@ -1,16 +1,16 @@
 //! Device memory of one call, beyond weights, input and output.
 
 use cubecl::prelude::*;
-use ultramem_kernels::{expand::ExpandStrategy, score::candidates};
+use ultramem_kernels::expand::ExpandPlans;
 
-use crate::{MemoryLayer, Strategies};
+use crate::{MemoryLayer, Plans};
 
 /// Bytes of an f32 or of a u32.
 const WORD: usize = 4;
 
 impl<R: Runtime> MemoryLayer<R> {
-    /// Bytes that [`forward_with`](Self::forward_with) allocates for `tokens` tokens besides its output. Bytes per token,
-    /// with `c` the [`candidates`] of a side:
+    /// Bytes that [`forward_with`](Self::forward_with) allocates besides its output, of its [`plans`](Self::plans). Bytes per token,
+    /// with `c` the [`candidates`](ultramem_kernels::RetrievePlans::candidates) of a side:
     ///
     /// | what | bytes per token | when |
     /// |---|---|---|
@@ -28,11 +28,10 @@ impl<R: Runtime> MemoryLayer<R> {
     /// Slots and scores live as long as the [`Forward`](crate::Forward) that holds them, the others as long as the call. The
     /// allocator rounds each of these buffers up to its alignment, 256 bytes on most devices, and keeps what it
     /// has reserved for the next call.
-    pub fn workspace_bytes(&self, tokens: usize, strategies: Strategies) -> usize {
+    pub fn workspace_bytes(&self, plans: &Plans) -> usize {
         let config = self.config();
-        let candidates = candidates(config.side_keys, config.top_m, strategies.score);
         let queries = WORD * config.query_pairs() * 2 * config.key_dim;
-        let candidates = 2 * WORD * config.heads * 2 * candidates;
+        let candidates = 2 * WORD * config.heads * 2 * plans.retrieve.candidates();
         let kept = WORD * config.heads * 2 * config.top_m * (1 + config.tucker_rank);
         let chosen = WORD * config.heads * config.top_m * (1 + config.cores);
         let of = &config.capabilities;
@@ -44,12 +43,14 @@ impl<R: Runtime> MemoryLayer<R> {
         let weighed = z + when(of.weigh.is_some(), WORD * slots * (1 + config.cores));
         let gates = when(of.gated, WORD * config.value_dim) + when(of.output_gated, WORD);
         let wide = self.table().pages().len() > 1 || !of.projects;
-        let pooled = match strategies.expand {
-            ExpandStrategy::Fused => 0,
-            ExpandStrategy::Pooled(_) => config.pooled_dim() * if wide { WORD } else { self.dtype().size() },
+        let pooled = match plans.expand {
+            ExpandPlans::Fused(_) => 0,
+            ExpandPlans::Pooled { .. } => config.pooled_dim() * if wide { WORD } else { self.dtype().size() },
         };
         let finished = of.projects && (of.biased || of.output_gated);
         let projected = when(finished, WORD * config.hidden_size);
-        tokens.saturating_mul(queries + candidates + kept + chosen + addresses + weighed + gates + pooled + projected)
+        plans
+            .tokens
+            .saturating_mul(queries + candidates + kept + chosen + addresses + weighed + gates + pooled + projected)
     }
 }

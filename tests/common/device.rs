@@ -135,7 +135,8 @@ pub fn poison(client: &Client, bytes: usize) {
 /// Poisons what a call will allocate.
 pub fn poison_for(layer: &Layer, tokens: usize, strategies: Strategies) {
     let output = tokens * layer.config().hidden_size * layer.dtype().size();
-    poison(layer.client(), layer.workspace_bytes(tokens, strategies) + output);
+    let plans = layer.plans(tokens, strategies).unwrap();
+    poison(layer.client(), layer.workspace_bytes(&plans) + output);
 }
 
 /// Downloads whole numbers.

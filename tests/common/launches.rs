@@ -3,18 +3,24 @@
 use cubecl::prelude::*;
 use rand::{Rng, seq::IndexedRandom};
 use ultramem::ElementType;
-use ultramem::kernels::combine::{Chosen, PairScore, combine, combine_backward, core_shares};
-use ultramem::kernels::expand::{ExpandStrategy, Memory, Pooled, expand, expand_backward, pool};
-use ultramem::kernels::linear::{ProjectStrategy, project};
+use ultramem::kernels::combine::{
+    Chosen, CombinePlan, CombineSizes, PairScore, combine, combine_backward, core_shares,
+};
+use ultramem::kernels::expand::{
+    ExpandPlans, ExpandSizes, ExpandStrategy, Memory, Pooled, expand, expand_backward, pool,
+};
+use ultramem::kernels::launch::{Device, Launch};
+use ultramem::kernels::linear::{ProjectPlan, ProjectSizes, ProjectStrategy, project};
 use ultramem::kernels::optimiser::{Optimiser, Rule, Step};
 use ultramem::kernels::query::{Map, query, query_backward};
 use ultramem::kernels::score::{
-    Kept, KeyFactors, PreparedKeys, Queries, ScoreStrategy, Scored, candidates, prepare_keys, score, score_backward,
+    Kept, KeyFactors, PreparedKeys, Queries, ScorePlans, ScoreSizes, ScoreStrategy, Scored, prepare_keys, score,
+    score_backward,
 };
-use ultramem::kernels::weigh::{self, PreValues};
+use ultramem::kernels::weigh::{self, PreValues, WeighPlan, WeighSizes};
 use ultramem::kernels::{
-    Error, Norm, RowGradients, RowSource, Tensor, column_sum_rows, empty, norm_tile, random, retrieve, sort_cost,
-    transpose, u32_storage, weight_tiles,
+    AddressPlan, Error, MAX_LOOPS, Norm, RetrievePlans, RowGradients, RowSource, Tensor, column_sum_rows, empty,
+    norm_tile, random, retrieve, sort_cost, transpose, u32_storage, weight_tiles,
 };
 
 use super::draw::{Draw, shaped};
@@ -238,7 +244,20 @@ fn expanded<R: Runtime>(draw: &mut Draw<'_, R>, backward: bool) -> Result<(), Er
     }
     let pooled = pool(draw.client, &chosen, &memory)?;
     assert_eq!(pooled.shape()[0], scores[0]);
-    let chosen_strategy = ExpandStrategy::choose(draw.client, tokens, heads * top_m, &memory);
+    let sizes = ExpandSizes {
+        tokens,
+        slots: heads * top_m,
+        cores,
+        address: memory.rows.plan(),
+        value_dim,
+        hidden_size: hidden,
+        dtype: ElementType::from_storage(dtype).unwrap(),
+        gated: memory.gate.is_some(),
+        projects,
+        finishes: !projects || memory.bias.is_some() || memory.output_gate.is_some(),
+        pages,
+    };
+    let chosen_strategy = ExpandStrategy::choose(draw.client, &sizes);
     let other = if draw.one_in(2) { ExpandStrategy::Fused } else { ExpandStrategy::Pooled(draw.product()) };
     for strategy in [chosen_strategy, other] {
         shaped("output", &expand(draw.client, &chosen, &memory, strategy)?, &[scores[0], columns]);
@@ -310,11 +329,68 @@ fn plans<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
     ScoreStrategy::choose(draw.client, a, b, c.min(1 << 12), d, e);
     ProjectStrategy::choose(draw.client, a, ElementType::F16.storage());
     let strategy = draw.split();
-    candidates(c, e, strategy);
     core_shares(a, b);
     column_sum_rows(a);
     weight_tiles(draw.client, a.min(1 << 20), b.min(1 << 20), c.min(1 << 20));
     norm_tile(draw.client, Norm::Rms, b.min(1 << 20), c.min(64));
     sort_cost(draw.client, a.min(1 << 30), b);
-    empty(draw.client, "numbers", &[a.min(1 << 20), b], u32_storage()).map(drop)
+    empty(draw.client, "numbers", &[a.min(1 << 20), b], u32_storage())?;
+    forward_plans(draw, [a, b, c, d, e], strategy)
+}
+
+/// Plans of a forward pass's stages from such sizes: within the device's limits, or an error.
+fn forward_plans<R: Runtime>(
+    draw: &mut Draw<'_, R>,
+    [a, b, c, d, e]: [usize; 5],
+    strategy: ScoreStrategy,
+) -> Result<(), Error> {
+    let (device, dtype, product) = (Device::of(draw.client), ElementType::F16, draw.product());
+    let (rank, cores) = (draw.size(), draw.size());
+    let score = ScoreSizes {
+        tokens: a,
+        heads: b,
+        query_pairs: 1,
+        heads_per_pair: b,
+        side_keys: c,
+        key_dim: d,
+        rank,
+        top_m: e,
+        norm: draw.one_in(2).then_some(Norm::Layer),
+        direct: rank == 1 && draw.one_in(2),
+    };
+    let combine = CombineSizes { tokens: a, heads: b, side_keys: c, top_m: e, rank, cores, additive: rank == 1 };
+    let address =
+        AddressPlan { blocks: b, rows: c, table_rows: d, shuffled: true, summed: draw.one_in(2), shared: true };
+    let pages = draw.size();
+    let expand = ExpandSizes {
+        tokens: a,
+        slots: e,
+        cores,
+        address,
+        value_dim: d,
+        hidden_size: c,
+        dtype,
+        gated: draw.one_in(2),
+        projects: true,
+        finishes: draw.one_in(4),
+        pages,
+    };
+    let activation = weigh::Activation::Gelu;
+    let weigh = WeighSizes { tokens: a, slots: e, cores, address, pre_dim: d, dtype, activation, pages };
+    let by = if draw.one_in(2) { ExpandStrategy::Fused } else { ExpandStrategy::Pooled(product) };
+    let plans: [Result<Vec<Launch>, Error>; 6] = [
+        ScorePlans::of(&device, &score, strategy).map(|plans| plans.launches()),
+        CombinePlan::of(&device, &combine).map(|planned| vec![planned.launch]),
+        RetrievePlans::of(&device, &score, strategy, &combine).map(|plans| plans.launches()),
+        ExpandPlans::of(&device, &expand, by).map(|plans| plans.launches()),
+        WeighPlan::of(&device, &weigh).map(|planned| vec![planned.launch]),
+        ProjectPlan::of(&device, &ProjectSizes { tokens: a, depth: b, width: c, dtype })
+            .map(|planned| vec![planned.launch]),
+    ];
+    let refused = plans.iter().find_map(|plan| plan.as_ref().err()).cloned();
+    for launch in plans.into_iter().flatten().flatten() {
+        assert!(launch.units > 0 && launch.shared_bytes <= device.shared_bytes, "{launch:?}");
+        assert!(launch.loops <= MAX_LOOPS && (launch.cubes == 0) == (a == 0), "{launch:?}");
+    }
+    refused.map_or(Ok(()), Err)
 }

@@ -44,7 +44,7 @@ fn assert_formula(client: &Client, kind: Kind, dtype: ElementType, strategies: S
     let first = layer.forward_with(&input, strategies).unwrap();
     let used = reserved(client) - before;
     let output = TOKENS * layer.config().hidden_size * dtype.size();
-    let expected = output + layer.workspace_bytes(TOKENS, strategies);
+    let expected = output + layer.workspace_bytes(&layer.plans(TOKENS, strategies).unwrap());
     let what = format!("{kind:?}, {dtype}, {strategies:?}");
     assert!((expected..=expected + ROUNDING).contains(&used), "{what}: {used} bytes, expected {expected}");
     drop(first);
@@ -92,6 +92,7 @@ fn results_take_the_bytes_of_their_shapes() {
     let taken = used() - before;
     let results = [&query, &kept.keys, &kept.scores, &chosen.slots, &chosen.scores];
     let bytes: usize = results.iter().map(|result| result.shape().iter().product::<usize>() * 4).sum();
-    assert_eq!(layer.workspace_bytes(TOKENS, strategies), bytes, "{strategies:?}");
+    let plans = layer.plans(TOKENS, strategies).unwrap();
+    assert_eq!(layer.workspace_bytes(&plans), bytes, "{strategies:?}");
     assert_eq!(taken, bytes + output.shape().iter().product::<usize>() * 4, "{strategies:?}");
 }

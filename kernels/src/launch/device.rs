@@ -37,7 +37,7 @@ impl Device {
 
     /// A device of `hardware`, driven by a runtime that launches at most `most_cubes` cubes in each dimension. Some adapters report more
     /// than their drivers take: NVIDIA's on Vulkan.
-    fn new(hardware: &HardwareProperties, most_cubes: (u32, u32, u32)) -> Self {
+    pub fn new(hardware: &HardwareProperties, most_cubes: (u32, u32, u32)) -> Self {
         // A device without planes says nothing, or 0: cubes are as large then as where planes are the usual 32.
         let plane_size = if hardware.plane_size_max == 0 { USUAL_PLANE } else { hardware.plane_size_max };
         // Planes this narrow are a processor's vector registers: a load costs it many times a multiplication, so a unit
@@ -85,6 +85,11 @@ impl Device {
     pub(crate) fn units_for(&self, tile: usize, work: usize) -> usize {
         let units = self.units(work);
         if self.on_cpu { units.min(tile.max(self.plane_size)) } else { units }
+    }
+
+    /// Rows of a tile, of `rows` rows: a power of two.
+    pub(crate) fn tile_of(&self, rows: usize) -> usize {
+        rows.min(self.tile).next_power_of_two().min(self.tile)
     }
 
     /// The widest vector of elements of `bytes` bytes that is one load and divides each of `sizes`.

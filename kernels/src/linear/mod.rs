@@ -9,4 +9,4 @@ pub(crate) mod project;
 pub mod tile;
 pub(crate) mod transpose;
 
-pub use self::project::{ProjectStrategy, project};
+pub use self::project::{ProjectPlan, ProjectSizes, ProjectStrategy, project};

@@ -16,7 +16,7 @@ use cubek::matmul::launch::{Strategy, launch_ref};
 use cubek::std::InputBinding;
 
 use crate::launch::device::Device;
-use crate::launch::loops::check_loops;
+use crate::launch::plan::{Launch, Planned};
 use crate::launch::tensor::{Tensor, arg, check, empty, float_type, positive, sizes, supports, tokens_of};
 use crate::linear::tile::{Columns, Outputs, Product, Rows, Sharing, multiply};
 use crate::{ElementType, Error, Result};
@@ -36,6 +36,17 @@ impl ProjectStrategy {
         let units = client.features().matmul.cmma.iter().any(|unit| unit.a_type == weight && unit.b_type == weight);
         if units && tokens >= 64 { Self::Cubek } else { Self::Tile }
     }
+
+    /// The launch of a product; None for cubek, which plans its own.
+    ///
+    /// # Errors
+    /// Sizes that don't fit the device.
+    pub fn plan(self, device: &Device, sizes: &ProjectSizes) -> Result<Option<Planned<ProjectPlan>>> {
+        match self {
+            Self::Tile => ProjectPlan::of(device, sizes).map(Some),
+            Self::Cubek => Ok(None),
+        }
+    }
 }
 
 /// Launches any linear map: `input [tokens, depth] · weight [depth, width]`, summed in f32, stored as `output`. No tokens give no output,
@@ -51,7 +62,7 @@ pub fn project<R: Runtime>(
     strategy: ProjectStrategy,
 ) -> Result<Tensor<R>> {
     float_type(client, input, "input")?;
-    float_type(client, weight, "weight")?;
+    let dtype = float_type(client, weight, "weight")?;
     let tokens = tokens_of(input, "input")?;
     let [depth, width] = sizes(weight, "weight")?;
     check(client, input, "input", &[tokens, depth], input.dtype)?;
@@ -68,10 +79,61 @@ pub fn project<R: Runtime>(
         return Ok(output);
     }
     match strategy {
-        ProjectStrategy::Tile => launch_tile(client, input, weight, &output)?,
+        ProjectStrategy::Tile => launch_tile(client, input, weight, &output, dtype)?,
         ProjectStrategy::Cubek => launch_cubek(client, input, weight, &output)?,
     }
     Ok(output)
+}
+
+/// The sizes of a product, and the type of its weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProjectSizes {
+    /// Rows of the input; none is no launch.
+    pub tokens: usize,
+    /// Numbers of an input row.
+    pub depth: usize,
+    /// Numbers of an output row.
+    pub width: usize,
+    /// Element type of the weight.
+    pub dtype: ElementType,
+}
+
+/// What is fixed when the kernel is compiled. Which columns and how much depth there is, is known only when the kernel runs, so that every
+/// product of a layer is one kernel, compiled once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ProjectPlan {
+    /// How the units of a cube share the product out.
+    pub sharing: Sharing,
+    /// Tokens of a cube, which share one reading of its part of the weight.
+    pub tile: usize,
+    /// Numbers of a load of the weight.
+    pub width: usize,
+    /// Numbers of a load of an input row.
+    pub row_width: usize,
+}
+
+impl ProjectPlan {
+    /// Plans [`project`] by [`ProjectStrategy::Tile`].
+    ///
+    /// # Errors
+    /// Sizes that don't fit the device.
+    pub fn of(device: &Device, sizes: &ProjectSizes) -> Result<Planned<Self>> {
+        let ProjectSizes { tokens, depth, width: out, dtype } = *sizes;
+        positive(&[("rows of the weight", depth), ("columns of the weight", out)])?;
+        let (width, row_width) = (device.width(dtype.size(), &[out]), device.width(4, &[depth]));
+        let (columns, depth, tile) = (out / width, depth / row_width, device.tile_of(tokens));
+        let product = Product { columns, depth, tile, bytes: width * dtype.size(), width };
+        let tiles = tokens.div_ceil(tile);
+        let sharing = Sharing::choose(device, &product, tiles.max(1));
+        let launch = Launch {
+            kernel: "project_kernel",
+            cubes: tiles.saturating_mul(sharing.cubes(columns)),
+            units: sharing.units(),
+            shared_bytes: sharing.shared_bytes(&product),
+            loops: depth.div_ceil(sharing.slices),
+        };
+        Planned { plan: Self { sharing, tile, width, row_width }, launch }.checked("project", device)
+    }
 }
 
 fn launch_tile<R: Runtime>(
@@ -79,35 +141,27 @@ fn launch_tile<R: Runtime>(
     input: &Tensor<R>,
     weight: &Tensor<R>,
     output: &Tensor<R>,
+    dtype: ElementType,
 ) -> Result<()> {
     let device = Device::of(client);
     let (tokens, depth, out) = (input.shape()[0], weight.shape()[0], weight.shape()[1]);
-    let width = device.width(weight.dtype.size(), &[out]);
-    let row_width = device.width(4, &[depth]);
-    let columns = out / width;
-    let tile = tokens.next_power_of_two().min(device.tile);
-    let bytes = width * weight.dtype.size();
-    let product = Product { columns, depth: depth / row_width, tile, bytes, width };
-    let tiles = tokens.div_ceil(tile);
-    let sharing = Sharing::choose(&device, &product, tiles);
-    let plan = ProjectPlan { sharing, tile };
-    let cubes = tiles * sharing.cubes(columns);
-    check_loops("project_kernel", (depth / row_width).div_ceil(sharing.slices))?;
+    let Planned { plan, launch } = ProjectPlan::of(&device, &ProjectSizes { tokens, depth, width: out, dtype })?;
+    let (grid, cube_dim) = launch.start(&device)?;
     // SAFETY: shapes are checked; a unit reads and writes below `tokens` and `columns` only.
     unsafe {
         project_kernel::launch_unchecked::<R>(
             client,
-            device.grid(cubes)?,
-            CubeDim::new_1d(sharing.units() as u32),
-            width,
-            row_width,
-            arg(input, row_width),
-            arg(weight, width),
-            arg(output, width),
-            (depth / row_width) as u32,
-            columns as u32,
+            grid,
+            cube_dim,
+            plan.width,
+            plan.row_width,
+            arg(input, plan.row_width),
+            arg(weight, plan.width),
+            arg(output, plan.width),
+            (depth / plan.row_width) as u32,
+            (out / plan.width) as u32,
             tokens as u32,
-            cubes as u32,
+            launch.cubes as u32,
             plan,
             input.dtype,
             weight.dtype,
@@ -154,16 +208,7 @@ pub(crate) fn launch_cubek<R: Runtime>(
     })
 }
 
-/// What is fixed when the kernel is compiled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct ProjectPlan {
-    pub sharing: Sharing,
-    /// Tokens of a cube.
-    pub tile: usize,
-}
-
-/// `depth` is the vectors of an input row, `width` those of a weight row. They are known only when the kernel runs, so that every
-/// product of a layer is one kernel, compiled once.
+/// `depth` is the vectors of an input row, `width` those of a weight row.
 ///
 /// One cube computes `tile` tokens by `lanes · block` column vectors; `CUBE_POS` runs over token tiles first.
 #[cube(launch_unchecked)]

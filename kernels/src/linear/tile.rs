@@ -45,8 +45,8 @@ impl Sharing {
     pub(crate) fn sliced(device: &Device, product: &Product, cubes: usize, shared: usize) -> Self {
         let units = device.units(usize::MAX);
         let least = (SECTOR / product.bytes).max(product.columns.div_ceil(cubes.max(1)));
-        let lanes = least.next_power_of_two().min(units);
-        let mut slices = (units / lanes).min(product.depth.next_power_of_two());
+        let lanes = least.min(units).next_power_of_two();
+        let mut slices = (units / lanes).min(product.depth.min(units).next_power_of_two());
         while slices > 1 && (Self { lanes, slices, block: 1 }).shared_bytes(product) > shared {
             slices /= 2;
         }
@@ -61,7 +61,7 @@ impl Sharing {
         if device.on_cpu {
             return if tiles >= MANY_TILES { whole.widened(device, product) } else { whole };
         }
-        if tiles * whole.cubes(product.columns) >= device.processors {
+        if tiles.saturating_mul(whole.cubes(product.columns)) >= device.processors {
             return whole;
         }
         Self::sliced(device, product, device.processors.div_ceil(tiles), device.shared_bytes)

@@ -1,4 +1,5 @@
-//! The stages of a layer, a folder each: `mod.rs` has the launch, `forward.rs` and `backward.rs` its kernels.
+//! The stages of a layer, a folder each: `plan.rs` says from sizes and a device how the stage is launched, `mod.rs` checks tensors and launches
+//! that, `forward.rs` and `backward.rs` have the kernels.
 
 pub mod combine;
 pub mod expand;

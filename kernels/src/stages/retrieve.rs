@@ -8,16 +8,17 @@
 use cubecl::prelude::*;
 
 use crate::Result;
-use crate::launch::loops::{check_loops, fits_loops};
+use crate::launch::device::Device;
+use crate::launch::plan::{Launch, Planned};
 use crate::launch::tensor::{Parts, Tensor, arg, f32_storage, u32_storage};
 use crate::select::lane_of;
-use crate::stages::combine::{self, Chosen, CombinePlan, HeadRow, PairScore, Shape, choose_pairs, combine, slots_fit};
+use crate::stages::combine::{self, Chosen, CombinePlan, CombineSizes, HeadRow, PairScore, choose_pairs};
 use crate::stages::score::{
-    Kept, Place, PreparedKeys, Queries, ScoreCall, ScorePlan, ScoreStrategy, merge, merge_bytes, write_keys,
+    Kept, Place, PreparedKeys, Queries, ScoreCall, ScorePlan, ScorePlans, ScoreSizes, ScoreStrategy, merge, write_keys,
 };
 
-/// Launches [`score`](crate::stages::score::score), then [`combine`](crate::stages::combine::combine); as one kernel what follows a split of the keys, where
-/// there are no more tokens than keep the device busy so.
+/// Launches [`score`](crate::stages::score::score()), then [`combine`](crate::stages::combine::combine()); as one kernel what follows a split of the keys, where
+/// there are no more tokens than keep the device busy so ([`RetrievePlans`]).
 ///
 /// # Errors
 /// As those two.
@@ -30,77 +31,129 @@ pub fn retrieve<R: Runtime>(
     pair_score: &PairScore<'_, R>,
 ) -> Result<(Kept<R>, Chosen<R>)> {
     let stage = ScoreCall::check(client, queries, keys, top_m, strategy)?;
-    if is_short(&stage) {
-        let work = Work::empty(&stage)?;
-        let shape = Shape::check(client, &work.kept, pair_score)?;
-        slots_fit(stage.plan.side_keys)?;
-        if let Some(plan) = plan(&stage, &shape) {
-            let chosen = launch(&stage, &work, &shape, plan)?;
-            return Ok((work.kept, chosen));
+    let ScoreSizes { tokens, heads, side_keys, rank, .. } = stage.sizes;
+    let sizes = combine::sizes_of(client, [tokens, heads, top_m, rank], side_keys, pair_score)?;
+    match RetrievePlans::with(&stage.device, stage.plans, tokens, &sizes)? {
+        RetrievePlans::Together { retrieve, .. } => {
+            let work = Work::empty(&stage)?;
+            let chosen = launch(&stage, &work, &sizes, retrieve, pair_score)?;
+            Ok((work.kept, chosen))
+        }
+        RetrievePlans::Apart { combine, .. } => {
+            let kept = stage.run()?;
+            let chosen = combine::launch(client, &kept, &sizes, combine, pair_score)?;
+            Ok((kept, chosen))
         }
     }
-    let kept = stage.run()?;
-    let chosen = combine(client, &kept, stage.plan.side_keys, pair_score)?;
-    Ok((kept, chosen))
-}
-
-/// Whether [`retrieve`] with these arguments is one kernel after the split keys are scored.
-///
-/// # Errors
-/// As [`retrieve`].
-pub fn retrieves_at_once<R: Runtime>(
-    client: &ComputeClient<R>,
-    queries: &Queries<'_, R>,
-    keys: &PreparedKeys<R>,
-    top_m: usize,
-    strategy: ScoreStrategy,
-    pair_score: &PairScore<'_, R>,
-) -> Result<bool> {
-    let stage = ScoreCall::check(client, queries, keys, top_m, strategy)?;
-    let kept = stage.kept()?;
-    let shape = Shape::check(client, &kept, pair_score)?;
-    Ok(is_short(&stage) && plan(&stage, &shape).is_some())
-}
-
-/// Whether the candidates are those of split keys and of so few tokens that one launch less counts.
-fn is_short<R: Runtime>(stage: &ScoreCall<'_, R>) -> bool {
-    let few = stage.tokens > 0 && stage.tokens * stage.plan.heads <= stage.device.busy_cubes;
-    stage.plan.splits > 1 && few && !stage.device.on_cpu
 }
 
 /// What is fixed when the kernel is compiled: both sides of one head as two rows, then their pairs as one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct RetrievePlan {
-    score: ScorePlan,
-    combine: CombinePlan,
+pub struct RetrievePlan {
+    /// Of the merge.
+    pub score: ScorePlan,
+    /// Of the choice among the pairs.
+    pub combine: CombinePlan,
 }
 
 impl RetrievePlan {
+    /// The plan whose working set fits, with the grid of pairs in shared memory if it can be there.
+    fn of(device: &Device, score: &ScorePlan, tokens: usize, sizes: &CombineSizes) -> Result<Option<Planned<Self>>> {
+        let units = device.units(usize::MAX);
+        let score = ScorePlan { tile: 2, units, ..*score };
+        let combine = CombinePlan::of_row(sizes, units)?;
+        let plan = |stored| Self { score, combine: CombinePlan { stored, ..combine } }.merging(tokens);
+        Ok([true, false].map(plan).into_iter().find(|planned| planned.launch.fits(device)))
+    }
+
+    /// The launch for so many tokens.
+    fn merging(self, tokens: usize) -> Planned<Self> {
+        let launch = Launch {
+            kernel: "retrieve_kernel",
+            cubes: tokens.saturating_mul(self.score.heads),
+            units: self.score.units,
+            shared_bytes: self.shared_bytes(),
+            loops: self.loops(),
+        };
+        Planned { plan: self, launch }
+    }
+
     /// Shared memory of a cube: both stages', and the score vectors between them.
     fn shared_bytes(&self) -> usize {
         let ScorePlan { tile, top_m, rank, .. } = self.score;
-        merge_bytes(&self.score) + 4 * tile * top_m * rank + combine::shared_bytes(&self.combine)
+        self.score.merge_bytes() + 4 * tile * top_m * rank + self.combine.shared_bytes()
     }
 
-    /// Loop iterations of a unit, keys being read in vectors of `width`.
-    fn loops(&self, width: usize) -> usize {
+    fn loops(&self) -> usize {
         let ScorePlan { tile, units, top_m, rank, .. } = self.score;
-        self.score.merge_loops(width) + (top_m * rank).div_ceil(units / tile) + self.combine.loops()
+        self.combine.loops().saturating_add(self.score.merge_loops() + (top_m * rank).div_ceil(units / tile))
     }
 }
 
-/// The plan whose working set fits, with the grid of pairs in shared memory if it can be there.
-fn plan<R: Runtime>(stage: &ScoreCall<'_, R>, shape: &Shape<'_, R>) -> Option<RetrievePlan> {
-    let units = stage.device.units(usize::MAX);
-    let score = ScorePlan { tile: 2, units, ..stage.plan };
-    let combine = CombinePlan { units, ..shape.plan(score.side_keys) };
-    let fits = |plan: &RetrievePlan| {
-        plan.shared_bytes() <= stage.device.shared_bytes && fits_loops(plan.loops(stage.depth_width()))
-    };
-    [true, false]
-        .map(|stored| RetrievePlan { score, combine: CombinePlan { stored, ..combine } })
-        .into_iter()
-        .find(fits)
+/// The launches of scoring and combining for so many tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetrievePlans {
+    /// Split keys are scored, and what follows is one kernel.
+    Together {
+        /// Scores the keys.
+        score: Planned<ScorePlan>,
+        /// Merges what the splits keep, and chooses among the pairs.
+        retrieve: Planned<RetrievePlan>,
+    },
+    /// Each stage by itself.
+    Apart {
+        /// Scores the keys.
+        score: ScorePlans,
+        /// Chooses among the pairs.
+        combine: Planned<CombinePlan>,
+    },
+}
+
+impl RetrievePlans {
+    /// Plans [`retrieve`]; both stages have the same tokens, heads, keys and rank.
+    ///
+    /// # Errors
+    /// As the plans of both stages.
+    pub fn of(device: &Device, score: &ScoreSizes, strategy: ScoreStrategy, combine: &CombineSizes) -> Result<Self> {
+        Self::with(device, ScorePlans::of(device, score, strategy)?, score.tokens, combine)
+    }
+
+    /// The same where scoring is planned. In one launch less what follows split keys, for so few tokens that a launch counts.
+    fn with(device: &Device, score: ScorePlans, tokens: usize, combine: &CombineSizes) -> Result<Self> {
+        let few = tokens > 0 && tokens.saturating_mul(combine.heads) <= device.busy_cubes;
+        if score.merge.is_some()
+            && few
+            && !device.on_cpu
+            && let Some(retrieve) = RetrievePlan::of(device, &score.score.plan, tokens, combine)?
+        {
+            return Ok(Self::Together { score: score.score, retrieve });
+        }
+        Ok(Self::Apart { score, combine: CombinePlan::of(device, combine)? })
+    }
+
+    /// Tokens that share one reading of the keys.
+    pub fn tile(&self) -> usize {
+        match self {
+            Self::Together { score, .. } => score.plan.tile,
+            Self::Apart { score, .. } => score.score.plan.tile,
+        }
+    }
+
+    /// Candidates per token and side that the scores of split keys leave; 0 where keys are not split.
+    pub fn candidates(&self) -> usize {
+        match self {
+            Self::Together { score, .. } => score.plan.listed(),
+            Self::Apart { score, .. } => score.candidates(),
+        }
+    }
+
+    /// The launches in their order.
+    pub fn launches(&self) -> Vec<Launch> {
+        match self {
+            Self::Together { score, retrieve } => vec![score.launch, retrieve.launch],
+            Self::Apart { score, combine } => [score.launches(), vec![combine.launch]].concat(),
+        }
+    }
 }
 
 /// What the two launches hand on, in one buffer: the second would bind more arrays than WebGPU allows.
@@ -126,37 +179,37 @@ impl<R: Runtime> Work<R> {
 fn launch<R: Runtime>(
     stage: &ScoreCall<'_, R>,
     work: &Work<R>,
-    shape: &Shape<'_, R>,
-    plan: RetrievePlan,
+    sizes: &CombineSizes,
+    planned: Planned<RetrievePlan>,
+    pair_score: &PairScore<'_, R>,
 ) -> Result<Chosen<R>> {
-    let (client, depth) = (stage.client, stage.depth_width());
-    let cubes = stage.tokens * plan.score.heads;
-    check_loops("retrieve_kernel", plan.loops(depth))?;
-    let chosen = shape.chosen(client)?;
+    let (client, Planned { plan, launch }) = (stage.client, planned);
+    let chosen = combine::room(client, sizes)?;
     stage.launch_score(&work.candidates)?;
-    // The kernel writes what it keeps: that can't stand for the core that product keys don't have.
-    let core = if plan.combine.additive { stage.query_norm } else { shape.core };
+    let (grid, cube_dim) = launch.start(&stage.device)?;
+    let width = plan.score.width;
     let [_, candidate_scores, kept_keys, kept_scores] = work.starts.map(|start| start as u32);
-    // SAFETY: both stages have checked every shape; a cube reads and writes what belongs to its token and head only.
+    // SAFETY: both stages have checked every shape; a cube reads and writes what belongs to its token and head only. What it keeps,
+    // which it writes, can't stand for the core that product keys don't have: the norm's weight does.
     unsafe {
         retrieve_kernel::launch_unchecked::<R>(
             client,
-            stage.device.grid(cubes)?,
-            CubeDim::new_1d(plan.score.units as u32),
-            depth,
-            arg(stage.query, depth),
-            arg(stage.query_norm, depth),
+            grid,
+            cube_dim,
+            width,
+            arg(stage.query, width),
+            arg(stage.query_norm, width),
             arg(&work.words, 1),
-            arg(&stage.keys.normalised, depth),
-            arg(core, 1),
+            arg(&stage.keys.normalised, width),
+            arg(pair_score.core_or(stage.query_norm), 1),
             arg(&chosen.slots, 1),
             arg(&chosen.scores, 1),
             stage.eps,
-            stage.tokens as u32,
+            sizes.tokens as u32,
             candidate_scores,
             kept_keys,
             kept_scores,
-            cubes as u32,
+            launch.cubes as u32,
             plan,
         );
     }

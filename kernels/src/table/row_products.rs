@@ -7,14 +7,14 @@ use super::locate::Places;
 use super::pages::{Page, Window, windows};
 use crate::Result;
 use crate::launch::device::Device;
-use crate::launch::loops::check_loops;
+use crate::launch::plan::Launch;
 use crate::launch::tensor::{Tensor, arg};
 use crate::linear::tile::component_sum;
 use crate::select::{Lane, lane_of, lane_sum, row_lanes};
 
 /// What is fixed when a kernel that multiplies rows is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct ProductPlan {
+pub struct ProductPlan {
     /// Slices of a row, each with a product of its own.
     pub slices: usize,
     /// Vectors of a slice.
@@ -25,20 +25,29 @@ pub(crate) struct ProductPlan {
     pub paged: bool,
     /// Slots of a cube.
     pub tile: usize,
+    /// Units of a cube.
     pub units: usize,
 }
 
 impl ProductPlan {
     /// For `entries` slots that read rows of `slices` slices, each of `slice` vectors.
-    pub fn of(device: &Device, entries: usize, slices: usize, slice: usize, paged: bool) -> Self {
+    pub(crate) fn of(device: &Device, entries: usize, slices: usize, slice: usize, paged: bool) -> Self {
         let lanes = row_lanes(device, slice);
-        let units = device.flat(entries * lanes);
+        let units = device.flat(entries.saturating_mul(lanes));
         let run = if lanes == 1 { device.run(slice) } else { 1 };
         Self { slices, slice, run, paged, tile: units / lanes, units }
     }
 
+    /// A launch of `kernel` for `entries` slots, in which a unit goes through `more` iterations besides the product's.
+    pub(crate) fn launch(&self, kernel: &'static str, entries: usize, more: usize) -> Launch {
+        // A number a unit, where lanes share a row.
+        let shared_bytes = if self.units > self.tile { 4 * self.units } else { 0 };
+        let loops = self.loops().saturating_add(more);
+        Launch { kernel, cubes: entries.div_ceil(self.tile), units: self.units, shared_bytes, loops }
+    }
+
     /// Loop iterations of a unit.
-    pub fn loops(&self) -> usize {
+    fn loops(&self) -> usize {
         let lanes = self.units / self.tile;
         let sum = if lanes > 1 { lanes } else { 0 };
         self.slices * (1 + self.slice.div_ceil(lanes * self.run) + sum)
@@ -59,14 +68,15 @@ pub(crate) fn row_products<R: Runtime>(
     let (device, entries) = (Device::of(client), places.rows.shape()[0]);
     let slice = values[0].shape()[1] / slices / width;
     let plan = ProductPlan::of(&device, entries, slices, slice, values.len() > 1);
-    check_loops("row_products_kernel", plan.loops())?;
+    let launch = plan.launch("row_products_kernel", entries, 0);
     for (page, Window { first_row, rows, .. }) in values.iter().zip(windows(values)) {
+        let (grid, cube_dim) = launch.start(&device)?;
         // SAFETY: rows and sources are those that `locate` has clamped; a unit writes products of its own entry.
         unsafe {
             row_products_kernel::launch_unchecked::<R>(
                 client,
-                device.grid(entries.div_ceil(plan.tile))?,
-                CubeDim::new_1d(plan.units as u32),
+                grid,
+                cube_dim,
                 page.required_address_type(),
                 width,
                 arg(&places.rows, 1),

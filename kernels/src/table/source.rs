@@ -39,11 +39,16 @@ impl<R: Runtime> Copy for RowSource<'_, R> {}
 
 /// What is fixed when a kernel is compiled. The offset is not: layers that share a table share their kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct AddressPlan {
+pub struct AddressPlan {
+    /// Virtual blocks.
     pub blocks: usize,
+    /// Rows that the layer reads.
     pub rows: usize,
+    /// Rows of the table.
     pub table_rows: usize,
+    /// Whether the kernel looks slots up in a shuffle; one of several pages is looked up first.
     pub shuffled: bool,
+    /// Whether the blocks' values are summed.
     pub summed: bool,
     /// Whether the layer's rows are others than the table's own, or in another order.
     pub shared: bool,
@@ -53,6 +58,15 @@ impl AddressPlan {
     /// Blocks that are pooled apart.
     pub fn pooled_blocks(&self) -> usize {
         if self.summed { 1 } else { self.blocks }
+    }
+
+    /// Checks the sizes against each other.
+    pub(crate) fn check(&self) -> Result<()> {
+        let Self { blocks, rows, table_rows, .. } = *self;
+        positive(&[("blocks", blocks), ("rows of the layer", rows), ("rows of the table", table_rows)])?;
+        at_most("rows of the layer", rows, "those of the table", table_rows)?;
+        index("virtual rows", blocks.saturating_mul(rows))?;
+        index("rows of all blocks", self.pooled_blocks().saturating_mul(table_rows)).map(drop)
     }
 
     /// Whether an address is the shuffled slot as it is.
@@ -70,18 +84,9 @@ impl<'a, R: Runtime> RowSource<'a, R> {
     /// Checks the sizes, and the shuffle's pages against them.
     pub(crate) fn check(&self, client: &ComputeClient<R>) -> Result<()> {
         let Self { blocks, rows, table_rows, offset, .. } = *self;
-        positive(&[("blocks", blocks), ("rows of the layer", rows), ("rows of the table", table_rows)])?;
-        for (what, value, limit_name, limit) in [
-            ("rows of the layer", rows, "those of the table", table_rows),
-            ("offset", offset, "the last row of the table", table_rows - 1),
-        ] {
-            if value > limit {
-                return Err(Error::Exceeds { what, value: value as u64, limit_name, limit: limit as u64 });
-            }
-        }
+        self.plan().check()?;
+        at_most("offset", offset, "the last row of the table", table_rows - 1)?;
         index("rows of the layer and its offset", rows.saturating_add(offset))?;
-        index("virtual rows", blocks.saturating_mul(rows))?;
-        index("rows of all blocks", self.plan().pooled_blocks().saturating_mul(table_rows))?;
         let windows = windows(self.shuffle);
         for (page, window) in self.shuffle.iter().zip(&windows) {
             positive(&[("entries of a page of the shuffle", window.rows)])?;
@@ -92,8 +97,8 @@ impl<'a, R: Runtime> RowSource<'a, R> {
         Ok(())
     }
 
-    /// What kernels are compiled for, given a shuffle of one page at most.
-    pub(crate) fn plan(&self) -> AddressPlan {
+    /// What kernels are compiled for.
+    pub fn plan(&self) -> AddressPlan {
         let Self { blocks, rows, table_rows, summed, .. } = *self;
         let shared = table_rows != rows || self.offset > 0;
         AddressPlan { blocks, rows, table_rows, shuffled: self.shuffle.len() == 1, summed, shared }
@@ -133,6 +138,13 @@ impl<'a, R: Runtime> RowSource<'a, R> {
     pub(crate) fn shuffle_or<'t>(&'t self, stand_in: &'t Tensor<R>) -> &'t Tensor<R> {
         if let [shuffle] = self.shuffle { shuffle } else { stand_in }
     }
+}
+
+fn at_most(what: &'static str, value: usize, limit_name: &'static str, limit: usize) -> Result<()> {
+    if value > limit {
+        return Err(Error::Exceeds { what, value: value as u64, limit_name, limit: limit as u64 });
+    }
+    Ok(())
 }
 
 /// Addresses of the slots that one page of the shuffle has.

@@ -93,7 +93,7 @@ fn assert_clean(what: &str, reports: &[LaunchReport]) -> u64 {
 }
 
 /// The caches of an H100.
-const CACHES: Caches = Caches { bytes: 50 << 20, tile: 8 };
+const CACHES: Caches = Caches { bytes: 50 << 20 };
 
 /// No more is moved in a stage than the model says, but for norms' weights, cores and counts of one number, which take up to four
 /// sectors a launch; and no more is asked of the caches than the shapes call for, however often a cache answers.
@@ -149,8 +149,8 @@ impl Case {
         for &strategies in strategies {
             let what = format!("{what}, {}, {strategies:?}", layer.dtype());
             let tokens = self.input.len() / config.hidden_size;
-            let modelled: BTreeMap<_, _> =
-                config.traffic(tokens, layer.dtype(), strategies, CACHES).into_iter().collect();
+            let plans = layer.plans(tokens, strategies).unwrap();
+            let modelled: BTreeMap<_, _> = config.traffic(layer.dtype(), &plans, CACHES).into_iter().collect();
             let most = Raw::new(config, tokens, layer.dtype());
             let queries = layer.query(&input, strategies.query).unwrap();
             products += self.hold_launches(&format!("{what}, query"), modelled["query"], most.query());

@@ -9,7 +9,7 @@
 
 use cubecl::prelude::*;
 
-use super::{Chosen, PairScore, Shape, slots_fit};
+use super::{Chosen, CombineSizes, PairScore, check_kept};
 use crate::Result;
 use crate::launch::device::Device;
 use crate::launch::loops::check_loops;
@@ -40,12 +40,11 @@ pub fn combine_backward<R: Runtime>(
     grad_scores: &Tensor<R>,
 ) -> Result<CombineGradients<R>> {
     let device = Device::of(client);
-    let Shape { tokens, heads, top_m, rank, cores, core, .. } = Shape::check(client, kept, pair_score)?;
+    let sizes = check_kept(client, kept, side_keys, pair_score)?;
+    let CombineSizes { tokens, heads, top_m, rank, cores, additive, .. } = sizes;
     check(client, &chosen.slots, "slots", &[tokens, heads, top_m], u32_storage())?;
     check(client, &chosen.scores, "scores", &[tokens, heads, top_m, cores], f32_storage())?;
     check(client, grad_scores, "gradient of the scores", &[tokens, heads, top_m, cores], f32_storage())?;
-    slots_fit(side_keys)?;
-    let additive = matches!(pair_score, PairScore::Additive);
     let entries = tokens * heads * top_m;
     let plan = CombineBackwardPlan { heads, side_keys, top_m, rank, cores, additive, units: device.flat(entries) };
     check_loops("grad_sides_kernel", plan.sides_loops())?;
@@ -65,7 +64,7 @@ pub fn combine_backward<R: Runtime>(
             arg(grad_scores, 1),
             arg(&kept.keys, 1),
             arg(&kept.scores, 1),
-            arg(if additive { &chosen.scores } else { core }, 1),
+            arg(pair_score.core_or(&chosen.scores), 1),
             arg(&sides, 1),
             arg(&places, 1),
             entries as u32,

@@ -8,59 +8,12 @@
 
 use cubecl::prelude::*;
 
-use crate::launch::loops::strided;
-use crate::select::sort::{sort_loops, sort_pairs};
+use super::plan::CombinePlan;
+use crate::select::sort::sort_pairs;
 use crate::select::{
     Candidates, CandidatesExpand, FOUR, Four, Lane, NOTHING, Scratch, Stored, key_at, lane_of, lane_sum, lanes_before,
-    order_key, score_of, select, select_loops,
+    order_key, score_of, select,
 };
-
-/// What is fixed when the kernel is compiled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct CombinePlan {
-    pub heads: usize,
-    pub side_keys: usize,
-    pub top_m: usize,
-    pub rank: usize,
-    pub cores: usize,
-    /// Vectors of four positions that are looked at: for a Tucker core every pair, each row of the grid filled up to whole vectors; for
-    /// additive scores those that [`list_pairs`] lists.
-    pub vectors: usize,
-    /// Product keys: the total is the sum of the sides, and a softmax runs over the kept.
-    pub additive: bool,
-    /// Whether the pairs' order keys are kept in shared memory.
-    pub stored: bool,
-    /// Rows of a cube.
-    pub tile: usize,
-    pub units: usize,
-}
-
-impl CombinePlan {
-    /// Loop iterations of a unit, inlined loops over ranks and cores included.
-    pub fn loops(&self) -> usize {
-        let Self { top_m, rank, cores, vectors, .. } = *self;
-        let lanes = self.units / self.tile;
-        let (own, sort) = (strided(top_m, lanes), sort_loops(top_m, lanes));
-        let (load, write) = if self.additive {
-            (4 * own + 2 * sort + lanes + vectors.min(own * (1 + top_m.div_ceil(FOUR))), 2 * own + lanes)
-        } else {
-            let through_core = strided(top_m * rank, lanes) * (1 + rank * (1 + cores));
-            let transposed = strided(rank * top_m.div_ceil(FOUR), lanes);
-            (through_core + transposed, own * (1 + cores * (1 + rank * (1 + rank))))
-        };
-        let grid = if self.stored { strided(vectors, lanes) } else { 0 };
-        load + grid + select_loops(vectors, lanes) + own + sort + write
-    }
-}
-
-/// Additive pairs that can be among the best `top_m`, in vectors of four.
-///
-/// With each side ranked by score, then key, the pair at ranks `(x, y)` follows `(x + 1)(y + 1) - 1` pairs, so it can be kept only if
-/// `(x + 1)(y + 1) <= top_m`. Whoever ranks `x` on the row side goes with the `top_m / (x + 1)` best of the column side, and with up to
-/// three more that fill up a vector.
-pub(crate) fn listed_vectors(top_m: usize) -> usize {
-    (1..=top_m).map(|x| (top_m / x).div_ceil(FOUR)).sum()
-}
 
 /// Pairs of kept keys by row key; the total of `(a, b)` is `left[a] · right[b]`, in the order of slots, or `left[a] + columns[b]`, the
 /// pairs of a row key from its best column on.
@@ -327,7 +280,7 @@ fn core_score(
     score
 }
 
-/// Lists the [vectors of pairs](listed_vectors) that are looked at, by row key and then by rank of the column key. `ranked` has the row
+/// Lists the vectors of pairs that are looked at, by row key and then by rank of the column key. `ranked` has the row
 /// side's keys from the best on; `counts` is overwritten.
 #[cube]
 fn list_pairs(

@@ -7,16 +7,17 @@
 
 mod backward;
 mod forward;
+mod plan;
 
 use cubecl::prelude::*;
 
 pub use self::backward::{CombineGradients, CoreShares, combine_backward, core_shares};
-pub(crate) use self::forward::{CombinePlan, HeadRow, choose_pairs};
-use self::forward::{combine_kernel, listed_vectors};
+use self::forward::combine_kernel;
+pub(crate) use self::forward::{HeadRow, choose_pairs};
+pub use self::plan::{CombinePlan, CombineSizes};
 use crate::launch::device::Device;
-use crate::launch::loops::{check_loops, fits_loops};
-use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, positive, u32_storage};
-use crate::select::{FOUR, scratch_bytes};
+use crate::launch::plan::Planned;
+use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage};
 use crate::stages::score::Kept;
 use crate::{Error, Result};
 
@@ -42,6 +43,13 @@ pub enum PairScore<'a, R: Runtime> {
     Additive,
 }
 
+impl<R: Runtime> PairScore<'_, R> {
+    /// The core as a kernel's argument; `stand_in` for product keys, of which the kernel reads none.
+    pub(crate) fn core_or<'t>(&'t self, stand_in: &'t Tensor<R>) -> &'t Tensor<R> {
+        if let Self::Tucker(core) = self { core } else { stand_in }
+    }
+}
+
 /// Launches the stage. `side_keys` is the number of keys a side has, at most 65,535. No tokens choose no slots.
 ///
 /// # Errors
@@ -52,125 +60,88 @@ pub fn combine<R: Runtime>(
     side_keys: usize,
     pair_score: &PairScore<'_, R>,
 ) -> Result<Chosen<R>> {
-    let device = Device::of(client);
-    let shape = Shape::check(client, kept, pair_score)?;
-    slots_fit(side_keys)?;
-    let rows = shape.tokens * shape.heads;
-    if rows == 0 {
-        return shape.chosen(client);
+    let sizes = check_kept(client, kept, side_keys, pair_score)?;
+    let planned = CombinePlan::of(&Device::of(client), &sizes)?;
+    launch(client, kept, &sizes, planned, pair_score)
+}
+
+/// The sizes of the stage, once kept keys and their pair score are checked.
+fn check_kept<R: Runtime>(
+    client: &ComputeClient<R>,
+    kept: &Kept<R>,
+    side_keys: usize,
+    pair_score: &PairScore<'_, R>,
+) -> Result<CombineSizes> {
+    let [tokens, heads, 2, top_m, rank] = *kept.scores.shape().as_slice() else {
+        let (found, expected) = (kept.scores.shape().to_vec(), "[tokens, heads, 2, top_m, rank]");
+        return Err(Error::Dimensions { tensor: "kept scores", found, expected });
+    };
+    check(client, &kept.scores, "kept scores", &[tokens, heads, 2, top_m, rank], f32_storage())?;
+    check(client, &kept.keys, "kept keys", &[tokens, heads, 2, top_m], u32_storage())?;
+    sizes_of(client, [tokens, heads, top_m, rank], side_keys, pair_score)
+}
+
+/// The sizes of the stage, once `pair_score` is checked against those of the kept scores `[tokens, heads, 2, top_m, rank]`.
+pub(crate) fn sizes_of<R: Runtime>(
+    client: &ComputeClient<R>,
+    [tokens, heads, top_m, rank]: [usize; 4],
+    side_keys: usize,
+    pair_score: &PairScore<'_, R>,
+) -> Result<CombineSizes> {
+    let (cores, additive) = match pair_score {
+        PairScore::Tucker(core) => {
+            let cores = core.shape().first().copied().unwrap_or(0);
+            check(client, core, "core", &[cores, heads, rank, rank], f32_storage())?;
+            (cores, false)
+        }
+        PairScore::Additive if rank == 1 => (1, true),
+        PairScore::Additive => {
+            let (found, expected) = (vec![tokens, heads, 2, top_m, rank], vec![tokens, heads, 2, top_m, 1]);
+            return Err(Error::Shape { tensor: "kept scores", found, expected });
+        }
+    };
+    let sizes = CombineSizes { tokens, heads, side_keys, top_m, rank, cores, additive };
+    sizes.check().map(|()| sizes)
+}
+
+/// Launches what `planned` says, for kept keys and a pair score of checked `sizes`.
+pub(crate) fn launch<R: Runtime>(
+    client: &ComputeClient<R>,
+    kept: &Kept<R>,
+    sizes: &CombineSizes,
+    planned: Planned<CombinePlan>,
+    pair_score: &PairScore<'_, R>,
+) -> Result<Chosen<R>> {
+    let chosen = room(client, sizes)?;
+    let Planned { plan, launch } = planned;
+    if sizes.tokens == 0 {
+        return Ok(chosen);
     }
-    let plan = tiled(&device, shape.plan(side_keys), rows);
-    device.fits_shared("combine", shared_bytes(&plan))?;
-    check_loops("combine_kernel", plan.loops())?;
-    let chosen = shape.chosen(client)?;
+    let core = pair_score.core_or(&kept.scores);
+    let (grid, cube_dim) = launch.start(&Device::of(client))?;
     // SAFETY: shapes are checked; a cube reads and writes its own rows only.
     unsafe {
         combine_kernel::launch_unchecked::<R>(
             client,
-            device.grid(rows.div_ceil(plan.tile))?,
-            CubeDim::new_1d(plan.units as u32),
+            grid,
+            cube_dim,
             arg(&kept.keys, 1),
             arg(&kept.scores, 1),
-            arg(shape.core, 1),
+            arg(core, 1),
             arg(&chosen.slots, 1),
             arg(&chosen.scores, 1),
-            rows as u32,
+            (sizes.tokens * sizes.heads) as u32,
             plan,
         );
     }
     Ok(chosen)
 }
 
-/// Checks that slots, `side_keys²` of them, can be counted in a u32.
-pub(crate) fn slots_fit(side_keys: usize) -> Result<()> {
-    positive(&[("side_keys", side_keys)])?;
-    let limit = u64::from(u16::MAX);
-    if side_keys as u64 > limit {
-        return Err(Error::Exceeds { what: "side_keys", value: side_keys as u64, limit_name: "the limit", limit });
-    }
-    Ok(())
-}
-
-/// The sizes of the stage's checked arguments, and the core or, for product keys, the kept scores in its place.
-pub(crate) struct Shape<'a, R: Runtime> {
-    tokens: usize,
-    heads: usize,
-    top_m: usize,
-    rank: usize,
-    cores: usize,
-    additive: bool,
-    pub core: &'a Tensor<R>,
-}
-
-impl<'a, R: Runtime> Shape<'a, R> {
-    pub fn check(client: &ComputeClient<R>, kept: &'a Kept<R>, pair_score: &PairScore<'a, R>) -> Result<Self> {
-        let [tokens, heads, 2, top_m, rank] = *kept.scores.shape().as_slice() else {
-            let (found, expected) = (kept.scores.shape().to_vec(), "[tokens, heads, 2, top_m, rank]");
-            return Err(Error::Dimensions { tensor: "kept scores", found, expected });
-        };
-        check(client, &kept.scores, "kept scores", &[tokens, heads, 2, top_m, rank], f32_storage())?;
-        check(client, &kept.keys, "kept keys", &[tokens, heads, 2, top_m], u32_storage())?;
-        let (cores, core) = match *pair_score {
-            PairScore::Tucker(core) => (core.shape().first().copied().unwrap_or(0), core),
-            PairScore::Additive => (1, &kept.scores),
-        };
-        if let PairScore::Tucker(core) = pair_score {
-            check(client, core, "core", &[cores, heads, rank, rank], f32_storage())?;
-        } else if rank != 1 {
-            let (found, expected) = (kept.scores.shape().to_vec(), vec![tokens, heads, 2, top_m, 1]);
-            return Err(Error::Shape { tensor: "kept scores", found, expected });
-        }
-        positive(&[("heads", heads), ("top_m", top_m), ("rank", rank), ("cores", cores)])?;
-        let additive = matches!(pair_score, PairScore::Additive);
-        Ok(Self { tokens, heads, top_m, rank, cores, additive, core })
-    }
-
-    /// The plan of a cube of one row and one unit.
-    pub fn plan(&self, side_keys: usize) -> CombinePlan {
-        let Self { heads, top_m, rank, cores, additive, .. } = *self;
-        let vectors = if additive { listed_vectors(top_m) } else { top_m * top_m.div_ceil(FOUR) };
-        CombinePlan { heads, side_keys, top_m, rank, cores, vectors, additive, stored: true, tile: 1, units: 1 }
-    }
-
-    /// Room for the result.
-    pub fn chosen(&self, client: &ComputeClient<R>) -> Result<Chosen<R>> {
-        let Self { tokens, heads, top_m, cores, .. } = *self;
-        Ok(Chosen {
-            slots: empty(client, "slots", &[tokens, heads, top_m], u32_storage())?,
-            scores: empty(client, "scores", &[tokens, heads, top_m, cores], f32_storage())?,
-        })
-    }
-}
-
-/// Rows and units of a cube: the largest tile whose working set fits, with the grid in shared memory if it can be there, and, on
-/// planes of a CPU, if each row still has a unit of its own; more units for one row where they would go through too many iterations.
-fn tiled(device: &Device, plan: CombinePlan, rows: usize) -> CombinePlan {
-    let tile_of = |stored, tile: usize| {
-        let lanes = (device.units_for(tile, usize::MAX) / tile).max(1);
-        CombinePlan { stored, tile, units: tile * lanes, ..plan }
-    };
-    let tiles = [16, 8, 4, 2, 1].into_iter().filter(|&tile| tile <= device.tile.min(rows.next_power_of_two()));
-    let fits = |plan: &CombinePlan| shared_bytes(plan) <= device.shared_bytes && fits_loops(plan.loops());
-    let stored = tiles.clone().map(|tile| tile_of(true, tile)).find(fits);
-    let anew = tiles.map(|tile| tile_of(false, tile)).find(fits);
-    let crowded = |plan: &CombinePlan| device.on_cpu && plan.units > plan.tile;
-    let most = CombinePlan { stored: false, tile: 1, units: device.most_units(), ..plan };
-    let doubled = |units: &usize| (*units < most.units).then_some(2 * units);
-    let widened = core::iter::successors(Some(device.plane_size.min(most.units)), doubled);
-    stored
-        .filter(|plan| !crowded(plan))
-        .or(anew.filter(|plan| !crowded(plan)))
-        .or(stored)
-        .or(anew)
-        .or_else(|| widened.map(|units| CombinePlan { units, ..most }).find(fits))
-        .unwrap_or(most)
-}
-
-/// Shared memory of a cube: both sides, what is kept, the lists of product keys, the grid and the selection's scratch.
-pub(crate) fn shared_bytes(plan: &CombinePlan) -> usize {
-    let CombinePlan { top_m, rank, vectors, tile, units, .. } = *plan;
-    let sides = if plan.additive { 3 * top_m + vectors } else { rank * (top_m + top_m.next_multiple_of(FOUR)) };
-    let grid = if plan.stored { FOUR * vectors } else { 0 };
-    let sums = if plan.additive { units } else { 0 };
-    4 * (tile * (sides + 2 * top_m + grid) + sums + FOUR) + scratch_bytes(tile, units / tile)
+/// Room for the result.
+pub(crate) fn room<R: Runtime>(client: &ComputeClient<R>, sizes: &CombineSizes) -> Result<Chosen<R>> {
+    let CombineSizes { tokens, heads, top_m, cores, .. } = *sizes;
+    Ok(Chosen {
+        slots: empty(client, "slots", &[tokens, heads, top_m], u32_storage())?,
+        scores: empty(client, "scores", &[tokens, heads, top_m, cores], f32_storage())?,
+    })
 }

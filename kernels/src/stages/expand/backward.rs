@@ -12,7 +12,7 @@
 use cubecl::prelude::*;
 
 use super::finish::{Finished, finish_backward};
-use super::{ExpandCall, Memory, pool, project_pooled};
+use super::{ExpandCall, ExpandSizes, Memory, pool, project_pooled};
 use crate::Result;
 use crate::launch::device::Device;
 use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, zeros};
@@ -77,8 +77,8 @@ pub fn expand_backward<R: Runtime>(
     strategy: ProjectStrategy,
 ) -> Result<ExpandGradients<R>> {
     let stage = ExpandCall::check(client, chosen, memory)?;
-    let (tokens, hidden_size, dtype) = (stage.tokens, stage.hidden_size, stage.dtype);
-    let pooled_dim = stage.plan.blocks() * stage.plan.value_dim;
+    let ExpandSizes { tokens, slots, cores, value_dim, hidden_size, .. } = stage.sizes;
+    let (dtype, pooled_dim) = (stage.dtype, stage.sizes.pooled_dim());
     match (weight, memory.weight) {
         (Some(weight), Some(_)) => check(client, weight, "weight", &[hidden_size, pooled_dim], dtype)?,
         (None, None) => {}
@@ -113,16 +113,16 @@ pub fn expand_backward<R: Runtime>(
         (pooled, grad_pooled) = (gradients.pooled, gradients.grad_pooled);
         grad_gate = Some(gradients.grad_gate);
     }
-    let places = locate(client, &chosen.slots, stage.plan.entries, &memory.rows)?;
+    let places = locate(client, &chosen.slots, slots, &memory.rows)?;
     let scores = empty(client, "gradient of the scores", chosen.scores.shape(), f32_storage())?;
-    row_products(client, memory.values, &places, &grad_pooled, stage.plan.cores, stage.width(), &scores)?;
+    row_products(client, memory.values, &places, &grad_pooled, cores, stage.sizes.width(&stage.device), &scores)?;
     let groups = group(client, &places.rows, memory.rows.table_rows)?;
     let entries = Terms {
         source: &places.source,
         factors: &chosen.scores,
         sources: &grad_pooled,
-        count: stage.plan.cores,
-        slice: stage.plan.value_dim / stage.plan.cores,
+        count: cores,
+        slice: value_dim / cores,
         shared: false,
     };
     let values = sum_rows(client, groups.clone(), &entries, memory.rows.table_rows)?;
@@ -133,23 +133,23 @@ pub fn expand_backward<R: Runtime>(
         bias: memory.bias.map(|_| column_sum(client, grad_projected)).transpose()?,
         gate: grad_gate,
         output_gate: finished.and_then(|finished| finished.gate),
-        readers: Some(Readers { places, groups, blocks: stage.plan.blocks() }),
+        readers: Some(Readers { places, groups, blocks: stage.sizes.address.pooled_blocks() }),
     })
 }
 
 impl<R: Runtime> ExpandCall<'_, R> {
     /// The gradients for no tokens: zeros, and no used row.
     fn nothing(&self) -> Result<ExpandGradients<R>> {
-        let (client, plan, memory) = (self.client, &self.plan, self.memory);
-        let (hidden_size, pooled_dim) = (self.hidden_size, plan.blocks() * plan.value_dim);
+        let (client, memory, pooled_dim) = (self.client, self.memory, self.sizes.pooled_dim());
+        let ExpandSizes { value_dim, hidden_size, .. } = self.sizes;
         let zeros = |name, shape: &[usize]| zeros(client, name, shape);
         let none = |name, shape: &[usize]| empty(client, name, shape, f32_storage());
         Ok(ExpandGradients {
             scores: none("gradient of the scores", self.chosen.scores.shape())?,
-            values: RowGradients::none(client, memory.rows.table_rows, plan.value_dim)?,
+            values: RowGradients::none(client, memory.rows.table_rows, value_dim)?,
             weight: memory.weight.map(|_| zeros("gradient of the weight", &[hidden_size, pooled_dim])).transpose()?,
             bias: memory.bias.map(|_| zeros("gradient of the bias", &[hidden_size])).transpose()?,
-            gate: memory.gate.map(|_| none("gradient of the gate", &[0, plan.value_dim])).transpose()?,
+            gate: memory.gate.map(|_| none("gradient of the gate", &[0, value_dim])).transpose()?,
             output_gate: memory.output_gate.map(|_| none("gradient of the output gate", &[0])).transpose()?,
             readers: None,
         })

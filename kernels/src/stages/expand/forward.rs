@@ -12,72 +12,11 @@
 
 use cubecl::prelude::*;
 
+use super::plan::ExpandPlan;
 use crate::launch::lesser::lesser;
-use crate::launch::loops::strided;
-use crate::linear::tile::{Columns, Outputs, Rows, Sharing, multiply, zero_sums};
+use crate::linear::tile::{Columns, Outputs, Rows, multiply, zero_sums};
 use crate::table::pages::Page;
-use crate::table::source::{AddressPlan, address};
-
-/// What is fixed when the kernels are compiled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct ExpandPlan {
-    /// Entries of a token: `heads · top_m`.
-    pub entries: usize,
-    pub cores: usize,
-    /// How slots find blocks and rows.
-    pub address: AddressPlan,
-    pub value_dim: usize,
-    pub gated: bool,
-    /// Whether the table has several pages.
-    pub paged: bool,
-    /// Vectors of a row that a unit sums; divides a core's slice.
-    pub run: usize,
-    /// Vectors of an output row; 0 where pooling is all.
-    pub columns: usize,
-    /// How the units of a cube project.
-    pub sharing: Sharing,
-    /// Cubes of a tile, each of which projects every `splits`-th group of `lanes · block` columns.
-    pub splits: usize,
-    /// Tokens of a cube.
-    pub tile: usize,
-    pub units: usize,
-}
-
-impl ExpandPlan {
-    /// Pooled values of a token.
-    pub fn blocks(&self) -> usize {
-        self.address.pooled_blocks()
-    }
-
-    /// Chunks that a token's entries are ordered in: one for each unit that the tile's blocks leave.
-    pub fn chunks(&self) -> usize {
-        (self.units / (self.tile * self.blocks())).clamp(1, self.entries)
-    }
-
-    /// Words of shared memory that ordering takes: addresses, order, counts and where blocks start.
-    pub fn entry_words(&self) -> usize {
-        self.tile * (2 * self.entries + self.blocks() * (self.chunks() + 1) + 1)
-    }
-
-    /// Loop iterations of a unit that orders the entries and pools, rows being read in vectors of `width`.
-    pub fn pool_loops(&self, width: usize) -> usize {
-        let counted = strided(self.tile * self.blocks() * self.chunks(), self.units);
-        let count = 1 + strided(self.entries, self.chunks());
-        let order =
-            strided(self.tile * self.entries, self.units) + counted * (2 * count + self.blocks() * self.chunks());
-        // At most: all entries of every token lie in one block.
-        let runs = self.value_dim / width / self.run;
-        let all = strided(self.tile * self.blocks() * runs, self.units);
-        order + all + self.entries * all.min(self.tile * (1 + strided(runs, self.units)))
-    }
-
-    /// Those of a unit that projects as well, pooled rows being `depth` vectors.
-    pub fn fused_loops(&self, width: usize) -> usize {
-        let depth = self.blocks() * self.value_dim / width;
-        let groups = strided(self.columns, self.splits * self.sharing.lanes * self.sharing.block);
-        self.pool_loops(width) + groups * (1 + strided(depth, self.sharing.slices))
-    }
-}
+use crate::table::source::address;
 
 /// A tile's entries, ordered by virtual block.
 #[derive(CubeType)]

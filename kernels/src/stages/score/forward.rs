@@ -7,41 +7,13 @@
 
 use cubecl::prelude::*;
 
-use crate::launch::loops::strided;
+use super::plan::ScorePlan;
 use crate::linear::tile::{Columns, Rows, accumulate, component_sum, zero_sums};
 use crate::select::{
     Candidates, CandidatesExpand, FOUR, Four, Lane, NOTHING, Scratch, Stored, key_at, lane_of, order_key, score_of,
-    select, select_loops,
+    select,
 };
 use crate::stages::norm::{Norm, scale_of};
-
-/// What is fixed when the kernels are compiled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct ScorePlan {
-    pub heads: usize,
-    pub query_pairs: usize,
-    pub heads_per_pair: usize,
-    pub side_keys: usize,
-    pub key_dim: usize,
-    pub rank: usize,
-    pub top_m: usize,
-    /// None takes the queries as they are.
-    pub norm: Option<Norm>,
-    /// Whether the approximate score is the score (product keys: rank 1, factor 1).
-    pub direct: bool,
-    /// Keys of a split, a multiple of four.
-    pub range: usize,
-    pub splits: usize,
-    /// Candidates that a split hands on: `min(top_m, range)`.
-    pub keep: usize,
-    /// Whether a merge keeps its candidates' order keys in shared memory; else they are read where the splits left them.
-    pub stored: bool,
-    /// Tokens of a cube.
-    pub tile: usize,
-    pub units: usize,
-    /// Vectors of projected keys that a unit scores at a time.
-    pub block: usize,
-}
 
 /// The token that a unit's row is of, and its side of one head.
 #[derive(CubeType, Clone, Copy)]
@@ -50,33 +22,6 @@ pub(crate) struct Place {
     /// `head · 2 + side`.
     pub side: usize,
     pub tokens: usize,
-}
-
-impl ScorePlan {
-    /// Loop iterations of a unit that scores one range, keys being read in vectors of `width`.
-    pub fn score_loops(&self, width: usize) -> usize {
-        let (lanes, vectors) = (self.units / self.tile, self.range / FOUR);
-        let scores = strided(vectors, self.units * self.block) * (1 + self.key_dim / width);
-        let kept = if self.splits == 1 && !self.direct { self.kept_loops(width) } else { 0 };
-        self.norm_loops(width) + scores + select_loops(vectors, lanes) + strided(self.keep, lanes) + kept
-    }
-
-    /// Loop iterations of a unit that merges what the splits keep.
-    pub fn merge_loops(&self, width: usize) -> usize {
-        let (lanes, vectors) = (self.units / self.tile, (self.splits * self.keep).div_ceil(FOUR));
-        let load = if self.stored { strided(vectors, lanes) } else { 0 };
-        let kept = if self.direct { 0 } else { self.kept_loops(width) };
-        self.norm_loops(width) + load + select_loops(vectors, lanes) + 2 * strided(self.top_m, lanes) + kept
-    }
-
-    fn norm_loops(&self, width: usize) -> usize {
-        let lanes = self.units / self.tile;
-        4 * strided(self.key_dim / width, lanes) + 2 * lanes
-    }
-
-    fn kept_loops(&self, width: usize) -> usize {
-        strided(self.top_m, self.units / self.tile) * (1 + self.key_dim / width)
-    }
 }
 
 /// Scores of a row's candidates where the splits left them, as bits, from `first` on.

@@ -9,16 +9,20 @@
 
 mod backward;
 mod forward;
+mod plan;
 mod prepare;
 
 use cubecl::prelude::*;
 
 pub use self::backward::{ScoreGradients, Scored, score_backward};
-pub(crate) use self::forward::{Place, ScorePlan, merge, write_keys};
+pub(crate) use self::forward::{Place, merge, write_keys};
 use self::forward::{merge_kernel, score_kernel};
+use self::plan::shared_bytes;
+pub use self::plan::{ScorePlan, ScorePlans, ScoreSizes};
 use self::prepare::{PreparePlan, prepare_kernel};
 use crate::launch::device::Device;
-use crate::launch::loops::{check_loops, fits_loops};
+use crate::launch::loops::check_loops;
+use crate::launch::plan::Planned;
 use crate::launch::tensor::{
     Tensor, arg, check, empty, f32_storage, float_type, from_f32, positive, tokens_of, u32_storage,
 };
@@ -224,34 +228,6 @@ pub fn score<R: Runtime>(
     ScoreCall::check(client, queries, keys, top_m, strategy)?.run()
 }
 
-/// Candidates per token and side that the first launch of [`score`] hands to the second; 0 where one launch does it all.
-/// Their keys and scores, 4 bytes each, are the stage's only memory besides its result.
-pub fn candidates(side_keys: usize, top_m: usize, strategy: ScoreStrategy) -> usize {
-    let cut = Cut::of(side_keys, top_m, strategy);
-    if cut.splits > 1 { cut.splits * cut.keep } else { 0 }
-}
-
-/// How the keys of a side are cut.
-struct Cut {
-    /// Keys of a split, whole vectors.
-    range: usize,
-    splits: usize,
-    /// Candidates that a split hands on.
-    keep: usize,
-}
-
-impl Cut {
-    fn of(side_keys: usize, top_m: usize, strategy: ScoreStrategy) -> Self {
-        let side_keys = side_keys.min(u32::MAX as usize);
-        let splits = match strategy {
-            ScoreStrategy::Whole => 1,
-            ScoreStrategy::Split { splits } => splits.clamp(2, side_keys.max(2)),
-        };
-        let range = side_keys.div_ceil(splits).next_multiple_of(FOUR).max(FOUR);
-        Self { range, splits: side_keys.div_ceil(range), keep: top_m.min(range) }
-    }
-}
-
 /// The checked arguments.
 pub(crate) struct ScoreCall<'a, R: Runtime> {
     pub client: &'a ComputeClient<R>,
@@ -261,9 +237,8 @@ pub(crate) struct ScoreCall<'a, R: Runtime> {
     pub query_norm: &'a Tensor<R>,
     pub eps: f32,
     pub keys: &'a PreparedKeys<R>,
-    pub tokens: usize,
-    /// Of the first launch.
-    pub plan: ScorePlan,
+    pub sizes: ScoreSizes,
+    pub plans: ScorePlans,
 }
 
 impl<'a, R: Runtime> ScoreCall<'a, R> {
@@ -279,55 +254,28 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
             let (found, expected) = (keys.normalised.shape().to_vec(), "[heads, 2, side_keys, rank, key_dim]");
             return Err(Error::Dimensions { tensor: "normalised keys", found, expected });
         };
-        positive(&[("heads", heads), ("side_keys", side_keys), ("key_dim", key_dim), ("rank", rank)])?;
+        positive(&[("key_dim", key_dim)])?;
         let (tokens, query_pairs) = queries.check(client, heads, key_dim)?;
         check(client, &keys.normalised, "normalised keys", &[heads, 2, side_keys, rank, key_dim], f32_storage())?;
         let padded = side_keys.next_multiple_of(FOUR);
         check(client, &keys.projected, "projected keys", &[heads, 2, key_dim, padded], f32_storage())?;
-        positive(&[("top_m", top_m)])?;
-        if top_m > side_keys {
-            let (value, limit) = (top_m as u64, side_keys as u64);
-            return Err(Error::Exceeds { what: "top_m", value, limit_name: "side_keys", limit });
-        }
-        let Cut { range, splits, keep } = Cut::of(side_keys, top_m, strategy);
-        let plan = ScorePlan {
-            heads,
-            query_pairs,
-            heads_per_pair: queries.heads_per_pair,
-            side_keys,
-            key_dim,
-            rank,
-            top_m,
-            norm: queries.norm.map(|(norm, ..)| norm),
-            direct: keys.direct,
-            range,
-            splits,
-            keep,
-            stored: true,
-            tile: 1,
-            units: 1,
-            block: 1,
-        };
-        let width = device.width(4, &[key_dim]);
-        let plan = tiled(&device, tokens, range, |tile, units| {
-            let block = (range / FOUR / units).clamp(1, device.block);
-            let plan = ScorePlan { tile, units, block, ..plan };
-            (shared_bytes(tile, range, key_dim, keep, units), plan.score_loops(width), plan)
-        })?;
+        let heads_per_pair = queries.heads_per_pair;
+        let (norm, direct) = (queries.norm.map(|(norm, ..)| norm), keys.direct);
+        let sizes =
+            ScoreSizes { tokens, heads, query_pairs, heads_per_pair, side_keys, key_dim, rank, top_m, norm, direct };
+        let plans = ScorePlans::of(&device, &sizes, strategy)?;
         let (_, eps, query_norm) = queries.norm.unwrap_or((Norm::Rms, 0.0, queries.numbers));
-        Ok(Self { client, device, query: queries.numbers, query_norm, eps, keys, tokens, plan })
+        Ok(Self { client, device, query: queries.numbers, query_norm, eps, keys, sizes, plans })
     }
 
     /// The stage in one launch, or in two where it is split.
     pub fn run(&self) -> Result<Kept<R>> {
-        if self.tokens == 0 {
-            return self.kept();
-        }
-        if self.plan.splits > 1 {
-            return self.merge(&self.candidates()?);
-        }
         let kept = self.kept()?;
-        self.launch_score(&kept)?;
+        match self.plans.merge {
+            _ if self.sizes.tokens == 0 => {}
+            Some(merge) => self.launch_merge(merge, &self.candidates()?, &kept)?,
+            None => self.launch_score(&kept)?,
+        }
         Ok(kept)
     }
 
@@ -344,12 +292,12 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
 
     /// Of the keys and of the scores that the splits keep.
     pub fn candidates_shape(&self) -> [usize; 4] {
-        [self.tokens, self.plan.heads, 2, self.plan.splits * self.plan.keep]
+        [self.sizes.tokens, self.sizes.heads, 2, self.plans.candidates()]
     }
 
     /// Of the result's scores; its keys have all but the last.
     pub fn kept_shape(&self) -> [usize; 5] {
-        [self.tokens, self.plan.heads, 2, self.plan.top_m, self.plan.rank]
+        [self.sizes.tokens, self.sizes.heads, 2, self.sizes.top_m, self.sizes.rank]
     }
 
     /// Room for the result.
@@ -361,33 +309,26 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
         })
     }
 
-    /// Vectors in which queries and keys are read.
-    pub fn depth_width(&self) -> usize {
-        self.device.width(4, &[self.plan.key_dim])
-    }
-
     /// The first launch: the result, or what each split keeps.
     pub fn launch_score(&self, kept: &Kept<R>) -> Result<()> {
-        let plan = self.plan;
-        let cubes = self.tokens.div_ceil(plan.tile) * plan.heads * 2 * plan.splits;
-        let depth = self.depth_width();
-        check_loops("score_kernel", plan.score_loops(depth))?;
+        let Planned { plan, launch } = self.plans.score;
+        let (grid, cube_dim) = launch.start(&self.device)?;
         // SAFETY: `check` has seen every shape; keys stay below `side_keys` and tokens below `tokens`.
         unsafe {
             score_kernel::launch_unchecked::<R>(
                 self.client,
-                self.device.grid(cubes)?,
-                CubeDim::new_1d(plan.units as u32),
-                depth,
-                arg(self.query, depth),
-                arg(self.query_norm, depth),
+                grid,
+                cube_dim,
+                plan.width,
+                arg(self.query, plan.width),
+                arg(self.query_norm, plan.width),
                 arg(&self.keys.projected, FOUR),
-                arg(&self.keys.normalised, depth),
+                arg(&self.keys.normalised, plan.width),
                 arg(&kept.keys, 1),
                 arg(&kept.scores, 1),
                 self.eps,
-                self.tokens as u32,
-                cubes as u32,
+                self.sizes.tokens as u32,
+                launch.cubes as u32,
                 plan,
             );
         }
@@ -395,69 +336,29 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
     }
 
     /// The second launch, of a split stage.
-    fn merge(&self, candidates: &Kept<R>) -> Result<Kept<R>> {
-        let depth = self.depth_width();
-        let with = |stored| {
-            tiled(&self.device, self.tokens, self.plan.splits * self.plan.keep, |tile, units| {
-                let plan = ScorePlan { tile, units, stored, ..self.plan };
-                (merge_bytes(&plan), plan.merge_loops(depth), plan)
-            })
-        };
-        let plan = with(true).or_else(|_| with(false))?;
-        check_loops("merge_kernel", plan.merge_loops(depth))?;
-        let cubes = self.tokens.div_ceil(plan.tile) * plan.heads * 2;
-        let kept = self.kept()?;
+    fn launch_merge(&self, merge: Planned<ScorePlan>, candidates: &Kept<R>, kept: &Kept<R>) -> Result<()> {
+        let Planned { plan, launch } = merge;
+        let (grid, cube_dim) = launch.start(&self.device)?;
         // SAFETY: `check` has seen every shape; keys stay below `side_keys` and tokens below `tokens`.
         unsafe {
             merge_kernel::launch_unchecked::<R>(
                 self.client,
-                self.device.grid(cubes)?,
-                CubeDim::new_1d(plan.units as u32),
-                depth,
-                arg(self.query, depth),
-                arg(self.query_norm, depth),
+                grid,
+                cube_dim,
+                plan.width,
+                arg(self.query, plan.width),
+                arg(self.query_norm, plan.width),
                 arg(&candidates.keys, 1),
                 arg(&candidates.scores, 1),
-                arg(&self.keys.normalised, depth),
+                arg(&self.keys.normalised, plan.width),
                 arg(&kept.keys, 1),
                 arg(&kept.scores, 1),
                 self.eps,
-                self.tokens as u32,
-                cubes as u32,
+                self.sizes.tokens as u32,
+                launch.cubes as u32,
                 plan,
             );
         }
-        Ok(kept)
+        Ok(())
     }
-}
-
-/// The plan of a cube that selects among `range` keys, with the largest tile of tokens that fits; more units for one token where they would
-/// go through too many iterations. `plan` gives shared bytes and loop iterations of a tile and units, and the plan.
-fn tiled(
-    device: &Device,
-    tokens: usize,
-    range: usize,
-    plan: impl Fn(usize, usize) -> (usize, usize, ScorePlan),
-) -> Result<ScorePlan> {
-    let most = device.tile.min(tokens.next_power_of_two()).min(device.units(range));
-    let tiles = [16, 8, 4, 2, 1].into_iter().filter(|&tile| tile <= most);
-    let tiles = tiles.map(|tile| plan(tile, device.units_for(tile, range)));
-    let fewest = device.units_for(1, range);
-    let widened = core::iter::successors(Some(2 * fewest), |units| Some(2 * units));
-    let widened = widened.take_while(|&units| units <= device.most_units()).map(|units| plan(1, units));
-    let fits = |(bytes, loops, _): &(usize, usize, ScorePlan)| *bytes <= device.shared_bytes && fits_loops(*loops);
-    let (bytes, _, plan) = tiles.chain(widened).find(fits).unwrap_or_else(|| plan(1, fewest));
-    device.fits_shared("score", bytes)?;
-    Ok(plan)
-}
-
-/// Shared memory of a cube: queries, scores, kept positions, the norm's partial sums and the selection's scratch.
-fn shared_bytes(tile: usize, range: usize, key_dim: usize, keep: usize, units: usize) -> usize {
-    4 * (tile * (key_dim + range.next_multiple_of(FOUR) + keep) + units) + scratch_bytes(tile, units / tile)
-}
-
-/// Shared memory of [`merge`](forward::merge): the same for the candidates, where they are stored.
-pub(crate) fn merge_bytes(plan: &ScorePlan) -> usize {
-    let ScorePlan { tile, units, key_dim, top_m, .. } = *plan;
-    shared_bytes(tile, if plan.stored { plan.splits * plan.keep } else { 0 }, key_dim, top_m, units)
 }

@@ -5,21 +5,11 @@ use core::f32::consts::{FRAC_1_SQRT_2, PI};
 use cubecl::prelude::*;
 
 use super::Activation;
+use super::plan::WeighPlan;
 use crate::select::lane_of;
 use crate::table::pages::Page;
-use crate::table::row_products::{ProductPlan, row_product};
-use crate::table::source::{AddressPlan, address};
-
-/// What is fixed when the kernel is compiled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct WeighPlan {
-    pub product: ProductPlan,
-    /// Slots of a token.
-    pub entries: usize,
-    pub cores: usize,
-    pub address: AddressPlan,
-    pub activation: Activation,
-}
+use crate::table::row_products::row_product;
+use crate::table::source::address;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn weigh_kernel<E: Float, Z: Float, N: Size>(

@@ -10,19 +10,20 @@
 
 mod backward;
 mod forward;
+mod plan;
 
 use cubecl::prelude::*;
 
 pub use self::backward::{WeighGradients, weigh_backward};
-use self::forward::{WeighPlan, weigh_kernel};
+use self::forward::weigh_kernel;
+pub use self::plan::{WeighPlan, WeighSizes};
 use crate::launch::device::Device;
-use crate::launch::loops::check_loops;
+use crate::launch::plan::Planned;
 use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, float_type, positive, sizes, u32_storage};
 use crate::stages::combine::Chosen;
 use crate::table::pages::{Window, check_pages, windows};
-use crate::table::row_products::ProductPlan;
 use crate::table::source::RowSource;
-use crate::{Error, Result};
+use crate::{ElementType, Error, Result};
 
 /// What is done to the product of `z` and a pre-value row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -82,6 +83,7 @@ struct WeighCall<'a, R: Runtime> {
     chosen: &'a Chosen<R>,
     z: &'a Tensor<R>,
     values: &'a [Tensor<R>],
+    dtype: ElementType,
     /// All blocks as one: a pre-value row has no block.
     rows: RowSource<'a, R>,
     activation: Activation,
@@ -105,7 +107,7 @@ impl<'a, R: Runtime> WeighCall<'a, R> {
         };
         let values = pre_values.values;
         let first_page = values.first().ok_or(Error::Zero { what: "pages of the pre-values" })?;
-        float_type(client, first_page, "pre-values")?;
+        let dtype = float_type(client, first_page, "pre-values")?;
         let [_, pre_dim] = sizes(first_page, "pre-values")?;
         positive(&[("heads", heads), ("top_m", top_m), ("cores", cores), ("pre_dim", pre_dim)])?;
         let rows = RowSource { summed: true, ..pre_values.rows };
@@ -116,7 +118,7 @@ impl<'a, R: Runtime> WeighCall<'a, R> {
         float_type(client, z, "z")?;
         check(client, z, "z", &[tokens, pre_dim], z.dtype)?;
         let (device, activation, entries) = (Device::of(client), pre_values.activation, heads * top_m);
-        Ok(Self { client, device, chosen, z, values, rows, activation, tokens, entries, cores, pre_dim })
+        Ok(Self { client, device, chosen, z, values, dtype, rows, activation, tokens, entries, cores, pre_dim })
     }
 
     fn run(&self) -> Result<Weighed<R>> {
@@ -124,17 +126,19 @@ impl<'a, R: Runtime> WeighCall<'a, R> {
         let products = empty(client, "products", &scores[..3], f32_storage())?;
         let weighed = empty(client, "weighed scores", scores, f32_storage())?;
         if self.tokens > 0 {
+            let planned = WeighPlan::of(&self.device, &self.sizes())?;
             let slots = self.rows.resolve(client, &self.chosen.slots)?;
             for (page, window) in self.values.iter().zip(windows(self.values)) {
-                self.launch_page(page, window, &slots, &products, &weighed)?;
+                self.launch_page(page, window, &slots, &products, &weighed, planned)?;
             }
         }
         Ok(Weighed { chosen: Chosen { slots: self.chosen.slots.clone(), scores: weighed }, products })
     }
 
-    /// Numbers of a load of a row.
-    fn width(&self) -> usize {
-        self.device.width(self.values[0].dtype.size(), &[self.pre_dim])
+    fn sizes(&self) -> WeighSizes {
+        let Self { tokens, entries: slots, cores, pre_dim, dtype, activation, .. } = *self;
+        let (address, pages) = (self.rows.plan(), self.values.len());
+        WeighSizes { tokens, slots, cores, address, pre_dim, dtype, activation, pages }
     }
 
     /// Weighs the slots whose row one page has.
@@ -145,36 +149,29 @@ impl<'a, R: Runtime> WeighCall<'a, R> {
         slots: &Tensor<R>,
         products: &Tensor<R>,
         weighed: &Tensor<R>,
+        planned: Planned<WeighPlan>,
     ) -> Result<()> {
-        let (width, entries) = (self.width(), self.tokens * self.entries);
-        let product = ProductPlan::of(&self.device, entries, 1, self.pre_dim / width, self.values.len() > 1);
-        let plan = WeighPlan {
-            product,
-            entries: self.entries,
-            cores: self.cores,
-            address: self.rows.plan(),
-            activation: self.activation,
-        };
-        check_loops("weigh_kernel", product.loops() + 1 + self.cores)?;
+        let Planned { plan, launch } = planned;
+        let (grid, cube_dim) = launch.start(&self.device)?;
         // SAFETY: `check` has seen every shape; addresses stay inside the table, and rows of the page alone are read.
         unsafe {
             weigh_kernel::launch_unchecked::<R>(
                 self.client,
-                self.device.grid(entries.div_ceil(product.tile))?,
-                CubeDim::new_1d(product.units as u32),
+                grid,
+                cube_dim,
                 page.required_address_type(),
-                width,
+                plan.width,
                 arg(slots, 1),
                 arg(&self.chosen.scores, 1),
                 arg(self.rows.shuffle_or(slots), 1),
-                arg(page, width),
-                arg(self.z, width),
+                arg(page, plan.width),
+                arg(self.z, plan.width),
                 arg(products, 1),
                 arg(weighed, 1),
                 self.rows.offset as u32,
                 window.first_row as u32,
                 window.rows as u32,
-                entries as u32,
+                (self.tokens * self.entries) as u32,
                 plan,
                 page.dtype,
                 self.z.dtype,

@@ -1,0 +1,305 @@
+//! How the stage is launched, from sizes and a device alone: tokens and units of a cube, and how cubes share out a projection.
+
+use super::ExpandStrategy;
+use crate::launch::device::Device;
+use crate::launch::loops::{fits_loops, strided};
+use crate::launch::plan::{Launch, Planned};
+use crate::launch::tensor::{index, positive};
+use crate::linear::tile::{Product, Sharing};
+use crate::linear::{ProjectPlan, ProjectSizes};
+use crate::table::source::AddressPlan;
+use crate::{ElementType, Error, Result};
+
+/// The sizes of the stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpandSizes {
+    /// Tokens; none is no launch.
+    pub tokens: usize,
+    /// Slots of a token: `heads · top_m`.
+    pub slots: usize,
+    /// Scores of a slot.
+    pub cores: usize,
+    /// How slots find blocks and rows.
+    pub address: AddressPlan,
+    /// Width of a value row.
+    pub value_dim: usize,
+    /// Width of the output.
+    pub hidden_size: usize,
+    /// Element type of the values and of the weight.
+    pub dtype: ElementType,
+    /// Whether a gate comes between pooling and projection.
+    pub gated: bool,
+    /// Whether there is an output projection.
+    pub projects: bool,
+    /// Whether something is done to pooled or projected values before they are the output: where nothing projects, and by a bias or an output
+    /// gate.
+    pub finishes: bool,
+    /// Pages of the table.
+    pub pages: usize,
+}
+
+impl ExpandSizes {
+    /// Width of the pooled values of a token.
+    pub fn pooled_dim(&self) -> usize {
+        self.address.pooled_blocks().saturating_mul(self.value_dim)
+    }
+
+    /// Numbers of a load of a value row: as wide as the device loads, within one core's slice.
+    pub(super) fn width(&self, device: &Device) -> usize {
+        device.width(self.dtype.size(), &[self.value_dim / self.cores])
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        let Self { slots, cores, value_dim, hidden_size, pages, .. } = *self;
+        positive(&[("slots", slots), ("cores", cores), ("value_dim", value_dim), ("hidden_size", hidden_size)])?;
+        positive(&[("pages of the values", pages)])?;
+        if !value_dim.is_multiple_of(cores) {
+            let (value, divisor) = (value_dim as u64, cores as u64);
+            return Err(Error::NotMultiple { what: "value_dim", value, divisor_name: "cores", divisor });
+        }
+        self.address.check()?;
+        index("scores of a token", slots.saturating_mul(cores))?;
+        index("pooled values of a token", self.pooled_dim())?;
+        let blocks = self.address.pooled_blocks() as u64;
+        if self.gated && blocks > 1 {
+            return Err(Error::Exceeds {
+                what: "expansion",
+                value: blocks,
+                limit_name: "what a gate takes,",
+                limit: 1,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// What is fixed when the stage's kernels are compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ExpandPlan {
+    /// Entries of a token: `heads · top_m`.
+    pub entries: usize,
+    /// Scores of an entry.
+    pub cores: usize,
+    /// How slots find blocks and rows.
+    pub address: AddressPlan,
+    /// Width of a value row.
+    pub value_dim: usize,
+    /// Numbers of a load of a row, within one core's slice.
+    pub width: usize,
+    /// Whether a gate comes between pooling and projection.
+    pub gated: bool,
+    /// Whether the table has several pages.
+    pub paged: bool,
+    /// Vectors of a row that a unit sums; divides a core's slice.
+    pub run: usize,
+    /// Vectors of an output row; 0 where pooling is all.
+    pub columns: usize,
+    /// Numbers of such a vector.
+    pub columns_width: usize,
+    /// How the units of a cube project.
+    pub sharing: Sharing,
+    /// Cubes of a tile, each of which projects every `splits`-th group of `lanes · block` columns.
+    pub splits: usize,
+    /// Tokens of a cube, which share one reading of its part of the weight.
+    pub tile: usize,
+    /// Units of a cube.
+    pub units: usize,
+}
+
+impl ExpandPlan {
+    /// Plans the kernel that pools and projects: a cube a tile where they reach the whole device, else as many as share out the weight with at
+    /// most twice its bytes gathered again.
+    ///
+    /// # Errors
+    /// Sizes that don't fit each other or the device, a table of several pages, or a layer that does not project last.
+    pub fn fused(device: &Device, sizes: &ExpandSizes) -> Result<Planned<Self>> {
+        if sizes.pages > 1 {
+            let value = sizes.pages as u64;
+            return Err(Error::Number { what: "pages of values for one kernel", value, expected: 1 });
+        }
+        if sizes.finishes {
+            return Err(FINISHES);
+        }
+        let start = Self::single(device, sizes)?;
+        let (tokens, pooled_dim) = (sizes.tokens, sizes.pooled_dim());
+        let columns_width = device.width(sizes.dtype.size(), &[sizes.hidden_size]);
+        let (columns, depth) = (sizes.hidden_size / columns_width, pooled_dim / start.width);
+        let plan = start.tiled(device, tokens, depth.max(columns), 4 * pooled_dim)?;
+        let plan = Self { columns, columns_width, ..plan };
+        let gathered = (plan.tile * plan.entries).saturating_mul(plan.value_dim);
+        let cubes = device.processors.div_ceil(tokens.div_ceil(plan.tile).max(1));
+        let cubes = cubes.min((2 * pooled_dim).saturating_mul(sizes.hidden_size) / gathered);
+        let bytes = sizes.dtype.size() * columns_width;
+        let product = Product { columns, depth, tile: plan.tile, bytes, width: columns_width };
+        if device.on_cpu || cubes <= 1 {
+            let block = (columns / plan.units).clamp(1, device.block);
+            let sharing = Sharing { lanes: plan.units, slices: 1, block };
+            return Self { sharing, ..plan }.projecting(tokens, &product).checked(STAGE, device);
+        }
+        let most = Self { units: device.most_units(), ..plan };
+        let used = 4 * most.entry_words() + plan.tile * 4 * pooled_dim;
+        let sharing = Sharing::sliced(device, &product, cubes, device.shared_bytes.saturating_sub(used));
+        let (splits, units) = (sharing.cubes(columns), sharing.units());
+        Self { sharing, splits, units, ..plan }.projecting(tokens, &product).checked(STAGE, device)
+    }
+
+    /// Plans the kernel that pools alone, which is launched once a page of the table.
+    ///
+    /// # Errors
+    /// Sizes that don't fit each other or the device.
+    pub fn pooling(device: &Device, sizes: &ExpandSizes) -> Result<Planned<Self>> {
+        let start = Self::single(device, sizes)?;
+        let tile = if sizes.tokens > 8 * device.busy_cubes { device.tile } else { 1 };
+        let plan = start.tiled(device, sizes.tokens, sizes.pooled_dim() / start.width / start.run, 0)?;
+        Self { tile: plan.tile.min(tile), ..plan }.pooling_alone(sizes.tokens).checked(STAGE, device)
+    }
+
+    /// The plan of a cube of one token and one unit.
+    fn single(device: &Device, sizes: &ExpandSizes) -> Result<Self> {
+        sizes.check()?;
+        let ExpandSizes { slots, cores, address, value_dim, gated, pages, .. } = *sizes;
+        let width = sizes.width(device);
+        Ok(Self {
+            entries: slots,
+            cores,
+            address,
+            value_dim,
+            width,
+            gated,
+            paged: pages > 1,
+            run: device.run(value_dim / cores / width),
+            columns: 0,
+            columns_width: 1,
+            sharing: Sharing { lanes: 1, slices: 1, block: 1 },
+            splits: 1,
+            tile: 1,
+            units: 1,
+        })
+    }
+
+    /// The plan with the largest tile that fits, `work` being pieces of work a token and `shared` the bytes of a token besides its entries;
+    /// more units where one would go through too many iterations.
+    fn tiled(self, device: &Device, tokens: usize, work: usize, shared: usize) -> Result<Self> {
+        let most = device.tile_of(tokens);
+        let tiles = [16, 8, 4, 2, 1].into_iter().filter(|&tile| tile <= most);
+        let tiles = tiles.map(|tile| (tile, device.units(work.saturating_mul(tile))));
+        let widened = core::iter::successors(Some(2 * device.units(work)), |units| Some(2 * units));
+        let widened = widened.take_while(|&units| units <= device.most_units()).map(|units| (1, units));
+        let with = |(tile, units)| Self { tile, units, ..self };
+        let bytes = |plan: &Self| 4 * plan.entry_words() + plan.tile * shared;
+        let fits = |plan: &Self| bytes(plan) <= device.shared_bytes && fits_loops(plan.pool_loops());
+        let plan = tiles.chain(widened).map(with).find(fits).unwrap_or_else(|| with((1, device.units(work))));
+        device.fits_shared(STAGE, bytes(&plan))?;
+        Ok(plan)
+    }
+
+    /// The launch that pools and projects.
+    fn projecting(self, tokens: usize, product: &Product) -> Planned<Self> {
+        let pooled = 4 * self.tile * self.blocks() * self.value_dim;
+        let launch = Launch {
+            kernel: "expand_kernel",
+            cubes: tokens.div_ceil(self.tile).saturating_mul(self.splits),
+            units: self.units,
+            shared_bytes: 4 * self.entry_words() + pooled + self.sharing.shared_bytes(product),
+            loops: self.fused_loops(),
+        };
+        Planned { plan: self, launch }
+    }
+
+    /// The launch that pools the rows of one page.
+    fn pooling_alone(self, tokens: usize) -> Planned<Self> {
+        let launch = Launch {
+            kernel: "pool_kernel",
+            cubes: tokens.div_ceil(self.tile),
+            units: self.units,
+            shared_bytes: 4 * self.entry_words(),
+            loops: self.pool_loops(),
+        };
+        Planned { plan: self, launch }
+    }
+
+    /// Pooled values of a token.
+    pub fn blocks(&self) -> usize {
+        self.address.pooled_blocks()
+    }
+
+    /// Chunks that a token's entries are ordered in: one for each unit that the tile's blocks leave.
+    pub(super) fn chunks(&self) -> usize {
+        (self.units / (self.tile * self.blocks())).clamp(1, self.entries)
+    }
+
+    /// Words of shared memory that ordering takes: addresses, order, counts and where blocks start.
+    fn entry_words(&self) -> usize {
+        self.tile * (2 * self.entries + self.blocks() * (self.chunks() + 1) + 1)
+    }
+
+    /// Loop iterations of a unit that orders the entries and pools.
+    fn pool_loops(&self) -> usize {
+        let counted = strided(self.tile * self.blocks() * self.chunks(), self.units);
+        let count = 1 + strided(self.entries, self.chunks());
+        let counting = counted.saturating_mul(2 * count + self.blocks() * self.chunks());
+        let order = strided(self.tile * self.entries, self.units).saturating_add(counting);
+        // At most: all entries of every token lie in one block.
+        let runs = self.value_dim / self.width / self.run;
+        let all = strided(self.tile * self.blocks() * runs, self.units);
+        let rows = self.entries.saturating_mul(all.min(self.tile * (1 + strided(runs, self.units))));
+        order.saturating_add(all).saturating_add(rows)
+    }
+
+    /// Those of a unit that projects as well.
+    fn fused_loops(&self) -> usize {
+        let depth = self.blocks() * self.value_dim / self.width;
+        let groups = strided(self.columns, self.splits * self.sharing.lanes * self.sharing.block);
+        self.pool_loops().saturating_add(groups.saturating_mul(1 + strided(depth, self.sharing.slices)))
+    }
+}
+
+/// The launches of the stage for so many tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpandPlans {
+    /// One kernel.
+    Fused(Planned<ExpandPlan>),
+    /// A pooling kernel, then a product.
+    Pooled {
+        /// Pools the rows of one page of the table.
+        pool: Planned<ExpandPlan>,
+        /// Pages, each with a launch of its own.
+        pages: usize,
+        /// Projects what is pooled; None where nothing does, or cubek.
+        project: Option<Planned<ProjectPlan>>,
+    },
+}
+
+impl ExpandPlans {
+    /// Plans [`expand`](super::expand()) by `strategy`.
+    ///
+    /// # Errors
+    /// Sizes that don't fit each other or the device, and what [`ExpandStrategy::Fused`] does not take.
+    pub fn of(device: &Device, sizes: &ExpandSizes, strategy: ExpandStrategy) -> Result<Self> {
+        let product = match strategy {
+            ExpandStrategy::Fused => return ExpandPlan::fused(device, sizes).map(Self::Fused),
+            ExpandStrategy::Pooled(product) => product,
+        };
+        let ExpandSizes { tokens, hidden_size, dtype, pages, .. } = *sizes;
+        let of_product = ProjectSizes { tokens, depth: sizes.pooled_dim(), width: hidden_size, dtype };
+        let project = if sizes.projects { product.plan(device, &of_product)? } else { None };
+        Ok(Self::Pooled { pool: ExpandPlan::pooling(device, sizes)?, pages, project })
+    }
+
+    /// The launches in their order.
+    pub fn launches(&self) -> Vec<Launch> {
+        match self {
+            Self::Fused(planned) => vec![planned.launch],
+            Self::Pooled { pool, pages, project } => {
+                let pools = core::iter::repeat_n(pool.launch, *pages);
+                pools.chain(project.map(|planned| planned.launch)).collect()
+            }
+        }
+    }
+}
+
+const STAGE: &str = "expand";
+
+/// What one kernel for both halves of the stage says of a layer that has a bias, an output gate or no projection.
+pub(super) const FINISHES: Error =
+    Error::Number { what: "output projections without bias or gate, for one kernel", value: 0, expected: 1 };
