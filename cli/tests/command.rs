@@ -57,6 +57,26 @@ fn demo_without_an_adapter_falls_back_and_says_so() {
 }
 
 #[test]
+fn kernels_run_where_there_is_no_gpu() {
+    let folder = directory();
+    for (name, device) in [("ultramem_v1_tiny", "h100"), ("ultramem_v2_tiny", "a100"), ("lingua_peer", "b200")] {
+        let report = ultramem(&format!("check {} --backend offline --device {device} --json", fixture(name))).json();
+        assert_eq!((&report["backend"], &report["missed"]), (&"offline".into(), &0.into()), "{name}: {report}");
+    }
+    let (tiny, out) = (fixture("ultramem_v1_tiny"), folder.path().join("out.safetensors"));
+    for verb in ["forward", "backward"] {
+        let args = format!("{verb} {tiny} -o {} --backend offline --dtype bf16 --json", out.display());
+        assert_eq!(ultramem(&args).json()["device"], "h100 without a GPU", "{verb}");
+    }
+    for verb in ["demo", "bench layer", "bench versus"] {
+        ultramem(&format!("{verb} --backend offline")).refused(&["measures time", "forward, backward and check"]);
+    }
+    ultramem(&format!("check {tiny} --backend offline --device h300")).refused(&["h300", "rtx4090"]);
+    let devices = ultramem("devices --backend offline --json").json();
+    assert_eq!(devices["devices"].as_array().map(Vec::len), Some(5), "{devices}");
+}
+
+#[test]
 fn a_backend_that_is_not_there_is_an_error_with_the_cure() {
     without_adapter("demo --backend wgpu").refused(&["apt-get install mesa-vulkan-drivers"]);
     without_adapter("demo --backend cuda").refused(&["CUDA"]);

@@ -35,13 +35,13 @@ mod server;
 pub mod table;
 mod target;
 pub mod trace;
-mod watch;
 
 pub use device::{Adapter, Execution, OfflineDevice, Options};
 pub use error::{Error, Result};
 pub use gpu::{Gpu, Specification};
 pub use memory::{HostBuffer, HostStorage};
-pub use report::{Argument, Fault, Finding, Flow, Gap, Kernel, LaunchReport, Place, SECTOR, Space, Traffic};
+pub use report::{Argument, Kernel, LaunchReport};
 pub use runtime::OfflineRuntime;
 pub use server::OfflineServer;
 pub use target::{CudaCompiler, Target, TargetCompiler};
+pub use ultramem_ptx::sanitise::{Fault, Finding, Flow, Gap, Place, SECTOR, Space, Traffic};

@@ -12,7 +12,7 @@ use ultramem::kernels::launch::Launch;
 use ultramem::kernels::optimiser::{Rule, Step};
 use ultramem::kernels::{expand::ExpandStrategy, linear::ProjectStrategy, score::ScoreStrategy};
 use ultramem::{Dimensions, ElementType, Kind, MemoryConfig, MemoryLayer, Norm, Strategies, Weights};
-use ultramem_offline::{Gpu, LaunchReport, OfflineDevice, OfflineRuntime};
+use ultramem_offline::{Gpu, LaunchReport, OfflineDevice, OfflineRuntime, Options};
 
 /// What launches told, in their order.
 #[derive(Clone, Default)]
@@ -125,7 +125,7 @@ fn plans_count_the_iterations_that_execute() {
     ];
     let mut seen = Vec::new();
     for (name, tokens, dims, strategies) in shapes {
-        let device = OfflineDevice::of(Gpu::H100);
+        let device = OfflineDevice::new(Options { gpu: Gpu::H100, rolled_loops: true, ..Options::default() });
         let client = OfflineRuntime::client(&device);
         let config = MemoryConfig::new(dims).unwrap();
         let weights = Weights::random(&config, 1);

@@ -32,10 +32,13 @@ impl Warp {
         if let Some(lane) = misaligned {
             return Err(Stop::Misaligned { at: site(at, 1 << lane), address: addresses[lane], size });
         }
+        // What NVVM loads besides may be nobody's.
+        let used = context.program.code[at.instruction].used;
+        let needed = if used == u32::MAX { size } else { size.min(32 - used.leading_zeros() as usize) };
         let mut parts: [Option<(Place, Long, Mask)>; 4] = [None; 4];
         let mut more = Vec::new();
         let mut count = 0;
-        let found = context.memory.by_place((space, size), addresses, mask, |place, offsets, mask| {
+        let found = context.memory.by_place((space, needed), addresses, mask, |place, offsets, mask| {
             match parts.get_mut(count) {
                 Some(part) => *part = Some((place, *offsets, mask)),
                 None => more.push((place, *offsets, mask)),
@@ -47,11 +50,11 @@ impl Warp {
             return Err(Stop::OutOfBounds { at, space, address, size, store });
         }
         for (place, mut offsets, mask) in parts.into_iter().flatten().chain(more) {
-            let access = Access { place, offsets: &offsets, mask, size, kind };
+            let access = Access { place, offsets: &offsets, mask, size, used, kind };
             context.observer.accessed(at, &access);
             if place == Place::Local {
                 let own = context.memory.local as u64;
-                (0..WARP).for_each(|lane| offsets[lane] += lane as u64 * own);
+                (0..WARP).for_each(|lane| offsets[lane] = offsets[lane].wrapping_add(lane as u64 * own));
             }
             let mut local = std::mem::take(&mut self.local);
             visit(self, context.memory.bytes(place, &mut local), &offsets, mask);
@@ -70,11 +73,14 @@ impl Warp {
         context: &mut Context<'_, '_, O>,
     ) -> Result<(), Stop> {
         let addresses = self.addresses(address, context);
-        let size = usize::from(element.size) * targets.len();
+        let (size, used) = (usize::from(element.size) * targets.len(), context.program.code[at.instruction].used);
         self.reach(at, mask, (space, size, Kind::Load), &addresses, context, |warp, bytes, offsets, mask| {
             for (number, target) in targets.iter().enumerate() {
-                let Some(target) = target else { continue };
-                warp.take(bytes, offsets, number * usize::from(element.size), element, *target, mask);
+                let skip = number * usize::from(element.size);
+                let matters = used >> skip & ((1 << element.size) - 1) != 0;
+                if let Some(target) = target.filter(|_| matters) {
+                    warp.take(bytes, offsets, skip, element, target, mask);
+                }
             }
         })
     }

@@ -4,22 +4,22 @@
 use half::{bf16, f16};
 
 use crate::access::read;
-use crate::decode::{Operands, space};
+use crate::decode::{Operands, is_hint, space, takes, vector};
 use crate::error::Stop;
 use crate::lanes::{Long, Mask, WARP, lanes};
 use crate::memory::Kind;
 use crate::observe::{At, Observer};
-use crate::program::{Atomic, AtomicFunction, Element};
+use crate::parse::is_within;
+use crate::program::{Atomic, AtomicFunction, Element, Space};
 use crate::warp::{Context, Warp};
 
 /// The operation that an opcode names.
 pub fn decode(parts: &[&str], operands: &mut Operands<'_>) -> Option<Atomic> {
     use AtomicFunction as F;
-    let ty = *parts.last()?;
-    let known = ["add", "and", "or", "xor", "exch", "cas", "inc", "dec", "min", "max"];
-    let name = parts.iter().find(|part| known.contains(part))?;
-    let size = crate::decode::element(ty)?.size;
-    let function = match (*name, ty) {
+    let (ty, words) = parts.split_last()?;
+    let (name, hints) = name_and_hints(&words[1..])?;
+    let element = crate::decode::element(ty)?;
+    let function = match (name, *ty) {
         ("add", "u32" | "s32" | "u64" | "s64") => F::Add,
         ("add", "f32") => F::AddF32,
         ("add", "f64") => F::AddF64,
@@ -30,8 +30,8 @@ pub fn decode(parts: &[&str], operands: &mut Operands<'_>) -> Option<Atomic> {
         ("and", "b32" | "b64") => F::And,
         ("or", "b32" | "b64") => F::Or,
         ("xor", "b32" | "b64") => F::Xor,
-        ("exch", "b32" | "b64") => F::Exchange,
-        ("cas", "b16" | "b32" | "b64") => F::CompareAndSwap,
+        ("exch", "b32" | "b64") if parts[0] == "atom" => F::Exchange,
+        ("cas", "b16" | "b32" | "b64") if parts[0] == "atom" => F::CompareAndSwap,
         ("inc", "u32") => F::Increment,
         ("dec", "u32") => F::Decrement,
         ("min", "u32" | "u64") => F::MinUnsigned,
@@ -40,16 +40,32 @@ pub fn decode(parts: &[&str], operands: &mut Operands<'_>) -> Option<Atomic> {
         ("max", "s32" | "s64") => F::MaxSigned,
         _ => return None,
     };
-    let count = parts.iter().find_map(|part| part.strip_prefix('v')?.parse().ok()).unwrap_or(1);
+    let (space, count) = (space(&hints), vector(&hints)?);
+    operands.skip_policy(&hints);
     let targets = if parts[0] == "red" { Box::new([]) } else { operands.targets()? };
     let (address, mut sources) = (operands.address()?, operands.sources()?.into_vec());
+    let floats = matches!(ty.strip_prefix('b').unwrap_or(ty), "f16" | "f16x2" | "f32");
+    let vectors = count == 1 || floats && usize::from(element.size) * count <= 16;
+    let fits = sources.len() == count
+        && (parts[0] == "red" || targets.len() == count)
+        && targets.iter().flatten().all(|target| takes(*target, element));
     if function == F::CompareAndSwap {
         sources.push(operands.source()?);
     }
-    let expected = if function == F::CompareAndSwap { 2 } else { count };
-    let fits = sources.len() == expected && (targets.is_empty() || targets.len() == count);
-    let sources = sources.into();
-    fits.then_some(Atomic { space: space(parts), function, size, targets, address, sources })
+    let known = fits && vectors && matches!(space, Space::Generic | Space::Global | Space::Shared);
+    let (size, sources) = (element.size, sources.into());
+    known.then_some(Atomic { space, function, size, targets, address, sources })
+}
+
+/// The operation among the words of an opcode, and the others, which are all without effect here.
+fn name_and_hints<'a>(words: &[&'a str]) -> Option<(&'a str, Vec<&'a str>)> {
+    const NAMES: [&str; 10] = ["add", "and", "or", "xor", "exch", "cas", "inc", "dec", "min", "max"];
+    let (names, hints): (Vec<&str>, Vec<&str>) = words.iter().partition(|word| NAMES.contains(word));
+    let known = hints.iter().all(|word| *word == "noftz" || is_hint(word));
+    match names.as_slice() {
+        [name] if known => Some((name, hints)),
+        _ => None,
+    }
 }
 
 /// What is there afterwards.
@@ -100,6 +116,17 @@ fn apply(function: AtomicFunction, bits: u32, old: u64, operand: u64) -> u64 {
     }
 }
 
+/// A sum of `f32` in global memory: subnormal numbers are zeros of their sign before and after.
+fn flushed_sum(old: u64, operand: u64) -> u64 {
+    let flushed = |bits: u64| if f32::from_bits(bits as u32).is_subnormal() { bits & 1 << 31 } else { bits };
+    flushed(apply(AtomicFunction::AddF32, 32, flushed(old), flushed(operand)))
+}
+
+/// Whether an address of an operation is one of global memory.
+fn is_global(space: Space, address: u64) -> bool {
+    space == Space::Global || space == Space::Generic && is_within(Space::Global, address)
+}
+
 /// Executes an operation in the lanes of `mask`.
 pub fn run<O: Observer>(
     warp: &mut Warp,
@@ -133,6 +160,9 @@ pub fn run<O: Observer>(
                 let new = match swaps {
                     true if old == cut(operands[0][lane]) => operands[1][lane],
                     true => old,
+                    false if *function == AtomicFunction::AddF32 && is_global(*space, addresses[lane]) => {
+                        flushed_sum(old, cut(operands[number][lane]))
+                    }
                     false => apply(*function, bits, old, cut(operands[number][lane])),
                 };
                 bytes[start..start + size].copy_from_slice(&new.to_le_bytes()[..size]);

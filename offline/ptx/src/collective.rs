@@ -23,7 +23,7 @@ impl Warp {
         while rest != 0 {
             let members = named[rest.trailing_zeros() as usize];
             let group = lanes(rest).filter(|&lane| named[lane] == members).fold(0, |group, lane| group | 1 << lane);
-            self.collect_together(at, (group, members & self.existing), collective, context)?;
+            self.collect_together(at, (group, members & self.running), collective, context)?;
             rest &= !group;
         }
         Ok(())

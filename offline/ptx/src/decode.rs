@@ -3,8 +3,6 @@
 //! What only computes is looked up in [`compute`](crate::compute), what matrix units do in [`matrix`](crate::matrix), copies that go
 //! on by themselves in [`transfer`](crate::transfer); the rest is here.
 
-use std::collections::HashMap;
-
 use crate::compute::{self, Function};
 use crate::error::ParseError;
 use crate::parse::{LOCAL_WINDOW, Operand, PARAMETER_WINDOW, Parsed, SHARED_WINDOW, Statement, parse};
@@ -12,7 +10,7 @@ use crate::program::{
     Address, Barrier, BarrierVote, Collective, CollectiveKind, Element, Instruction, Logic, Op, Program, Register,
     Source, Space, Vector,
 };
-use crate::{atomic, matrix, transfer};
+use crate::{atomic, matrix, transfer, uses};
 
 impl Program {
     /// Reads a kernel.
@@ -21,7 +19,7 @@ impl Program {
     /// What is not PTX, and the first instruction that is not known.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         let parsed = parse(text)?;
-        let uses = uses(&parsed.statements);
+        let counts = uses::counts(&parsed.statements);
         let code = parsed
             .statements
             .iter()
@@ -30,39 +28,27 @@ impl Program {
                 let mut op = decode(statement, &parsed).ok_or_else(unknown)?;
                 if let Op::Atomic(atomic) = &mut op {
                     // A result that is named here alone is asked for by nobody.
-                    let unread = |target: &Option<Register>| target.is_none_or(|it| uses.get(&it) == Some(&1));
+                    let unread = |target: &Option<Register>| target.is_none_or(|it| counts.get(&it) == Some(&1));
                     if atomic.targets.iter().all(unread) {
                         atomic.targets = Box::new([]);
                     }
                 }
                 let opcode = statement.opcode.as_str().into();
-                Ok(Instruction { guard: statement.guard, op, opcode, line: statement.line })
+                let (reads, writes) = uses::registers(statement);
+                Ok(Instruction {
+                    guard: statement.guard,
+                    op,
+                    opcode,
+                    line: statement.line,
+                    used: statement.used,
+                    reads,
+                    writes,
+                })
             })
             .collect::<Result<_, _>>()?;
         let Parsed { entry, registers, parameters, static_shared, local, module, .. } = parsed;
         Ok(Self { entry, registers, parameters, static_shared, local, module, code })
     }
-}
-
-/// How often each register is named.
-fn uses(statements: &[Statement]) -> HashMap<Register, usize> {
-    fn count(operand: &Operand, uses: &mut HashMap<Register, usize>) {
-        let mut add = |register| *uses.entry(register).or_default() += 1;
-        match operand {
-            Operand::Source(Source::Register(register)) => add(*register),
-            Operand::Source(Source::Not(register)) => add(Register::Predicate(*register)),
-            Operand::Pair(first, second) => {
-                add(*first);
-                add(Register::Predicate(*second));
-            }
-            Operand::Address { base: Some(base), .. } => add(*base),
-            Operand::Vector(all) => all.iter().for_each(|operand| count(operand, uses)),
-            _ => {}
-        }
-    }
-    let mut uses = HashMap::new();
-    statements.iter().flat_map(|statement| &statement.operands).for_each(|operand| count(operand, &mut uses));
-    uses
 }
 
 /// An instruction that is not known, in words.
@@ -107,6 +93,45 @@ impl<'a> Operands<'a> {
         match self.next()? {
             Operand::Source(source) => Some(*source),
             _ => None,
+        }
+    }
+
+    /// A predicate that is read.
+    fn predicate(&mut self) -> Option<Source> {
+        self.source().filter(|source| is_predicate(source) || matches!(source, Source::Constant(_)))
+    }
+
+    /// A number that is read.
+    fn number(&mut self) -> Option<Source> {
+        self.source().filter(|source| !is_predicate(source))
+    }
+
+    /// A predicate that is written.
+    fn truth(&mut self) -> Option<u32> {
+        match self.register()? {
+            Register::Predicate(target) => Some(target),
+            _ => None,
+        }
+    }
+
+    /// A register that is written, perhaps with a predicate beside it.
+    fn pair(&mut self) -> Option<(Register, Option<u32>)> {
+        match self.next()? {
+            Operand::Pair(target, predicate) => Some((*target, Some(*predicate))),
+            Operand::Source(Source::Register(target)) => Some((*target, None)),
+            _ => None,
+        }
+    }
+
+    /// The number of one of a block's barriers.
+    fn barrier(&mut self) -> Option<Source> {
+        self.number().filter(|number| !matches!(number, Source::Constant(16..)))
+    }
+
+    /// Reads over how long caches shall keep what is accessed.
+    pub fn skip_policy(&mut self, parts: &[&str]) {
+        if let (true, [before @ .., _]) = (parts.contains(&"L2::cache_hint"), self.0) {
+            self.0 = before;
         }
     }
 
@@ -170,44 +195,24 @@ fn of(parts: &[&str], statement: &Statement, operands: &mut Operands<'_>, parsed
         "ret" | "exit" => Some(Op::Exit),
         "trap" => Some(Op::Trap),
         "bra" => parsed.labels.get(operands.label()?).map(|at| Op::Branch(*at)),
-        "brx" => {
-            let index = operands.source()?;
+        "brx" if has("idx") => {
+            let index = operands.number()?;
             let labels = parsed.tables.get(operands.label()?)?;
             let targets = labels.iter().map(|label| parsed.labels.get(label).copied()).collect::<Option<_>>()?;
             Some(Op::BranchTable(index, targets))
         }
-        "mov" => moved(operands),
-        "ld" | "ldu" => {
-            let space = space(parts);
-            let (targets, address) = (operands.targets()?, operands.address()?);
-            let element = element(parts.last()?)?;
-            loaded(&targets, vector(parts)?).then_some(Op::Load(space, element, targets, address))
-        }
-        "st" => {
-            let (address, sources) = (operands.address()?, operands.sources()?);
-            let element = element(parts.last()?)?;
-            (sources.len() == vector(parts)?).then_some(Op::Store(space(parts), element, sources, address))
-        }
+        "mov" => moved(parts, operands),
+        "ld" | "ldu" | "st" => transferred(parts, operands),
         "atom" | "red" if parts.get(1) != Some(&"async") => {
             atomic::decode(parts, operands).map(|it| Op::Atomic(Box::new(it)))
         }
-        "cvta" => {
-            let (target, source) = (operands.register()?, operands.source()?);
-            let window = match space(parts) {
-                Space::Global => 0,
-                Space::Shared => SHARED_WINDOW,
-                Space::Local => LOCAL_WINDOW,
-                Space::Parameter => PARAMETER_WINDOW,
-                Space::Constant | Space::Generic => return None,
-            };
-            Some(Op::Convert(target, source, if has("to") { window.wrapping_neg() } else { window }))
+        "cvta" => converted(parts, operands),
+        "isspacep" => {
+            let space = Some(space(parts)).filter(|space| *space != Space::Generic)?;
+            Some(Op::Within(operands.truth()?, operands.number()?, space))
         }
-        "isspacep" => match operands.register()? {
-            Register::Predicate(target) => Some(Op::Within(target, operands.source()?, space(parts))),
-            _ => None,
-        },
-        "selp" => Some(Op::Select(operands.register()?, operands.source()?, operands.source()?, operands.source()?)),
-        "and" | "or" | "xor" | "not" if has("pred") => logic(parts[0], operands),
+        "selp" => selected(parts, operands),
+        "and" | "or" | "xor" | "not" if parts[1..] == ["pred"] => logic(parts[0], operands),
         "setp" => compared(parts, operands),
         "bar" | "barrier" | "shfl" | "vote" | "match" | "activemask" | "redux" | "elect" => gathered(parts, operands),
         "membar" | "fence" | "prefetch" | "prefetchu" | "nanosleep" | "griddepcontrol" | "discard"
@@ -223,14 +228,104 @@ fn of(parts: &[&str], statement: &Statement, operands: &mut Operands<'_>, parsed
     }
 }
 
+/// Words of loads and stores that order them or tell caches what to keep: here memory is in order, and there are no caches.
+const HINTS: [&str; 21] = [
+    "weak",
+    "volatile",
+    "relaxed",
+    "acquire",
+    "release",
+    "mmio",
+    "cta",
+    "cluster",
+    "gpu",
+    "sys",
+    "nc",
+    "ca",
+    "cg",
+    "cs",
+    "lu",
+    "cv",
+    "wb",
+    "wt",
+    "unified",
+    "L2::cache_hint",
+    "acq_rel",
+];
+
+/// Whether a word of an opcode names a space, a vector, or what is of no effect here.
+pub fn is_hint(word: &str) -> bool {
+    let is_space = space(&[word]) != Space::Generic;
+    HINTS.contains(&word)
+        || is_space
+        || vector(&[word]) != Some(1)
+        || ["L1::", "L2::"].iter().any(|it| word.starts_with(it))
+}
+
 /// How many elements a vector instruction has.
-fn vector(parts: &[&str]) -> Option<usize> {
+pub fn vector(parts: &[&str]) -> Option<usize> {
     let found = parts.iter().find_map(|part| part.strip_prefix('v')?.parse().ok());
     Some(found.unwrap_or(1)).filter(|count| [1, 2, 4, 8].contains(count))
 }
 
-fn loaded(targets: &Vector, count: usize) -> bool {
-    targets.len() == count && !targets.iter().any(|it| matches!(it, Some(Register::Predicate(_))))
+/// `ld` and `st`. Registers may be wider than what is in memory.
+fn transferred(parts: &[&str], operands: &mut Operands<'_>) -> Option<Op> {
+    let (ty, words) = parts[1..].split_last()?;
+    let (space, element, count) = (space(parts), element(ty)?, vector(parts)?);
+    let known = words.iter().all(|word| is_hint(word)) && usize::from(element.size) * count <= 32;
+    operands.skip_policy(words);
+    if parts[0] != "st" {
+        let (targets, address) = (operands.targets()?, operands.address()?);
+        let fits = targets.iter().flatten().all(|target| takes(*target, element));
+        return (known && fits && targets.len() == count).then_some(Op::Load(space, element, targets, address));
+    }
+    let (address, sources) = (operands.address()?, operands.sources()?);
+    let fits = sources.iter().all(|source| match source {
+        Source::Register(register) => takes(*register, element),
+        source => !is_predicate(source),
+    });
+    let written = !matches!(space, Space::Parameter | Space::Constant);
+    (known && fits && written && sources.len() == count).then_some(Op::Store(space, element, sources, address))
+}
+
+/// Whether a register holds all of an element.
+pub fn takes(register: Register, element: Element) -> bool {
+    match register {
+        Register::Word(_) => element.size < 8,
+        Register::Long(_) => true,
+        Register::Predicate(_) => false,
+    }
+}
+
+fn is_predicate(source: &Source) -> bool {
+    matches!(source, Source::Not(_) | Source::Register(Register::Predicate(_)))
+}
+
+/// `cvta`, of registers of 64 bits.
+fn converted(parts: &[&str], operands: &mut Operands<'_>) -> Option<Op> {
+    let target = operands.register().filter(|target| matches!(target, Register::Long(_)))?;
+    let window = match space(parts) {
+        Space::Global => 0,
+        Space::Shared => SHARED_WINDOW,
+        Space::Local => LOCAL_WINDOW,
+        Space::Parameter => PARAMETER_WINDOW,
+        Space::Constant | Space::Generic => return None,
+    };
+    Some(Op::Convert(target, operands.number()?, if parts.contains(&"to") { window.wrapping_neg() } else { window }))
+}
+
+/// `selp`
+fn selected(parts: &[&str], operands: &mut Operands<'_>) -> Option<Op> {
+    let target = operands.register()?;
+    let fits = parts.len() == 2 && is_of(target, parts[1]);
+    let (yes, no, predicate) = (operands.number()?, operands.number()?, operands.predicate()?);
+    fits.then_some(Op::Select(target, yes, no, predicate))
+}
+
+/// Whether a register is of a type's bank.
+fn is_of(register: Register, ty: &str) -> bool {
+    element(ty)
+        .is_some_and(|element| takes(register, element) && (element.size == 8) == matches!(register, Register::Long(_)))
 }
 
 /// The space that an opcode names.
@@ -259,26 +354,45 @@ pub fn element(ty: &str) -> Option<Element> {
 }
 
 /// `mov`: of a register, of a predicate, of numbers side by side.
-fn moved(operands: &mut Operands<'_>) -> Option<Op> {
+fn moved(parts: &[&str], operands: &mut Operands<'_>) -> Option<Op> {
+    let [_, ty] = parts else { return None };
     match operands.0 {
-        [Operand::Vector(_), _] => Some(Op::Unpack(operands.targets()?, operands.source()?)),
-        [_, Operand::Vector(_)] => Some(Op::Pack(operands.register()?, operands.sources()?)),
-        _ => match operands.register()? {
-            Register::Predicate(target) => {
-                Some(Op::Logic(Logic::First, target, operands.source()?, Source::Constant(0)))
-            }
-            target => Some(Op::Move(target, operands.source()?)),
-        },
+        [Operand::Vector(_), _] => {
+            let (targets, source) = (operands.targets()?, operands.source()?);
+            let Source::Register(whole) = source else { return None };
+            let known = parted(ty, whole, targets.len()) && !targets.iter().flatten().any(|it| is_truth(*it));
+            known.then_some(Op::Unpack(targets, source))
+        }
+        [_, Operand::Vector(_)] => {
+            let (target, sources) = (operands.register()?, operands.sources()?);
+            let known = parted(ty, target, sources.len()) && !sources.iter().any(is_predicate);
+            known.then_some(Op::Pack(target, sources))
+        }
+        _ if *ty == "pred" => {
+            Some(Op::Logic(Logic::First, operands.truth()?, operands.predicate()?, Source::Constant(0)))
+        }
+        _ => {
+            let (target, source) = (operands.register()?, operands.number()?);
+            is_of(target, ty).then_some(Op::Move(target, source))
+        }
     }
 }
 
+fn is_truth(register: Register) -> bool {
+    matches!(register, Register::Predicate(_))
+}
+
+/// Whether numbers of this type are made of so many parts.
+fn parted(ty: &str, whole: Register, parts: usize) -> bool {
+    ["b32", "b64"].contains(&ty) && is_of(whole, ty) && [2, 4].contains(&parts)
+}
+
 fn logic(name: &str, operands: &mut Operands<'_>) -> Option<Op> {
-    let Register::Predicate(target) = operands.register()? else { return None };
-    let first = operands.source()?;
+    let (target, first) = (operands.truth()?, operands.predicate()?);
     let (kind, second) = match name {
-        "and" => (Logic::And, operands.source()?),
-        "or" => (Logic::Or, operands.source()?),
-        "xor" => (Logic::Xor, operands.source()?),
+        "and" => (Logic::And, operands.predicate()?),
+        "or" => (Logic::Or, operands.predicate()?),
+        "xor" => (Logic::Xor, operands.predicate()?),
         _ => (Logic::Not, Source::Constant(0)),
     };
     Some(Op::Logic(kind, target, first, second))
@@ -298,11 +412,17 @@ fn compared(parts: &[&str], operands: &mut Operands<'_>) -> Option<Op> {
         Operand::Pair(Register::Predicate(target), opposite) => (Some(*target), Some(*opposite)),
         Operand::Source(Source::Register(Register::Predicate(target))) => (Some(*target), None),
         Operand::Nowhere => (None, None),
+        Operand::Vector(both) => match both.as_slice() {
+            [Operand::Nowhere, Operand::Source(Source::Register(Register::Predicate(opposite)))] => {
+                (None, Some(*opposite))
+            }
+            _ => return None,
+        },
         _ => return None,
     };
-    let sources = [operands.source()?, operands.source()?, Source::Constant(0), Source::Constant(0)];
+    let sources = [operands.number()?, operands.number()?, Source::Constant(0), Source::Constant(0)];
     let join = match join {
-        Some(logic) => Some((logic, operands.source()?)),
+        Some(logic) => Some((logic, operands.predicate()?)),
         None => None,
     };
     Some(Op::Compare { function, target, opposite, join, sources })
@@ -314,20 +434,21 @@ fn computed(opcode: &str, operands: &mut Operands<'_>) -> Option<Op> {
     let target = operands.register()?;
     let mut sources = [Source::Constant(0); 4];
     for source in &mut sources[..arity(function)] {
-        *source = operands.source()?;
+        *source = operands.number()?;
     }
-    if let Register::Predicate(target) = target {
-        let (target, opposite, join) = (Some(target), None, None);
-        return Some(Op::Compare { function, target, opposite, join, sources });
-    }
-    fits(function, target).then_some(Op::Compute { function, target, sources })
+    fits(function, target).then_some(match target {
+        Register::Predicate(target) => {
+            Op::Compare { function, target: Some(target), opposite: None, join: None, sources }
+        }
+        target => Op::Compute { function, target, sources },
+    })
 }
 
 fn fits(function: Function, target: Register) -> bool {
     use Function as F;
     match function {
         F::W(_) | F::WW(_) | F::WWW(_) | F::WWWW(_) | F::WofL(_) | F::WofLL(_) => matches!(target, Register::Word(_)),
-        F::PofW(_) | F::PofWW(_) | F::PofL(_) | F::PofLL(_) => false,
+        F::PofW(_) | F::PofWW(_) | F::PofL(_) | F::PofLL(_) => is_truth(target),
         _ => matches!(target, Register::Long(_)),
     }
 }
@@ -351,9 +472,11 @@ fn gathered(parts: &[&str], operands: &mut Operands<'_>) -> Option<Op> {
         Some(Op::Collective(Box::new(Collective { kind, target, predicate, sources, members })))
     };
     match parts[0] {
-        "bar" if has("warp") => collective(Kind::Wait, None, None, [none; 3], Some(operands.source()?)),
-        "bar" | "barrier" if !has("cluster") => barrier(parts, operands),
-        "shfl" if has("sync") => {
+        "bar" if parts[1..] == ["warp", "sync"] => {
+            collective(Kind::Wait, None, None, [none; 3], Some(operands.number()?))
+        }
+        "bar" | "barrier" if !has("warp") && !has("cluster") => barrier(parts, operands),
+        "shfl" if has("sync") && parts.last() == Some(&"b32") => {
             let kind = match *parts.get(2)? {
                 "up" => Kind::ShuffleUp,
                 "down" => Kind::ShuffleDown,
@@ -361,67 +484,66 @@ fn gathered(parts: &[&str], operands: &mut Operands<'_>) -> Option<Op> {
                 "idx" => Kind::ShuffleIndex,
                 _ => return None,
             };
-            let (target, predicate) = match operands.next()? {
-                Operand::Pair(target, predicate) => (*target, Some(*predicate)),
-                Operand::Source(Source::Register(target)) => (*target, None),
-                _ => return None,
-            };
-            let sources = [operands.source()?, operands.source()?, operands.source()?];
-            collective(kind, Some(target), predicate, sources, Some(operands.source()?))
+            let (target, predicate) = operands.pair().filter(|(target, _)| is_of(*target, "b32"))?;
+            let sources = [operands.number()?, operands.number()?, operands.number()?];
+            collective(kind, Some(target), predicate, sources, Some(operands.number()?))
         }
         "vote" if has("sync") => {
-            let kind = match *parts.get(2)? {
-                "all" => Kind::VoteAll,
-                "any" => Kind::VoteAny,
-                "uni" => Kind::VoteUniform,
-                "ballot" => Kind::VoteBallot,
+            let (kind, ty) = match *parts.get(2)? {
+                "all" => (Kind::VoteAll, "pred"),
+                "any" => (Kind::VoteAny, "pred"),
+                "uni" => (Kind::VoteUniform, "pred"),
+                "ballot" => (Kind::VoteBallot, "b32"),
                 _ => return None,
             };
-            let (target, source) = (operands.register()?, operands.source()?);
-            collective(kind, Some(target), None, [source, none, none], Some(operands.source()?))
+            let (target, source) = (operands.register()?, operands.predicate()?);
+            let fits = parts.last() == Some(&ty) && (is_truth(target) == (ty == "pred"));
+            let members = Some(operands.number().filter(|_| fits)?);
+            collective(kind, Some(target), None, [source, none, none], members)
         }
-        "match" if has("sync") => {
+        "match" if has("sync") && ["b32", "b64"].contains(parts.last()?) => {
             let kind = if has("all") { Kind::MatchAll } else { Kind::MatchAny };
-            let (target, predicate) = match operands.next()? {
-                Operand::Pair(target, predicate) => (*target, Some(*predicate)),
-                Operand::Source(Source::Register(target)) => (*target, None),
-                _ => return None,
-            };
-            let source = operands.source()?;
-            collective(kind, Some(target), predicate, [source, none, none], Some(operands.source()?))
+            let (target, predicate) = operands.pair().filter(|(target, _)| is_of(*target, "b32"))?;
+            let source = operands.number()?;
+            let known = has("all") || has("any") && predicate.is_none();
+            let members = Some(operands.number().filter(|_| known)?);
+            collective(kind, Some(target), predicate, [source, none, none], members)
         }
-        "activemask" => collective(Kind::ActiveMask, Some(operands.register()?), None, [none; 3], None),
+        "activemask" => {
+            let target = operands.register().filter(|target| is_of(*target, "b32"))?;
+            collective(Kind::ActiveMask, Some(target), None, [none; 3], None)
+        }
         "elect" => {
             let (target, predicate) = match operands.next()? {
                 Operand::Pair(target, predicate) => (Some(*target), *predicate),
-                Operand::Source(Source::Register(Register::Predicate(predicate))) => (None, *predicate),
+                Operand::Vector(both) => match both.as_slice() {
+                    [Operand::Nowhere, Operand::Source(Source::Register(Register::Predicate(it)))] => (None, *it),
+                    _ => return None,
+                },
                 _ => return None,
             };
-            collective(Kind::Elect, target, Some(predicate), [none; 3], Some(operands.source()?))
+            collective(Kind::Elect, target, Some(predicate), [none; 3], Some(operands.number()?))
         }
         "redux" if has("sync") => {
-            let signed = has("s32");
-            let kind = match (*parts.get(2)?, signed) {
-                ("add", _) => Kind::ReduceAdd,
-                ("min", true) => Kind::ReduceMinSigned,
-                ("min", false) => Kind::ReduceMinUnsigned,
-                ("max", true) => Kind::ReduceMaxSigned,
-                ("max", false) => Kind::ReduceMaxUnsigned,
-                ("and", _) => Kind::ReduceAnd,
-                ("or", _) => Kind::ReduceOr,
-                ("xor", _) => Kind::ReduceXor,
+            let kind = match (*parts.get(2)?, *parts.last()?) {
+                ("add", "s32" | "u32") => Kind::ReduceAdd,
+                ("min", "s32") => Kind::ReduceMinSigned,
+                ("min", "u32") => Kind::ReduceMinUnsigned,
+                ("max", "s32") => Kind::ReduceMaxSigned,
+                ("max", "u32") => Kind::ReduceMaxUnsigned,
+                ("and", "b32") => Kind::ReduceAnd,
+                ("or", "b32") => Kind::ReduceOr,
+                ("xor", "b32") => Kind::ReduceXor,
                 _ => return None,
             };
-            if !["s32", "u32", "b32"].contains(parts.last()?) {
-                return None;
-            }
-            let (target, source) = (operands.register()?, operands.source()?);
-            collective(kind, Some(target), None, [source, none, none], Some(operands.source()?))
+            let (target, source) = (operands.register().filter(|target| is_of(*target, "b32"))?, operands.number()?);
+            collective(kind, Some(target), None, [source, none, none], Some(operands.number()?))
         }
         _ => None,
     }
 }
 
+/// `bar` and `barrier` of a block's warps.
 fn barrier(parts: &[&str], operands: &mut Operands<'_>) -> Option<Op> {
     let has = |word: &str| parts.contains(&word);
     if has("red") {
@@ -431,9 +553,10 @@ fn barrier(parts: &[&str], operands: &mut Operands<'_>) -> Option<Op> {
             (_, _, true) => BarrierVote::Any,
             _ => return None,
         };
-        let (target, number) = (operands.register()?, operands.source()?);
-        let threads = if operands.0.len() > 1 { Some(operands.source()?) } else { None };
-        let vote = Some((kind, target, operands.source()?));
+        let target = operands.register().filter(|target| is_truth(*target) == (kind != BarrierVote::Count))?;
+        let number = operands.barrier()?;
+        let threads = if operands.0.len() > 1 { Some(operands.number()?) } else { None };
+        let vote = Some((kind, target, operands.predicate()?));
         return Some(Op::Barrier(Barrier { number, threads, waits: true, vote }));
     }
     let waits = match (has("sync"), has("arrive")) {
@@ -441,5 +564,6 @@ fn barrier(parts: &[&str], operands: &mut Operands<'_>) -> Option<Op> {
         (_, true) => false,
         _ => return None,
     };
-    Some(Op::Barrier(Barrier { number: operands.source()?, threads: operands.optional()?, waits, vote: None }))
+    let (number, threads) = (operands.barrier()?, operands.optional()?);
+    (waits || threads.is_some()).then_some(Op::Barrier(Barrier { number, threads, waits, vote: None }))
 }

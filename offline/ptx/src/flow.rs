@@ -5,7 +5,7 @@ use crate::program::{Instruction, Op};
 
 /// Of each branch, the instruction at which its lanes come together; [`END`] where they only do so at the end.
 #[derive(Debug, Clone)]
-pub struct Flow {
+pub struct ControlFlow {
     /// Of each instruction that may branch.
     pub joins: Vec<usize>,
     /// Whether an instruction is the head of a loop: a later one jumps to it.
@@ -15,7 +15,7 @@ pub struct Flow {
 /// Behind the last instruction.
 pub const END: usize = usize::MAX;
 
-impl Flow {
+impl ControlFlow {
     /// Finds them, by blocks of instructions.
     pub fn of(code: &[Instruction]) -> Self {
         let mut starts = vec![false; code.len() + 1];

@@ -2,11 +2,11 @@
 //! operations run in an order that is drawn anew from a seed: what depends on it is a fault of the kernel.
 
 use crate::error::{Site, Stop};
-use crate::flow::Flow;
+use crate::flow::ControlFlow;
 use crate::lanes::{Mask, WARP, lanes};
 use crate::memory::Memory;
 use crate::observe::Observer;
-use crate::program::{Barrier, BarrierVote, Op, Program, Register};
+use crate::program::{Barrier, BarrierVote, Op, Program};
 use crate::transfer::Transfers;
 use crate::warp::{Context, Shape, State, Warp};
 
@@ -36,11 +36,11 @@ pub struct Done {
 const TURN: usize = 4096;
 /// Turns of all warps in which nothing happens but that some find that they have to wait, after which nothing will.
 const PATIENCE: usize = 1000;
-/// Instructions of a warp after which a launch counts as endless.
-const ENDLESS: u64 = 1 << 34;
+/// Instructions of a warp after which a launch counts as endless. Tests have endless loops that they want to see the end of.
+const ENDLESS: u64 = if cfg!(test) { 1 << 18 } else { 1 << 34 };
 
 /// Shuffles `all`.
-fn shuffle<T>(all: &mut [T], chance: &mut impl Chance) {
+fn shuffle<T>(all: &mut [T], chance: &mut dyn Chance) {
     for at in (1..all.len()).rev() {
         all.swap(at, chance.below(at + 1));
     }
@@ -51,12 +51,12 @@ fn shuffle<T>(all: &mut [T], chance: &mut impl Chance) {
 /// # Errors
 /// Why the launch does not go on. Memory is as the instructions before have left it.
 pub fn run<O: Observer>(
-    (program, flow): (&Program, &Flow),
+    (program, flow): (&Program, &ControlFlow),
     shape: Shape,
     blocks: Option<&[usize]>,
     memory: &mut Memory<'_>,
     observer: &mut O,
-    chance: &mut impl Chance,
+    chance: &mut dyn Chance,
 ) -> Result<Done, Stop> {
     let total = shape.blocks.iter().map(|&n| n as usize).product();
     let mut order: Vec<usize> = blocks.map_or_else(|| (0..total).collect(), <[usize]>::to_vec);
@@ -87,11 +87,11 @@ impl Block {
     fn run<O: Observer>(
         &mut self,
         number: usize,
-        (program, flow): (&Program, &Flow),
+        (program, flow): (&Program, &ControlFlow),
         shape: Shape,
         memory: &mut Memory<'_>,
         observer: &mut O,
-        chance: &mut impl Chance,
+        chance: &mut dyn Chance,
     ) -> Result<(), Stop> {
         self.epoch += 1;
         observer.block_begins(number, self.epoch);
@@ -121,7 +121,10 @@ impl Block {
             if self.warps.iter().all(|warp| warp.state == State::Done) {
                 break;
             }
-            moved |= self.release(program, shape, memory, observer, &mut transfers, flow)?;
+            let (epoch, transfers_now) = (self.epoch, &mut transfers);
+            let context =
+                Context { program, flow, memory, observer, shape, epoch, reversed: false, transfers: transfers_now };
+            moved |= self.release(&context)?;
             moved |= transfers.changes != changes;
             idle = if moved { 0 } else { idle + 1 };
             if idle > 0 && (idle > PATIENCE || !self.warps.iter().any(|warp| warp.state == State::Polls)) {
@@ -135,89 +138,80 @@ impl Block {
         Ok(())
     }
 
-    /// Lets go those that wait at a barrier that all have come to; whether there is one.
-    fn release<O: Observer>(
-        &mut self,
-        program: &Program,
-        shape: Shape,
-        memory: &mut Memory<'_>,
-        observer: &mut O,
-        transfers: &mut Transfers,
-        flow: &Flow,
-    ) -> Result<bool, Stop> {
-        let epoch = self.epoch;
-        let context = Context { program, flow, memory, observer, shape, epoch, reversed: false, transfers };
-        // Those that only come by go on at once.
+    /// Lets go those that wait at a barrier that all have come to, and those that only come by; whether there are any.
+    fn release<O: Observer>(&mut self, context: &Context<'_, '_, O>) -> Result<bool, Stop> {
         let mut released = false;
-        for warp in &mut self.warps {
-            let Some((_, barrier)) = waits(warp, program) else { continue };
-            if !barrier.waits {
-                self.arrived[number(warp, &barrier, &context)] += warp.existing.count_ones() as usize;
-                warp.state = State::Runs;
+        for which in 0..16 {
+            while self.release_at(which, context)? {
                 released = true;
             }
-        }
-        for which in 0..16 {
-            let here: Vec<usize> = (0..self.warps.len())
-                .filter(|&at| {
-                    let warp = &self.warps[at];
-                    waits(warp, program).is_some_and(|(_, barrier)| number(warp, &barrier, &context) == which)
-                })
-                .collect();
-            let Some(&first) = here.first() else { continue };
-            let (_, barrier) = waits(&self.warps[first], program).expect("it waits");
-            let all = self.warps.iter().map(|warp| warp.existing.count_ones() as usize).sum();
-            let expected = match barrier.threads {
-                Some(threads) => self.warps[first].word(&threads, &context)[0] as usize,
-                None => all,
-            };
-            let come = here.iter().map(|&at| self.warps[at].existing.count_ones() as usize).sum::<usize>();
-            if come + self.arrived[which] < expected {
-                continue;
-            }
-            // All of the block wait in one line of the source, or the kernel's barriers don't match.
-            let line = |at: usize| waits(&self.warps[at], program).map(|(at, _)| program.code[at].line);
-            if let Some(&other) = here.iter().find(|&&at| line(at) != line(first)) {
-                return Err(self.parted(first, other));
-            }
-            self.vote(&here, program, &context);
-            here.iter().for_each(|&at| self.warps[at].state = State::Runs);
-            self.arrived[which] = 0;
-            self.epoch += 1;
-            released = true;
         }
         Ok(released)
     }
 
-    /// What the threads at a barrier find out together.
-    fn vote<O>(&mut self, here: &[usize], program: &Program, context: &Context<'_, '_, O>) {
-        let votes: Vec<(Mask, Mask)> = here
+    /// Has warps come to a barrier until it is full, or all that are there have come; whether any goes on.
+    fn release_at<O: Observer>(&mut self, which: usize, context: &Context<'_, '_, O>) -> Result<bool, Stop> {
+        let here: Vec<(usize, Barrier)> = self
+            .warps
             .iter()
-            .filter_map(|&at| {
-                let warp = &self.warps[at];
-                let (_, operand) = waits(warp, program)?.1.vote.map(|(_, target, source)| (target, source))?;
-                Some((warp.predicate(&operand) & warp.existing, warp.existing))
-            })
+            .enumerate()
+            .filter_map(|(at, warp)| Some((at, waits(warp, context.program)?.1)))
+            .filter(|(at, barrier)| number(&self.warps[*at], barrier, context) == which)
             .collect();
+        let Some((first, barrier)) = here.first() else { return Ok(false) };
+        // A warp counts with all its lanes, whether they exist or not.
+        let expected = match barrier.threads {
+            Some(threads) => self.warps[*first].word(&threads, context)[0] as usize,
+            None => self.warps.len() * WARP,
+        };
+        let missing = expected.saturating_sub(self.arrived[which]).div_ceil(WARP).max(1);
+        if let Some(all) = here.get(..missing) {
+            self.complete(all, context.program)?;
+            self.arrived[which] = 0;
+            return Ok(true);
+        }
+        let mut passed = false;
+        for (at, _) in here.iter().filter(|(_, barrier)| !barrier.waits) {
+            self.arrived[which] += WARP;
+            self.warps[*at].state = State::Runs;
+            passed = true;
+        }
+        Ok(passed)
+    }
+
+    /// Lets warps go on that have all come to a barrier.
+    fn complete(&mut self, all: &[(usize, Barrier)], program: &Program) -> Result<(), Stop> {
+        // Where all of the block wait for each other they do so in one line of the source, or the kernel's barriers don't match.
+        let line = |at: usize| waits(&self.warps[at], program).map(|(at, _)| program.code[at].line);
+        let (first, barrier) = all[0];
+        if let Some(&(other, _)) = all.iter().find(|(at, _)| barrier.threads.is_none() && line(*at) != line(first)) {
+            return Err(self.parted(first, other));
+        }
+        self.vote(all);
+        all.iter().for_each(|(at, _)| self.warps[*at].state = State::Runs);
+        self.epoch += 1;
+        Ok(())
+    }
+
+    /// What the threads at a barrier find out together.
+    fn vote(&mut self, all: &[(usize, Barrier)]) {
+        let votes = |(at, barrier): &(usize, Barrier)| {
+            let (warp, (_, _, operand)) = (&self.warps[*at], barrier.vote?);
+            Some((warp.predicate(&operand) & warp.existing, warp.existing))
+        };
+        let votes: Vec<(Mask, Mask)> = all.iter().filter_map(votes).collect();
         let count: u32 = votes.iter().map(|(votes, _)| votes.count_ones()).sum();
-        let all: u32 = votes.iter().map(|(_, existing)| existing.count_ones()).sum();
-        for &at in here {
-            let warp = &mut self.warps[at];
-            let Some((kind, target, _)) = waits(warp, program).and_then(|(_, barrier)| barrier.vote) else { continue };
+        let threads: u32 = votes.iter().map(|(_, existing)| existing.count_ones()).sum();
+        for (at, barrier) in all {
+            let Some((kind, target, _)) = barrier.vote else { continue };
             let found = match kind {
                 BarrierVote::Count => count,
-                BarrierVote::All => u32::from(count == all),
+                BarrierVote::All => u32::from(count == threads),
                 BarrierVote::Any => u32::from(count > 0),
             };
-            let existing = warp.existing;
-            match target {
-                Register::Predicate(target) => {
-                    warp.set_predicate(target, if found > 0 { Mask::MAX } else { 0 }, existing);
-                }
-                target => warp.set_word(target, &[found; WARP], existing),
-            }
+            let warp = &mut self.warps[*at];
+            warp.set_word(target, &[found; WARP], warp.existing);
         }
-        let _ = context;
     }
 
     fn parted(&self, first: usize, other: usize) -> Stop {

@@ -8,6 +8,7 @@ mod access;
 mod atomic;
 mod collective;
 pub mod compute;
+pub mod count;
 mod decode;
 mod error;
 mod flow;
@@ -18,17 +19,18 @@ mod memory;
 mod observe;
 mod parse;
 pub mod program;
+pub mod sanitise;
 #[cfg(test)]
 mod testing;
 mod transfer;
+mod uses;
 mod warp;
 
 pub use error::{ParseError, Site, Stop};
-pub use flow::Flow;
+pub use flow::ControlFlow;
 pub use launch::{Chance, Done, run};
 pub use matrix::{Matrix, Number, Products};
 pub use memory::{Access, Buffer, Kind, Memory, Place};
 pub use observe::{At, Observer};
-pub use parse::shared_offset;
 pub use program::Program;
 pub use warp::{Context, Shape, State, Warp};

@@ -4,7 +4,8 @@
 
 use crate::lanes::{Long, Mask, WARP};
 use crate::parse::{LOCAL_WINDOW, MODULE_WINDOW, PARAMETER_WINDOW, SHARED_WINDOW};
-use crate::program::Space;
+use crate::program::{Program, Space};
+use crate::warp::Shape;
 
 /// A buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +68,8 @@ pub struct Access<'a> {
     pub mask: Mask,
     /// Bytes of a lane.
     pub size: usize,
+    /// Which of them matter, a bit each.
+    pub used: u32,
     /// What they do.
     pub kind: Kind,
 }
@@ -101,7 +104,19 @@ impl Kind {
     }
 }
 
-impl Memory<'_> {
+impl<'a> Memory<'a> {
+    /// The memory of a launch of `program`.
+    pub fn new(
+        program: &Program,
+        shape: &Shape,
+        pages: Vec<&'a mut [u8]>,
+        buffers: Vec<Buffer>,
+        parameters: Vec<u8>,
+    ) -> Self {
+        let shared = vec![0; dynamic_start(program) + shape.dynamic_shared];
+        Self { pages, buffers, shared, parameters, module: program.module.clone(), local: program.local }
+    }
+
     /// The place of an address, where it starts, and its bytes.
     fn locate(&self, space: Space, address: u64) -> Option<(Place, u64, usize)> {
         let window = |start: u64| address.wrapping_sub(start) < SHARED_WINDOW;
@@ -142,10 +157,8 @@ impl Memory<'_> {
             let lane = rest.trailing_zeros() as usize;
             let (place, start, length) = self.locate(space, addresses[lane]).ok_or(lane)?;
             let most = (length as u64).checked_sub(size as u64).ok_or(lane)?;
-            let mut inside = 0;
-            for other in 0..WARP {
-                inside |= u32::from(addresses[other].wrapping_sub(start) <= most) << other;
-            }
+            let is_inside = |address: u64| u32::from(address.wrapping_sub(start) <= most);
+            let inside = (0..WARP).fold(0, |inside, lane| inside | is_inside(addresses[lane]) << lane);
             if inside >> lane & 1 == 0 {
                 return Err(lane);
             }
@@ -171,4 +184,9 @@ impl Memory<'_> {
             Place::Module => &mut self.module,
         }
     }
+}
+
+/// Where the shared memory that a launch asks for starts: behind what the code names itself, where any element may lie.
+pub fn dynamic_start(program: &Program) -> usize {
+    program.static_shared.next_multiple_of(128)
 }

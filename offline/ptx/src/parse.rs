@@ -15,6 +15,8 @@ pub struct Statement {
     pub line: u32,
     /// Of the PTX.
     pub at: usize,
+    /// The bytes of a load that are used, a bit each: NVVM may load more.
+    pub used: u32,
 }
 
 /// An operand as it is written.
@@ -23,11 +25,11 @@ pub enum Operand {
     Source(Source),
     /// `_`, or a number that goes nowhere.
     Nowhere,
-    /// `{a, b}`
+    /// `{a, b}`; and `_|b`, of which only the second is written.
     Vector(Vec<Operand>),
     /// `a|b`
     Pair(Register, u32),
-    /// `[a+16]`, and `[a, {b, c}]` of a tensor.
+    /// `[a+16]`
     Address {
         base: Option<Register>,
         offset: i64,
@@ -61,6 +63,19 @@ pub const PARAMETER_WINDOW: u64 = 3 << 60;
 /// See [`SHARED_WINDOW`]. Global addresses are generic: what the module names lies here, above all buffers.
 pub const MODULE_WINDOW: u64 = 4 << 60;
 
+/// Registers of a bank. No kernel that NVRTC compiles comes near.
+const MOST_REGISTERS: usize = 1 << 18;
+/// Bytes of static shared memory: no device has more of any shared memory.
+const MOST_SHARED: usize = 256 << 10;
+/// Bytes of local memory of a thread.
+const MOST_LOCAL: usize = 512 << 10;
+/// Bytes of parameters.
+const MOST_PARAMETERS: usize = 32764;
+/// Bytes of a module's variables, far more than code brings with it.
+const MOST_MODULE: usize = 64 << 20;
+/// Where dynamic shared memory may lie: at a multiple of this.
+const DYNAMIC_ALIGNMENT: usize = 128;
+
 /// Registers of one name and a number, `%r<10>`, or of one name alone.
 #[derive(Clone, Copy)]
 struct Family {
@@ -77,8 +92,12 @@ struct Parser {
     /// The file that the source is, and the line of it.
     line: u32,
     at: usize,
+    /// What a pragma says of the bytes that the next statement uses.
+    used: u32,
+    /// The label before, until another statement comes.
+    label: Option<String>,
     /// Dynamic shared memory is declared before the static one may be; its address is known at the end.
-    dynamic: Vec<String>,
+    dynamic: Vec<Variable>,
 }
 
 /// Takes a kernel's text apart.
@@ -89,6 +108,8 @@ pub fn parse(text: &str) -> Result<Parsed, ParseError> {
         variables: HashMap::new(),
         line: 0,
         at: 0,
+        used: u32::MAX,
+        label: None,
         dynamic: Vec::new(),
     };
     parser.variables(text)?;
@@ -105,8 +126,14 @@ pub fn parse(text: &str) -> Result<Parsed, ParseError> {
         }
         parser.characters(line, &mut pending)?;
     }
-    if !pending.trim().is_empty() {
-        return Err(parser.syntax(format!("{} does not end", pending.trim())));
+    let unfinished = pending.trim();
+    if !unfinished.is_empty() || parser.scopes.len() > 1 {
+        return Err(
+            parser.syntax(format!("{} does not end", if unfinished.is_empty() { "a brace" } else { unfinished }))
+        );
+    }
+    if parser.out.entry.is_empty() {
+        return Err(parser.syntax("there is no kernel"));
     }
     Ok(parser.out)
 }
@@ -118,7 +145,7 @@ impl Parser {
 
     /// Takes a line that is a directive without a semicolon.
     fn takes_line(&mut self, line: &str) -> bool {
-        if let Some(place) = line.strip_prefix(".loc") {
+        if let Some(place) = line.strip_prefix(".loc").filter(|place| place.starts_with(char::is_whitespace)) {
             self.line = source_line(place).unwrap_or(self.line);
             return true;
         }
@@ -150,9 +177,8 @@ impl Parser {
                         return Err(self.syntax("a brace closes that nothing opened"));
                     }
                 }
-                ':' if depth == 0 && is_label(pending.trim()) => {
-                    let next = self.out.statements.len();
-                    self.out.labels.insert(pending.trim().to_string(), next);
+                ':' if depth == 0 && is_name(pending.trim()) => {
+                    self.labelled(pending.trim())?;
                     pending.clear();
                 }
                 _ => {
@@ -167,6 +193,14 @@ impl Parser {
         Ok(())
     }
 
+    fn labelled(&mut self, name: &str) -> Result<(), ParseError> {
+        self.label = Some(name.to_string());
+        match self.out.labels.insert(name.to_string(), self.out.statements.len()) {
+            Some(_) => Err(self.syntax(format!("the label {name} is there twice"))),
+            None => Ok(()),
+        }
+    }
+
     fn is_head(&self, pending: &str) -> bool {
         [".entry", ".func"].iter().any(|word| pending.contains(word))
     }
@@ -179,19 +213,20 @@ impl Parser {
         if !self.out.entry.is_empty() {
             return Err(self.syntax("there is more than one kernel"));
         }
-        let (name, rest) = head.split_once(".entry").map(|it| it.1).unwrap_or_default().split_once('(').unwrap_or((
-            head.split_once(".entry").map(|it| it.1).unwrap_or_default().split_whitespace().next().unwrap_or_default(),
-            "",
-        ));
+        let rest = head.split_once(".entry").map_or("", |it| it.1);
+        let (name, rest) = rest.split_once('(').unwrap_or((rest.split_whitespace().next().unwrap_or_default(), ""));
+        if !is_name(name.trim()) {
+            return Err(self.syntax("a kernel without a name"));
+        }
         self.out.entry = name.trim().to_string();
         let parameters = rest.split(')').next().unwrap_or_default();
         let mut end = 0usize;
         for parameter in parameters.split(',').map(str::trim).filter(|it| !it.is_empty()) {
-            let variable = Variable::parse(parameter).ok_or_else(|| self.syntax(format!("parameter {parameter}")))?;
-            let offset = end.next_multiple_of(variable.alignment.max(1));
-            self.variables.insert(variable.name, offset as u64);
+            let wrong = || self.syntax(format!("parameter {parameter}"));
+            let variable = Variable::parse(parameter).filter(|it| it.bytes > 0).ok_or_else(wrong)?;
+            let offset = variable.place(&mut end, MOST_PARAMETERS).ok_or_else(wrong)?;
             self.out.parameters.push(Range { offset, size: variable.bytes });
-            end = offset + variable.bytes;
+            self.variables.insert(variable.name, offset as u64);
         }
         Ok(())
     }
@@ -205,41 +240,48 @@ impl Parser {
             let has = |word| words.contains(&word);
             let space = [".shared", ".local", ".const", ".global"].into_iter().find(|space| has(space));
             let Some(space) = space.filter(|_| line.starts_with('.') && !has(".param")) else { continue };
-            let declared = line.trim_end_matches(';');
-            let variable = Variable::parse(declared).ok_or_else(|| self.syntax(format!("variable {declared}")))?;
-            self.variable(space, variable);
+            let wrong = || self.syntax(format!("variable {line}"));
+            let declared = line.strip_suffix(';').filter(|it| !it.contains(';')).ok_or_else(wrong)?;
+            let variable = Variable::parse(declared).ok_or_else(wrong)?;
+            self.variable(space, variable).ok_or_else(|| self.syntax(format!("variable {line}")))?;
         }
-        for name in std::mem::take(&mut self.dynamic) {
-            // Behind what is static, where any element may lie.
-            self.variables.insert(name, self.out.static_shared.next_multiple_of(128) as u64);
+        self.dynamic_variables()
+    }
+
+    /// Dynamic shared memory lies behind what is static, where any element may lie.
+    fn dynamic_variables(&mut self) -> Result<(), ParseError> {
+        for variable in &self.dynamic {
+            let end = &mut self.out.static_shared;
+            if variable.place(end, MOST_SHARED).is_none() {
+                return Err(self.syntax(format!("variable {}", variable.name)));
+            }
         }
+        let start = self.out.static_shared as u64;
+        self.variables.extend(self.dynamic.drain(..).map(|variable| (variable.name, start)));
         Ok(())
     }
 
-    fn variable(&mut self, space: &str, variable: Variable) {
-        let Variable { name, bytes, alignment, data } = variable;
-        if space == ".shared" && bytes == 0 {
-            self.dynamic.push(name);
-            return;
+    /// None where there is no place for it.
+    fn variable(&mut self, space: &str, variable: Variable) -> Option<()> {
+        if space == ".shared" && variable.bytes == 0 {
+            let alignment = variable.alignment.max(DYNAMIC_ALIGNMENT);
+            self.dynamic.push(Variable { alignment, ..variable });
+            return Some(());
         }
-        let place = |end: &mut usize| {
-            let offset = end.next_multiple_of(alignment.max(1));
-            *end = offset + bytes;
-            offset as u64
-        };
         let address = match space {
-            ".shared" => place(&mut self.out.static_shared),
-            ".local" => place(&mut self.out.local),
+            ".shared" => variable.place(&mut self.out.static_shared, MOST_SHARED)? as u64,
+            ".local" => variable.place(&mut self.out.local, MOST_LOCAL)? as u64,
             _ => {
                 let mut end = self.out.module.len();
-                let offset = place(&mut end);
+                let offset = variable.place(&mut end, MOST_MODULE)?;
                 self.out.module.resize(end, 0);
-                self.out.module[offset as usize..][..data.len()].copy_from_slice(&data);
+                self.out.module[offset..][..variable.data.len()].copy_from_slice(&variable.data);
                 // A constant's address is its offset in the window of constants, a global one is generic.
-                if space == ".global" { MODULE_WINDOW + offset } else { offset }
+                if space == ".global" { MODULE_WINDOW + offset as u64 } else { offset as u64 }
             }
         };
-        self.variables.insert(name, address);
+        self.variables.insert(variable.name, address);
+        Some(())
     }
 
     fn statement(&mut self, text: &str) -> Result<(), ParseError> {
@@ -247,19 +289,28 @@ impl Parser {
             return self.registers(declared.trim());
         }
         if let Some(table) = text.strip_prefix(".branchtargets") {
-            let last = self.out.labels.iter().find(|(_, at)| **at == self.out.statements.len());
-            let name = last.map(|(name, _)| name.clone()).ok_or_else(|| self.syntax("a table without a label"))?;
+            let name = self.label.take().ok_or_else(|| self.syntax("a table without a label"))?;
             self.out.tables.insert(name, table.split(',').map(|it| it.trim().to_string()).collect());
+            return Ok(());
+        }
+        if let Some(mask) = text.strip_prefix(".pragma \"used_bytes_mask ") {
+            let mask = mask.trim_end_matches('"').parse();
+            self.used = mask.map_err(|_| self.syntax(format!("{text} has no mask")))?;
             return Ok(());
         }
         if text.starts_with('.') || text.is_empty() {
             // Pragmas, and variables, which are known.
             return Ok(());
         }
+        if self.scopes.len() == 1 {
+            return Err(self.syntax("an instruction outside of a kernel"));
+        }
+        self.label = None;
+        let used = std::mem::replace(&mut self.used, u32::MAX);
         let (guard, text) = self.guard(text)?;
         let (opcode, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
         let operands = split(rest).into_iter().map(|operand| self.operand(operand)).collect::<Result<Vec<_>, _>>()?;
-        let statement = Statement { guard, opcode: opcode.to_string(), operands, line: self.line, at: self.at };
+        let statement = Statement { guard, opcode: opcode.to_string(), operands, line: self.line, at: self.at, used };
         self.out.statements.push(statement);
         Ok(())
     }
@@ -277,24 +328,30 @@ impl Parser {
     /// `.f32 %f<31>` or `.pred p, q`.
     fn registers(&mut self, declared: &str) -> Result<(), ParseError> {
         let (ty, names) = declared.split_once(char::is_whitespace).ok_or_else(|| self.syntax("registers"))?;
+        for name in names.split(',').map(str::trim) {
+            self.family(ty, name).ok_or_else(|| self.syntax(format!("registers {ty} {name}")))?;
+        }
+        Ok(())
+    }
+
+    /// `%f<31>` or `p`. None where it is neither, and where there are too many.
+    fn family(&mut self, ty: &str, name: &str) -> Option<()> {
         let banks = &mut self.out.registers;
         let (kind, end): (fn(u32) -> Register, &mut usize) = match ty {
             ".pred" => (Register::Predicate, &mut banks.predicates),
             ".b64" | ".u64" | ".s64" | ".f64" => (Register::Long, &mut banks.longs),
             ".b8" | ".u8" | ".s8" | ".b16" | ".u16" | ".s16" | ".f16" | ".b32" | ".u32" | ".s32" | ".f32"
             | ".f16x2" => (Register::Word, &mut banks.words),
-            _ => return Err(ParseError::Syntax { line: self.at, reason: format!("registers of type {ty}") }),
+            _ => return None,
         };
-        let scope = self.scopes.last_mut().expect("a scope is open");
-        for name in names.split(',').map(str::trim) {
-            let (name, count) = match name.split_once('<') {
-                Some((name, count)) => (name, count.trim_end_matches('>').parse().unwrap_or(0)),
-                None => (name, 1),
-            };
-            scope.insert(name.to_string(), Family { kind, first: *end as u32, count });
-            *end += count as usize;
-        }
-        Ok(())
+        let (name, count) = match name.split_once('<') {
+            Some((name, count)) => (name, count.strip_suffix('>')?.parse().ok()?),
+            None => (name, 1),
+        };
+        let family = Family { kind, first: *end as u32, count };
+        *end = (*end).checked_add(count as usize).filter(|end| *end <= MOST_REGISTERS)?;
+        self.scopes.last_mut()?.insert(Some(name).filter(|name| is_name(name))?.to_string(), family);
+        Some(())
     }
 
     fn register(&self, name: &str) -> Option<Register> {
@@ -311,7 +368,7 @@ impl Parser {
 
     fn operand(&self, text: &str) -> Result<Operand, ParseError> {
         if let Some(inner) = text.strip_prefix('{').and_then(|it| it.strip_suffix('}')) {
-            return split(inner).into_iter().map(|it| self.operand(it)).collect::<Result<_, _>>().map(Operand::Vector);
+            return self.vector(inner);
         }
         if let Some(inner) = text.strip_prefix('[').and_then(|it| it.strip_suffix(']')) {
             return self.address(inner.trim());
@@ -321,6 +378,9 @@ impl Parser {
             return match (pair, second.trim()) {
                 ((Some(first), Some(Register::Predicate(second))), _) => Ok(Operand::Pair(first, second)),
                 ((Some(first), None), "_") => Ok(Operand::Source(Source::Register(first))),
+                ((None, Some(second @ Register::Predicate(_))), _) if first.trim() == "_" => {
+                    Ok(Operand::Vector(vec![Operand::Nowhere, Operand::Source(Source::Register(second))]))
+                }
                 _ => Err(self.syntax(format!("operand {text}"))),
             };
         }
@@ -345,9 +405,19 @@ impl Parser {
         Ok(Operand::Label(text.to_string()))
     }
 
+    /// The elements of a vector, none of which is one itself.
+    fn vector(&self, inner: &str) -> Result<Operand, ParseError> {
+        let element = |it: &str| match it.starts_with(['{', '[']) {
+            true => Err(self.syntax(format!("element {it}"))),
+            false => self.operand(it),
+        };
+        split(inner).into_iter().map(element).collect::<Result<_, _>>().map(Operand::Vector)
+    }
+
     /// A variable's address, perhaps with an offset.
     fn symbol(&self, text: &str) -> Option<u64> {
-        let (name, offset) = text.split_once('+').map_or((text, 0), |(name, it)| (name, constant(it).unwrap_or(0)));
+        let (name, offset) = text.split_once('+').unwrap_or((text, "0"));
+        let offset = constant(offset.trim())?;
         self.variables.get(name.trim()).map(|address| address.wrapping_add(offset))
     }
 
@@ -379,8 +449,11 @@ fn source_line(place: &str) -> Option<u32> {
     (file == 1).then_some(line)
 }
 
-fn is_label(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "$_%".contains(c))
+/// Whether a text is a name: of a label, a register, a variable or a kernel.
+fn is_name(text: &str) -> bool {
+    !text.starts_with(|c: char| c.is_ascii_digit())
+        && !text.is_empty()
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "$_%".contains(c))
 }
 
 /// Operands, which commas part outside of braces and brackets.
@@ -404,19 +477,35 @@ fn split(text: &str) -> Vec<&str> {
     parts
 }
 
-/// A number as its bits: an integer, or the bits of a float after `0f` or `0d`.
+/// A number as its bits: an integer, or the bits of a float after `0f` or `0d` (section 4.5).
 fn constant(text: &str) -> Option<u64> {
-    let (text, negative) = text.strip_prefix('-').map_or((text, false), |text| (text, true));
+    let digits = |prefixes: [&str; 2]| prefixes.iter().find_map(|prefix| text.strip_prefix(prefix));
+    let exactly = |bits: &str, count: usize| u64::from_str_radix(bits, 16).ok().filter(|_| bits.len() == count);
+    if let Some(bits) = digits(["0f", "0F"]) {
+        return exactly(bits, 8);
+    }
+    if let Some(bits) = digits(["0d", "0D"]) {
+        return exactly(bits, 16);
+    }
+    match text.strip_prefix('-') {
+        Some(number) => integer(number).map(u64::wrapping_neg),
+        None => integer(text),
+    }
+}
+
+/// An integer without a sign: in hexadecimal, octal, binary or decimal digits.
+fn integer(text: &str) -> Option<u64> {
     let text = text.strip_suffix('U').unwrap_or(text);
-    let prefix = |prefix: &str| text.strip_prefix(prefix);
-    let number = if let Some(bits) = prefix("0f").or_else(|| prefix("0F")) {
-        u64::from(u32::from_str_radix(bits, 16).ok()?)
-    } else if let Some(bits) = prefix("0d").or_else(|| prefix("0D")).or_else(|| prefix("0x")) {
-        u64::from_str_radix(bits, 16).ok()?
-    } else {
-        text.parse().ok()?
+    if !text.starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
+    let (digits, radix) = match text.as_bytes() {
+        [b'0', b'x' | b'X', ..] => (&text[2..], 16),
+        [b'0', b'b' | b'B', ..] => (&text[2..], 2),
+        [b'0', _, ..] => (&text[1..], 8),
+        _ => (text, 10),
     };
-    Some(if negative { number.wrapping_neg() } else { number })
+    u64::from_str_radix(digits, radix).ok()
 }
 
 fn special(text: &str) -> Option<Source> {
@@ -457,40 +546,75 @@ struct Variable {
 impl Variable {
     fn parse(text: &str) -> Option<Self> {
         let (declared, value) = text.split_once('=').unwrap_or((text, ""));
-        let mut words = declared.split_whitespace();
-        let (mut size, mut alignment, mut name) = (1usize, None, None);
-        while let Some(word) = words.next() {
-            match word {
-                ".align" => alignment = words.next()?.parse().ok(),
-                ".b8" | ".u8" | ".s8" => size = 1,
-                ".b16" | ".u16" | ".s16" | ".f16" => size = 2,
-                ".b32" | ".u32" | ".s32" | ".f32" => size = 4,
-                ".b64" | ".u64" | ".s64" | ".f64" => size = 8,
-                _ if word.starts_with('.') => {}
-                _ => name = Some(word),
-            }
-        }
-        let (name, count) = match name?.split_once('[') {
-            Some((name, count)) => (name, count.trim_end_matches(']')),
-            None => (name?, "1"),
-        };
-        let count: usize = if count.is_empty() { 0 } else { count.parse().ok()? };
+        let Words { element, count, alignment, name } = Words::read(declared)?;
         let numbers = value.split([',', '{', '}']).map(str::trim).filter(|it| !it.is_empty());
-        let data = numbers.map(constant).collect::<Option<Vec<u64>>>()?;
-        let data = data.iter().flat_map(|number| number.to_le_bytes().into_iter().take(size)).collect();
-        Some(Self { name: name.to_string(), bytes: size * count, alignment: alignment.unwrap_or(size), data })
+        let numbers = numbers.map(constant).collect::<Option<Vec<u64>>>()?;
+        let data: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes().into_iter().take(element)).collect();
+        let (name, bytes) = match name.split_once('[') {
+            Some((name, "]")) => (name, data.len()),
+            Some((name, length)) => {
+                let length: usize = length.strip_suffix(']')?.parse().ok()?;
+                (name, length.checked_mul(element * count)?)
+            }
+            None => (name, element * count),
+        };
+        let fits = data.len() <= bytes && is_name(name);
+        let alignment = alignment.unwrap_or(element * count);
+        fits.then(|| Self { name: name.to_string(), bytes, alignment, data })
+    }
+
+    /// Puts it behind `end` and moves that on; None where more than `most` bytes would be taken.
+    fn place(&self, end: &mut usize, most: usize) -> Option<usize> {
+        let offset = end.checked_next_multiple_of(self.alignment)?;
+        *end = offset.checked_add(self.bytes).filter(|end| *end <= most)?;
+        Some(offset)
     }
 }
 
-/// The generic addresses of a space.
-pub fn window(space: crate::program::Space) -> std::ops::Range<u64> {
+/// What stands before a variable's value: bytes of a number, numbers of an element, alignment, and the name with its length.
+struct Words<'a> {
+    element: usize,
+    count: usize,
+    alignment: Option<usize>,
+    name: &'a str,
+}
+
+impl<'a> Words<'a> {
+    fn read(declared: &'a str) -> Option<Self> {
+        let mut words = declared.split_whitespace();
+        let (mut element, mut count, mut alignment, mut name, mut points) = (None, 1, None, None, false);
+        while let Some(word) = words.next() {
+            match word {
+                ".align" => {
+                    let bytes = words.next()?.parse::<usize>().ok().filter(|it| it.is_power_of_two())?;
+                    // What a pointer points at is aligned, not the pointer.
+                    alignment = if points { alignment } else { Some(bytes) };
+                }
+                ".ptr" => points = true,
+                ".v2" => count = 2,
+                ".v4" => count = 4,
+                ".param" | ".shared" | ".local" | ".const" | ".global" => {}
+                ".visible" | ".extern" | ".weak" | ".common" | ".managed" | ".attribute(.managed)" => {}
+                _ => match word.strip_prefix('.') {
+                    Some(ty) => element = Some(usize::from(crate::decode::element(ty)?.size)),
+                    None if name.is_none() => name = Some(word),
+                    None => return None,
+                },
+            }
+        }
+        Some(Self { element: element?, count, alignment, name: name? })
+    }
+}
+
+/// Whether a generic address lies in a space. Constants have no generic addresses here: `cvta.const` is not known.
+pub fn is_within(space: crate::program::Space, address: u64) -> bool {
     use crate::program::Space;
     match space {
-        Space::Shared => SHARED_WINDOW..LOCAL_WINDOW,
-        Space::Local => LOCAL_WINDOW..PARAMETER_WINDOW,
-        Space::Parameter => PARAMETER_WINDOW..MODULE_WINDOW,
-        Space::Global | Space::Generic => 0..SHARED_WINDOW,
-        Space::Constant => MODULE_WINDOW..u64::MAX,
+        Space::Shared => (SHARED_WINDOW..LOCAL_WINDOW).contains(&address),
+        Space::Local => (LOCAL_WINDOW..PARAMETER_WINDOW).contains(&address),
+        Space::Parameter => (PARAMETER_WINDOW..MODULE_WINDOW).contains(&address),
+        Space::Global | Space::Generic => !(SHARED_WINDOW..MODULE_WINDOW).contains(&address),
+        Space::Constant => false,
     }
 }
 
@@ -499,7 +623,7 @@ pub fn shared_offset(space: crate::program::Space, address: u64) -> Option<u64> 
     use crate::program::Space;
     match space {
         Space::Shared => Some(address),
-        Space::Generic if window(Space::Shared).contains(&address) => Some(address - SHARED_WINDOW),
+        Space::Generic if is_within(Space::Shared, address) => Some(address - SHARED_WINDOW),
         _ => None,
     }
 }

@@ -54,6 +54,12 @@ pub struct Instruction {
     pub opcode: Box<str>,
     /// The line of the source that it comes from; 0 where that is not known.
     pub line: u32,
+    /// The bytes of a load that are used, a bit each: NVVM may load more, which goes nowhere.
+    pub used: u32,
+    /// Registers that it reads.
+    pub reads: Box<[Register]>,
+    /// Registers that it writes.
+    pub writes: Box<[Register]>,
 }
 
 /// A register.

@@ -3,7 +3,7 @@
 //! A body has registers `%r<512>` and `%f<512>` of 32 bits, `%h<512>` of 16, `%rd<512>` and `%fd<512>` of 64, predicates `%p<64>`, and
 //! the addresses of the buffers in `%a0`, `%a1` and so on.
 
-use crate::{Buffer, Done, Flow, Memory, Observer, ParseError, Program, Shape, Stop, run as launch};
+use crate::{Buffer, ControlFlow, Done, Memory, Observer, ParseError, Program, Shape, Stop, run as launch};
 
 /// A launch of one warp, without dynamic shared memory.
 pub const WARP: Shape = threads(32);
@@ -55,7 +55,7 @@ pub fn run_program(
         module: program.module.clone(),
         local: program.local,
     };
-    launch((program, &Flow::of(&program.code)), shape, None, &mut memory, observer, &mut ())
+    launch((program, &ControlFlow::of(&program.code)), shape, None, &mut memory, observer, &mut ())
 }
 
 /// Numbers as a buffer.

@@ -4,18 +4,19 @@
 use crate::atomic;
 use crate::compute::Function;
 use crate::error::{Site, Stop};
-use crate::flow::{END, Flow};
+use crate::flow::{ControlFlow, END};
 use crate::lanes::{ALL, Long, Mask, WARP, Word, blend, lanes};
 use crate::memory::Memory;
 use crate::observe::{At, Observer};
-use crate::program::{Barrier, Instruction, Logic, Op, Program, Register, Source, Special, Vector};
+use crate::parse::is_within;
+use crate::program::{Instruction, Logic, Op, Program, Register, Source, Special, Vector};
 
 /// What a warp runs in.
 pub struct Context<'c, 'm, O> {
     /// The kernel.
     pub program: &'c Program,
     /// Where its lanes come together.
-    pub flow: &'c Flow,
+    pub flow: &'c ControlFlow,
     /// The launch's memory.
     pub memory: &'c mut Memory<'m>,
     /// Who looks on.
@@ -137,7 +138,7 @@ impl Warp {
     }
 
     /// The instruction that comes next, and the lanes that will run it; None at the end.
-    pub fn next(&mut self) -> Option<(usize, Mask)> {
+    pub fn upcoming(&mut self) -> Option<(usize, Mask)> {
         while let Some(frame) = self.stack.last() {
             if frame.mask != 0 && frame.next != frame.join {
                 return Some((frame.next, frame.mask));
@@ -149,7 +150,7 @@ impl Warp {
 
     /// Executes one instruction.
     pub fn advance<O: Observer>(&mut self, context: &mut Context<'_, '_, O>) -> Result<(), Stop> {
-        let Some((instruction, frame)) = self.next() else {
+        let Some((instruction, frame)) = self.upcoming() else {
             self.state = State::Done;
             return Ok(());
         };
@@ -180,9 +181,9 @@ impl Warp {
                 self.jump(instruction + 1);
                 self.end(mask);
             }
-            Op::Barrier(barrier) => {
+            Op::Barrier(_) => {
                 self.jump(instruction + 1);
-                self.arrive(&at, mask, barrier, context)?;
+                self.arrive(&at, mask)?;
             }
             op => {
                 self.jump(instruction + 1);
@@ -238,9 +239,8 @@ impl Warp {
                 self.set_long(*target, &sum, mask);
             }
             Op::Within(target, source, space) => {
-                let window = crate::parse::window(*space);
                 let addresses = self.long(source, context);
-                let found = (0..WARP).fold(0, |all, lane| all | u32::from(window.contains(&addresses[lane])) << lane);
+                let found = (0..WARP).fold(0, |all, lane| all | u32::from(is_within(*space, addresses[lane])) << lane);
                 self.set_predicate(*target, found, mask);
             }
             Op::Collective(collective) => self.collect(at, mask, collective, context)?,
@@ -299,7 +299,7 @@ impl Warp {
         context: &Context<'_, '_, O>,
     ) {
         let index = self.word(index, context);
-        let (_, frame) = self.next().expect("lanes are running");
+        let (_, frame) = self.upcoming().expect("lanes are running");
         let mut sides: Vec<(usize, Mask)> = vec![(instruction + 1, frame & !mask)];
         for lane in lanes(mask) {
             // Behind the table nothing is defined: the last entry stands in.
@@ -316,12 +316,14 @@ impl Warp {
         }
     }
 
-    fn arrive<O>(&mut self, at: &At, mask: Mask, barrier: &Barrier, _: &Context<'_, '_, O>) -> Result<(), Stop> {
-        if mask != self.existing {
+    /// Comes to a barrier of the block: with all lanes, or with none where the guard holds in none.
+    fn arrive(&mut self, at: &At, mask: Mask) -> Result<(), Stop> {
+        if mask != 0 && mask != self.existing {
             return Err(Stop::DivergentWarp { at: site(at, mask), missing: self.existing & !mask });
         }
-        let _ = barrier;
-        self.state = State::Waits(at.instruction);
+        if mask != 0 {
+            self.state = State::Waits(at.instruction);
+        }
         Ok(())
     }
 
@@ -494,25 +496,14 @@ impl Warp {
         *self.long_in(source, &mut room, context)
     }
 
-    /// A source as a predicate: a number holds where it is not zero.
+    /// A predicate, or a number that stands for one: it holds where it is not zero.
     pub(crate) fn predicate(&self, source: &Source) -> Mask {
         match source {
             Source::Register(Register::Predicate(at)) => self.predicates[*at as usize],
             Source::Not(at) => !self.predicates[*at as usize],
-            Source::Constant(number) => {
-                if *number != 0 {
-                    ALL
-                } else {
-                    0
-                }
-            }
-            Source::Register(Register::Word(at)) => {
-                (0..WARP).fold(0, |all, lane| all | u32::from(self.words[*at as usize][lane] != 0) << lane)
-            }
-            Source::Register(Register::Long(at)) => {
-                (0..WARP).fold(0, |all, lane| all | u32::from(self.longs[*at as usize][lane] != 0) << lane)
-            }
-            Source::Special(_) => ALL,
+            Source::Constant(0) => 0,
+            Source::Constant(_) => ALL,
+            source => unreachable!("{source:?} is no predicate"),
         }
     }
 
@@ -553,8 +544,9 @@ impl Warp {
     fn special<O>(&self, special: Special, context: &Context<'_, '_, O>) -> Word {
         let Shape { threads, blocks, dynamic_shared } = context.shape;
         let by_lane = |of: fn(u32) -> u32| std::array::from_fn(|lane| of(lane as u32));
-        let block = self.block as u32;
-        let block_at = [block % blocks[0], block / blocks[0] % blocks[1], block / (blocks[0] * blocks[1])];
+        let [columns, rows, _] = blocks.map(|count| count as usize);
+        let (column, rest) = (self.block % columns, self.block / columns);
+        let block_at = [column, rest % rows, rest / rows].map(|at| at as u32);
         match special {
             Special::Thread(dimension) => self.threads[usize::from(dimension)],
             Special::Threads(dimension) => [threads[usize::from(dimension)]; WARP],

@@ -1,14 +1,28 @@
-//! What is made of each access: whether what is read was written, races, bytes and sectors.
+//! Watches a launch: whether what is read was written, races, bytes and sectors.
+
+mod report;
+mod stopped;
 
 use std::mem::{Discriminant, discriminant};
 
-use ultramem_ptx::lanes::{Mask, WARP, lanes};
-use ultramem_ptx::program::Op;
-use ultramem_ptx::{Access, At, Buffer, Observer, Program, Site};
+pub use self::report::{Fault, Finding, Flow, Gap, Place, SECTOR, Space, Traffic};
+use crate::error::Site;
+use crate::lanes::{Mask, WARP, lanes};
+use crate::memory::{Access, Buffer, Memory, dynamic_start};
+use crate::observe::{At, Observer};
+use crate::program::{Op, Program};
+use crate::{Chance, ControlFlow, Done, Shape, run};
 
-use crate::Kernel;
-use crate::execute::fault;
-use crate::report::{Fault, Finding, Flow, Gap, Place, SECTOR, Space, Traffic};
+/// A buffer that a kernel takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Argument {
+    /// Where it lies.
+    pub buffer: Buffer,
+    /// Bytes of an element.
+    pub element: usize,
+    /// Whether the kernel may write to it.
+    pub writable: bool,
+}
 
 /// Marks of a byte that was loaded, and of one that was stored.
 const LOAD: u8 = 1;
@@ -86,30 +100,32 @@ pub struct Watch<'a> {
     started: u32,
     /// What was found, one of a kind at an instruction.
     known: Vec<(usize, Discriminant<Finding>)>,
+    /// See `known`.
     pub faults: Vec<Fault>,
     /// Products of matrix units.
     pub products: u64,
 }
 
 impl<'a> Watch<'a> {
-    /// Watches `buffers`, the kernel's arguments. `marks` are those of the pages.
-    pub fn new(buffers: &[Buffer], kernel: &Kernel, marks: Vec<Vec<bool>>, program: &'a Program) -> Self {
-        let region = |(buffer, argument): (&Buffer, &crate::Argument)| Region {
+    /// Watches the kernel's arguments, which come before all other buffers. `marks` are those of the pages' bytes: whether anything was
+    /// written to each.
+    pub fn new(program: &'a Program, shape: &Shape, arguments: &[Argument], marks: Vec<Vec<bool>>) -> Self {
+        let region = |&Argument { buffer, element, writable }: &Argument| Region {
             length: buffer.length,
-            size: argument.size.max(1),
-            writable: argument.writable,
+            size: element.max(1),
+            writable,
             marks: (buffer.page, buffer.offset),
-            cells: Cells::new(if argument.writable { buffer.length } else { 0 }),
+            cells: Cells::new(if writable { buffer.length } else { 0 }),
             touched: vec![0; buffer.length],
             flows: Default::default(),
         };
-        let start = program.static_shared.next_multiple_of(128);
+        let start = dynamic_start(program);
         Self {
             program,
-            buffers: buffers.iter().zip(&kernel.buffers).map(region).collect(),
-            shared: (start, kernel.shared, Cells::new(start + kernel.shared)),
+            buffers: arguments.iter().map(region).collect(),
+            shared: (start, shape.dynamic_shared, Cells::new(start + shape.dynamic_shared)),
             marks,
-            threads: kernel.dim.iter().map(|&n| n as usize).product(),
+            threads: shape.threads.iter().map(|&n| n as usize).product(),
             started: 0,
             known: Vec::new(),
             faults: Vec::new(),
@@ -117,27 +133,13 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Where the shared memory that the launch asks for starts.
-    pub fn dynamic_shared(&self) -> usize {
-        self.shared.0
-    }
-
-    /// Its bytes.
-    pub fn shared_length(&self) -> usize {
-        self.shared.1
-    }
-
-    /// Bytes of an element of a buffer.
-    pub fn element(&self, buffer: usize) -> usize {
-        self.buffers[buffer].size
-    }
-
-    /// Takes note of what has stopped the launch.
-    pub fn stop(&mut self, at: Site, finding: Finding) {
-        self.faults.push(fault(self.program, at, finding));
-    }
-
-    fn note(&mut self, at: &At, lane: usize, finding: Finding) {
+    /// Takes note of what is wrong with a lane's access: it reads what nothing has written, or races with another's.
+    fn note(&mut self, at: &At, lane: usize, space: Space, store: bool, found: (bool, Option<(Place, bool)>)) {
+        let finding = match found {
+            (true, _) => Finding::Unwritten { space },
+            (false, Some((other, stored))) => Finding::Race { space, store, other, stored },
+            (false, None) => return,
+        };
         let kind = (at.instruction, discriminant(&finding));
         if self.faults.len() < MOST_FAULTS && !self.known.contains(&kind) {
             self.known.push(kind);
@@ -156,23 +158,21 @@ impl<'a> Watch<'a> {
         let touch = if loads { LOAD } else { 0 } | if stores { STORE } else { 0 };
         for lane in lanes(access.mask) {
             let stamp = self.stamp(at, lane, access);
-            let region = &mut self.buffers[index];
-            let byte = access.offsets[lane] as usize;
-            let space = Space::Buffer { buffer: index, element: byte / region.size };
-            let marks = &mut self.marks[region.marks.0][region.marks.1 + byte..][..access.size];
-            let unwritten = loads && marks.contains(&false);
-            region.touched[byte..][..access.size].iter_mut().for_each(|touched| *touched |= touch);
-            if stores {
-                marks.fill(true);
-            }
-            let race = match region.writable {
-                true => race(&mut region.cells, (byte, access.size), (stamp, stores), self.threads, false),
-                false => None,
-            };
-            if unwritten {
-                self.note(at, lane, Finding::Unwritten { space });
-            } else if let Some((other, stored)) = race {
-                self.note(at, lane, Finding::Race { space, store: stores, other, stored });
+            let start = access.offsets[lane] as usize;
+            for (byte, size) in used(access).map(|(skip, size)| (start + skip, size)) {
+                let region = &mut self.buffers[index];
+                let marks = &mut self.marks[region.marks.0][region.marks.1 + byte..][..size];
+                let unwritten = loads && marks.contains(&false);
+                region.touched[byte..][..size].iter_mut().for_each(|touched| *touched |= touch);
+                if stores {
+                    marks.fill(true);
+                }
+                let race = match region.writable {
+                    true => race(&mut region.cells, (byte, size), (stamp, stores), self.threads, false),
+                    false => None,
+                };
+                let space = Space::Buffer { buffer: index, element: start / region.size };
+                self.note(at, lane, space, stores, (unwritten, race));
             }
         }
         let sectors = sectors(access);
@@ -193,20 +193,18 @@ impl<'a> Watch<'a> {
         let (loads, stores) = (access.kind.loads(), access.kind.stores());
         for lane in lanes(access.mask) {
             let (stamp, started) = (self.stamp(at, lane, access), self.started);
-            let byte = access.offsets[lane] as usize;
-            let cells = &mut self.shared.2;
-            let mut unwritten = false;
-            if loads {
-                cells.each(byte, access.size, |cell| {
-                    unwritten |= cell.stored.thread == 0 || cell.stored.epoch < started;
-                });
-            }
-            let race = race(cells, (byte, access.size), (stamp, stores), self.threads, true);
-            let space = Space::Shared { byte: byte.wrapping_sub(self.shared.0) };
-            if unwritten {
-                self.note(at, lane, Finding::Unwritten { space });
-            } else if let Some((other, stored)) = race {
-                self.note(at, lane, Finding::Race { space, store: stores, other, stored });
+            let start = access.offsets[lane] as usize;
+            for (byte, size) in used(access).map(|(skip, size)| (start + skip, size)) {
+                let cells = &mut self.shared.2;
+                let mut unwritten = false;
+                if loads {
+                    cells.each(byte, size, |cell| {
+                        unwritten |= cell.stored.thread == 0 || cell.stored.epoch < started;
+                    });
+                }
+                let race = race(cells, (byte, size), (stamp, stores), self.threads, true);
+                let space = Space::Shared { byte: start.wrapping_sub(self.shared.0) };
+                self.note(at, lane, space, stores, (unwritten, race));
             }
         }
     }
@@ -258,8 +256,8 @@ impl Observer for Watch<'_> {
 
     fn accessed(&mut self, at: &At, access: &Access<'_>) {
         match access.place {
-            ultramem_ptx::Place::Buffer(index) if index < self.buffers.len() => self.access_buffer(at, index, access),
-            ultramem_ptx::Place::Shared => self.access_shared(at, access),
+            crate::memory::Place::Buffer(index) if index < self.buffers.len() => self.access_buffer(at, index, access),
+            crate::memory::Place::Shared => self.access_shared(at, access),
             // Parameters and constants are whole, a thread's memory is its own.
             _ => {}
         }
@@ -321,4 +319,44 @@ fn race(
     });
     let place = |it: Stamp| Place { block: block(it), thread: (it.thread as usize - 1) % threads };
     found.map(|(it, stored)| (place(it), stored))
+}
+
+/// Runs a launch and watches it. What stops it is among the faults, or an error in words where it is none of the kernel's accesses or
+/// barriers.
+pub fn watch(
+    program: (&Program, &ControlFlow),
+    shape: Shape,
+    memory: &mut Memory<'_>,
+    watch: &mut Watch<'_>,
+    chance: &mut dyn Chance,
+) -> Result<Option<Done>, String> {
+    match run(program, shape, None, memory, watch, chance) {
+        Ok(done) => Ok(Some(done)),
+        Err(stop) => {
+            let (at, finding) = watch.found(stop, memory)?;
+            watch.faults.push(fault(watch.program, at, finding));
+            Ok(None)
+        }
+    }
+}
+
+/// A fault at an instruction of the program.
+fn fault(program: &Program, at: Site, finding: Finding) -> Fault {
+    let line = program.code.get(at.instruction).map(|it| it.line).filter(|&line| line > 0);
+    Fault { place: Place { block: at.block, thread: at.thread }, line, finding }
+}
+
+/// The runs of an access's bytes that matter: where each begins, and its length.
+fn used(access: &Access<'_>) -> impl Iterator<Item = (usize, usize)> + use<> {
+    let (size, used) = (access.size, access.used);
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        if used == u32::MAX {
+            return (std::mem::replace(&mut at, size) == 0).then_some((0, size));
+        }
+        let matters = |byte: usize| used >> byte & 1 == 1;
+        let start = (at..size).find(|&byte| matters(byte))?;
+        at = (start..size).find(|&byte| !matters(byte)).unwrap_or(size);
+        Some((start, at - start))
+    })
 }

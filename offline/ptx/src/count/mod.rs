@@ -1,0 +1,216 @@
+//! Counts what a launch does, instruction by instruction: how often warps issue it and in how many lanes, cycles of shared memory with
+//! their conflicts, lines and sectors of the first-level cache, sectors that come from the second level.
+
+mod cache;
+
+use self::cache::{Cache, LINE};
+use crate::lanes::{Mask, WARP, lanes};
+use crate::memory::{Access, Kind, Place};
+use crate::observe::{At, Observer};
+use crate::program::{Op, Program, Register, Space};
+use crate::sanitise::SECTOR;
+
+/// What one instruction of the program did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Warps that issued it.
+    pub issued: u64,
+    /// Lanes that executed it, of all.
+    pub lanes: u64,
+    /// Lanes that had not ended and did not execute it.
+    pub idle: u64,
+    /// Cycles of shared memory: one for each different word of the busiest bank, in each phase of a wide access.
+    pub shared_cycles: u64,
+    /// Of an atomic operation on shared memory, for each warp the most lanes that hit one address.
+    pub same_address: u64,
+    /// Lines of the first-level cache that were looked up.
+    pub tags: u64,
+    /// Sectors that came from the second-level cache, or went there.
+    pub sectors: u64,
+}
+
+/// The counts of a launch.
+pub struct Count<'a> {
+    program: &'a Program,
+    /// Of each instruction.
+    pub counts: Vec<Counted>,
+    /// Warps that waited at a barrier.
+    pub barriers: u64,
+    /// Blocks that ran.
+    pub blocks: u64,
+    /// The most loads, each of which needs the one before for its address.
+    pub chain: u32,
+    cache: Cache,
+    /// Of each warp of the block and each register, the loads that its value hangs on.
+    depths: Vec<Vec<u32>>,
+}
+
+/// Banks of shared memory, of four bytes each.
+const BANKS: usize = 32;
+
+impl<'a> Count<'a> {
+    /// Nothing yet, for blocks that have `cache` bytes of a first-level cache each.
+    pub fn new(program: &'a Program, cache: usize) -> Self {
+        Self {
+            program,
+            counts: vec![Counted::default(); program.code.len()],
+            barriers: 0,
+            blocks: 0,
+            chain: 0,
+            cache: Cache::new(cache),
+            depths: Vec::new(),
+        }
+    }
+
+    fn register(&self, register: Register) -> usize {
+        let banks = self.program.registers;
+        match register {
+            Register::Word(at) => at as usize,
+            Register::Long(at) => banks.words + at as usize,
+            Register::Predicate(at) => banks.words + banks.longs + at as usize,
+        }
+    }
+
+    /// Follows the chain of loads through an instruction.
+    fn follow(&mut self, at: &At) {
+        let instruction = &self.program.code[at.instruction];
+        let banks = self.program.registers;
+        let size = banks.words + banks.longs + banks.predicates;
+        if self.depths.len() <= at.warp {
+            self.depths.resize(at.warp + 1, Vec::new());
+        }
+        self.depths[at.warp].resize(size, 0);
+        let deepest = instruction.reads.iter().map(|&it| self.depths[at.warp][self.register(it)]).max().unwrap_or(0);
+        let loads = matches!(instruction.op, Op::Load(Space::Global | Space::Generic, ..));
+        let depth = deepest + u32::from(loads);
+        self.chain = self.chain.max(depth);
+        for &register in &instruction.writes {
+            let place = self.register(register);
+            self.depths[at.warp][place] = depth;
+        }
+    }
+
+    fn access_shared(&mut self, at: &At, access: &Access<'_>) {
+        let counted = &mut self.counts[at.instruction];
+        counted.shared_cycles += shared_cycles(access);
+        if access.kind.is_atomic() {
+            counted.same_address += most_alike(access);
+        }
+    }
+
+    fn access_buffer(&mut self, at: &At, buffer: usize, access: &Access<'_>) {
+        let counted = &mut self.counts[at.instruction];
+        let base = (buffer as u64 + 1) << 40;
+        let mut touched: Vec<(u64, u8)> = Vec::with_capacity(WARP);
+        for lane in lanes(access.mask) {
+            let (first, last) = (access.offsets[lane], access.offsets[lane] + access.size as u64 - 1);
+            for sector in first / SECTOR..=last / SECTOR {
+                let (line, bit) = ((base + sector * SECTOR) / LINE, 1u8 << (sector % (LINE / SECTOR)));
+                match touched.last_mut().filter(|it| it.0 == line) {
+                    Some(it) => it.1 |= bit,
+                    None => touched.push((line, bit)),
+                }
+            }
+        }
+        touched.sort_unstable();
+        for group in touched.chunk_by(|a, b| a.0 == b.0) {
+            let sectors = group.iter().fold(0, |all, it| all | it.1);
+            counted.tags += 1;
+            let moved = if access.kind == Kind::Load { self.cache.read(group[0].0, sectors) } else { sectors };
+            counted.sectors += u64::from(moved.count_ones());
+        }
+    }
+}
+
+impl Observer for Count<'_> {
+    fn issued(&mut self, at: &At, mask: Mask, running: Mask) {
+        let counted = &mut self.counts[at.instruction];
+        counted.issued += 1;
+        counted.lanes += u64::from(mask.count_ones());
+        counted.idle += u64::from((running & !mask).count_ones());
+        self.barriers += u64::from(matches!(self.program.code[at.instruction].op, Op::Barrier(_)));
+        self.follow(at);
+    }
+
+    fn accessed(&mut self, at: &At, access: &Access<'_>) {
+        match access.place {
+            Place::Shared => self.access_shared(at, access),
+            Place::Buffer(buffer) => self.access_buffer(at, buffer, access),
+            Place::Local | Place::Parameter | Place::Module => {}
+        }
+    }
+
+    fn block_begins(&mut self, _: usize, _: u32) {
+        self.blocks += 1;
+        // Each block as if it had its part of the cache to itself.
+        self.cache.clear();
+        self.depths.iter_mut().for_each(|depths| depths.fill(0));
+    }
+}
+
+/// Cycles of an access to shared memory: in each phase, 32 lanes of 4 bytes, 16 of 8 or 8 of 16, the different words of the busiest bank.
+fn shared_cycles(access: &Access<'_>) -> u64 {
+    let words = access.size.div_ceil(4);
+    let phase = WARP / words.clamp(1, WARP);
+    let mut cycles = 0;
+    for first in (0..WARP).step_by(phase.max(1)) {
+        let mut banks: [Vec<u64>; BANKS] = Default::default();
+        for lane in (first..first + phase.max(1)).filter(|lane| access.mask >> lane & 1 == 1) {
+            for word in 0..words as u64 {
+                let word = access.offsets[lane] / 4 + word;
+                let bank = &mut banks[word as usize % BANKS];
+                if !bank.contains(&word) {
+                    bank.push(word);
+                }
+            }
+        }
+        cycles += banks.iter().map(Vec::len).max().unwrap_or(0) as u64;
+    }
+    cycles
+}
+
+/// The most lanes that access the same address.
+fn most_alike(access: &Access<'_>) -> u64 {
+    let mut addresses: Vec<u64> = lanes(access.mask).map(|lane| access.offsets[lane]).collect();
+    addresses.sort_unstable();
+    addresses.chunk_by(|a, b| a == b).map(<[u64]>::len).max().unwrap_or(0) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lanes::ALL;
+
+    fn access(offsets: &[u64; WARP], mask: Mask, size: usize) -> Access<'_> {
+        Access { place: Place::Shared, offsets, mask, size, used: u32::MAX, kind: Kind::Load }
+    }
+
+    #[test]
+    fn shared_memory_takes_a_cycle_for_each_word_of_the_busiest_bank() {
+        let strided = |stride: u64| std::array::from_fn(|lane| lane as u64 * stride);
+        // Bytes from lane to lane, bytes of a lane, cycles.
+        for (stride, size, cycles) in [
+            (4, 4, 1),
+            (0, 4, 1),
+            (8, 4, 2),
+            (128, 4, 32),
+            (132, 4, 1),
+            (2, 2, 1),
+            (8, 8, 2),
+            (16, 16, 4),
+            (32, 16, 8),
+            (0, 16, 4),
+        ] {
+            assert_eq!(shared_cycles(&access(&strided(stride), ALL, size)), cycles, "{size} bytes, {stride} apart");
+        }
+        assert_eq!(shared_cycles(&access(&strided(128), 0b101, 4)), 2);
+    }
+
+    #[test]
+    fn lanes_that_hit_one_address_are_counted() {
+        let offsets = std::array::from_fn(|lane| 4 * (lane as u64 / 5));
+        assert_eq!(most_alike(&access(&offsets, ALL, 4)), 5);
+        assert_eq!(most_alike(&access(&[0; WARP], ALL, 4)), 32);
+        assert_eq!(most_alike(&access(&[0; WARP], 0b1001, 4)), 2);
+    }
+}
