@@ -5,7 +5,7 @@ use cubecl::Runtime;
 use cubecl::client::ComputeClient;
 use cubecl::future::block_on;
 use ultramem::kernels::launch::{Device, Launch};
-use ultramem::kernels::{empty, u32_storage};
+use ultramem::kernels::{NormPlan, NormSizes, SortPlans, WeightTiles, empty, u32_storage};
 use ultramem::kernels::{expand::ExpandStrategy, linear::ProjectStrategy, score::ScoreStrategy};
 use ultramem::{
     Capabilities, Dimensions, ElementType, Kind, LayerWeights, MemoryConfig, MemoryLayer, Norm, SharedTable,
@@ -27,14 +27,14 @@ fn kernel(launch: &LaunchReport) -> Option<&str> {
 /// vectors' bytes, and arrays of one number that a variant of the kernel never touches.
 const PADDING: usize = 32;
 
-fn assert_planned(what: &str, plan: &Launch, launch: &LaunchReport, normalised: bool) {
+/// Holds a launch against its plan, which may count up to `words` words a unit of shared memory that a variant of the kernel does not touch.
+fn assert_planned(what: &str, plan: &Launch, launch: &LaunchReport, words: usize) {
     let what = format!("{what}: {plan:?}");
     assert_eq!(Some(plan.kernel), kernel(launch), "{what}");
     assert_eq!(launch.kernel.dim, [plan.units as u32, 1, 1], "{what}");
     assert_eq!(launch.count.iter().map(|&count| count as usize).product::<usize>(), plan.cubes, "{what}");
-    // A sum a unit is planned for the norm of queries, be there one or not.
-    let shared = [0, 4 * plan.units * usize::from(!normalised)].map(|sums| launch.kernel.shared + sums);
-    assert!(shared.iter().any(|shared| shared.abs_diff(plan.shared_bytes) <= PADDING), "{what}: {shared:?} bytes");
+    let (shared, most) = (launch.kernel.shared, plan.shared_bytes + PADDING);
+    assert!((shared..=shared + 2 * PADDING + 4 * words * plan.units).contains(&most), "{what}: {shared} bytes");
 }
 
 /// A layer of each kind and what else its stages may do, in sizes that whole vectors fill and in odd ones.
@@ -84,6 +84,8 @@ fn every_launch_of_a_forward_pass_is_its_plan() {
             let config = MemoryConfig::new(dims).unwrap();
             let tracer = Tracer::new(&device, &config, dtype).unwrap();
             let layer = tracer.layer();
+            // A sum a unit is planned for the norm of queries, be there one or not.
+            let sums = usize::from(!config.capabilities.normalises_queries);
             for tokens in TOKENS {
                 for strategies in strategies().into_iter().chain([layer.strategies(tokens)]) {
                     let what = format!("{gpu:?}, {:?}, {dtype}, {tokens} tokens, {strategies:?}", config.kind());
@@ -107,7 +109,7 @@ fn every_launch_of_a_forward_pass_is_its_plan() {
                     assert_eq!(launches.len(), plans.launches().len(), "{what}");
                     for ((stage, plan), traced) in plans.launches().iter().zip(launches) {
                         assert_eq!(*stage, traced.stage, "{what}");
-                        assert_planned(&what, plan, &traced.launch, config.capabilities.normalises_queries);
+                        assert_planned(&what, plan, &traced.launch, sums);
                     }
                 }
             }
@@ -151,7 +153,58 @@ fn a_page_is_a_launch() {
         let pools = plans.iter().filter(|(_, plan)| plan.kernel == "pool_kernel").count();
         assert_eq!(pools, if tokens == 0 { 0 } else { 3 });
         for ((_, plan), launch) in plans.iter().zip(launches) {
-            assert_planned(&format!("{tokens} tokens"), plan, launch, true);
+            assert_planned(&format!("{tokens} tokens"), plan, launch, 0);
+        }
+    }
+}
+
+/// The sorts, norms and outer products of a backward pass, whose plans the model of cost takes, too, stage by stage.
+fn backward_plans(device: &Device, config: &MemoryConfig, tokens: usize) -> Vec<(&'static str, Vec<Launch>)> {
+    let (entries, keys) = (tokens * config.heads * config.top_m, config.heads * 2 * config.side_keys);
+    let of = &config.capabilities;
+    let sort = |entries, limit| SortPlans::of(device, entries, limit).launches();
+    let outer = |there: bool, m, n| there.then(|| WeightTiles::of(device, tokens, m, n).outer.launch);
+    let norm = |there: bool, groups, step, listed| {
+        let sizes = NormSizes { norm: config.norm, groups, size: config.key_dim, step, listed };
+        there.then(|| NormPlan::of(device, &sizes).launch)
+    };
+    let hidden_size = config.hidden_size;
+    let queries = norm(of.normalises_queries, tokens * config.query_pairs() * 2, 1, false);
+    let of_keys = norm(of.normalises_keys, keys.min(2 * entries), config.tucker_rank, true);
+    let score = queries.into_iter().chain(sort(2 * entries, keys)).chain(of_keys).collect();
+    let expand = outer(of.projects, hidden_size, config.pooled_dim());
+    let maps = [
+        (true, config.query_pairs() * 2 * config.key_dim),
+        (of.weigh.is_some_and(|weigh| weigh.projected), config.pre_dim),
+        (of.gated, config.value_dim),
+        (of.output_gated, 1),
+    ];
+    let maps = maps.into_iter().filter_map(|(there, width)| outer(there, width, hidden_size)).collect();
+    let expand = sort(entries, config.table_rows()).into_iter().chain(expand).collect();
+    vec![("expand-backward", expand), ("score-backward", score), ("query-backward", maps)]
+}
+
+#[test]
+fn the_sorts_norms_and_outer_products_of_a_backward_pass_are_their_plans() {
+    let device = tracing_device(Gpu::H100, Target::Cuda);
+    for dims in layers() {
+        let config = MemoryConfig::new(dims).unwrap();
+        let mut tracer = Tracer::new(&device, &config, ElementType::F32).unwrap();
+        for tokens in [1, 300, 4096] {
+            let what = format!("{:?}, {tokens} tokens", config.kind());
+            let launches = tracer.training(tokens, &[]).unwrap();
+            for (stage, plans) in backward_plans(&Device::of(tracer.layer().client()), &config, tokens) {
+                let planned = |name: &str| plans.iter().any(|plan| plan.kernel == name);
+                let of_stage =
+                    launches.iter().filter(|it| it.stage == stage && kernel(&it.launch).is_some_and(planned));
+                let of_stage: Vec<_> = of_stage.collect();
+                assert_eq!(of_stage.len(), plans.len(), "{what}, {stage}");
+                for (plan, traced) in plans.iter().zip(of_stage) {
+                    // A norm's parts are planned in vectors of four, be they narrower or not.
+                    let parts = if plan.kernel == "norm_backward_kernel" { 3 } else { 0 };
+                    assert_planned(&format!("{what}, {stage}"), plan, &traced.launch, parts);
+                }
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use ultramem_kernels::combine::core_shares;
 use ultramem_kernels::launch::Device;
 use ultramem_kernels::linear::ProjectStrategy;
 use ultramem_kernels::optimiser::Rule;
-use ultramem_kernels::{block_of, column_sum_rows, norm_tile, sort_cost, weight_tiles};
+use ultramem_kernels::{NormPlan, NormSizes, SortPlans, WeightTiles, block_of, column_sum_rows};
 
 use super::{Caches, Choices, Cost, Sizes, StageCost, WORD, sectors, sum, wide};
 use crate::{ElementType, MemoryConfig, MemoryLayer, Scores};
@@ -227,7 +227,7 @@ impl<R: Runtime> MemoryLayer<R> {
             return stages.map(|stage| (stage, 0)).collect();
         }
         let sizes = Sizes::new(&self.config, tokens, self.dtype());
-        let moves = Moves { layer: self, sizes, tokens, choices, caches };
+        let moves = Moves { layer: self, device: Device::of(&self.client), sizes, tokens, choices, caches };
         let of_stage = |stage| match stage {
             "expand" => moves.expand(),
             "weigh" => moves.weigh(),
@@ -242,6 +242,7 @@ impl<R: Runtime> MemoryLayer<R> {
 /// What is moved, kernel by kernel.
 struct Moves<'a, R: Runtime> {
     layer: &'a MemoryLayer<R>,
+    device: Device,
     sizes: Sizes<'a>,
     tokens: usize,
     choices: Choices,
@@ -397,7 +398,7 @@ impl<R: Runtime> Moves<'_, R> {
 
     /// What a weight of `bytes` moves that every tile of tokens reads whole.
     fn weight(&self, bytes: u128) -> u128 {
-        self.caches.weight(bytes, self.tokens, Device::of(&self.layer.client).tile)
+        self.caches.weight(bytes, self.tokens, self.device.tile)
     }
 
     /// Entries of all tokens.
@@ -422,12 +423,12 @@ impl<R: Runtime> Moves<'_, R> {
     /// Sorting entries by keys below `limit`, and finding where each key begins. A unit walks along its own entries, so a warp's
     /// accesses lie apart.
     fn group(&self, entries: usize, limit: usize, distinct: usize) -> u128 {
-        let cost = sort_cost(&self.layer.client, entries, limit);
-        let (count, passes) = (wide(entries), wide(cost.passes));
+        let sort = SortPlans::of(&self.device, entries, limit);
+        let (count, passes) = (wide(entries), u128::from(sort.passes));
         let walked = self.caches.gather(count * WORD, count, count, WORD);
-        let counts = wide(cost.counts) * WORD;
+        let counts = wide(sort.counts()) * WORD;
         let pass = walked + counts + 2 * counts + walked + counts + 2 * walked;
-        let (distinct, heads) = (wide(distinct), wide(cost.cubes) * WORD);
+        let (distinct, heads) = (wide(distinct), wide(sort.count.cubes) * WORD);
         passes * pass + (passes - 1) * walked + 2 * walked + 4 * heads + (2 * distinct + 1) * WORD
     }
 
@@ -454,11 +455,11 @@ impl<R: Runtime> Moves<'_, R> {
     /// The gradient of a weight `[m, n]`, of which the left factor's numbers have `left` bytes and the right one's `right`.
     fn outer(&self, m: usize, n: usize, left: u128, right: u128) -> u128 {
         let (tokens, area) = (self.sizes.tokens, wide(m) * wide(n) * WORD);
-        let cut = weight_tiles(&self.layer.client, self.tokens, m, n);
+        let cut = WeightTiles::of(&self.device, self.tokens, m, n);
         let factor = |bytes: u128, times: usize| if self.caches.hold(bytes) { bytes } else { bytes * wide(times) };
         let read = factor(tokens * wide(m) * left, cut.columns) + factor(tokens * wide(n) * right, cut.rows);
         let (splits, chunks) = match self.layer.backward_product(self.tokens) {
-            ProjectStrategy::Tile => (cut.splits, cut.chunks),
+            ProjectStrategy::Tile => (cut.splits, cut.chunks()),
             ProjectStrategy::Cubek => (1, 1),
         };
         let added = if splits > 1 { self.column_sum(splits, wide(m) * wide(n)) } else { 0 };
@@ -471,7 +472,8 @@ impl<R: Runtime> Moves<'_, R> {
     /// The parts that the tiles of `groups` groups of `step` vectors have in the gradient of a norm's weight, and their sum.
     fn norm_parts(&self, groups: usize, step: usize) -> u128 {
         let key_dim = self.sizes.config.key_dim;
-        let tiles = groups.div_ceil(norm_tile(&self.layer.client, self.sizes.config.norm, key_dim, step));
+        let sizes = NormSizes { norm: self.sizes.config.norm, groups, size: key_dim, step, listed: false };
+        let tiles = NormPlan::of(&self.device, &sizes).launch.cubes;
         wide(tiles) * wide(key_dim) * WORD + self.column_sum(tiles, wide(key_dim))
     }
 

@@ -19,8 +19,8 @@ use ultramem::kernels::score::{
 };
 use ultramem::kernels::weigh::{self, PreValues, WeighPlan, WeighSizes};
 use ultramem::kernels::{
-    AddressPlan, Error, MAX_LOOPS, Norm, RetrievePlans, RowGradients, RowSource, Tensor, column_sum_rows, empty,
-    norm_tile, random, retrieve, sort_cost, transpose, u32_storage, weight_tiles,
+    AddressPlan, Error, MAX_LOOPS, Norm, NormPlan, NormSizes, RetrievePlans, RowGradients, RowSource, SortPlans,
+    Tensor, WeightTiles, column_sum_rows, empty, random, retrieve, transpose, u32_storage,
 };
 
 use super::draw::{Draw, shaped};
@@ -331,9 +331,11 @@ fn plans<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
     let strategy = draw.split();
     core_shares(a, b);
     column_sum_rows(a);
-    weight_tiles(draw.client, a.min(1 << 20), b.min(1 << 20), c.min(1 << 20));
-    norm_tile(draw.client, Norm::Rms, b.min(1 << 20), c.min(64));
-    sort_cost(draw.client, a.min(1 << 30), b);
+    let device = Device::of(draw.client);
+    WeightTiles::of(&device, a.min(1 << 20), b.min(1 << 20), c.min(1 << 20));
+    let norm = NormSizes { norm: Norm::Rms, groups: a, size: b.min(1 << 20), step: c.min(64), listed: true };
+    NormPlan::of(&device, &norm);
+    SortPlans::of(&device, a.min(1 << 30), b).launches();
     empty(draw.client, "numbers", &[a.min(1 << 20), b], u32_storage())?;
     forward_plans(draw, [a, b, c, d, e], strategy)
 }

@@ -13,8 +13,10 @@ use ultramem::kernels::linear::ProjectStrategy;
 use ultramem::kernels::optimiser::{Rule, Step};
 use ultramem::kernels::query::query;
 use ultramem::kernels::score::Queries;
-use ultramem::kernels::score::{Kept, KeyFactors, PreparedKeys, ScoreStrategy, prepare_keys, score};
-use ultramem::kernels::{from_f32, from_u32};
+use ultramem::kernels::score::{
+    Kept, KeyFactors, PreparedKeys, ScorePlans, ScoreSizes, ScoreStrategy, prepare_keys, score,
+};
+use ultramem::kernels::{from_f32, from_u32, launch};
 use ultramem::{
     Dimensions, ElementType, HostTensor, Kind, LayerWeights, MemoryConfig, MemoryLayer, Norm, Tensor, ValueTable,
     Weights, reference,
@@ -270,9 +272,25 @@ fn more_keys_than_shared_memory_holds_are_split() {
         let norm = Some((config.norm, config.norm_eps, &norm));
         let queries = Queries { numbers: &query, norm, heads_per_pair: 1 };
         let run = |strategy| score(&client, &queries, &prepared, config.top_m, strategy);
-        assert_says(run(ScoreStrategy::Whole).map(|_| ()), &["score", "shared memory"]);
+        let refused = run(ScoreStrategy::Whole).map(|_| ());
+        assert_says(refused.clone(), &["score", "shared memory"]);
+        let sizes = ScoreSizes {
+            tokens,
+            heads: 1,
+            query_pairs: 1,
+            heads_per_pair: 1,
+            side_keys,
+            key_dim: 4,
+            rank: 1,
+            top_m: config.top_m,
+            norm: Some(config.norm),
+            direct: true,
+        };
+        let plan = |strategy| ScorePlans::of(&launch::Device::of(&client), &sizes, strategy);
+        assert_eq!(plan(ScoreStrategy::Whole).map(|_| ()), refused, "the plan says it before");
         let strategy = ScoreStrategy::choose(&client, tokens, 1, side_keys, 4, config.top_m);
         assert!(matches!(strategy, ScoreStrategy::Split { .. }), "{tokens} tokens: {strategy:?}");
+        assert!(plan(strategy).unwrap().candidates() >= config.top_m);
         poison(&client, 1 << 20);
         let kept = run(strategy).unwrap();
         let queries = normalised(&config, &weights, &products);

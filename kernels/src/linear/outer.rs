@@ -10,7 +10,7 @@ use cubecl::std::tensor::TensorHandle;
 
 use crate::Result;
 use crate::launch::device::Device;
-use crate::launch::loops::check_loops;
+use crate::launch::plan::{Launch, Planned};
 use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, float_type, sizes, zeros};
 use crate::linear::ProjectStrategy;
 use crate::linear::column_sum::column_sum;
@@ -19,12 +19,17 @@ use crate::linear::tile::{Columns, zero_sums};
 
 /// What is fixed when the kernel is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct OuterPlan {
+pub struct OuterPlan {
     /// Left vectors of a unit.
-    tile: usize,
+    pub tile: usize,
     /// Right vectors of a unit.
-    block: usize,
-    units: usize,
+    pub block: usize,
+    /// Units of a cube.
+    pub units: usize,
+    /// Numbers of a load of a left row.
+    pub left_width: usize,
+    /// Numbers of a load of a right row.
+    pub right_width: usize,
 }
 
 /// Tokens that a unit takes at a time.
@@ -62,35 +67,7 @@ pub(crate) fn outer<R: Runtime>(
     }
 }
 
-/// How a product `[m, n]` over tokens is cut.
-struct Tiling {
-    left_width: usize,
-    right_width: usize,
-    /// Vectors of a left row, and of a right one.
-    rows: usize,
-    columns: usize,
-    plan: OuterPlan,
-    tiles: usize,
-    /// Tokens of a split.
-    share: usize,
-    splits: usize,
-}
-
-impl Tiling {
-    fn of(device: &Device, tokens: usize, m: usize, n: usize) -> Self {
-        let (left_width, right_width) = (device.width(4, &[m]), device.width(4, &[n]));
-        let (rows, columns) = (m / left_width, n / right_width);
-        let block = (columns / device.plane_size).clamp(1, device.block);
-        let units = device.units(columns.div_ceil(block));
-        let plan = OuterPlan { tile: (device.tile / left_width).clamp(1, rows.next_power_of_two()), block, units };
-        let tiles = rows.div_ceil(plan.tile) * columns.div_ceil(units * block);
-        let splits = (device.busy_cubes / tiles).clamp(1, tokens.div_ceil(MIN_SHARE)).max(tokens.div_ceil(MAX_SHARE));
-        let share = tokens.div_ceil(splits);
-        Self { left_width, right_width, rows, columns, plan, tiles, share, splits: tokens.div_ceil(share) }
-    }
-}
-
-/// How [`ProjectStrategy::Tile`] cuts the gradient of a weight `[m, n]`.
+/// How [`ProjectStrategy::Tile`] cuts the gradient of a weight `[m, n]` over so many tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WeightTiles {
     /// Tiles of rows, each of which reads all of the right factor.
@@ -99,43 +76,65 @@ pub struct WeightTiles {
     pub columns: usize,
     /// Parts of the tokens that are summed apart.
     pub splits: usize,
-    /// Chunks of a part, each added to the sums of those before it.
-    pub chunks: usize,
+    /// Tokens of a part.
+    pub share: usize,
+    /// Sums the parts; what adds them up is a column sum.
+    pub outer: Planned<OuterPlan>,
 }
 
-/// How the gradient of a weight `[m, n]` over so many tokens is cut; a size of 0 counts as 1.
-pub fn weight_tiles<R: Runtime>(client: &ComputeClient<R>, tokens: usize, m: usize, n: usize) -> WeightTiles {
-    let [tokens, m, n] = [tokens, m, n].map(|size| size.max(1));
-    let tiling = Tiling::of(&Device::of(client), tokens, m, n);
-    let rows = tiling.rows.div_ceil(tiling.plan.tile);
-    WeightTiles { rows, columns: tiling.tiles / rows, splits: tiling.splits, chunks: tiling.share.div_ceil(CHUNK) }
+impl WeightTiles {
+    /// Plans the gradient of a weight; a size of 0 counts as 1. The launch is checked when it is made.
+    pub fn of(device: &Device, tokens: usize, m: usize, n: usize) -> Self {
+        let [tokens, m, n] = [tokens, m, n].map(|size| size.max(1));
+        let (left_width, right_width) = (device.width(4, &[m]), device.width(4, &[n]));
+        let (left, right) = (m / left_width, n / right_width);
+        let block = (right / device.plane_size).clamp(1, device.block);
+        let units = device.units(right.div_ceil(block));
+        let tile = (device.tile / left_width).clamp(1, left.next_power_of_two());
+        let (rows, columns) = (left.div_ceil(tile), right.div_ceil(units * block));
+        let splits = device.busy_cubes / (rows * columns);
+        let splits = splits.clamp(1, tokens.div_ceil(MIN_SHARE)).max(tokens.div_ceil(MAX_SHARE));
+        let share = tokens.div_ceil(splits);
+        let splits = tokens.div_ceil(share);
+        let launch = Launch {
+            kernel: "outer_kernel",
+            cubes: (rows * columns).saturating_mul(splits),
+            units,
+            shared_bytes: 0,
+            loops: share.div_ceil(STEP) + share.div_ceil(CHUNK) + STEP,
+        };
+        let plan = OuterPlan { tile, block, units, left_width, right_width };
+        Self { rows, columns, splits, share, outer: Planned { plan, launch } }
+    }
+
+    /// Chunks of a part, each added to the sums of those before it.
+    pub fn chunks(&self) -> usize {
+        self.share.div_ceil(CHUNK)
+    }
 }
 
 fn launch_tile<R: Runtime>(client: &ComputeClient<R>, left: &Tensor<R>, right: &Tensor<R>) -> Result<Tensor<R>> {
     let device = Device::of(client);
     let (tokens, m, n) = (left.shape()[0], left.shape()[1], right.shape()[1]);
-    let Tiling { left_width, right_width, rows, columns, plan, tiles, share, splits } =
-        Tiling::of(&device, tokens, m, n);
-    let units = plan.units;
+    let WeightTiles { splits, share, outer: Planned { plan, launch }, .. } = WeightTiles::of(&device, tokens, m, n);
     let sums = empty(client, "outer product", &[splits, m * n], f32_storage())?;
-    let cubes = tiles * splits;
-    check_loops("outer_kernel", share.div_ceil(STEP) + share.div_ceil(CHUNK) + STEP)?;
+    let (grid, cube_dim) = launch.start(&device)?;
     // SAFETY: shapes are checked; a unit reads below `tokens` and writes its own rows and columns.
     unsafe {
         outer_kernel::launch_unchecked::<R>(
             client,
-            device.grid(cubes)?,
-            CubeDim::new_1d(units as u32),
-            right_width,
-            left_width,
-            arg(left, left_width),
-            arg(right, right_width),
-            arg(&sums, right_width),
-            rows as u32,
-            columns as u32,
+            grid,
+            cube_dim,
+            plan.right_width,
+            plan.left_width,
+            arg(left, plan.left_width),
+            arg(right, plan.right_width),
+            arg(&sums, plan.right_width),
+            (m / plan.left_width) as u32,
+            (n / plan.right_width) as u32,
             tokens as u32,
             share as u32,
-            cubes as u32,
+            launch.cubes as u32,
             plan,
             left.dtype,
             right.dtype,

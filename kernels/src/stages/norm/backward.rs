@@ -10,7 +10,8 @@ use cubecl::prelude::*;
 use super::{Norm, scale_of};
 use crate::Result;
 use crate::launch::device::Device;
-use crate::launch::loops::{check_loops, strided};
+use crate::launch::loops::strided;
+use crate::launch::plan::{Launch, Planned};
 use crate::launch::tensor::{Tensor, arg, empty, f32_storage};
 use crate::linear::column_sum::column_sum;
 use crate::linear::interleave::{interleaved, load, strand};
@@ -44,34 +45,59 @@ pub(crate) struct Normed<'a, R: Runtime> {
     pub listed: Option<(&'a Tensor<R>, &'a Tensor<R>)>,
 }
 
+/// The sizes of a norm's way back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NormSizes {
+    /// Which norm.
+    pub norm: Norm,
+    /// Groups of vectors.
+    pub groups: usize,
+    /// Numbers of a vector.
+    pub size: usize,
+    /// Vectors of a group.
+    pub step: usize,
+    /// Whether the groups are listed, or are all of them in turn.
+    pub listed: bool,
+}
+
 /// What is fixed when the kernel is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct NormPlan {
-    norm: Norm,
-    /// Vectors of numbers of a norm's vector.
-    pieces: usize,
-    step: usize,
-    listed: bool,
+pub struct NormPlan {
+    /// Which norm.
+    pub norm: Norm,
+    /// Numbers of a load.
+    pub width: usize,
+    /// Loads of a vector.
+    pub pieces: usize,
+    /// Vectors of a group.
+    pub step: usize,
+    /// Whether the groups are listed.
+    pub listed: bool,
     /// Groups of a cube.
-    tile: usize,
-    units: usize,
+    pub tile: usize,
+    /// Units of a cube.
+    pub units: usize,
     /// Units side by side on the pieces of a group, a power of two.
-    lanes: usize,
+    pub lanes: usize,
 }
 
 impl NormPlan {
-    /// As many units as have room for their sums, each group with a few lanes.
-    fn of(device: &Device, norm: Norm, size: usize, step: usize, listed: bool) -> Self {
-        let pieces = size / device.width(4, &[size]);
+    /// Plans a norm's way back: as many units as have room for their sums, each group with a few lanes. The launch is checked when it is made.
+    pub fn of(device: &Device, sizes: &NormSizes) -> Planned<Self> {
+        let NormSizes { norm, groups, size, step, listed } = *sizes;
+        let width = device.width(4, &[size]);
+        let pieces = size / width;
         let with = |units: usize| {
             let tile = units / row_lanes(device, pieces).min(units);
-            Self { norm, pieces, step, listed, tile, units, lanes: pieces.next_power_of_two().min(units) }
+            Self { norm, width, pieces, step, listed, tile, units, lanes: pieces.next_power_of_two().min(units) }
         };
         let mut plan = with(device.units(usize::MAX));
         while plan.units > 1 && plan.shared_bytes() > device.shared_bytes {
             plan = with(plan.units / 2);
         }
-        plan
+        let (cubes, units) = (groups.div_ceil(plan.tile), plan.units);
+        let (shared_bytes, loops) = (plan.shared_bytes(), plan.loops());
+        Planned { plan, launch: Launch { kernel: "norm_backward_kernel", cubes, units, shared_bytes, loops } }
     }
 
     /// Shares of a tile's groups that units go through at once.
@@ -96,11 +122,6 @@ impl NormPlan {
     }
 }
 
-/// Groups that one cube goes back through, of `step` vectors of `size` numbers each.
-pub fn norm_tile<R: Runtime>(client: &ComputeClient<R>, norm: Norm, size: usize, step: usize) -> usize {
-    NormPlan::of(&Device::of(client), norm, size, step, false).tile
-}
-
 /// Turns `grad`, f32 `[groups, size, step]`, from the gradient of the normalised vectors into that of the vectors, and returns the
 /// weight's, f32 `[size]`.
 pub(crate) fn norm_backward<R: Runtime>(
@@ -111,27 +132,26 @@ pub(crate) fn norm_backward<R: Runtime>(
 ) -> Result<Tensor<R>> {
     let device = Device::of(client);
     let size = normed.weight.shape()[0];
-    let width = device.width(4, &[size]);
-    let plan = NormPlan::of(&device, normed.norm, size, normed.step, normed.listed.is_some());
-    device.fits_shared("norm backward", plan.shared_bytes())?;
-    check_loops("norm_backward_kernel", plan.loops())?;
-    let cubes = groups.div_ceil(plan.tile);
-    let parts = empty(client, "parts of the norm's gradient", &[cubes, size], f32_storage())?;
+    let (norm, step, listed) = (normed.norm, normed.step, normed.listed.is_some());
+    let sizes = NormSizes { norm, groups, size, step, listed };
+    let Planned { plan, launch } = NormPlan::of(&device, &sizes).checked("norm backward", &device)?;
+    let parts = empty(client, "parts of the norm's gradient", &[launch.cubes, size], f32_storage())?;
+    let (grid, cube_dim) = launch.start(&device)?;
     // A buffer that is written must not be bound twice.
     let (listed, used) = normed.listed.unwrap_or((normed.numbers, normed.numbers));
     // SAFETY: the caller has checked the shapes, and that listed groups are among all; a unit reads and writes groups of its cube.
     unsafe {
         norm_backward_kernel::launch_unchecked::<R>(
             client,
-            device.grid(cubes)?,
-            CubeDim::new_1d(plan.units as u32),
-            width,
-            arg(normed.numbers, width),
-            arg(normed.weight, width),
+            grid,
+            cube_dim,
+            plan.width,
+            arg(normed.numbers, plan.width),
+            arg(normed.weight, plan.width),
             arg(listed, 1),
             arg(used, 1),
-            arg(grad, width),
-            arg(&parts, width),
+            arg(grad, plan.width),
+            arg(&parts, plan.width),
             normed.eps,
             groups as u32,
             plan,

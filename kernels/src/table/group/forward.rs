@@ -5,54 +5,7 @@
 
 use cubecl::prelude::*;
 
-use crate::launch::device::Device;
-use crate::launch::loops::strided;
-
-/// What is fixed when the kernels are compiled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct SortPlan {
-    /// Bits of a digit.
-    pub bits: u32,
-    pub units: usize,
-    /// Entries of a unit.
-    pub chunk: usize,
-}
-
-impl SortPlan {
-    /// How keys below `limit` are sorted. Few units, as planes of a CPU have them, take long chunks and large digits: fewer passes. All
-    /// digits are of one size, and no larger than that many of them need.
-    pub fn of(device: &Device, limit: usize) -> Self {
-        let (most, chunk) = if device.on_cpu { (8, 256) } else { (4, 16) };
-        let bits = key_bits(limit).div_ceil(key_bits(limit).div_ceil(most));
-        Self { bits, units: device.units(usize::MAX), chunk }
-    }
-
-    /// Loop iterations of a unit that counts digits.
-    pub fn count_loops(&self) -> usize {
-        let bins = 1 << self.bits;
-        bins + self.chunk + strided(bins, self.units) * (1 + self.units)
-    }
-
-    /// Those of a unit that brings entries to their places.
-    pub fn scatter_loops(&self) -> usize {
-        self.count_loops() + self.chunk
-    }
-
-    /// Those of a unit that counts where keys begin.
-    pub fn heads_loops(&self) -> usize {
-        self.chunk + self.units
-    }
-
-    /// The digits of keys below `limit`.
-    pub fn passes(&self, limit: usize) -> u32 {
-        key_bits(limit).div_ceil(self.bits)
-    }
-}
-
-/// Bits of the largest key below `limit`.
-fn key_bits(limit: usize) -> u32 {
-    (limit.max(2) - 1).ilog2() + 1
-}
+use super::plan::{SHARE, ScanPlan, SortPlan};
 
 /// Units of a cube whose tallies of a digit are added up in one go.
 const FEW: usize = 8;
@@ -115,30 +68,6 @@ pub(crate) fn count_kernel(
         counts[bin * cubes as usize + CUBE_POS] = sum;
     }
 }
-
-/// How counts are scanned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct ScanPlan {
-    pub units: usize,
-    /// Whether one cube scans all of them.
-    pub whole: bool,
-}
-
-impl ScanPlan {
-    /// One cube where its units have no more than [`SHARE`] counts each; returns the cubes too.
-    pub fn of(units: usize, size: usize) -> (Self, usize) {
-        let cubes = size.div_ceil(units * SHARE).max(1);
-        (Self { units, whole: cubes == 1 }, cubes)
-    }
-
-    /// Loop iterations of a unit, at most.
-    pub fn loops(&self) -> usize {
-        2 * SHARE + self.units
-    }
-}
-
-/// Counts of a unit: each level of a scan is so many times, and those of a cube's other units, shorter than the one before.
-const SHARE: usize = 256;
 
 /// The counts of a unit.
 #[cube]

@@ -8,15 +8,17 @@
 //! that each block begins in is noted.
 
 mod forward;
+mod plan;
 
 use cubecl::prelude::*;
 
 use self::forward::{
-    ScanPlan, SortPlan, count_heads_kernel, count_kernel, mark_heads_kernel, scan_kernel, scatter_kernel,
-    sum_counts_kernel,
+    count_heads_kernel, count_kernel, mark_heads_kernel, scan_kernel, scatter_kernel, sum_counts_kernel,
 };
+use self::plan::ScanPlan;
+pub use self::plan::{SortPlan, SortPlans};
 use crate::launch::device::Device;
-use crate::launch::loops::check_loops;
+use crate::launch::plan::Planned;
 use crate::launch::tensor::{Tensor, arg, empty, u32_storage};
 use crate::{Error, Result};
 
@@ -70,9 +72,8 @@ pub(crate) fn group<R: Runtime>(client: &ComputeClient<R>, keys: &Tensor<R>, lim
         return Err(Error::Exceeds { what: "entries", value, limit_name: "the largest index", limit });
     }
     let device = Device::of(client);
-    let plan = SortPlan::of(&device, limit);
-    let cubes = entries.div_ceil(plan.units * plan.chunk);
-    let sort = Sort { client, device, plan, entries, cubes };
+    let plans = SortPlans::of(&device, entries, limit);
+    let sort = Sort { client, device, plans, entries };
     let capacity = entries.min(limit);
     let block = block_of(entries);
     let groups = Groups {
@@ -84,35 +85,16 @@ pub(crate) fn group<R: Runtime>(client: &ComputeClient<R>, keys: &Tensor<R>, lim
         block,
         blocks: sort.empty("groups of blocks", entries.div_ceil(block) + 1)?,
     };
-    let sorted = sort.by_digits(keys, limit, &groups)?;
+    let sorted = sort.by_digits(keys, &groups)?;
     sort.mark_heads(&sorted, &groups)?;
     Ok(groups)
-}
-
-/// What sorting entries by keys takes on a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SortCost {
-    /// Passes over all entries.
-    pub passes: usize,
-    /// Digit counts of a pass.
-    pub counts: usize,
-    /// Cubes of a pass.
-    pub cubes: usize,
-}
-
-/// What sorting `entries` entries by keys below `limit` takes.
-pub fn sort_cost<R: Runtime>(client: &ComputeClient<R>, entries: usize, limit: usize) -> SortCost {
-    let plan = SortPlan::of(&Device::of(client), limit);
-    let cubes = entries.div_ceil(plan.units * plan.chunk);
-    SortCost { passes: plan.passes(limit) as usize, counts: cubes << plan.bits, cubes }
 }
 
 struct Sort<'a, R: Runtime> {
     client: &'a ComputeClient<R>,
     device: Device,
-    plan: SortPlan,
+    plans: SortPlans,
     entries: usize,
-    cubes: usize,
 }
 
 impl<R: Runtime> Sort<'_, R> {
@@ -120,40 +102,34 @@ impl<R: Runtime> Sort<'_, R> {
         empty(self.client, name, &[count], u32_storage())
     }
 
-    fn cube_dim(&self) -> CubeDim {
-        CubeDim::new_1d(self.plan.units as u32)
-    }
-
     /// Sorts by one digit after the other, the lowest first. Returns the keys; the last pass leaves the order in `groups`.
-    fn by_digits(&self, keys: &Tensor<R>, limit: usize, groups: &Groups<R>) -> Result<Tensor<R>> {
-        let passes = self.plan.passes(limit);
-        let bins = 1 << self.plan.bits;
-        let counts = self.empty("digit counts", bins * self.cubes)?;
+    fn by_digits(&self, keys: &Tensor<R>, groups: &Groups<R>) -> Result<Tensor<R>> {
+        let SortPlans { plan, passes, count, scatter, .. } = self.plans;
+        let counts = self.empty("digit counts", self.plans.counts())?;
         let (mut keys, mut order) = (keys.clone(), keys.clone());
         for pass in 0..passes {
-            let shift = pass * self.plan.bits;
-            check_loops("count_kernel", self.plan.count_loops())?;
-            check_loops("scatter_kernel", self.plan.scatter_loops())?;
+            let shift = pass * plan.bits;
+            let [counting, scattering] = [count.start(&self.device)?, scatter.start(&self.device)?];
             let sorted = self.empty("sorted keys", self.entries)?;
             let placed = if pass + 1 == passes { groups.order.clone() } else { self.empty("order", self.entries)? };
             // SAFETY: a unit reads its own entries, all below `entries`, and writes each of them to a place of its own.
             unsafe {
                 count_kernel::launch_unchecked::<R>(
                     self.client,
-                    self.device.grid(self.cubes)?,
-                    self.cube_dim(),
+                    counting.0,
+                    counting.1,
                     arg(&keys, 1),
                     arg(&counts, 1),
                     self.entries as u32,
                     shift,
-                    self.cubes as u32,
-                    self.plan,
+                    count.cubes as u32,
+                    plan,
                 );
                 self.scan(&counts, &groups.count)?;
                 scatter_kernel::launch_unchecked::<R>(
                     self.client,
-                    self.device.grid(self.cubes)?,
-                    self.cube_dim(),
+                    scattering.0,
+                    scattering.1,
                     arg(&keys, 1),
                     arg(&order, 1),
                     arg(&counts, 1),
@@ -161,9 +137,9 @@ impl<R: Runtime> Sort<'_, R> {
                     arg(&placed, 1),
                     self.entries as u32,
                     shift,
-                    self.cubes as u32,
+                    scatter.cubes as u32,
                     pass == 0,
-                    self.plan,
+                    plan,
                 );
             }
             (keys, order) = (sorted, placed);
@@ -174,41 +150,43 @@ impl<R: Runtime> Sort<'_, R> {
     /// Turns counts into how many come before each, and leaves their sum in `total`.
     fn scan(&self, counts: &Tensor<R>, total: &Tensor<R>) -> Result<()> {
         let size = counts.shape()[0];
-        let (plan, cubes) = ScanPlan::of(self.plan.units, size);
+        let planned = ScanPlan::of(self.plans.plan.units, size);
+        let Planned { plan, launch } = planned;
         if plan.whole {
-            return self.launch_scan(counts, total, plan, cubes);
+            return self.launch_scan(counts, total, planned);
         }
-        let sums = self.empty("sums of counts", cubes)?;
-        check_loops("sum_counts_kernel", plan.loops())?;
+        let sums = self.empty("sums of counts", launch.cubes)?;
+        let (grid, cube_dim) = ScanPlan::adding(launch).start(&self.device)?;
         // SAFETY: a unit reads its own share of `counts`; a cube writes its own sum.
         unsafe {
             sum_counts_kernel::launch_unchecked::<R>(
                 self.client,
-                self.device.grid(cubes)?,
-                self.cube_dim(),
+                grid,
+                cube_dim,
                 arg(counts, 1),
                 arg(&sums, 1),
                 size as u32,
-                cubes as u32,
+                launch.cubes as u32,
                 plan,
             );
         }
         self.scan(&sums, total)?;
-        self.launch_scan(counts, &sums, plan, cubes)
+        self.launch_scan(counts, &sums, planned)
     }
 
-    fn launch_scan(&self, counts: &Tensor<R>, sums: &Tensor<R>, plan: ScanPlan, cubes: usize) -> Result<()> {
-        check_loops("scan_kernel", plan.loops())?;
+    fn launch_scan(&self, counts: &Tensor<R>, sums: &Tensor<R>, planned: Planned<ScanPlan>) -> Result<()> {
+        let Planned { plan, launch } = planned;
+        let (grid, cube_dim) = launch.start(&self.device)?;
         // SAFETY: units read and write shares of `counts` that don't overlap; there is a sum for each cube.
         unsafe {
             scan_kernel::launch_unchecked::<R>(
                 self.client,
-                self.device.grid(cubes)?,
-                self.cube_dim(),
+                grid,
+                cube_dim,
                 arg(counts, 1),
                 arg(sums, 1),
                 counts.shape()[0] as u32,
-                cubes as u32,
+                launch.cubes as u32,
                 plan,
             );
         }
@@ -217,27 +195,27 @@ impl<R: Runtime> Sort<'_, R> {
 
     /// Finds where each distinct key of `sorted` starts.
     fn mark_heads(&self, sorted: &Tensor<R>, groups: &Groups<R>) -> Result<()> {
-        let counts = self.empty("head counts", self.cubes)?;
-        check_loops("count_heads_kernel", self.plan.heads_loops())?;
-        check_loops("mark_heads_kernel", self.plan.heads_loops() + self.plan.chunk)?;
+        let SortPlans { plan, count_heads, mark_heads, .. } = self.plans;
+        let counts = self.empty("head counts", count_heads.cubes)?;
+        let [counting, marking] = [count_heads.start(&self.device)?, mark_heads.start(&self.device)?];
         // SAFETY: a unit reads its own entries and the one before, and writes a place for each distinct key, of which there
         // are at most `capacity`, and for each block that begins in its entries.
         unsafe {
             count_heads_kernel::launch_unchecked::<R>(
                 self.client,
-                self.device.grid(self.cubes)?,
-                self.cube_dim(),
+                counting.0,
+                counting.1,
                 arg(sorted, 1),
                 arg(&counts, 1),
                 self.entries as u32,
-                self.cubes as u32,
-                self.plan,
+                count_heads.cubes as u32,
+                plan,
             );
             self.scan(&counts, &groups.count)?;
             mark_heads_kernel::launch_unchecked::<R>(
                 self.client,
-                self.device.grid(self.cubes)?,
-                self.cube_dim(),
+                marking.0,
+                marking.1,
                 arg(sorted, 1),
                 arg(&counts, 1),
                 arg(&groups.keys, 1),
@@ -245,8 +223,8 @@ impl<R: Runtime> Sort<'_, R> {
                 arg(&groups.blocks, 1),
                 groups.block as u32,
                 self.entries as u32,
-                self.cubes as u32,
-                self.plan,
+                mark_heads.cubes as u32,
+                plan,
             );
         }
         Ok(())
