@@ -19,6 +19,7 @@ mod info;
 mod kernels;
 mod load;
 mod numbers;
+mod profile;
 mod rates;
 mod report;
 mod sampling;
@@ -106,6 +107,8 @@ enum Verb {
     Import(import::ImportArgs),
     /// Write the kernels that a layer launches, as source or binary, with a manifest; needs no GPU
     Kernels(kernels::KernelsArgs),
+    /// Count what each kernel of a forward pass would cost a GPU, pipe by pipe; needs no GPU
+    Profile(profile::ProfileArgs),
     /// List the adapters and what each supports
     Devices,
     /// Measure what a layer costs on this device
@@ -142,8 +145,10 @@ fn quieten_vulkan() {
 }
 
 fn run(cli: &Cli) -> Result<Report> {
-    let idle =
-        matches!(cli.verb, Some(Verb::Info(_) | Verb::Export(_) | Verb::Import(_) | Verb::Kernels(_) | Verb::Devices));
+    let idle = matches!(
+        cli.verb,
+        Some(Verb::Info(_) | Verb::Export(_) | Verb::Import(_) | Verb::Kernels(_) | Verb::Profile(_) | Verb::Devices)
+    );
     if idle && cli.common.limits != Limits::Adapter {
         return Err(Failure::new(
             "--limits webgpu is for verbs that run a layer: demo, forward, backward, check, bench",
@@ -159,6 +164,7 @@ fn run(cli: &Cli) -> Result<Report> {
         Some(Verb::Export(args)) => export::run(args),
         Some(Verb::Import(args)) => import::run(args),
         Some(Verb::Kernels(args)) => kernels::run(args, &cli.common),
+        Some(Verb::Profile(args)) => profile::run(args, &cli.common),
         Some(Verb::Devices) => devices::run(cli.common.backend),
         Some(Verb::Bench(bench)) => bench::run(bench, &cli.common),
     }

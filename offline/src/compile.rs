@@ -128,6 +128,21 @@ pub fn ptx(kernel: &Kernel, architecture: Architecture, rolled: bool) -> Result<
     Ok(ptx)
 }
 
+/// The machine code of a kernel as `nvdisasm -g` lists it: instructions, and the line of the source before those that come of it.
+///
+/// # Errors
+/// Tools that are not installed, and what they refuse.
+pub fn machine_code(kernel: &Kernel, architecture: Architecture) -> Result<String> {
+    let ptx = ptx(kernel, architecture, false)?;
+    let file = cache::file(&[&ptx, architecture.number(), REQUIREMENTS, FORMAT], "sass");
+    if let Ok(listing) = std::fs::read_to_string(&file) {
+        return Ok(listing);
+    }
+    let listing = Tools::get()?.listing(kernel, &ptx, architecture)?;
+    cache::write(&file, listing.as_bytes())?;
+    Ok(listing)
+}
+
 /// The source with loops that are not to be unrolled, every line where it was.
 fn rolled_loops(source: &str) -> String {
     let begins = |line: &str| line.ends_with('{') && (line.starts_with("for (") || line.starts_with("while ("));
@@ -178,6 +193,7 @@ struct Tools {
     nvrtc: Library,
     includes: [PathBuf; 2],
     ptxas: PathBuf,
+    nvdisasm: PathBuf,
 }
 
 type Program = *mut c_void;
@@ -204,10 +220,11 @@ impl Tools {
         let library = present(packages.join("cuda_nvrtc/lib/libnvrtc.so.12"))?;
         let includes = [present(packages.join("cuda_runtime/include"))?, present(packages.join("cuda_nvcc/include"))?];
         let ptxas = present(packages.join("cuda_nvcc/bin/ptxas"))?;
+        let nvdisasm = present(packages.join("cu13/bin/nvdisasm"))?;
         // SAFETY: the initialisers of NVIDIA's library need nothing of this process.
         let nvrtc = unsafe { Library::new(&library) }
             .map_err(|error| Error::Load { path: library, reason: error.to_string() })?;
-        Ok(Self { nvrtc, includes, ptxas })
+        Ok(Self { nvrtc, includes, ptxas, nvdisasm })
     }
 
     fn ptx(&self, source: &str, kernel: &Kernel, architecture: Architecture) -> Result<String> {
@@ -272,26 +289,50 @@ impl Tools {
     }
 
     fn resources(&self, kernel: &Kernel, ptx: &str, architecture: Architecture) -> Result<Resources> {
-        let file = cache::draft(&cache::file(&[ptx], "ptx"));
-        cache::write(&file, ptx.as_bytes())?;
-        let output = self.assemble(&file, architecture);
-        std::fs::remove_file(&file).map_err(Error::io(&file))?;
-        let output = output?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        if !output.status.success() {
-            let (kernel, reason) = (kernel.entry.clone(), first_errors(&said));
-            return Err(Error::Refused { compiler: "ptxas", kernel, reason });
-        }
+        let said = self.with_file(ptx, |file| self.assemble(kernel, file, Path::new("/dev/null"), architecture))?;
         Ok(parse_resources(&said))
     }
 
-    fn assemble(&self, file: &Path, architecture: Architecture) -> Result<std::process::Output> {
-        Command::new(&self.ptxas)
-            .args(["-v", "-o", "/dev/null", "--gpu-name", &architecture.to_string()])
-            .arg(file)
+    fn listing(&self, kernel: &Kernel, ptx: &str, architecture: Architecture) -> Result<String> {
+        self.with_file(ptx, |file| {
+            let code = file.with_extension("cubin");
+            self.assemble(kernel, file, &code, architecture)?;
+            let mut command = Command::new(&self.nvdisasm);
+            let output = command.args(["-g", "-c"]).arg(&code).output().map_err(Error::io(&self.nvdisasm))?;
+            std::fs::remove_file(&code).map_err(Error::io(&code))?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            succeeded("nvdisasm", kernel, output.status, &said)?;
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        })
+    }
+
+    /// Has `use_it` work on a file that holds the PTX.
+    fn with_file<T>(&self, ptx: &str, use_it: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        let file = cache::draft(&cache::file(&[ptx], "ptx"));
+        cache::write(&file, ptx.as_bytes())?;
+        let found = use_it(&file);
+        std::fs::remove_file(&file).map_err(Error::io(&file))?;
+        found
+    }
+
+    /// Makes machine code of a file; what `ptxas` says of it.
+    fn assemble(&self, kernel: &Kernel, file: &Path, code: &Path, architecture: Architecture) -> Result<String> {
+        let output = Command::new(&self.ptxas)
+            .args(["-v", "-lineinfo", "--gpu-name", &architecture.to_string(), "-o"])
+            .args([code, file])
             .stdin(Stdio::null())
             .output()
-            .map_err(Error::io(&self.ptxas))
+            .map_err(Error::io(&self.ptxas))?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        succeeded("ptxas", kernel, output.status, &said)?;
+        Ok(said)
+    }
+}
+
+fn succeeded(compiler: &'static str, kernel: &Kernel, status: std::process::ExitStatus, said: &str) -> Result<()> {
+    match status.success() {
+        true => Ok(()),
+        false => Err(Error::Refused { compiler, kernel: kernel.entry.clone(), reason: first_errors(said) }),
     }
 }
 

@@ -77,6 +77,9 @@ impl Adapter {
 pub enum Execution {
     /// Each access is checked and measured.
     Watched,
+    /// Instructions are counted, and accesses neither checked nor measured. Of a launch over tokens that repeat after a period, as many
+    /// blocks run as the first period needs; what they have written is repeated for the other tokens: see [`OfflineDevice::repeat`].
+    Counted,
     /// Nothing runs: the source and the launch are kept, the buffers stay as they are.
     Skipped,
     /// Nothing runs and nothing is compiled: buffers are looked up, and the launch is dropped without a report.
@@ -89,6 +92,8 @@ struct State {
     reports: Mutex<Vec<LaunchReport>>,
     /// Draws a seed for each launch.
     seeds: Mutex<StdRng>,
+    /// Tokens, and those after which they repeat.
+    repeated: Mutex<Option<(usize, usize)>>,
 }
 
 /// Devices are looked up by number, for CubeCL knows them by number.
@@ -103,7 +108,13 @@ impl OfflineDevice {
         let mut devices = lock(&DEVICES);
         let index = u16::try_from(devices.len()).expect("at most 65,536 offline devices");
         let seeds = Mutex::new(options.seed.map_or_else(StdRng::from_os_rng, StdRng::seed_from_u64));
-        devices.push(Self(Arc::new(State { index, options, reports: Mutex::default(), seeds })));
+        devices.push(Self(Arc::new(State {
+            index,
+            options,
+            reports: Mutex::default(),
+            seeds,
+            repeated: Mutex::default(),
+        })));
         devices[usize::from(index)].clone()
     }
 
@@ -120,6 +131,16 @@ impl OfflineDevice {
     /// What launches reported since this was last called, in their order. Wait for the client first.
     pub fn take_reports(&self) -> Vec<LaunchReport> {
         std::mem::take(&mut lock(&self.0.reports))
+    }
+
+    /// From now on launches are over `tokens` tokens that repeat after the first `period`, which divides them: every buffer that a launch
+    /// writes has a row for each token, or is written whole. None runs every block. For [`Execution::Counted`].
+    pub fn repeat(&self, tokens_and_period: Option<(usize, usize)>) {
+        *lock(&self.0.repeated) = tokens_and_period;
+    }
+
+    pub(crate) fn repeated(&self) -> Option<(usize, usize)> {
+        *lock(&self.0.repeated)
     }
 
     /// All devices that were made.

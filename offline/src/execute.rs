@@ -4,13 +4,14 @@
 //! the kernel.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ultramem_ptx::sanitise::{self, Argument, Watch};
 use ultramem_ptx::{Buffer, Chance, ControlFlow, Memory, Program, Shape};
 
 use crate::compile::{self, Architecture};
+use crate::memory::Page;
 use crate::{Error, HostBuffer, Kernel, LaunchReport, Result};
 
 /// What a launch is given besides its kernel.
@@ -26,6 +27,7 @@ pub struct Launch<'a> {
 }
 
 /// A kernel that is ready to run.
+#[derive(Debug)]
 pub struct Loaded {
     pub program: Program,
     pub flow: ControlFlow,
@@ -58,40 +60,61 @@ impl Chance for Order {
     }
 }
 
+/// The pages of a launch's buffers, each locked once, and where the buffers lie in them.
+pub struct Pages<'a> {
+    /// In the order of their identities.
+    pub pages: Vec<MutexGuard<'a, Page>>,
+    pub buffers: Vec<Buffer>,
+    /// What is passed by pointer, a page of its own.
+    passed: Vec<u8>,
+}
+
+impl<'a> Pages<'a> {
+    pub fn lock(launch: &Launch<'a>) -> Self {
+        // Two arguments may share a page.
+        let mut ids: Vec<usize> = launch.buffers.iter().map(HostBuffer::page_id).collect();
+        let of_buffer = ids.clone();
+        ids.sort_unstable();
+        ids.dedup();
+        let owner = |id: &usize| &launch.buffers[of_buffer.iter().position(|it| it == id).expect("an argument's page")];
+        let pages: Vec<_> = ids.iter().map(|id| owner(id).page()).collect();
+        let place = |buffer: &HostBuffer| ids.binary_search(&buffer.page_id()).expect("a locked page");
+        let buffer = |it: &HostBuffer| Buffer { page: place(it), offset: it.offset(), length: it.length() };
+        let mut buffers: Vec<Buffer> = launch.buffers.iter().map(buffer).collect();
+        let pointed = &launch.info[launch.dynamic.min(launch.info.len())..];
+        let passed: Vec<u8> = pointed.iter().flat_map(|it| it.to_le_bytes()).collect();
+        if !passed.is_empty() {
+            buffers.push(Buffer { page: pages.len(), offset: 0, length: passed.len() });
+        }
+        Self { pages, buffers, passed }
+    }
+
+    pub fn memory(&mut self, program: &Program, shape: &Shape, info: &[u64]) -> Memory<'_> {
+        let parameters = parameters(program, &self.buffers, info);
+        let mut pages: Vec<&mut [u8]> = self.pages.iter_mut().map(|page| &mut page.memory[..]).collect();
+        pages.push(&mut self.passed);
+        Memory::new(program, shape, pages, self.buffers.clone(), parameters)
+    }
+}
+
+pub fn shape(report: &LaunchReport) -> Shape {
+    Shape { threads: report.kernel.dim, blocks: report.count, dynamic_shared: report.kernel.shared }
+}
+
 /// Runs the launch and leaves its results in the buffers, its faults and its traffic in the report.
 pub fn execute(launch: &Launch<'_>, report: &mut LaunchReport) -> Result<()> {
     let kernel = report.kernel.clone();
     let loaded = load(&kernel, launch.architecture, launch.rolled)?;
     let Loaded { program, flow } = &*loaded;
-
-    // Two arguments may share a page, which is locked once.
-    let mut ids: Vec<usize> = launch.buffers.iter().map(HostBuffer::page_id).collect();
-    let of_buffer = ids.clone();
-    ids.sort_unstable();
-    ids.dedup();
-    let owner = |id: &usize| &launch.buffers[of_buffer.iter().position(|it| it == id).expect("an argument's page")];
-    let mut pages: Vec<_> = ids.iter().map(|id| owner(id).page()).collect();
-    let marks = pages.iter_mut().map(|page| std::mem::take(&mut page.written)).collect();
-    let place = |buffer: &HostBuffer| ids.binary_search(&buffer.page_id()).expect("a locked page");
-    let mut buffers: Vec<Buffer> =
-        launch.buffers.iter().map(|it| Buffer { page: place(it), offset: it.offset(), length: it.length() }).collect();
+    let mut pages = Pages::lock(launch);
+    let marks = pages.pages.iter_mut().map(|page| std::mem::take(&mut page.written)).collect();
     let argument =
         |(&buffer, it): (&Buffer, &crate::Argument)| Argument { buffer, element: it.size, writable: it.writable };
-    let arguments: Vec<Argument> = buffers.iter().zip(&kernel.buffers).map(argument).collect();
-    let shape = Shape { threads: kernel.dim, blocks: report.count, dynamic_shared: kernel.shared };
+    let arguments: Vec<Argument> = pages.buffers.iter().zip(&kernel.buffers).map(argument).collect();
+    let shape = shape(report);
     let mut watch = Watch::new(program, &shape, &arguments, marks);
-
-    // What is passed by pointer lies in a page of its own.
-    let pointed = &launch.info[launch.dynamic.min(launch.info.len())..];
-    let mut passed: Vec<u8> = pointed.iter().flat_map(|it| it.to_le_bytes()).collect();
-    if !passed.is_empty() {
-        buffers.push(Buffer { page: pages.len(), offset: 0, length: passed.len() });
-    }
-    let parameters = parameters(program, &buffers, launch.info);
-    let mut page_bytes: Vec<&mut [u8]> = pages.iter_mut().map(|page| &mut page.memory[..]).collect();
-    page_bytes.push(&mut passed);
-    let mut memory = Memory::new(program, &shape, page_bytes, buffers, parameters);
     let mut order = Order(StdRng::seed_from_u64(report.seed));
+    let mut memory = pages.memory(program, &shape, launch.info);
     let done = sanitise::watch((program, flow), shape, &mut memory, &mut watch, &mut order);
 
     report.loops = done.as_ref().ok().copied().flatten().map_or(0, |done| done.loops);
@@ -100,8 +123,7 @@ pub fn execute(launch: &Launch<'_>, report: &mut LaunchReport) -> Result<()> {
     report.products = watch.products;
     report.executed = true;
     report.faults = std::mem::take(&mut watch.faults);
-    drop(memory);
-    for (page, marks) in pages.iter_mut().zip(watch.into_marks()) {
+    for (page, marks) in pages.pages.iter_mut().zip(watch.into_marks()) {
         page.written = marks;
     }
     if let Err(reason) = done {

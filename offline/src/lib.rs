@@ -29,6 +29,7 @@ mod error;
 mod execute;
 mod gpu;
 mod memory;
+pub mod profile;
 mod report;
 mod runtime;
 mod server;

@@ -31,6 +31,7 @@ use crate::device::{Execution, OfflineDevice};
 use crate::execute::{Launch, execute};
 use crate::gpu::ALIGNMENT;
 use crate::memory::{HostBuffer, HostStorage};
+use crate::profile::sample;
 use crate::target::{TargetCompiler, TargetOptions};
 use crate::{Error, Fault, Finding, Kernel, LaunchReport, Options, Space};
 
@@ -203,6 +204,7 @@ impl OfflineServer {
             gaps: Vec::new(),
             products: 0,
             loops: 0,
+            counts: None,
             executed: false,
         };
         let result = match options.execution {
@@ -210,6 +212,12 @@ impl OfflineServer {
             _ if tensor_maps => {
                 let (kernel, reason) = (report.kernel.entry.clone(), "it takes tensor maps".to_string());
                 Err(Error::NotExecutable { kernel, reason })
+            }
+            Execution::Counted => {
+                let (architecture, dynamic) = (Architecture::of(options.gpu), arguments.info.dynamic_metadata_offset);
+                let (buffers, info, rolled) = (buffers.as_slice(), info.as_slice(), options.rolled_loops);
+                let launch = Launch { architecture, rolled, buffers, info, dynamic };
+                sample::run(&launch, options.gpu, self.device.repeated(), &mut report)
             }
             Execution::Watched => {
                 let dynamic = arguments.info.dynamic_metadata_offset;

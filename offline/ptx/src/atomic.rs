@@ -16,10 +16,11 @@ use crate::warp::{Context, Warp};
 /// The operation that an opcode names.
 pub fn decode(parts: &[&str], operands: &mut Operands<'_>) -> Option<Atomic> {
     use AtomicFunction as F;
-    let (ty, words) = parts.split_last()?;
-    let (name, hints) = name_and_hints(&words[1..])?;
-    let element = crate::decode::element(ty)?;
-    let function = match (name, *ty) {
+    // The type is the last word, or of a vector's form stands before the operation.
+    let at = parts.iter().rposition(|word| crate::decode::element(word).is_some())?;
+    let (ty, element) = (parts[at], crate::decode::element(parts[at])?);
+    let (name, hints) = name_and_hints(&[&parts[1..at], &parts[at + 1..]].concat())?;
+    let function = match (name, ty) {
         ("add", "u32" | "s32" | "u64" | "s64") => F::Add,
         ("add", "f32") => F::AddF32,
         ("add", "f64") => F::AddF64,

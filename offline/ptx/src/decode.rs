@@ -114,13 +114,19 @@ impl<'a> Operands<'a> {
         }
     }
 
-    /// A register that is written, perhaps with a predicate beside it.
+    /// A register of 32 bits that is written.
+    fn word(&mut self) -> Option<Register> {
+        self.register().filter(|target| is_of(*target, "b32"))
+    }
+
+    /// A register of 32 bits that is written, perhaps with a predicate beside it.
     fn pair(&mut self) -> Option<(Register, Option<u32>)> {
-        match self.next()? {
-            Operand::Pair(target, predicate) => Some((*target, Some(*predicate))),
-            Operand::Source(Source::Register(target)) => Some((*target, None)),
-            _ => None,
-        }
+        let (target, predicate) = match self.next()? {
+            Operand::Pair(target, predicate) => (*target, Some(*predicate)),
+            Operand::Source(Source::Register(target)) => (*target, None),
+            _ => return None,
+        };
+        is_of(target, "b32").then_some((target, predicate))
     }
 
     /// The number of one of a block's barriers.
@@ -229,34 +235,13 @@ fn of(parts: &[&str], statement: &Statement, operands: &mut Operands<'_>, parsed
 }
 
 /// Words of loads and stores that order them or tell caches what to keep: here memory is in order, and there are no caches.
-const HINTS: [&str; 21] = [
-    "weak",
-    "volatile",
-    "relaxed",
-    "acquire",
-    "release",
-    "mmio",
-    "cta",
-    "cluster",
-    "gpu",
-    "sys",
-    "nc",
-    "ca",
-    "cg",
-    "cs",
-    "lu",
-    "cv",
-    "wb",
-    "wt",
-    "unified",
-    "L2::cache_hint",
-    "acq_rel",
-];
+const HINTS: &str =
+    "weak volatile relaxed acquire release acq_rel mmio cta cluster gpu sys nc ca cg cs lu cv wb wt unified";
 
 /// Whether a word of an opcode names a space, a vector, or what is of no effect here.
 pub fn is_hint(word: &str) -> bool {
     let is_space = space(&[word]) != Space::Generic;
-    HINTS.contains(&word)
+    HINTS.split(' ').any(|hint| hint == word)
         || is_space
         || vector(&[word]) != Some(1)
         || ["L1::", "L2::"].iter().any(|it| word.starts_with(it))
@@ -412,13 +397,7 @@ fn compared(parts: &[&str], operands: &mut Operands<'_>) -> Option<Op> {
         Operand::Pair(Register::Predicate(target), opposite) => (Some(*target), Some(*opposite)),
         Operand::Source(Source::Register(Register::Predicate(target))) => (Some(*target), None),
         Operand::Nowhere => (None, None),
-        Operand::Vector(both) => match both.as_slice() {
-            [Operand::Nowhere, Operand::Source(Source::Register(Register::Predicate(opposite)))] => {
-                (None, Some(*opposite))
-            }
-            _ => return None,
-        },
-        _ => return None,
+        both => (None, Some(second(both)?)),
     };
     let sources = [operands.number()?, operands.number()?, Source::Constant(0), Source::Constant(0)];
     let join = match join {
@@ -465,82 +444,114 @@ fn arity(function: Function) -> usize {
 
 /// Barriers, shuffles, votes, matches and reductions of a warp.
 fn gathered(parts: &[&str], operands: &mut Operands<'_>) -> Option<Op> {
-    use CollectiveKind as Kind;
     let has = |word: &str| parts.contains(&word);
-    let none = Source::Constant(0);
-    let collective = |kind, target, predicate, sources, members| {
-        Some(Op::Collective(Box::new(Collective { kind, target, predicate, sources, members })))
-    };
+    let wait = CollectiveKind::Wait;
     match parts[0] {
-        "bar" if parts[1..] == ["warp", "sync"] => {
-            collective(Kind::Wait, None, None, [none; 3], Some(operands.number()?))
-        }
         "bar" | "barrier" if !has("warp") && !has("cluster") => barrier(parts, operands),
-        "shfl" if has("sync") && parts.last() == Some(&"b32") => {
-            let kind = match *parts.get(2)? {
-                "up" => Kind::ShuffleUp,
-                "down" => Kind::ShuffleDown,
-                "bfly" => Kind::ShuffleXor,
-                "idx" => Kind::ShuffleIndex,
-                _ => return None,
-            };
-            let (target, predicate) = operands.pair().filter(|(target, _)| is_of(*target, "b32"))?;
-            let sources = [operands.number()?, operands.number()?, operands.number()?];
-            collective(kind, Some(target), predicate, sources, Some(operands.number()?))
-        }
-        "vote" if has("sync") => {
-            let (kind, ty) = match *parts.get(2)? {
-                "all" => (Kind::VoteAll, "pred"),
-                "any" => (Kind::VoteAny, "pred"),
-                "uni" => (Kind::VoteUniform, "pred"),
-                "ballot" => (Kind::VoteBallot, "b32"),
-                _ => return None,
-            };
-            let (target, source) = (operands.register()?, operands.predicate()?);
-            let fits = parts.last() == Some(&ty) && (is_truth(target) == (ty == "pred"));
-            let members = Some(operands.number().filter(|_| fits)?);
-            collective(kind, Some(target), None, [source, none, none], members)
-        }
-        "match" if has("sync") && ["b32", "b64"].contains(parts.last()?) => {
-            let kind = if has("all") { Kind::MatchAll } else { Kind::MatchAny };
-            let (target, predicate) = operands.pair().filter(|(target, _)| is_of(*target, "b32"))?;
-            let source = operands.number()?;
-            let known = has("all") || has("any") && predicate.is_none();
-            let members = Some(operands.number().filter(|_| known)?);
-            collective(kind, Some(target), predicate, [source, none, none], members)
-        }
+        "bar" if parts[1..] == ["warp", "sync"] => collective(wait, None, None, None, operands),
+        "shfl" if has("sync") && parts.last() == Some(&"b32") => shuffled(parts, operands),
+        "vote" if has("sync") => voted(parts, operands),
+        "match" if has("sync") && ["b32", "b64"].contains(parts.last()?) => matched(parts, operands),
         "activemask" => {
-            let target = operands.register().filter(|target| is_of(*target, "b32"))?;
-            collective(Kind::ActiveMask, Some(target), None, [none; 3], None)
+            let (kind, target, sources) =
+                (CollectiveKind::ActiveMask, Some(operands.word()?), [Source::Constant(0); 3]);
+            let collective = Collective { kind, target, predicate: None, sources, members: None };
+            Some(Op::Collective(Box::new(collective)))
         }
-        "elect" => {
-            let (target, predicate) = match operands.next()? {
-                Operand::Pair(target, predicate) => (Some(*target), *predicate),
-                Operand::Vector(both) => match both.as_slice() {
-                    [Operand::Nowhere, Operand::Source(Source::Register(Register::Predicate(it)))] => (None, *it),
-                    _ => return None,
-                },
-                _ => return None,
-            };
-            collective(Kind::Elect, target, Some(predicate), [none; 3], Some(operands.number()?))
-        }
-        "redux" if has("sync") => {
-            let kind = match (*parts.get(2)?, *parts.last()?) {
-                ("add", "s32" | "u32") => Kind::ReduceAdd,
-                ("min", "s32") => Kind::ReduceMinSigned,
-                ("min", "u32") => Kind::ReduceMinUnsigned,
-                ("max", "s32") => Kind::ReduceMaxSigned,
-                ("max", "u32") => Kind::ReduceMaxUnsigned,
-                ("and", "b32") => Kind::ReduceAnd,
-                ("or", "b32") => Kind::ReduceOr,
-                ("xor", "b32") => Kind::ReduceXor,
-                _ => return None,
-            };
-            let (target, source) = (operands.register().filter(|target| is_of(*target, "b32"))?, operands.number()?);
-            collective(kind, Some(target), None, [source, none, none], Some(operands.number()?))
-        }
+        "elect" => elected(operands),
+        "redux" if has("sync") => reduced(parts, operands),
         _ => None,
     }
+}
+
+/// What lanes do together, with one operand or none; which lanes they are is what is left to read.
+fn collective(
+    kind: CollectiveKind,
+    target: Option<Register>,
+    predicate: Option<u32>,
+    source: Option<Source>,
+    operands: &mut Operands<'_>,
+) -> Option<Op> {
+    let none = Source::Constant(0);
+    let (sources, members) = ([source.unwrap_or(none), none, none], Some(operands.number()?));
+    Some(Op::Collective(Box::new(Collective { kind, target, predicate, sources, members })))
+}
+
+/// `shfl.sync`
+fn shuffled(parts: &[&str], operands: &mut Operands<'_>) -> Option<Op> {
+    let kind = match *parts.get(2)? {
+        "up" => CollectiveKind::ShuffleUp,
+        "down" => CollectiveKind::ShuffleDown,
+        "bfly" => CollectiveKind::ShuffleXor,
+        "idx" => CollectiveKind::ShuffleIndex,
+        _ => return None,
+    };
+    let (target, predicate) = operands.pair()?;
+    let sources = [operands.number()?, operands.number()?, operands.number()?];
+    let (target, members) = (Some(target), Some(operands.number()?));
+    Some(Op::Collective(Box::new(Collective { kind, target, predicate, sources, members })))
+}
+
+/// `vote.sync`
+fn voted(parts: &[&str], operands: &mut Operands<'_>) -> Option<Op> {
+    let (kind, ty) = match *parts.get(2)? {
+        "all" => (CollectiveKind::VoteAll, "pred"),
+        "any" => (CollectiveKind::VoteAny, "pred"),
+        "uni" => (CollectiveKind::VoteUniform, "pred"),
+        "ballot" => (CollectiveKind::VoteBallot, "b32"),
+        _ => return None,
+    };
+    let target = operands.register()?;
+    let fits = parts.last() == Some(&ty) && (if ty == "pred" { is_truth(target) } else { is_of(target, ty) });
+    let source = operands.predicate().filter(|_| fits)?;
+    collective(kind, Some(target), None, Some(source), operands)
+}
+
+/// `match.sync`
+fn matched(parts: &[&str], operands: &mut Operands<'_>) -> Option<Op> {
+    let (target, predicate) = operands.pair()?;
+    let kind = match *parts.get(1)? {
+        "all" => CollectiveKind::MatchAll,
+        "any" if predicate.is_none() => CollectiveKind::MatchAny,
+        _ => return None,
+    };
+    let source = operands.number()?;
+    collective(kind, Some(target), predicate, Some(source), operands)
+}
+
+/// `elect.sync`
+fn elected(operands: &mut Operands<'_>) -> Option<Op> {
+    let (target, predicate) = match operands.next()? {
+        Operand::Pair(target, predicate) => (Some(*target), *predicate),
+        both => (None, second(both)?),
+    };
+    collective(CollectiveKind::Elect, target, Some(predicate), None, operands)
+}
+
+/// The predicate of `_|p`.
+fn second(operand: &Operand) -> Option<u32> {
+    let Operand::Vector(both) = operand else { return None };
+    match both.as_slice() {
+        [Operand::Nowhere, Operand::Source(Source::Register(Register::Predicate(second)))] => Some(*second),
+        _ => None,
+    }
+}
+
+/// `redux.sync`
+fn reduced(parts: &[&str], operands: &mut Operands<'_>) -> Option<Op> {
+    let kind = match (*parts.get(2)?, *parts.last()?) {
+        ("add", "s32" | "u32") => CollectiveKind::ReduceAdd,
+        ("min", "s32") => CollectiveKind::ReduceMinSigned,
+        ("min", "u32") => CollectiveKind::ReduceMinUnsigned,
+        ("max", "s32") => CollectiveKind::ReduceMaxSigned,
+        ("max", "u32") => CollectiveKind::ReduceMaxUnsigned,
+        ("and", "b32") => CollectiveKind::ReduceAnd,
+        ("or", "b32") => CollectiveKind::ReduceOr,
+        ("xor", "b32") => CollectiveKind::ReduceXor,
+        _ => return None,
+    };
+    let (target, source) = (operands.word()?, operands.number()?);
+    collective(kind, Some(target), None, Some(source), operands)
 }
 
 /// `bar` and `barrier` of a block's warps.

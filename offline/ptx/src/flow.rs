@@ -3,7 +3,7 @@
 
 use crate::program::{Instruction, Op};
 
-/// Of each branch, the instruction at which its lanes come together; [`END`] where they only do so at the end.
+/// Of each branch, the instruction at which its lanes come together; [`usize::MAX`] where they only do so at the end.
 #[derive(Debug, Clone)]
 pub struct ControlFlow {
     /// Of each instruction that may branch.

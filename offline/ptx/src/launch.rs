@@ -37,7 +37,7 @@ const TURN: usize = 4096;
 /// Turns of all warps in which nothing happens but that some find that they have to wait, after which nothing will.
 const PATIENCE: usize = 1000;
 /// Instructions of a warp after which a launch counts as endless. Tests have endless loops that they want to see the end of.
-const ENDLESS: u64 = if cfg!(test) { 1 << 18 } else { 1 << 34 };
+const ENDLESS: u64 = if cfg!(test) { 1 << 16 } else { 1 << 34 };
 
 /// Shuffles `all`.
 fn shuffle<T>(all: &mut [T], chance: &mut dyn Chance) {

@@ -22,6 +22,8 @@ pub mod program;
 pub mod sanitise;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod transfer;
 mod uses;
 mod warp;

@@ -97,7 +97,8 @@ struct Parser {
     /// The label before, until another statement comes.
     label: Option<String>,
     /// Dynamic shared memory is declared before the static one may be; its address is known at the end.
-    dynamic: Vec<Variable>,
+    /// With the line of each.
+    dynamic: Vec<(usize, Variable)>,
 }
 
 /// Takes a kernel's text apart.
@@ -250,14 +251,14 @@ impl Parser {
 
     /// Dynamic shared memory lies behind what is static, where any element may lie.
     fn dynamic_variables(&mut self) -> Result<(), ParseError> {
-        for variable in &self.dynamic {
-            let end = &mut self.out.static_shared;
-            if variable.place(end, MOST_SHARED).is_none() {
+        for (line, variable) in &self.dynamic {
+            if variable.place(&mut self.out.static_shared, MOST_SHARED).is_none() {
+                self.at = *line;
                 return Err(self.syntax(format!("variable {}", variable.name)));
             }
         }
         let start = self.out.static_shared as u64;
-        self.variables.extend(self.dynamic.drain(..).map(|variable| (variable.name, start)));
+        self.variables.extend(self.dynamic.drain(..).map(|(_, variable)| (variable.name, start)));
         Ok(())
     }
 
@@ -265,7 +266,7 @@ impl Parser {
     fn variable(&mut self, space: &str, variable: Variable) -> Option<()> {
         if space == ".shared" && variable.bytes == 0 {
             let alignment = variable.alignment.max(DYNAMIC_ALIGNMENT);
-            self.dynamic.push(Variable { alignment, ..variable });
+            self.dynamic.push((self.at, Variable { alignment, ..variable }));
             return Some(());
         }
         let address = match space {

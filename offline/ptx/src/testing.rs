@@ -1,9 +1,9 @@
 //! Runs a few lines of PTX in tests.
 //!
 //! A body has registers `%r<512>` and `%f<512>` of 32 bits, `%h<512>` of 16, `%rd<512>` and `%fd<512>` of 64, predicates `%p<64>`, and
-//! the addresses of the buffers in `%a0`, `%a1` and so on.
+//! the addresses of the buffers in `%a0`, `%a1` and so on. Lines of a body that declare variables are the module's.
 
-use crate::{Buffer, ControlFlow, Done, Memory, Observer, ParseError, Program, Shape, Stop, run as launch};
+use crate::{Buffer, Chance, ControlFlow, Done, Memory, Observer, ParseError, Program, Shape, Stop, run as launch};
 
 /// A launch of one warp, without dynamic shared memory.
 pub const WARP: Shape = threads(32);
@@ -45,18 +45,65 @@ pub fn run_program(
     buffers: &mut [Vec<u8>],
     observer: &mut impl Observer,
 ) -> Result<Done, Stop> {
+    run_in_order(program, shape, buffers, observer, &mut ())
+}
+
+/// The same, with blocks, warps and lanes in an order of one's own.
+pub fn run_in_order(
+    program: &Program,
+    shape: Shape,
+    buffers: &mut [Vec<u8>],
+    observer: &mut impl Observer,
+    chance: &mut dyn Chance,
+) -> Result<Done, Stop> {
     let whole = |(page, bytes): (usize, &Vec<u8>)| Buffer { page, offset: 0, length: bytes.len() };
     let places: Vec<Buffer> = buffers.iter().enumerate().map(whole).collect();
-    let mut memory = Memory {
-        parameters: places.iter().flat_map(|buffer| buffer.address().to_le_bytes()).collect(),
-        buffers: places,
-        pages: buffers.iter_mut().map(Vec::as_mut_slice).collect(),
-        shared: vec![0; program.static_shared + shape.dynamic_shared],
-        module: program.module.clone(),
-        local: program.local,
-    };
-    launch((program, &ControlFlow::of(&program.code)), shape, None, &mut memory, observer, &mut ())
+    let parameters = places.iter().flat_map(|buffer| buffer.address().to_le_bytes()).collect();
+    let pages = buffers.iter_mut().map(Vec::as_mut_slice).collect();
+    let mut memory = Memory::new(program, &shape, pages, places, parameters);
+    launch((program, &ControlFlow::of(&program.code)), shape, None, &mut memory, observer, chance)
 }
+
+/// The other order than that of `()`: the first comes last.
+pub struct Backwards;
+
+impl Chance for Backwards {
+    fn below(&mut self, _: usize) -> usize {
+        0
+    }
+}
+
+/// What each thread has in `%rd0` at the end of a body, in the order of blocks and of threads in them.
+pub fn try_longs(shape: Shape, body: &str) -> Result<Vec<u64>, Stop> {
+    let threads: u32 = shape.threads.iter().chain(&shape.blocks).product();
+    let mut buffers = [vec![0; threads as usize * 8]];
+    run_as(&format!("{PLACE}{body}\nst.global.u64 [%rd500], %rd0;"), shape, &mut buffers, &mut ())?;
+    Ok(numbers(&buffers[0], u64::from_le_bytes))
+}
+
+/// The same of a body that does not stop.
+pub fn longs(shape: Shape, body: &str) -> Vec<u64> {
+    try_longs(shape, body).unwrap_or_else(|stop| panic!("{stop:?}\n{body}"))
+}
+
+/// What each lane of a warp has in `%r0` at the end of a body.
+pub fn words(body: &str) -> Vec<u32> {
+    words_as(WARP, body)
+}
+
+/// The same of all threads.
+pub fn words_as(shape: Shape, body: &str) -> Vec<u32> {
+    let body = format!("{body}\ncvt.u64.u32 %rd0, %r0;");
+    longs(shape, &body).into_iter().map(|long| u32::try_from(long).expect("a word")).collect()
+}
+
+/// Eight bytes of each thread at `%rd500`: its number among all threads of all blocks counted along x first.
+const PLACE: &str = "mov.u32 %r500, %ctaid.z;\nmov.u32 %r501, %nctaid.y;\nmov.u32 %r502, %ctaid.y;\n\
+    mad.lo.u32 %r500, %r500, %r501, %r502;\nmov.u32 %r501, %nctaid.x;\nmov.u32 %r502, %ctaid.x;\n\
+    mad.lo.u32 %r500, %r500, %r501, %r502;\nmov.u32 %r501, %ntid.z;\nmov.u32 %r502, %tid.z;\n\
+    mad.lo.u32 %r500, %r500, %r501, %r502;\nmov.u32 %r501, %ntid.y;\nmov.u32 %r502, %tid.y;\n\
+    mad.lo.u32 %r500, %r500, %r501, %r502;\nmov.u32 %r501, %ntid.x;\nmov.u32 %r502, %tid.x;\n\
+    mad.lo.u32 %r500, %r500, %r501, %r502;\nmad.wide.u32 %rd500, %r500, 8, %a0;\n";
 
 /// Numbers as a buffer.
 pub fn bytes<const N: usize, T: Copy>(numbers: &[T], to: impl Fn(T) -> [u8; N]) -> Vec<u8> {

@@ -4,11 +4,13 @@
 mod cache;
 
 use self::cache::{Cache, LINE};
+use crate::error::Stop;
 use crate::lanes::{Mask, WARP, lanes};
-use crate::memory::{Access, Kind, Place};
+use crate::memory::{Access, Kind, Memory, Place};
 use crate::observe::{At, Observer};
 use crate::program::{Op, Program, Register, Space};
 use crate::sanitise::SECTOR;
+use crate::{ControlFlow, Done, Shape, run};
 
 /// What one instruction of the program did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -29,6 +31,24 @@ pub struct Counted {
     pub sectors: u64,
 }
 
+/// What a launch moved of one buffer.
+#[derive(Debug, Clone, Default)]
+pub struct Moved {
+    /// Sectors that came from the second-level cache, or went there.
+    pub sectors: u64,
+    /// Of each byte that was stored, whether it was; empty where none was.
+    pub written: Vec<bool>,
+    /// Of each sector, whether it was touched.
+    touched: Vec<bool>,
+}
+
+impl Moved {
+    /// Sectors that were touched at all.
+    pub fn distinct(&self) -> u64 {
+        self.touched.iter().filter(|touched| **touched).count() as u64
+    }
+}
+
 /// The counts of a launch.
 pub struct Count<'a> {
     program: &'a Program,
@@ -38,6 +58,8 @@ pub struct Count<'a> {
     pub barriers: u64,
     /// Blocks that ran.
     pub blocks: u64,
+    /// Of each buffer.
+    pub buffers: Vec<Moved>,
     /// The most loads, each of which needs the one before for its address.
     pub chain: u32,
     cache: Cache,
@@ -49,13 +71,16 @@ pub struct Count<'a> {
 const BANKS: usize = 32;
 
 impl<'a> Count<'a> {
-    /// Nothing yet, for blocks that have `cache` bytes of a first-level cache each.
-    pub fn new(program: &'a Program, cache: usize) -> Self {
+    /// Nothing yet, for blocks that have `cache` bytes of a first-level cache each, and buffers of so many bytes.
+    pub fn new(program: &'a Program, cache: usize, lengths: &[usize]) -> Self {
+        let moved =
+            |&length: &usize| Moved { touched: vec![false; length.div_ceil(SECTOR as usize)], ..Moved::default() };
         Self {
             program,
             counts: vec![Counted::default(); program.code.len()],
             barriers: 0,
             blocks: 0,
+            buffers: lengths.iter().map(moved).collect(),
             chain: 0,
             cache: Cache::new(cache),
             depths: Vec::new(),
@@ -99,7 +124,6 @@ impl<'a> Count<'a> {
     }
 
     fn access_buffer(&mut self, at: &At, buffer: usize, access: &Access<'_>) {
-        let counted = &mut self.counts[at.instruction];
         let base = (buffer as u64 + 1) << 40;
         let mut touched: Vec<(u64, u8)> = Vec::with_capacity(WARP);
         for lane in lanes(access.mask) {
@@ -112,12 +136,32 @@ impl<'a> Count<'a> {
                 }
             }
         }
+        self.note(buffer, access);
         touched.sort_unstable();
+        let counted = &mut self.counts[at.instruction];
         for group in touched.chunk_by(|a, b| a.0 == b.0) {
             let sectors = group.iter().fold(0, |all, it| all | it.1);
             counted.tags += 1;
             let moved = if access.kind == Kind::Load { self.cache.read(group[0].0, sectors) } else { sectors };
             counted.sectors += u64::from(moved.count_ones());
+            if let Some(buffer) = self.buffers.get_mut(buffer) {
+                buffer.sectors += u64::from(moved.count_ones());
+            }
+        }
+    }
+
+    /// Notes which parts of a buffer an access touches, and which it writes.
+    fn note(&mut self, buffer: usize, access: &Access<'_>) {
+        let Some(moved) = self.buffers.get_mut(buffer) else { return };
+        for lane in lanes(access.mask) {
+            let (first, end) = (access.offsets[lane] as usize, access.offsets[lane] as usize + access.size);
+            moved.touched[first / SECTOR as usize..end.div_ceil(SECTOR as usize)].fill(true);
+            if access.kind.stores() {
+                if moved.written.is_empty() {
+                    moved.written = vec![false; moved.touched.len() * SECTOR as usize];
+                }
+                moved.written[first..end].fill(true);
+            }
         }
     }
 }
@@ -146,6 +190,20 @@ impl Observer for Count<'_> {
         self.cache.clear();
         self.depths.iter_mut().for_each(|depths| depths.fill(0));
     }
+}
+
+/// Runs blocks and counts what they do.
+///
+/// # Errors
+/// Why the launch does not go on.
+pub fn count(
+    program: (&Program, &ControlFlow),
+    shape: Shape,
+    blocks: &[usize],
+    memory: &mut Memory<'_>,
+    count: &mut Count<'_>,
+) -> Result<Done, Stop> {
+    run(program, shape, Some(blocks), memory, count, &mut ())
 }
 
 /// Cycles of an access to shared memory: in each phase, 32 lanes of 4 bytes, 16 of 8 or 8 of 16, the different words of the busiest bank.

@@ -1,0 +1,79 @@
+//! Runs as many blocks of a launch as its counts need. Where tokens repeat after a period, what the first period's blocks have written is
+//! what all others would write: it is repeated for them, and the next launch finds whole results.
+
+use std::sync::Arc;
+
+use ultramem_ptx::Buffer;
+use ultramem_ptx::count::{Count, Moved, count};
+
+use super::Counts;
+use crate::execute::{Launch, Loaded, Pages, load, shape};
+use crate::{Error, Gpu, Kernel, LaunchReport, Result};
+
+/// Blocks that run before it is seen whether they are enough.
+const COUNTED: usize = 8;
+
+/// Runs as many blocks as the first period of the tokens needs, counts what they do, and repeats what they have written.
+pub fn run(launch: &Launch<'_>, gpu: Gpu, repeated: Option<(usize, usize)>, report: &mut LaunchReport) -> Result<()> {
+    let kernel = report.kernel.clone();
+    let loaded = load(&kernel, launch.architecture, launch.rolled)?;
+    let Loaded { program, flow } = &*loaded;
+    let mut pages = Pages::lock(launch);
+    let lengths: Vec<usize> = pages.buffers.iter().map(|it| it.length).take(launch.buffers.len()).collect();
+    let shape = shape(report);
+    let mut counted = Count::new(program, first_level(&kernel, gpu), &lengths);
+    let total = shape.blocks.iter().map(|&n| n as usize).product::<usize>();
+    let mut memory = pages.memory(program, &shape, launch.info);
+    let mut done = 0;
+    let enough = |counted: &Count<'_>| repeated.is_some_and(|it| covered(counted, &kernel, &lengths, it));
+    while done < total && (done == 0 || !enough(&counted)) {
+        let next: Vec<usize> = (done..total.min(done + COUNTED)).collect();
+        done += next.len();
+        let stopped = |stop| Error::NotExecutable { kernel: kernel.entry.clone(), reason: format!("{stop:?}") };
+        count((program, flow), shape, &next, &mut memory, &mut counted).map_err(stopped)?;
+    }
+    drop(memory);
+    if let Some(tokens) = repeated.filter(|_| done < total) {
+        repeat(&mut pages, &counted, &lengths, tokens);
+    }
+    let Count { counts: instructions, buffers, barriers, chain, .. } = counted;
+    let loaded = loaded.clone();
+    report.counts = Some(Arc::new(Counts { loaded, instructions, buffers, blocks: done, barriers, chain }));
+    report.executed = true;
+    Ok(())
+}
+
+/// Bytes of the first-level cache that a block has to itself: what shared memory leaves, over the blocks that a multiprocessor holds.
+fn first_level(kernel: &Kernel, gpu: Gpu) -> usize {
+    let threads = kernel.dim.iter().map(|&n| n as usize).product::<usize>();
+    let held = (gpu.specification().warps / threads.div_ceil(32)).max(1);
+    let by_shared = gpu.specification().shared_per_multiprocessor / (kernel.shared + 1024);
+    let held = held.min(by_shared).max(1);
+    (gpu.specification().shared_per_multiprocessor + (28 << 10)).saturating_sub(held * (kernel.shared + 1024)) / held
+}
+
+/// Bytes of the first period of a buffer that has so many bytes a token; None where it has none.
+fn period(length: usize, (tokens, period): (usize, usize)) -> Option<usize> {
+    length.is_multiple_of(tokens).then_some(length / tokens * period)
+}
+
+/// Whether what was written of each buffer is all of its first period.
+fn covered(counted: &Count<'_>, kernel: &Kernel, lengths: &[usize], tokens: (usize, usize)) -> bool {
+    let buffers = counted.buffers.iter().zip(lengths).zip(&kernel.buffers).filter(|(_, argument)| argument.writable);
+    let whole = |((moved, &length), _): ((&Moved, &usize), _)| {
+        let Some(period) = period(length, tokens) else { return false };
+        moved.written.get(..period).is_some_and(|written| !written.contains(&false))
+    };
+    buffers.into_iter().all(whole)
+}
+
+/// Repeats the first period of what was written.
+fn repeat(pages: &mut Pages<'_>, counted: &Count<'_>, lengths: &[usize], tokens: (usize, usize)) {
+    for (index, (moved, &length)) in counted.buffers.iter().zip(lengths).enumerate() {
+        let Some(period) = period(length, tokens).filter(|_| !moved.written.is_empty()) else { continue };
+        let Buffer { page, offset, .. } = pages.buffers[index];
+        let bytes = &mut pages.pages[page].memory[offset..][..length];
+        let (first, others) = bytes.split_at_mut(period);
+        others.chunks_mut(period).for_each(|part| part.copy_from_slice(&first[..part.len()]));
+    }
+}
