@@ -77,6 +77,30 @@ fn kernels_run_where_there_is_no_gpu() {
 }
 
 #[test]
+fn a_forward_pass_is_profiled_without_a_gpu() {
+    let sizes = "--hidden-size 64 --side-keys 64 --key-dim 16 --value-dim 64 --top-m 8";
+    let report = ultramem(&format!("profile {sizes} --tokens 128 --dtype bf16 --json")).json();
+    let launches = report["launches"].as_array().expect("launches are listed");
+    let of_stage = |name: &str| launches.iter().filter(|launch| launch["stage"] == name).count();
+    assert!(["query", "combine", "expand"].iter().all(|stage| of_stage(stage) > 0), "{report}");
+    assert!(launches.iter().all(|launch| launch["registers"].as_u64() > Some(0)), "{report}");
+    let text = ultramem(&format!("profile {sizes} --tokens 128 --device a100")).well();
+    assert!(text.starts_with("a100 for 128 tokens, f32") && text.contains("the gather's"), "{text}");
+    let folder = directory();
+    let constants = |text: &str| {
+        let file = folder.path().join("constants.json");
+        std::fs::write(&file, text).expect("the folder is there");
+        ultramem(&format!("profile {sizes} --tokens 128 --dtype bf16 --constants {} --json", file.display()))
+    };
+    let (rates, slower) = (&report["rates"], constants(r#"{ "clock": 0.85 }"#).json());
+    assert_eq!((rates["clock"].as_f64(), slower["rates"]["clock"].as_f64()), (Some(1.7), Some(0.85)));
+    assert!(slower["at_least_us"].as_f64() > report["at_least_us"].as_f64(), "{slower}");
+    constants(r#"{ "clocks": 0.85 }"#).refused(&["constants.json", "clocks"]);
+    constants("[]").refused(&["constants.json", "object"]);
+    constants(r#"{ "clock": "fast" }"#).refused(&["constants.json"]);
+}
+
+#[test]
 fn a_backend_that_is_not_there_is_an_error_with_the_cure() {
     without_adapter("demo --backend wgpu").refused(&["apt-get install mesa-vulkan-drivers"]);
     without_adapter("demo --backend cuda").refused(&["CUDA"]);

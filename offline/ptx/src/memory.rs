@@ -113,7 +113,7 @@ impl<'a> Memory<'a> {
         buffers: Vec<Buffer>,
         parameters: Vec<u8>,
     ) -> Self {
-        let shared = vec![0; dynamic_start(program) + shape.dynamic_shared];
+        let shared = vec![0; program.static_shared + shape.dynamic_shared];
         Self { pages, buffers, shared, parameters, module: program.module.clone(), local: program.local }
     }
 
@@ -184,9 +184,4 @@ impl<'a> Memory<'a> {
             Place::Module => &mut self.module,
         }
     }
-}
-
-/// Where the shared memory that a launch asks for starts: behind what the code names itself, where any element may lie.
-pub fn dynamic_start(program: &Program) -> usize {
-    program.static_shared.next_multiple_of(128)
 }

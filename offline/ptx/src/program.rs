@@ -13,7 +13,7 @@ pub struct Program {
     pub registers: Banks,
     /// Where each parameter lies in the block of parameters, and its bytes.
     pub parameters: Vec<Range>,
-    /// Bytes of shared memory that the code names itself; what the launch asks for lies behind them.
+    /// Bytes of shared memory that the code names itself; what the launch asks for lies right behind them.
     pub static_shared: usize,
     /// Bytes of local memory of a thread.
     pub local: usize,

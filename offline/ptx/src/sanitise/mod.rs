@@ -2,13 +2,15 @@
 
 mod report;
 mod stopped;
+#[cfg(test)]
+mod tests;
 
 use std::mem::{Discriminant, discriminant};
 
 pub use self::report::{Fault, Finding, Flow, Gap, Place, SECTOR, Space, Traffic};
 use crate::error::Site;
 use crate::lanes::{Mask, WARP, lanes};
-use crate::memory::{Access, Buffer, Memory, dynamic_start};
+use crate::memory::{Access, Buffer, Memory};
 use crate::observe::{At, Observer};
 use crate::program::{Op, Program};
 use crate::{Chance, ControlFlow, Done, Shape, run};
@@ -119,7 +121,7 @@ impl<'a> Watch<'a> {
             touched: vec![0; buffer.length],
             flows: Default::default(),
         };
-        let start = dynamic_start(program);
+        let start = program.static_shared;
         Self {
             program,
             buffers: arguments.iter().map(region).collect(),
