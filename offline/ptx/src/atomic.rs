@@ -9,9 +9,9 @@ use crate::error::Stop;
 use crate::lanes::{Long, Mask, WARP, lanes};
 use crate::memory::Kind;
 use crate::observe::{At, Observer};
-use crate::parse::is_within;
 use crate::program::{Atomic, AtomicFunction, Element, Space};
 use crate::warp::{Context, Warp};
+use crate::windows::is_within;
 
 /// The operation that an opcode names.
 pub fn decode(parts: &[&str], operands: &mut Operands<'_>) -> Option<Atomic> {

@@ -5,11 +5,12 @@
 
 use crate::compute::{self, Function};
 use crate::error::ParseError;
-use crate::parse::{LOCAL_WINDOW, Operand, PARAMETER_WINDOW, Parsed, SHARED_WINDOW, Statement, parse};
+use crate::parse::{Operand, Parsed, Statement, parse};
 use crate::program::{
     Address, Barrier, BarrierVote, Collective, CollectiveKind, Element, Instruction, Logic, Op, Program, Register,
     Source, Space, Vector,
 };
+use crate::windows::{LOCAL_WINDOW, PARAMETER_WINDOW, SHARED_WINDOW};
 use crate::{atomic, matrix, transfer, uses};
 
 impl Program {

@@ -24,9 +24,11 @@ pub mod sanitise;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod text;
 mod transfer;
 mod uses;
 mod warp;
+mod windows;
 
 pub use error::{ParseError, Site, Stop};
 pub use flow::ControlFlow;

@@ -3,9 +3,9 @@
 //! A buffer is a part of a page. Pages lie 2^40 bytes apart, so that whatever is beyond one is nobody's.
 
 use crate::lanes::{Long, Mask, WARP};
-use crate::parse::{LOCAL_WINDOW, MODULE_WINDOW, PARAMETER_WINDOW, SHARED_WINDOW};
 use crate::program::{Program, Space};
 use crate::warp::Shape;
+use crate::windows::{LOCAL_WINDOW, MODULE_WINDOW, PARAMETER_WINDOW, SHARED_WINDOW};
 
 /// A buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,8 +8,8 @@ use crate::flow::{ControlFlow, END};
 use crate::lanes::{ALL, Long, Mask, WARP, Word, blend, lanes};
 use crate::memory::Memory;
 use crate::observe::{At, Observer};
-use crate::parse::is_within;
 use crate::program::{Instruction, Logic, Op, Program, Register, Source, Special, Vector};
+use crate::windows::is_within;
 
 /// What a warp runs in.
 pub struct Context<'c, 'm, O> {

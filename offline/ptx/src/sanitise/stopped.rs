@@ -3,8 +3,8 @@
 use super::{Finding, Place, Space, Watch};
 use crate::error::{Site, Stop};
 use crate::memory::{Buffer, Memory};
-use crate::parse::shared_offset;
 use crate::program::Space as Named;
+use crate::windows::shared_offset;
 
 impl Watch<'_> {
     /// Who is to blame and for what, or in words why the launch can't go on.

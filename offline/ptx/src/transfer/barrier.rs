@@ -6,9 +6,9 @@ use crate::error::Stop;
 use crate::lanes::{Long, Mask, WARP, lanes};
 use crate::memory::Kind;
 use crate::observe::{At, Observer};
-use crate::parse::SHARED_WINDOW;
 use crate::program::{Source, Space};
 use crate::warp::{Context, State, Warp};
+use crate::windows::SHARED_WINDOW;
 
 /// Bits of a count of threads.
 const THREADS: u32 = 20;
