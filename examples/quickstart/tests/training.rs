@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::sync::{Arc, Mutex};
+use std::{cell::RefCell, sync::Once};
 
 use burn::{
     backend::Autodiff,
@@ -180,13 +180,18 @@ fn misuse_is_an_error<B: MemoryBackend>() {
     assert!(error.starts_with("the sparse part of these gradients is gone"), "{error}");
 }
 
-/// What is told to whoever listens.
-#[derive(Clone, Default)]
-struct Heard(Arc<Mutex<Vec<String>>>);
+thread_local! {
+    /// What was told in this thread since it began to listen.
+    static HEARD: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+}
 
-impl tracing::Subscriber for Heard {
-    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
-        true
+/// Listens to this project in every thread from the first time on: a listener of one thread's own may miss what is told while another's
+/// comes or goes.
+struct Listener;
+
+impl tracing::Subscriber for Listener {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("ultramem")
     }
 
     fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
@@ -198,11 +203,14 @@ impl tracing::Subscriber for Heard {
     fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
 
     fn event(&self, event: &tracing::Event<'_>) {
-        let mut text = String::new();
-        event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
-            text += &format!("{} {value:?} ", field.name());
+        HEARD.with_borrow_mut(|heard| {
+            let Some(heard) = heard else { return };
+            let mut text = String::new();
+            event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+                text += &format!("{} {value:?} ", field.name());
+            });
+            heard.push(text);
         });
-        self.0.lock().unwrap().push(text);
     }
 
     fn enter(&self, _: &tracing::span::Id) {}
@@ -212,9 +220,11 @@ impl tracing::Subscriber for Heard {
 
 /// How often `what` is told in `run`, in this thread.
 fn told<T>(what: &str, run: impl FnOnce() -> T) -> (usize, T) {
-    let heard = Heard::default();
-    let result = tracing::subscriber::with_default(heard.clone(), run);
-    let count = heard.0.lock().unwrap().iter().filter(|text| text.contains(what)).count();
+    static LISTENS: Once = Once::new();
+    LISTENS.call_once(|| tracing::subscriber::set_global_default(Listener).unwrap());
+    HEARD.set(Some(Vec::new()));
+    let result = run();
+    let count = HEARD.take().unwrap().iter().filter(|text| text.contains(what)).count();
     (count, result)
 }
 
