@@ -101,6 +101,9 @@ fn rates(args: &ProfileArgs, common: &Common) -> Result<Rates> {
     let given: serde_json::Value = serde_json::from_str(&text).map_err(|error| failed(error.to_string()))?;
     let given = given.as_object().ok_or_else(|| failed("is no JSON object".to_string()))?;
     for (name, value) in given {
+        if !value.as_f64().is_some_and(|rate| rate.is_finite() && rate > 0.0) {
+            return Err(failed(format!("{name} is {value}, expected a number above 0")));
+        }
         rates[name] = value.clone();
     }
     serde_json::from_value(rates).map_err(|error| failed(error.to_string()))

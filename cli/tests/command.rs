@@ -97,7 +97,9 @@ fn a_forward_pass_is_profiled_without_a_gpu() {
     assert!(slower["at_least_us"].as_f64() > report["at_least_us"].as_f64(), "{slower}");
     constants(r#"{ "clocks": 0.85 }"#).refused(&["constants.json", "clocks"]);
     constants("[]").refused(&["constants.json", "object"]);
-    constants(r#"{ "clock": "fast" }"#).refused(&["constants.json"]);
+    for rate in [r#""fast""#, "0", "-1.5", "null"] {
+        constants(&format!(r#"{{ "clock": {rate} }}"#)).refused(&["constants.json", "clock", rate, "above 0"]);
+    }
 }
 
 #[test]
