@@ -4,7 +4,7 @@ use crate::error::Stop;
 use crate::lanes::{ALL, Long, Mask, WARP, Word, lanes};
 use crate::memory::{Access, Kind, Place};
 use crate::observe::{At, Observer};
-use crate::program::{Address, Element, Register, Source, Space, Vector};
+use crate::operand::{Address, Element, Register, Source, Space, Vector};
 use crate::warp::{Context, Warp, site};
 
 impl Warp {

@@ -9,7 +9,8 @@ use crate::error::Stop;
 use crate::lanes::{Long, Mask, WARP, lanes};
 use crate::memory::Kind;
 use crate::observe::{At, Observer};
-use crate::program::{Atomic, AtomicFunction, Element, Space};
+use crate::operand::{Element, Space};
+use crate::program::{Atomic, AtomicFunction};
 use crate::warp::{Context, Warp};
 use crate::windows::is_within;
 

@@ -3,7 +3,8 @@
 use crate::error::Stop;
 use crate::lanes::{Long, Mask, WARP, Word, lanes};
 use crate::observe::{At, Observer};
-use crate::program::{Collective, CollectiveKind as Kind, Register};
+use crate::operand::Register;
+use crate::program::{Collective, CollectiveKind as Kind};
 use crate::warp::{Context, Warp, site};
 
 impl Warp {

@@ -5,11 +5,9 @@
 
 use crate::compute::{self, Function};
 use crate::error::ParseError;
+use crate::operand::{Address, Element, Register, Source, Space, Vector};
 use crate::parse::{Operand, Parsed, Statement, parse};
-use crate::program::{
-    Address, Barrier, BarrierVote, Collective, CollectiveKind, Element, Instruction, Logic, Op, Program, Register,
-    Source, Space, Vector,
-};
+use crate::program::{Barrier, BarrierVote, Collective, CollectiveKind, Instruction, Logic, Op, Program};
 use crate::windows::{LOCAL_WINDOW, PARAMETER_WINDOW, SHARED_WINDOW};
 use crate::{atomic, matrix, transfer, uses};
 
@@ -427,7 +425,7 @@ fn computed(opcode: &str, operands: &mut Operands<'_>) -> Option<Op> {
 fn fits(function: Function, target: Register) -> bool {
     use Function as F;
     match function {
-        F::W(_) | F::WW(_) | F::WWW(_) | F::WWWW(_) | F::WofL(_) | F::WofLL(_) => matches!(target, Register::Word(_)),
+        F::W(_) | F::WW(_) | F::WWW(_) | F::WWWW(_) | F::WofL(_) => matches!(target, Register::Word(_)),
         F::PofW(_) | F::PofWW(_) | F::PofL(_) | F::PofLL(_) => is_truth(target),
         _ => matches!(target, Register::Long(_)),
     }
@@ -437,7 +435,7 @@ fn arity(function: Function) -> usize {
     use Function as F;
     match function {
         F::W(_) | F::WofL(_) | F::L(_) | F::LofW(_) | F::PofW(_) | F::PofL(_) => 1,
-        F::WW(_) | F::LL(_) | F::WofLL(_) | F::LofLW(_) | F::LofWW(_) | F::PofWW(_) | F::PofLL(_) => 2,
+        F::WW(_) | F::LL(_) | F::LofLW(_) | F::LofWW(_) | F::PofWW(_) | F::PofLL(_) => 2,
         F::WWW(_) | F::LLL(_) | F::LofLLW(_) | F::LofLWW(_) | F::LofWWL(_) => 3,
         F::WWWW(_) | F::LofLLWW(_) => 4,
     }

@@ -17,6 +17,7 @@ mod launch;
 mod matrix;
 mod memory;
 mod observe;
+pub mod operand;
 mod parse;
 pub mod program;
 pub mod sanitise;

@@ -3,7 +3,8 @@
 //! A buffer is a part of a page. Pages lie 2^40 bytes apart, so that whatever is beyond one is nobody's.
 
 use crate::lanes::{Long, Mask, WARP};
-use crate::program::{Program, Space};
+use crate::operand::Space;
+use crate::program::Program;
 use crate::warp::Shape;
 use crate::windows::{LOCAL_WINDOW, MODULE_WINDOW, PARAMETER_WINDOW, SHARED_WINDOW};
 

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use crate::error::ParseError;
-use crate::program::{Banks, Predicate, Range, Register, Source};
+use crate::operand::{Predicate, Range, Register, Source};
+use crate::program::Banks;
 use crate::text::{Variable, constant, is_name, source_line, special, split};
 use crate::windows::MODULE_WINDOW;
 

@@ -1,6 +1,6 @@
 //! Words of PTX: numbers, names, special registers, variables and lists of operands (sections 4.4 to 5).
 
-use crate::program::{Source, Special};
+use crate::operand::{Source, Special};
 
 /// The line of the first file in what follows `.loc`: of inlined code the line that it was inlined at.
 pub fn source_line(place: &str) -> Option<u32> {

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
+use crate::operand::{Register, Source};
 use crate::parse::{Operand, Statement};
-use crate::program::{Register, Source};
 
 /// Registers that a statement reads, its guard among them, and registers that it writes.
 pub fn registers(statement: &Statement) -> (Box<[Register]>, Box<[Register]>) {

@@ -8,7 +8,8 @@ use crate::flow::{ControlFlow, END};
 use crate::lanes::{ALL, Long, Mask, WARP, Word, blend, lanes};
 use crate::memory::Memory;
 use crate::observe::{At, Observer};
-use crate::program::{Instruction, Logic, Op, Program, Register, Source, Special, Vector};
+use crate::operand::{Register, Source, Special, Vector};
+use crate::program::{Instruction, Logic, Op, Program};
 use crate::windows::is_within;
 
 /// What a warp runs in.
@@ -358,7 +359,6 @@ impl Warp {
             F::WWW(f) => Result::Word(f(word!(0, a), word!(1, b), word!(2, c))),
             F::WWWW(f) => Result::Word(f(word!(0, a), word!(1, b), word!(2, c), word!(3, d))),
             F::WofL(f) => Result::Word(f(long!(0, x))),
-            F::WofLL(f) => Result::Word(f(long!(0, x), long!(1, y))),
             F::L(f) => Result::Long(f(long!(0, x))),
             F::LL(f) => Result::Long(f(long!(0, x), long!(1, y))),
             F::LLL(f) => Result::Long(f(long!(0, x), long!(1, y), long!(2, z))),

@@ -1,6 +1,7 @@
 //! How long a launch would take: the blocks of the busiest multiprocessor replayed in order ([`ultramem_ptx::time`]), and the gap before it.
 
-use ultramem_ptx::program::{Op, Space};
+use ultramem_ptx::operand::Space;
+use ultramem_ptx::program::Op;
 use ultramem_ptx::time::{Blocks, Cost, Machine, PIPES, replay};
 
 use super::flight::{Flight, flight};

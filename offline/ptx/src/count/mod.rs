@@ -11,7 +11,8 @@ use crate::error::Stop;
 use crate::lanes::{Mask, WARP, lanes};
 use crate::memory::{Access, Kind, Memory, Place};
 use crate::observe::{At, Observer};
-use crate::program::{Op, Program, Register, Space};
+use crate::operand::{Register, Space};
+use crate::program::{Op, Program};
 use crate::sanitise::SECTOR;
 use crate::{ControlFlow, Done, Shape, run};
 

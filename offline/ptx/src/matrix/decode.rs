@@ -3,7 +3,7 @@
 use super::fragment::Fragment;
 use super::{Matrix, Number, Product, Products, Tile};
 use crate::decode::{Operands, space};
-use crate::program::{Source, Vector};
+use crate::operand::{Source, Vector};
 
 /// The parts of an opcode that are not read yet.
 struct Words<'a>(Vec<&'a str>);

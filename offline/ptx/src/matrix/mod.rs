@@ -19,7 +19,7 @@ pub use decode::decode;
 use crate::error::Stop;
 use crate::lanes::{ALL, Mask, Word};
 use crate::observe::{At, Observer};
-use crate::program::{Address, Register, Source, Space, Vector};
+use crate::operand::{Address, Register, Source, Space, Vector};
 use crate::warp::{Context, Warp, site};
 use fragment::Fragment;
 

@@ -1,6 +1,6 @@
 //! What `ldmatrix`, `stmatrix`, `movmatrix` and `wmma` read and write: the manual's figures, bounds, alignment, and lanes that are missing.
 
-use crate::program::Space;
+use crate::operand::Space;
 use crate::testing::{self, bytes, numbers};
 use crate::{Access, At, Kind, Observer, Place, Stop};
 

@@ -9,7 +9,7 @@ use crate::error::Stop;
 use crate::lanes::{ALL, Long, Mask, WARP, Word, lanes};
 use crate::memory::Kind;
 use crate::observe::{At, Observer};
-use crate::program::{Address, Source, Space, Vector};
+use crate::operand::{Address, Source, Space, Vector};
 use crate::warp::{Context, Warp};
 
 /// Bytes of the largest tile.

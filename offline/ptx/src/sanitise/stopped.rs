@@ -3,7 +3,7 @@
 use super::{Finding, Place, Space, Watch};
 use crate::error::{Site, Stop};
 use crate::memory::{Buffer, Memory};
-use crate::program::Space as Named;
+use crate::operand::Space as Named;
 use crate::windows::shared_offset;
 
 impl Watch<'_> {

@@ -7,7 +7,8 @@ use super::unit::Unit;
 use super::warp::{Text, Warp, kind};
 use super::{Cost, Machine, PIPES};
 use crate::count::{Step, Trace};
-use crate::program::{Barrier, Op, Program, Source};
+use crate::operand::Source;
+use crate::program::{Barrier, Op, Program};
 use crate::transfer::Transfer;
 
 /// Quarters of a multiprocessor, each with a scheduler of its own.
@@ -38,7 +39,7 @@ pub struct Timed {
 /// Replays the blocks of a multiprocessor.
 pub fn replay(program: &Program, costs: &[Cost], machine: &Machine, blocks: Blocks<'_>) -> Timed {
     let latency = |op: &Op| match op {
-        Op::Load(space, ..) if *space == crate::program::Space::Shared => machine.latency_shared,
+        Op::Load(space, ..) if *space == crate::operand::Space::Shared => machine.latency_shared,
         Op::Load(..) => machine.latency_cache,
         Op::Collective(_) | Op::Matrix(_) | Op::Atomic(_) => machine.latency_shared,
         _ => 0.0,

@@ -4,7 +4,8 @@
 use std::collections::{BinaryHeap, HashMap};
 
 use super::Cost;
-use crate::program::{Instruction, Op, Program, Register, Space};
+use crate::operand::{Register, Space};
+use crate::program::{Instruction, Op, Program};
 
 /// Instructions in the order in which they are issued, and where each run begins that is to be replayed as a whole.
 #[derive(Debug, Clone)]

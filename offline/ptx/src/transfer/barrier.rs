@@ -6,7 +6,7 @@ use crate::error::Stop;
 use crate::lanes::{Long, Mask, WARP, lanes};
 use crate::memory::Kind;
 use crate::observe::{At, Observer};
-use crate::program::{Source, Space};
+use crate::operand::{Source, Space};
 use crate::warp::{Context, State, Warp};
 use crate::windows::SHARED_WINDOW;
 

@@ -6,7 +6,7 @@ use crate::error::Stop;
 use crate::lanes::{Long, Mask, WARP, Word, lanes};
 use crate::memory::Kind;
 use crate::observe::{At, Observer};
-use crate::program::{Register, Source, Space};
+use crate::operand::{Register, Source, Space};
 use crate::warp::{Context, Warp, site};
 
 /// Bytes of the largest copy of a lane, and of the pieces of a long one.

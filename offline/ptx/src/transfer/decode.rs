@@ -2,7 +2,7 @@
 
 use super::{Arrival, BulkForm, CopyForm, Group, Place, Sign, Transfer};
 use crate::decode::{Operands, space};
-use crate::program::{Register, Source, Space};
+use crate::operand::{Register, Source, Space};
 
 /// Modifiers without effect here: one block is a cluster of its own.
 const ORDER: [&str; 7] = ["release", "acquire", "relaxed", "cta", "cluster", "shared::cluster", "shared::cta"];

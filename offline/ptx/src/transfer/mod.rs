@@ -18,7 +18,7 @@ pub use decode::decode;
 use crate::error::Stop;
 use crate::lanes::{Mask, WARP, Word};
 use crate::observe::{At, Observer};
-use crate::program::{Address, Register, Source, Space};
+use crate::operand::{Address, Register, Source, Space};
 use crate::warp::{Context, Warp};
 
 /// An instruction of these.

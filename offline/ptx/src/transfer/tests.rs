@@ -1,6 +1,6 @@
 //! Copies: what has arrived when, what is filled up with zeros, groups, bounds and alignment.
 
-use crate::program::Space;
+use crate::operand::Space;
 use crate::testing::{self, bytes, numbers};
 use crate::{Access, At, Kind, Observer, Place, Stop};
 

@@ -1,6 +1,6 @@
 //! Barriers in shared memory: phases, counts of threads and bytes, copies that they wait for, and warps that wait for ever.
 
-use crate::program::Space;
+use crate::operand::Space;
 use crate::testing::{self, bytes, numbers, threads};
 use crate::{Access, At, Kind, Observer, Place, Stop};
 
