@@ -1,9 +1,9 @@
 //! Which instruction of the matrix units an opcode is. What follows the name may be in any order; what is left over is not known.
 
-use super::fragment::Fragment;
-use super::{Matrix, Number, Product, Products, Tile};
 use crate::decode::{Operands, space};
 use crate::operand::{Source, Vector};
+use crate::program::fragment::{Fragment, Number};
+use crate::program::matrix::{Matrix, Product, Products, Tile};
 
 /// The parts of an opcode that are not read yet.
 struct Words<'a>(Vec<&'a str>);

@@ -6,9 +6,9 @@
 use half::f16;
 use multiversion::multiversion;
 
-use super::fragment::{Fragment, MOST, Steps};
-use super::{Number, Product, Products};
 use crate::lanes::{WARP, Word};
+use crate::program::fragment::{Fragment, MOST, Number, Steps};
+use crate::program::matrix::{Product, Products};
 use crate::warp::{Context, Warp};
 
 /// Executes a product.

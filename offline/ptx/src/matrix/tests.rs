@@ -4,8 +4,9 @@
 use half::{bf16, f16};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use super::{Matrix, Number};
 use crate::program::Op;
+use crate::program::fragment::Number;
+use crate::program::matrix::Matrix;
 use crate::testing;
 
 /// A number's bits in memory.

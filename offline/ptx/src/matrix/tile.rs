@@ -3,13 +3,13 @@
 //! A tile of `wmma` is read and written in pieces of 16 bytes, or of a whole line where that is shorter, one lane after the other along
 //! the lines: each byte of the tile once, and none besides. The manual asks for more alignment than that of such a piece.
 
-use super::fragment::{MOST, Steps};
-use super::{Tile, Transposed};
 use crate::error::Stop;
 use crate::lanes::{ALL, Long, Mask, WARP, Word, lanes};
 use crate::memory::Kind;
 use crate::observe::{At, Observer};
 use crate::operand::{Address, Source, Space, Vector};
+use crate::program::fragment::{MOST, Steps};
+use crate::program::matrix::{Tile, Transposed};
 use crate::warp::{Context, Warp};
 
 /// Bytes of the largest tile.

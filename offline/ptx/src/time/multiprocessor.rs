@@ -8,8 +8,8 @@ use super::warp::{Text, Warp, kind};
 use super::{Cost, Machine, PIPES};
 use crate::count::{Step, Trace};
 use crate::operand::Source;
+use crate::program::transfer::Transfer;
 use crate::program::{Barrier, Op, Program};
-use crate::transfer::Transfer;
 
 /// Quarters of a multiprocessor, each with a scheduler of its own.
 const QUARTERS: usize = 4;

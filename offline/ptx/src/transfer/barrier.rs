@@ -1,12 +1,12 @@
 //! Barriers in shared memory (section 9.7.13.15). All of a barrier is in its 64 bits, in an order that is not NVIDIA's: threads that are
 //! still to come in this phase, threads of each phase, bytes that are still to come, the phase's parity.
 
-use super::{Arrival, Place, Sign};
 use crate::error::Stop;
 use crate::lanes::{Long, Mask, WARP, lanes};
 use crate::memory::Kind;
 use crate::observe::{At, Observer};
 use crate::operand::{Source, Space};
+use crate::program::transfer::{Arrival, Place, Sign};
 use crate::warp::{Context, State, Warp};
 use crate::windows::SHARED_WINDOW;
 

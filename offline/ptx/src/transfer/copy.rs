@@ -1,12 +1,12 @@
 //! Copies under way (sections 9.7.9.25.3 and 9.7.9.25.4): where they begin, and where they arrive.
 
 use super::barrier::alone;
-use super::{BulkForm, CopyForm, Group, Place, Sign};
 use crate::error::Stop;
 use crate::lanes::{Long, Mask, WARP, Word, lanes};
 use crate::memory::Kind;
 use crate::observe::{At, Observer};
 use crate::operand::{Register, Source, Space};
+use crate::program::transfer::{BulkForm, CopyForm, Group, Place, Sign};
 use crate::warp::{Context, Warp, site};
 
 /// Bytes of the largest copy of a lane, and of the pieces of a long one.

@@ -1,8 +1,8 @@
 //! Which of these instructions an opcode is. Modifiers that only hint or order memory, which is in order here, are read over.
 
-use super::{Arrival, BulkForm, CopyForm, Group, Place, Sign, Transfer};
 use crate::decode::{Operands, space};
 use crate::operand::{Register, Source, Space};
+use crate::program::transfer::{Arrival, BulkForm, CopyForm, Group, Place, Sign, Transfer};
 
 /// Modifiers without effect here: one block is a cluster of its own.
 const ORDER: [&str; 7] = ["release", "acquire", "relaxed", "cta", "cluster", "shared::cluster", "shared::cta"];

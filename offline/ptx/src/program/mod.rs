@@ -1,9 +1,13 @@
 //! A kernel as it is executed: its registers by bank, its memory, and its instructions with every name resolved.
 
+pub(crate) mod fragment;
+pub(crate) mod matrix;
+pub(crate) mod transfer;
+
+use self::matrix::Matrix;
+use self::transfer::Transfer;
 use crate::compute::Function;
-use crate::matrix::Matrix;
 use crate::operand::{Address, Element, Predicate, Range, Register, Source, Space, Vector};
-use crate::transfer::Transfer;
 
 /// A kernel.
 #[derive(Debug, Clone)]

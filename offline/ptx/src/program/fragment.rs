@@ -5,8 +5,32 @@
 //! each other downwards, then to the right. Of the second factor the same holds with rows and columns exchanged. For `wmma` the
 //! manual leaves it open; it is the same here. Registers that are more than the matrix needs hold it again.
 
-use super::Number;
 use crate::lanes::{WARP, Word};
+
+/// Numbers that matrix units take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the names are PTX's")]
+pub enum Number {
+    F16,
+    Bf16,
+    /// Of 32 bits the lowest 13 are not looked at.
+    Tf32,
+    F32,
+    S8,
+    U8,
+    S32,
+}
+
+impl Number {
+    /// Bytes in a register and in memory.
+    pub fn size(self) -> usize {
+        match self {
+            Self::S8 | Self::U8 => 1,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Tf32 | Self::F32 | Self::S32 => 4,
+        }
+    }
+}
 
 /// How the lanes' registers hold a matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
