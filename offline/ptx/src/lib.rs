@@ -25,10 +25,8 @@ pub mod sanitise;
 mod testing;
 #[cfg(test)]
 mod tests;
-mod text;
 pub mod time;
 mod transfer;
-mod uses;
 mod warp;
 mod windows;
 

@@ -4,7 +4,6 @@
 //! [`Fragment`](crate::program::fragment::Fragment); what becomes of the numbers by [`product`]; what is read from memory and written there by
 //! [`tile`].
 
-mod decode;
 mod product;
 mod tile;
 
@@ -12,8 +11,6 @@ mod tile;
 mod tests;
 #[cfg(test)]
 mod tests_memory;
-
-pub use decode::decode;
 
 use crate::error::Stop;
 use crate::lanes::{ALL, Mask, Word};

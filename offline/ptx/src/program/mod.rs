@@ -10,7 +10,7 @@ use crate::compute::Function;
 use crate::operand::{Address, Element, Predicate, Range, Register, Source, Space, Vector};
 
 /// A kernel.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Program {
     /// The entry point.
     pub entry: String,

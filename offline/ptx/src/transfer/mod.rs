@@ -6,14 +6,11 @@
 
 mod barrier;
 mod copy;
-mod decode;
 
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tests_barrier;
-
-pub use decode::decode;
 
 use crate::error::Stop;
 use crate::lanes::{Mask, WARP, Word};

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::operand::{Register, Source};
-use crate::parse::{Operand, Statement};
+use crate::parse::statement::{Operand, Statement};
 
 /// Registers that a statement reads, its guard among them, and registers that it writes.
 pub fn registers(statement: &Statement) -> (Box<[Register]>, Box<[Register]>) {

@@ -1,7 +1,8 @@
 //! Which instruction of the matrix units an opcode is. What follows the name may be in any order; what is left over is not known.
 
-use crate::decode::{Operands, space};
+use super::reader::Operands;
 use crate::operand::{Source, Vector};
+use crate::parse::opcode::space;
 use crate::program::fragment::{Fragment, Number};
 use crate::program::matrix::{Matrix, Product, Products, Tile};
 

@@ -1,61 +1,12 @@
-//! PTX as text, as NVRTC writes it: declarations, labels, line numbers and statements with their operands (section 4).
+//! The parser: goes through the lines, keeps the names that are in scope, and takes statements and declarations apart.
 
 use std::collections::HashMap;
 
+use super::statement::{Operand, Parsed, Statement};
+use super::text::{Variable, constant, is_name, source_line, special, split};
 use crate::error::ParseError;
 use crate::operand::{Predicate, Range, Register, Source};
-use crate::program::Banks;
-use crate::text::{Variable, constant, is_name, source_line, special, split};
 use crate::windows::MODULE_WINDOW;
-
-/// A statement before its instruction is looked up.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Statement {
-    pub guard: Option<Predicate>,
-    pub opcode: String,
-    pub operands: Vec<Operand>,
-    /// Of the source.
-    pub line: u32,
-    /// Of the PTX.
-    pub at: usize,
-    /// The bytes of a load that are used, a bit each: NVVM may load more.
-    pub used: u32,
-}
-
-/// An operand as it is written.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Operand {
-    Source(Source),
-    /// `_`, or a number that goes nowhere.
-    Nowhere,
-    /// `{a, b}`; and `_|b`, of which only the second is written.
-    Vector(Vec<Operand>),
-    /// `a|b`
-    Pair(Register, u32),
-    /// `[a+16]`
-    Address {
-        base: Option<Register>,
-        offset: i64,
-    },
-    /// A label, or a table of labels.
-    Label(String),
-}
-
-/// A kernel's text, taken apart.
-#[derive(Debug, Default)]
-pub struct Parsed {
-    pub entry: String,
-    pub registers: Banks,
-    pub parameters: Vec<Range>,
-    pub static_shared: usize,
-    pub local: usize,
-    pub module: Vec<u8>,
-    pub statements: Vec<Statement>,
-    /// Of each label, the statement that follows it.
-    pub labels: HashMap<String, usize>,
-    /// Lists of labels to jump to by number.
-    pub tables: HashMap<String, Vec<String>>,
-}
 
 /// Registers of a bank. No kernel that NVRTC compiles comes near.
 const MOST_REGISTERS: usize = 1 << 18;
@@ -127,7 +78,7 @@ pub fn parse(text: &str) -> Result<Parsed, ParseError> {
             parser.syntax(format!("{} does not end", if unfinished.is_empty() { "a brace" } else { unfinished }))
         );
     }
-    if parser.out.entry.is_empty() {
+    if parser.out.program.entry.is_empty() {
         return Err(parser.syntax("there is no kernel"));
     }
     Ok(parser.out)
@@ -205,7 +156,7 @@ impl Parser {
         if head.contains(".func") {
             return Err(self.syntax("functions besides the kernel are not known"));
         }
-        if !self.out.entry.is_empty() {
+        if !self.out.program.entry.is_empty() {
             return Err(self.syntax("there is more than one kernel"));
         }
         let rest = head.split_once(".entry").map_or("", |it| it.1);
@@ -213,14 +164,14 @@ impl Parser {
         if !is_name(name.trim()) {
             return Err(self.syntax("a kernel without a name"));
         }
-        self.out.entry = name.trim().to_string();
+        self.out.program.entry = name.trim().to_string();
         let parameters = rest.split(')').next().unwrap_or_default();
         let mut end = 0usize;
         for parameter in parameters.split(',').map(str::trim).filter(|it| !it.is_empty()) {
             let wrong = || self.syntax(format!("parameter {parameter}"));
             let variable = Variable::parse(parameter).filter(|it| it.bytes > 0).ok_or_else(wrong)?;
             let offset = variable.place(&mut end, MOST_PARAMETERS).ok_or_else(wrong)?;
-            self.out.parameters.push(Range { offset, size: variable.bytes });
+            self.out.program.parameters.push(Range { offset, size: variable.bytes });
             self.variables.insert(variable.name, offset as u64);
         }
         Ok(())
@@ -246,12 +197,12 @@ impl Parser {
     /// Dynamic shared memory lies behind what is static, where any element may lie.
     fn dynamic_variables(&mut self) -> Result<(), ParseError> {
         for (line, variable) in &self.dynamic {
-            if variable.place(&mut self.out.static_shared, MOST_SHARED).is_none() {
+            if variable.place(&mut self.out.program.static_shared, MOST_SHARED).is_none() {
                 self.at = *line;
                 return Err(self.syntax(format!("variable {}", variable.name)));
             }
         }
-        let start = self.out.static_shared as u64;
+        let start = self.out.program.static_shared as u64;
         self.variables.extend(self.dynamic.drain(..).map(|(_, variable)| (variable.name, start)));
         Ok(())
     }
@@ -264,13 +215,13 @@ impl Parser {
             return Some(());
         }
         let address = match space {
-            ".shared" => variable.place(&mut self.out.static_shared, MOST_SHARED)? as u64,
-            ".local" => variable.place(&mut self.out.local, MOST_LOCAL)? as u64,
+            ".shared" => variable.place(&mut self.out.program.static_shared, MOST_SHARED)? as u64,
+            ".local" => variable.place(&mut self.out.program.local, MOST_LOCAL)? as u64,
             _ => {
-                let mut end = self.out.module.len();
+                let mut end = self.out.program.module.len();
                 let offset = variable.place(&mut end, MOST_MODULE)?;
-                self.out.module.resize(end, 0);
-                self.out.module[offset..][..variable.data.len()].copy_from_slice(&variable.data);
+                self.out.program.module.resize(end, 0);
+                self.out.program.module[offset..][..variable.data.len()].copy_from_slice(&variable.data);
                 // A constant's address is its offset in the window of constants, a global one is generic.
                 if space == ".global" { MODULE_WINDOW + offset as u64 } else { offset as u64 }
             }
@@ -331,7 +282,7 @@ impl Parser {
 
     /// `%f<31>` or `p`. None where it is neither, and where there are too many.
     fn family(&mut self, ty: &str, name: &str) -> Option<()> {
-        let banks = &mut self.out.registers;
+        let banks = &mut self.out.program.registers;
         let (kind, end): (fn(u32) -> Register, &mut usize) = match ty {
             ".pred" => (Register::Predicate, &mut banks.predicates),
             ".b64" | ".u64" | ".s64" | ".f64" => (Register::Long, &mut banks.longs),

@@ -1,7 +1,8 @@
-//! Which of these instructions an opcode is. Modifiers that only hint or order memory, which is in order here, are read over.
+//! Which copy, or which operation on a barrier in shared memory, an opcode is. Modifiers that only hint or order memory, which is in order here, are read over.
 
-use crate::decode::{Operands, space};
+use super::reader::Operands;
 use crate::operand::{Register, Source, Space};
+use crate::parse::opcode::space;
 use crate::program::transfer::{Arrival, BulkForm, CopyForm, Group, Place, Sign, Transfer};
 
 /// Modifiers without effect here: one block is a cluster of its own.

@@ -1,5 +1,6 @@
 //! Words of PTX: numbers, names, special registers, variables and lists of operands (sections 4.4 to 5).
 
+use super::opcode;
 use crate::operand::{Source, Special};
 
 /// The line of the first file in what follows `.loc`: of inlined code the line that it was inlined at.
@@ -165,7 +166,7 @@ impl<'a> Words<'a> {
                 ".param" | ".shared" | ".local" | ".const" | ".global" => {}
                 ".visible" | ".extern" | ".weak" | ".common" | ".managed" | ".attribute(.managed)" => {}
                 _ => match word.strip_prefix('.') {
-                    Some(ty) => element = Some(usize::from(crate::decode::element(ty)?.size)),
+                    Some(ty) => element = Some(usize::from(opcode::element(ty)?.size)),
                     None if name.is_none() => name = Some(word),
                     None => return None,
                 },
