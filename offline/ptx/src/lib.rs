@@ -4,19 +4,13 @@
 //! [`Observer`] is told of each instruction and each access: a sanitiser or a counter. An instruction that is not known is an error
 //! that names it, never a guess.
 
-mod access;
-mod atomic;
-mod collective;
 pub mod compute;
 pub mod count;
 mod decode;
 mod error;
 mod flow;
 pub mod lanes;
-mod launch;
-mod matrix;
-mod memory;
-mod observe;
+mod machine;
 pub mod operand;
 mod parse;
 pub mod program;
@@ -26,16 +20,14 @@ mod testing;
 #[cfg(test)]
 mod tests;
 pub mod time;
-mod transfer;
-mod warp;
 mod windows;
 
 pub use error::{ParseError, Site, Stop};
 pub use flow::ControlFlow;
-pub use launch::{Chance, Done, run};
-pub use memory::{Access, Buffer, Kind, Memory, Place};
-pub use observe::{At, Observer};
+pub use machine::launch::{Chance, Done, run};
+pub use machine::memory::{Access, Buffer, Kind, Memory, Place};
+pub use machine::observe::{At, Observer};
+pub use machine::shape::Shape;
 pub use program::Program;
 pub use program::fragment::Number;
 pub use program::matrix::{Matrix, Products};
-pub use warp::{Context, Shape, State, Warp};

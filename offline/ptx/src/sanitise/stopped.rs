@@ -2,7 +2,7 @@
 
 use super::{Finding, Place, Space, Watch};
 use crate::error::{Site, Stop};
-use crate::memory::{Buffer, Memory};
+use crate::machine::memory::{Buffer, Memory};
 use crate::operand::Space as Named;
 use crate::windows::shared_offset;
 

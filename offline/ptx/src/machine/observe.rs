@@ -1,7 +1,8 @@
 //! Who looks on while a launch runs: a sanitiser, a counter, or nobody.
 
-use crate::lanes::Mask;
-use crate::memory::Access;
+use super::memory::Access;
+use crate::error::Site;
+use crate::lanes::{Mask, WARP};
 
 /// A warp at an instruction.
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +17,14 @@ pub struct At {
     pub epoch: u32,
     /// How often the warp's lanes have waited for each other since the block began.
     pub step: u32,
+}
+
+impl At {
+    /// The first lane of a mask.
+    pub(super) fn site(&self, mask: Mask) -> Site {
+        let lane = mask.trailing_zeros().min(WARP as u32 - 1) as usize;
+        Site { block: self.block, thread: self.warp * WARP + lane, instruction: self.instruction }
+    }
 }
 
 /// Is told what a launch does, as it does it.

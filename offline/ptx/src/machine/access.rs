@@ -1,15 +1,16 @@
 //! Loads and stores (sections 9.7.9.8 and 9.7.9.11): each lane's elements between memory and registers.
 
+use super::context::Context;
+use super::memory::{Access, Kind, Place};
+use super::observe::{At, Observer};
+use super::warp::Warp;
 use crate::error::Stop;
 use crate::lanes::{ALL, Long, Mask, WARP, Word, lanes};
-use crate::memory::{Access, Kind, Place};
-use crate::observe::{At, Observer};
 use crate::operand::{Address, Element, Register, Source, Space, Vector};
-use crate::warp::{Context, Warp, site};
 
 impl Warp {
     /// The addresses of an operand.
-    pub(crate) fn addresses<O>(&self, address: &Address, context: &Context<'_, '_, O>) -> Long {
+    pub(super) fn addresses<O>(&self, address: &Address, context: &Context<'_, '_, O>) -> Long {
         let offset = address.offset as u64;
         match address.base {
             Some(base) => self.long(&Source::Register(base), context).map(|base| base.wrapping_add(offset)),
@@ -19,7 +20,7 @@ impl Warp {
 
     /// Checks the addresses of an access and has `visit` take the lanes of each place, with that place's bytes and each lane's offset
     /// among them. Who looks on is told first.
-    pub(crate) fn reach<O: Observer>(
+    pub(super) fn reach<O: Observer>(
         &mut self,
         at: &At,
         mask: Mask,
@@ -30,7 +31,7 @@ impl Warp {
     ) -> Result<(), Stop> {
         let misaligned = lanes(mask).find(|lane| !addresses[*lane].is_multiple_of(size as u64));
         if let Some(lane) = misaligned {
-            return Err(Stop::Misaligned { at: site(at, 1 << lane), address: addresses[lane], size });
+            return Err(Stop::Misaligned { at: at.site(1 << lane), address: addresses[lane], size });
         }
         // What NVVM loads besides may be nobody's.
         let used = context.program.code[at.instruction].used;
@@ -46,7 +47,7 @@ impl Warp {
             count += 1;
         });
         if let Err(lane) = found {
-            let (at, address, store) = (site(at, 1 << lane), addresses[lane], kind != Kind::Load);
+            let (at, address, store) = (at.site(1 << lane), addresses[lane], kind != Kind::Load);
             return Err(Stop::OutOfBounds { at, space, address, size, store });
         }
         for (place, mut offsets, mask) in parts.into_iter().flatten().chain(more) {
@@ -63,7 +64,7 @@ impl Warp {
         Ok(())
     }
 
-    pub(crate) fn load<O: Observer>(
+    pub(super) fn load<O: Observer>(
         &mut self,
         at: &At,
         mask: Mask,
@@ -105,7 +106,7 @@ impl Warp {
         self.set(target, &longs, mask);
     }
 
-    pub(crate) fn store<O: Observer>(
+    pub(super) fn store<O: Observer>(
         &mut self,
         at: &At,
         mask: Mask,

@@ -2,10 +2,10 @@
 //!
 //! A buffer is a part of a page. Pages lie 2^40 bytes apart, so that whatever is beyond one is nobody's.
 
+use super::shape::Shape;
 use crate::lanes::{Long, Mask, WARP};
 use crate::operand::Space;
 use crate::program::Program;
-use crate::warp::Shape;
 use crate::windows::{LOCAL_WINDOW, MODULE_WINDOW, PARAMETER_WINDOW, SHARED_WINDOW};
 
 /// A buffer.

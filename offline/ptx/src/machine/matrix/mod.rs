@@ -1,7 +1,7 @@
 //! Matrix units: `wmma`, `mma.sync`, `ldmatrix`, `stmatrix`, `movmatrix` (section 9.7.14).
 //!
 //! All 32 lanes execute such an instruction together. Which element of a matrix lies in which lane is said by
-//! [`Fragment`](crate::program::fragment::Fragment); what becomes of the numbers by [`product`]; what is read from memory and written there by
+//! [`fragment`](crate::program::fragment); what becomes of the numbers by [`product`]; what is read from memory and written there by
 //! [`tile`].
 
 mod product;
@@ -13,15 +13,15 @@ mod tests;
 mod tests_memory;
 
 use crate::error::Stop;
-use crate::lanes::{ALL, Mask, Word};
-use crate::observe::{At, Observer};
-use crate::operand::{Source, Vector};
+use crate::lanes::{ALL, Mask};
+use crate::machine::context::Context;
+use crate::machine::observe::{At, Observer};
+use crate::machine::warp::Warp;
 use crate::program::matrix::Matrix;
-use crate::warp::{Context, Warp, site};
 
 impl Warp {
     /// Executes one. The lanes wait for each other before it and after it.
-    pub(crate) fn multiply<O: Observer>(
+    pub(in crate::machine) fn multiply<O: Observer>(
         &mut self,
         at: &At,
         mask: Mask,
@@ -29,7 +29,7 @@ impl Warp {
         context: &mut Context<'_, '_, O>,
     ) -> Result<(), Stop> {
         if mask != ALL {
-            return Err(Stop::DivergentWarp { at: site(at, mask), missing: !mask });
+            return Err(Stop::DivergentWarp { at: at.site(mask), missing: !mask });
         }
         self.step += 1;
         let at = &At { step: self.step, ..*at };
@@ -50,19 +50,5 @@ impl Warp {
             Matrix::Product(product) => product::run(self, product, context),
         }
         Ok(())
-    }
-
-    /// The registers of a fragment.
-    fn registers<O>(&self, sources: &[Source], context: &Context<'_, '_, O>) -> Vec<Word> {
-        sources.iter().map(|source| self.word(source, context)).collect()
-    }
-
-    /// Writes the registers of a fragment.
-    fn set_registers(&mut self, targets: &Vector, words: &[Word]) {
-        for (target, word) in targets.iter().zip(words) {
-            if let Some(target) = target {
-                self.set_word(*target, word, ALL);
-            }
-        }
     }
 }

@@ -6,6 +6,7 @@
 
 mod barrier;
 mod copy;
+pub mod state;
 
 #[cfg(test)]
 mod tests;
@@ -13,45 +14,15 @@ mod tests;
 mod tests_barrier;
 
 use crate::error::Stop;
-use crate::lanes::{Mask, WARP, Word};
-use crate::observe::{At, Observer};
+use crate::lanes::{Mask, WARP};
+use crate::machine::context::Context;
+use crate::machine::observe::{At, Observer};
+use crate::machine::warp::Warp;
 use crate::program::transfer::{Group, Transfer};
-use crate::warp::{Context, Warp};
-
-/// A block's copies that are under way.
-#[derive(Debug, Default)]
-pub struct Transfers {
-    copies: Vec<copy::Copy>,
-    bulks: Vec<copy::Bulk>,
-    after: Vec<copy::After>,
-    /// Copies of `cp.async` that have begun.
-    begun: u64,
-    /// How often a barrier has changed.
-    pub(crate) changes: u64,
-}
-
-/// A warp's groups of copies.
-#[derive(Debug, Default)]
-pub struct Copies {
-    /// Groups that each lane has closed.
-    small: Word,
-    bulk: Word,
-    /// The test of a barrier that failed last.
-    pub(crate) tested: usize,
-}
-
-impl Copies {
-    fn closed(&mut self, group: Group) -> &mut Word {
-        match group {
-            Group::Small => &mut self.small,
-            Group::Bulk => &mut self.bulk,
-        }
-    }
-}
 
 impl Warp {
     /// Executes one. A test of a barrier that fails lets other warps go on.
-    pub(crate) fn transfer<O: Observer>(
+    pub(in crate::machine) fn transfer<O: Observer>(
         &mut self,
         at: &At,
         mask: Mask,
@@ -73,7 +44,10 @@ impl Warp {
             Transfer::Arrive(arrival) => self.arrive_at(at, mask, arrival, context)?,
             Transfer::Bytes(place, bytes, sign) => self.count_bytes(at, mask, place, (bytes, *sign), context)?,
             Transfer::Test { target, place, phase, parity } => {
-                self.test_barrier(at, mask, (place, phase, *parity), *target, context)?;
+                // Copies that the barrier waits for arrive first.
+                let barriers = self.barriers(place, context);
+                self.deliver_to_barriers(mask, &barriers, context)?;
+                self.test_barriers(at, mask, (&barriers, phase, *parity), *target, context)?;
             }
             Transfer::Pending(target, state) => {
                 let states = self.long(state, context);

@@ -5,12 +5,13 @@
 
 use crate::error::Stop;
 use crate::lanes::{ALL, Long, Mask, WARP, Word, lanes};
-use crate::memory::Kind;
-use crate::observe::{At, Observer};
+use crate::machine::context::Context;
+use crate::machine::memory::Kind;
+use crate::machine::observe::{At, Observer};
+use crate::machine::warp::Warp;
 use crate::operand::{Address, Source, Space, Vector};
 use crate::program::fragment::{MOST, Steps};
 use crate::program::matrix::{Tile, Transposed};
-use crate::warp::{Context, Warp};
 
 /// Bytes of the largest tile.
 const BYTES: usize = 2 * MOST;

@@ -1,15 +1,16 @@
 //! What lanes of a warp do together: shuffles (section 9.7.9.6), votes, matches, reductions and waiting (section 9.7.13).
 
+use super::context::Context;
+use super::observe::{At, Observer};
+use super::warp::Warp;
 use crate::error::Stop;
 use crate::lanes::{Long, Mask, WARP, Word, lanes};
-use crate::observe::{At, Observer};
 use crate::operand::Register;
 use crate::program::{Collective, CollectiveKind as Kind};
-use crate::warp::{Context, Warp, site};
 
 impl Warp {
     /// Executes one. Lanes that name others each do it for themselves, as tiles of a warp do.
-    pub(crate) fn collect<O: Observer>(
+    pub(super) fn collect<O: Observer>(
         &mut self,
         at: &At,
         mask: Mask,
@@ -41,7 +42,7 @@ impl Warp {
         // Lanes that are named and don't come, or come and are not named.
         if members != mask {
             let missing = if members & !mask != 0 { members & !mask } else { mask & !members };
-            return Err(Stop::DivergentWarp { at: site(at, mask), missing });
+            return Err(Stop::DivergentWarp { at: at.site(mask), missing });
         }
         if members == self.existing && *kind != Kind::ActiveMask {
             self.step += 1;

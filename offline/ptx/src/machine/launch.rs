@@ -1,14 +1,16 @@
 //! A launch: one block after the other, each block's warps in turn until they wait for each other. Blocks, warps and the lanes of atomic
 //! operations run in an order that is drawn anew from a seed: what depends on it is a fault of the kernel.
 
+use super::context::Context;
+use super::memory::Memory;
+use super::observe::Observer;
+use super::shape::Shape;
+use super::transfer::state::Transfers;
+use super::warp::{State, Warp};
 use crate::error::{Site, Stop};
 use crate::flow::ControlFlow;
 use crate::lanes::{Mask, WARP, lanes};
-use crate::memory::Memory;
-use crate::observe::Observer;
 use crate::program::{Barrier, BarrierVote, Op, Program};
-use crate::transfer::Transfers;
-use crate::warp::{Context, Shape, State, Warp};
 
 /// A source of chances, which the launch draws its order from.
 pub trait Chance {

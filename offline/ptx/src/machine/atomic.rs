@@ -3,14 +3,15 @@
 
 use half::{bf16, f16};
 
-use crate::access::read;
+use super::access::read;
+use super::context::Context;
+use super::memory::Kind;
+use super::observe::{At, Observer};
+use super::warp::Warp;
 use crate::error::Stop;
 use crate::lanes::{Long, Mask, WARP, lanes};
-use crate::memory::Kind;
-use crate::observe::{At, Observer};
 use crate::operand::{Element, Space};
 use crate::program::{Atomic, AtomicFunction};
-use crate::warp::{Context, Warp};
 use crate::windows::is_within;
 
 /// What is there afterwards.

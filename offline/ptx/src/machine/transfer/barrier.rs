@@ -3,11 +3,12 @@
 
 use crate::error::Stop;
 use crate::lanes::{Long, Mask, WARP, lanes};
-use crate::memory::Kind;
-use crate::observe::{At, Observer};
+use crate::machine::context::Context;
+use crate::machine::memory::Kind;
+use crate::machine::observe::{At, Observer};
+use crate::machine::warp::{State, Warp};
 use crate::operand::{Source, Space};
 use crate::program::transfer::{Arrival, Place, Sign};
-use crate::warp::{Context, State, Warp};
 use crate::windows::SHARED_WINDOW;
 
 /// Bits of a count of threads.
@@ -220,21 +221,20 @@ impl Warp {
         self.change(at, mask, addresses, context, added).map(drop)
     }
 
-    /// Whether phases are over. Where one is not, copies that the barrier waits for arrive first, and other warps have their turn.
-    pub(super) fn test_barrier<O: Observer>(
+    /// Whether phases are over. Where one is not, other warps have their turn.
+    pub(super) fn test_barriers<O: Observer>(
         &mut self,
         at: &At,
         mask: Mask,
-        (place, phase, parity): (&Place, &Source, bool),
+        (addresses, phase, parity): (&Long, &Source, bool),
         target: u32,
         context: &mut Context<'_, '_, O>,
     ) -> Result<(), Stop> {
-        let (addresses, phases) = (self.barriers(place, context), self.long(phase, context));
-        self.deliver_to_barriers(mask, &addresses, context)?;
+        let phases = self.long(phase, context);
         let mut over = 0;
         let access = (Space::Shared, 8, Kind::Atomic);
         let at = At { epoch: context.epoch, ..*at };
-        self.reach(&at, mask, access, &addresses, context, |_, bytes, offsets, mask| {
+        self.reach(&at, mask, access, addresses, context, |_, bytes, offsets, mask| {
             for lane in lanes(mask) {
                 let barrier = Barrier::of(u64_at(bytes, offsets[lane] as usize));
                 let odd = if parity { phases[lane] & 1 == 1 } else { Barrier::of(phases[lane]).odd };

@@ -1,61 +1,15 @@
 //! Copies under way (sections 9.7.9.25.3 and 9.7.9.25.4): where they begin, and where they arrive.
 
 use super::barrier::alone;
+use super::state::{After, Bulk, Copy, PIECE, Until};
 use crate::error::Stop;
-use crate::lanes::{Long, Mask, WARP, Word, lanes};
-use crate::memory::Kind;
-use crate::observe::{At, Observer};
+use crate::lanes::{Long, Mask, WARP, lanes};
+use crate::machine::context::Context;
+use crate::machine::memory::Kind;
+use crate::machine::observe::{At, Observer};
+use crate::machine::warp::Warp;
 use crate::operand::{Register, Source, Space};
 use crate::program::transfer::{BulkForm, CopyForm, Group, Place, Sign};
-use crate::warp::{Context, Warp, site};
-
-/// Bytes of the largest copy of a lane, and of the pieces of a long one.
-const PIECE: usize = 16;
-
-/// What the lanes of a warp copy in one instruction.
-#[derive(Debug)]
-pub struct Copy {
-    /// Who copies, and where.
-    at: At,
-    /// Copies of the block before.
-    number: u64,
-    /// Lanes whose bytes have not arrived.
-    mask: Mask,
-    /// The group of each.
-    groups: Word,
-    to: Long,
-    size: usize,
-    bytes: [[u8; PIECE]; WARP],
-}
-
-/// What a lane copies by `cp.async.bulk`.
-#[derive(Debug)]
-pub struct Bulk {
-    at: At,
-    lane: usize,
-    to: (Space, u64),
-    bytes: Vec<u8>,
-    until: Until,
-}
-
-/// What a long copy is waited for with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Until {
-    /// The lane's group of this number.
-    Group(u32),
-    /// A barrier.
-    Barrier(u64),
-}
-
-/// Lanes that come to barriers when copies that they began before have arrived.
-#[derive(Debug)]
-pub struct After {
-    at: At,
-    /// Copies of the block before.
-    number: u64,
-    mask: Mask,
-    barriers: Long,
-}
 
 impl Warp {
     /// Reads what is copied and keeps it.
@@ -291,7 +245,7 @@ fn pieces(address: u64, length: usize) -> impl Iterator<Item = (usize, Mask, Lon
 fn named(stop: Stop, at: &At, lane: usize) -> Stop {
     match stop {
         Stop::OutOfBounds { space, address, size, store, .. } => {
-            Stop::OutOfBounds { at: site(at, 1 << lane), space, address, size, store }
+            Stop::OutOfBounds { at: at.site(1 << lane), space, address, size, store }
         }
         stop => stop,
     }
@@ -299,7 +253,7 @@ fn named(stop: Stop, at: &At, lane: usize) -> Stop {
 
 fn aligned(at: &At, mask: Mask, addresses: &Long, size: usize) -> Result<(), Stop> {
     match lanes(mask).find(|&lane| !addresses[lane].is_multiple_of(size as u64)) {
-        Some(lane) => Err(Stop::Misaligned { at: site(at, 1 << lane), address: addresses[lane], size }),
+        Some(lane) => Err(Stop::Misaligned { at: at.site(1 << lane), address: addresses[lane], size }),
         None => Ok(()),
     }
 }
@@ -314,7 +268,7 @@ fn writable<O>(
 ) -> Result<(), Stop> {
     aligned(at, mask, addresses, size)?;
     context.memory.by_place((space, size), addresses, mask, |_, _, _| {}).map_err(|lane| Stop::OutOfBounds {
-        at: site(at, 1 << lane),
+        at: at.site(1 << lane),
         space,
         address: addresses[lane],
         size,
