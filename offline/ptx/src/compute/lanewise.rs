@@ -1,7 +1,7 @@
 //! Functions of whole registers made from functions of one lane: how a lane's bits become a number and back, and the
 //! loops over lanes.
 
-use crate::lanes::{Mask, WARP, Word};
+use crate::lanes::{Mask, WARP, Word, those};
 use multiversion::multiversion;
 
 /// A number in one lane of a register.
@@ -104,13 +104,13 @@ maps! {
 /// The lanes where a condition on one operand holds.
 #[multiversion(targets("x86_64+avx2+fma"), dispatcher = "direct")]
 pub(super) fn test1<A: Number, F: Fn(A) -> bool>(a: &Register<A>, condition: F) -> Mask {
-    (0..WARP).fold(0, |mask, lane| mask | u32::from(condition(A::read(a[lane]))) << lane)
+    those(|lane| condition(A::read(a[lane])))
 }
 
 /// The lanes where a condition on two operands holds.
 #[multiversion(targets("x86_64+avx2+fma"), dispatcher = "direct")]
 pub(super) fn test2<A: Number, B: Number, F: Fn(A, B) -> bool>(a: &Register<A>, b: &Register<B>, condition: F) -> Mask {
-    (0..WARP).fold(0, |mask, lane| mask | u32::from(condition(A::read(a[lane]), B::read(b[lane]))) << lane)
+    those(|lane| condition(A::read(a[lane]), B::read(b[lane])))
 }
 
 /// The [`Function`] that a closure computes in each lane, or, if the constant before it says so, in each half of each

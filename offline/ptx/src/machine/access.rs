@@ -1,7 +1,7 @@
 //! Loads and stores (sections 9.7.9.8 and 9.7.9.11): each lane's elements between memory and registers.
 
 use super::context::Context;
-use super::memory::{Access, Kind, Place};
+use super::memory::{Access, Kind, Place, read, write};
 use super::observe::{At, Observer};
 use super::warp::Warp;
 use crate::error::Stop;
@@ -29,10 +29,7 @@ impl Warp {
         context: &mut Context<'_, '_, O>,
         mut visit: impl FnMut(&mut Self, &mut [u8], &Long, Mask),
     ) -> Result<(), Stop> {
-        let misaligned = lanes(mask).find(|lane| !addresses[*lane].is_multiple_of(size as u64));
-        if let Some(lane) = misaligned {
-            return Err(Stop::Misaligned { at: at.site(1 << lane), address: addresses[lane], size });
-        }
+        aligned(at, mask, addresses, size)?;
         // What NVVM loads besides may be nobody's.
         let used = context.program.code[at.instruction].used;
         let needed = if used == u32::MAX { size } else { size.min(32 - used.leading_zeros() as usize) };
@@ -92,16 +89,18 @@ impl Warp {
             let mut words: Word = [0; WARP];
             if mask == ALL {
                 for lane in 0..WARP {
-                    words[lane] = word(bytes, offsets[lane] as usize + skip);
+                    words[lane] = read(bytes, offsets[lane] as usize + skip, 4) as u32;
                 }
             } else {
-                lanes(mask).for_each(|lane| words[lane] = word(bytes, offsets[lane] as usize + skip));
+                lanes(mask).for_each(|lane| words[lane] = read(bytes, offsets[lane] as usize + skip, 4) as u32);
             }
             return self.set_word(target, &words, mask);
         }
-        let mut longs: Long = [0; WARP];
+        let (size, mut longs) = (usize::from(element.size), [0; WARP]);
+        let unused = 64 - 8 * size as u32;
         for lane in lanes(mask) {
-            longs[lane] = read(bytes, offsets[lane] as usize + skip, element);
+            let number = read(bytes, offsets[lane] as usize + skip, size);
+            longs[lane] = if element.signed { ((number << unused) as i64 >> unused) as u64 } else { number };
         }
         self.set(target, &longs, mask);
     }
@@ -125,26 +124,17 @@ impl Warp {
         self.reach(at, mask, access, &addresses, context, |_, bytes, offsets, mask| {
             for (number, value) in values[..sources.len()].iter().enumerate() {
                 for lane in lanes(mask) {
-                    let start = offsets[lane] as usize + number * size;
-                    bytes[start..start + size].copy_from_slice(&value[lane].to_le_bytes()[..size]);
+                    write(bytes, offsets[lane] as usize + number * size, size, value[lane]);
                 }
             }
         })
     }
 }
 
-fn word(bytes: &[u8], at: usize) -> u32 {
-    let mut word = [0; 4];
-    word.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(word)
-}
-
-/// An element as a register takes it.
-pub fn read(bytes: &[u8], at: usize, element: Element) -> u64 {
-    let size = usize::from(element.size);
-    let mut long = [0; 8];
-    long[..size].copy_from_slice(&bytes[at..at + size]);
-    let number = u64::from_le_bytes(long);
-    let unused = 64 - 8 * size as u32;
-    if element.signed { ((number << unused) as i64 >> unused) as u64 } else { number }
+/// Whether what each lane accesses lies at a multiple of its size.
+pub fn aligned(at: &At, mask: Mask, addresses: &Long, size: usize) -> Result<(), Stop> {
+    match lanes(mask).find(|&lane| !addresses[lane].is_multiple_of(size as u64)) {
+        Some(lane) => Err(Stop::Misaligned { at: at.site(1 << lane), address: addresses[lane], size }),
+        None => Ok(()),
+    }
 }

@@ -3,14 +3,13 @@
 
 use half::{bf16, f16};
 
-use super::access::read;
 use super::context::Context;
-use super::memory::Kind;
+use super::memory::{Kind, read, write};
 use super::observe::{At, Observer};
 use super::warp::Warp;
 use crate::error::Stop;
 use crate::lanes::{Long, Mask, WARP, lanes};
-use crate::operand::{Element, Space};
+use crate::operand::Space;
 use crate::program::{Atomic, AtomicFunction};
 use crate::windows::is_within;
 
@@ -86,7 +85,6 @@ pub fn run<O: Observer>(
     let operands: Vec<Long> = sources.iter().map(|source| warp.long(source, context)).collect();
     let (bits, size) = (8 * u32::from(*size), usize::from(*size));
     let cut = |number: u64| number << (64 - bits) >> (64 - bits);
-    let element = Element { size: size as u8, signed: false };
     let swaps = *function == AtomicFunction::CompareAndSwap;
     let count = if swaps { 1 } else { sources.len() };
     let reversed = context.reversed;
@@ -101,7 +99,7 @@ pub fn run<O: Observer>(
             }
             for lane in order {
                 let start = offsets[lane] as usize + number * size;
-                let old = read(bytes, start, element);
+                let old = read(bytes, start, size);
                 before[lane] = old;
                 let new = match swaps {
                     true if old == cut(operands[0][lane]) => operands[1][lane],
@@ -111,7 +109,7 @@ pub fn run<O: Observer>(
                     }
                     false => apply(*function, bits, old, cut(operands[number][lane])),
                 };
-                bytes[start..start + size].copy_from_slice(&new.to_le_bytes()[..size]);
+                write(bytes, start, size, new);
             }
             if let Some(Some(target)) = targets.get(number) {
                 warp.set(*target, &before, mask);

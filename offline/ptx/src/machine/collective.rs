@@ -4,8 +4,7 @@ use super::context::Context;
 use super::observe::{At, Observer};
 use super::warp::Warp;
 use crate::error::Stop;
-use crate::lanes::{Long, Mask, WARP, Word, lanes};
-use crate::operand::Register;
+use crate::lanes::{Long, Mask, WARP, Word, lanes, those};
 use crate::program::{Collective, CollectiveKind as Kind};
 
 impl Warp {
@@ -24,7 +23,7 @@ impl Warp {
         let mut rest = mask;
         while rest != 0 {
             let members = named[rest.trailing_zeros() as usize];
-            let group = lanes(rest).filter(|&lane| named[lane] == members).fold(0, |group, lane| group | 1 << lane);
+            let group = rest & those(|lane| named[lane] == members);
             self.collect_together(at, (group, members & self.running), collective, context)?;
             rest &= !group;
         }
@@ -75,13 +74,7 @@ impl Warp {
             kind => (Some([reduced(*kind, &value, members); WARP]), 0),
         };
         if let (Some(target), Some(found)) = (target, found) {
-            match target {
-                Register::Predicate(at) => {
-                    let holds = (0..WARP).fold(0, |all, lane| all | u32::from(found[lane] != 0) << lane);
-                    self.set_predicate(*at, holds, mask);
-                }
-                target => self.set(*target, &found, mask),
-            }
+            self.set(*target, &found, mask);
         }
         if let Some(predicate) = predicate {
             self.set_predicate(*predicate, agreed, mask);
@@ -118,8 +111,7 @@ fn shuffle(kind: Kind, value: &Long, distance: &Word, limits: &Word, members: Ma
 fn matched(kind: Kind, value: &Long, members: Mask) -> (Option<Long>, Mask) {
     let mut found: Long = [0; WARP];
     for lane in lanes(members) {
-        let same = lanes(members).filter(|other| value[*other] == value[lane]);
-        found[lane] = same.fold(0, |all, other| all | 1 << other);
+        found[lane] = u64::from(members & those(|other| value[other] == value[lane]));
     }
     if kind == Kind::MatchAny {
         return (Some(found), 0);

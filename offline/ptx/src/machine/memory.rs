@@ -3,7 +3,7 @@
 //! A buffer is a part of a page. Pages lie 2^40 bytes apart, so that whatever is beyond one is nobody's.
 
 use super::shape::Shape;
-use crate::lanes::{Long, Mask, WARP};
+use crate::lanes::{Long, Mask, those};
 use crate::operand::Space;
 use crate::program::Program;
 use crate::windows::{LOCAL_WINDOW, MODULE_WINDOW, PARAMETER_WINDOW, SHARED_WINDOW};
@@ -158,8 +158,7 @@ impl<'a> Memory<'a> {
             let lane = rest.trailing_zeros() as usize;
             let (place, start, length) = self.locate(space, addresses[lane]).ok_or(lane)?;
             let most = (length as u64).checked_sub(size as u64).ok_or(lane)?;
-            let is_inside = |address: u64| u32::from(address.wrapping_sub(start) <= most);
-            let inside = (0..WARP).fold(0, |inside, lane| inside | is_inside(addresses[lane]) << lane);
+            let inside = those(|lane| addresses[lane].wrapping_sub(start) <= most);
             if inside >> lane & 1 == 0 {
                 return Err(lane);
             }
@@ -185,4 +184,23 @@ impl<'a> Memory<'a> {
             Place::Module => &mut self.module,
         }
     }
+}
+
+/// A number of 1, 2, 4 or 8 bytes.
+pub fn read(bytes: &[u8], at: usize, size: usize) -> u64 {
+    match size {
+        1 => bytes[at].into(),
+        2 => u16::from_le_bytes(taken(bytes, at)).into(),
+        4 => u32::from_le_bytes(taken(bytes, at)).into(),
+        _ => u64::from_le_bytes(taken(bytes, at)),
+    }
+}
+
+fn taken<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    bytes[at..at + N].try_into().expect("the range is of N bytes")
+}
+
+/// Writes the lowest bytes of a number.
+pub fn write(bytes: &mut [u8], at: usize, size: usize, number: u64) {
+    bytes[at..at + size].copy_from_slice(&number.to_le_bytes()[..size]);
 }

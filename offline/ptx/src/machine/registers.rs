@@ -3,7 +3,7 @@
 use super::context::Context;
 use super::shape::Shape;
 use super::warp::Warp;
-use crate::lanes::{ALL, Long, Mask, WARP, Word, blend};
+use crate::lanes::{ALL, Long, Mask, WARP, Word, blend, those};
 use crate::operand::{Register, Source, Special, Vector};
 
 impl Warp {
@@ -79,8 +79,7 @@ impl Warp {
             Register::Word(at) => blend(&mut self.words[at as usize], value, mask),
             Register::Long(at) => blend(&mut self.longs[at as usize], &value.map(u64::from), mask),
             Register::Predicate(at) => {
-                let found = (0..WARP).fold(0, |all, lane| all | u32::from(value[lane] != 0) << lane);
-                self.set_predicate(at, found, mask);
+                self.set_predicate(at, those(|lane| value[lane] != 0), mask);
             }
         }
     }

@@ -6,7 +6,7 @@ use super::observe::{At, Observer};
 use super::warp::{State, Warp};
 use crate::compute::Function;
 use crate::error::Stop;
-use crate::lanes::{ALL, Long, Mask, WARP, Word, lanes};
+use crate::lanes::{ALL, Long, Mask, WARP, Word, lanes, those};
 use crate::operand::{Register, Source, Vector};
 use crate::program::{Instruction, Logic, Op};
 use crate::windows::is_within;
@@ -104,8 +104,7 @@ impl Warp {
             }
             Op::Within(target, source, space) => {
                 let addresses = self.long(source, context);
-                let found = (0..WARP).fold(0, |all, lane| all | u32::from(is_within(*space, addresses[lane])) << lane);
-                self.set_predicate(*target, found, mask);
+                self.set_predicate(*target, those(|lane| is_within(*space, addresses[lane])), mask);
             }
             Op::Collective(collective) => self.collect(at, mask, collective, context)?,
             Op::Matrix(matrix) => self.multiply(at, mask, matrix, context)?,

@@ -4,9 +4,9 @@
 //! the lines: each byte of the tile once, and none besides. The manual asks for more alignment than that of such a piece.
 
 use crate::error::Stop;
-use crate::lanes::{ALL, Long, Mask, WARP, Word, lanes};
+use crate::lanes::{ALL, Long, Mask, WARP, Word, lanes, those};
 use crate::machine::context::Context;
-use crate::machine::memory::Kind;
+use crate::machine::memory::{Kind, read, write};
 use crate::machine::observe::{At, Observer};
 use crate::machine::warp::Warp;
 use crate::operand::{Address, Source, Space, Vector};
@@ -57,7 +57,7 @@ impl Tile {
         let in_line = lines.bytes / size;
         let total = in_line * lines.count;
         for first in (0..total).step_by(WARP) {
-            let mask: Mask = (first..total).take(WARP).fold(0, |mask, piece| mask | 1 << (piece - first));
+            let mask = those(|lane| first + lane < total);
             let addresses: Long = std::array::from_fn(|lane| {
                 let piece = first + lane;
                 let line = lines.stride.wrapping_mul((piece / in_line) as u64);
@@ -87,7 +87,7 @@ pub fn load<O: Observer>(
         whole[place..][..bytes.len()].copy_from_slice(bytes);
     })?;
     let size = tile.fragment.number.size();
-    let words = tile.fragment.put(lines.steps, |places| places.map(|place| number(&whole, place * size, size)));
+    let words = tile.fragment.put(lines.steps, |places| places.map(|place| read(&whole, place * size, size) as u32));
     warp.set_registers(targets, &words);
     Ok(())
 }
@@ -105,20 +105,12 @@ pub fn store<O: Observer>(
     let size = tile.fragment.number.size();
     tile.fragment.take(&warp.registers(sources, context), lines.steps, |places, bits| {
         for lane in 0..WARP {
-            whole[places[lane] * size..][..size].copy_from_slice(&bits[lane].to_le_bytes()[..size]);
+            write(&mut whole, places[lane] * size, size, bits[lane].into());
         }
     });
     tile.pieces(warp, at, (&lines, Kind::Store), context, |bytes, place| {
         bytes.copy_from_slice(&whole[place..][..bytes.len()]);
     })
-}
-
-fn number(bytes: &[u8], at: usize, size: usize) -> u32 {
-    match size {
-        4 => u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]),
-        2 => u32::from(u16::from_le_bytes([bytes[at], bytes[at + 1]])),
-        _ => u32::from(bytes[at]),
-    }
 }
 
 /// The lanes that say where the rows of so many matrices lie.
@@ -142,7 +134,7 @@ pub fn load_rows<O: Observer>(
     warp.reach(at, naming(targets.len()), access, &addresses, context, |_, bytes, offsets, mask| {
         for lane in lanes(mask) {
             for pair in 0..4 {
-                words[lane / 8][lane % 8 * 4 + pair] = number(bytes, offsets[lane] as usize + 4 * pair, 4);
+                words[lane / 8][lane % 8 * 4 + pair] = read(bytes, offsets[lane] as usize + 4 * pair, 4) as u32;
             }
         }
     })?;
@@ -172,7 +164,7 @@ pub fn store_rows<O: Observer>(
         for lane in lanes(mask) {
             for pair in 0..4 {
                 let word = words[lane / 8][lane % 8 * 4 + pair];
-                bytes[offsets[lane] as usize + 4 * pair..][..4].copy_from_slice(&word.to_le_bytes());
+                write(bytes, offsets[lane] as usize + 4 * pair, 4, word.into());
             }
         }
     })

@@ -4,7 +4,7 @@
 use crate::error::Stop;
 use crate::lanes::{Long, Mask, WARP, lanes};
 use crate::machine::context::Context;
-use crate::machine::memory::Kind;
+use crate::machine::memory::{Kind, read, write};
 use crate::machine::observe::{At, Observer};
 use crate::machine::warp::{State, Warp};
 use crate::operand::{Source, Space};
@@ -94,12 +94,12 @@ impl Warp {
         let access = (Space::Shared, 8, Kind::Atomic);
         self.reach(at, mask, access, addresses, context, |_, bytes, offsets, mask| {
             for lane in lanes(mask) {
-                let found = u64_at(bytes, offsets[lane] as usize);
+                let found = read(bytes, offsets[lane] as usize, 8);
                 let mut barrier = Barrier::of(found);
                 change(lane, &mut barrier);
                 over += u32::from(barrier.turn());
                 before[lane] = found;
-                bytes[offsets[lane] as usize..][..8].copy_from_slice(&barrier.bits().to_le_bytes());
+                write(bytes, offsets[lane] as usize, 8, barrier.bits());
             }
         })?;
         context.transfers.changes += 1;
@@ -143,7 +143,7 @@ impl Warp {
         context.transfers.changes += 1;
         self.reach(at, mask, (Space::Shared, 8, Kind::Store), addresses, context, |_, bytes, offsets, mask| {
             for lane in lanes(mask) {
-                bytes[offsets[lane] as usize..][..8].copy_from_slice(&bits[lane].to_le_bytes());
+                write(bytes, offsets[lane] as usize, 8, bits[lane]);
             }
         })
     }
@@ -236,7 +236,7 @@ impl Warp {
         let at = At { epoch: context.epoch, ..*at };
         self.reach(&at, mask, access, addresses, context, |_, bytes, offsets, mask| {
             for lane in lanes(mask) {
-                let barrier = Barrier::of(u64_at(bytes, offsets[lane] as usize));
+                let barrier = Barrier::of(read(bytes, offsets[lane] as usize, 8));
                 let odd = if parity { phases[lane] & 1 == 1 } else { Barrier::of(phases[lane]).odd };
                 over |= u32::from(barrier.over(odd)) << lane;
             }
@@ -248,12 +248,6 @@ impl Warp {
         }
         Ok(())
     }
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let mut long = [0; 8];
-    long.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(long)
 }
 
 /// One lane alone, and an operand that is the same in all.

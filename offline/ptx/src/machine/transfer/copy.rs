@@ -3,7 +3,8 @@
 use super::barrier::alone;
 use super::state::{After, Bulk, Copy, PIECE, Until};
 use crate::error::Stop;
-use crate::lanes::{Long, Mask, WARP, lanes};
+use crate::lanes::{Long, Mask, WARP, lanes, those};
+use crate::machine::access::aligned;
 use crate::machine::context::Context;
 use crate::machine::memory::Kind;
 use crate::machine::observe::{At, Observer};
@@ -27,7 +28,7 @@ impl Warp {
         let read = self.read_sizes(form, context);
         let mut bytes = [[0; PIECE]; WARP];
         for wanted in 1..=size {
-            let same = lanes(mask).filter(|&lane| read[lane] == wanted).fold(0, |same, lane| same | 1 << lane);
+            let same = mask & those(|lane| read[lane] == wanted);
             if same == 0 {
                 continue;
             }
@@ -128,8 +129,8 @@ impl Warp {
         let number = self.number;
         match group {
             Group::Small => self.deliver(context, |copy| {
-                let found = lanes(copy.mask & mask).filter(|&lane| over(lane, copy.groups[lane]));
-                if copy.at.warp == number { found.fold(0, |found, lane| found | 1 << lane) } else { 0 }
+                let own = if copy.at.warp == number { copy.mask & mask } else { 0 };
+                own & those(|lane| over(lane, copy.groups[lane]))
             }),
             Group::Bulk => self.deliver_bulks(context, |bulk| {
                 let own = bulk.at.warp == number && mask >> bulk.lane & 1 == 1;
@@ -165,8 +166,7 @@ impl Warp {
         let waited = |barrier: u64| lanes(mask).any(|lane| barriers[lane] == barrier);
         self.deliver_bulks(context, |bulk| matches!(bulk.until, Until::Barrier(barrier) if waited(barrier)))?;
         for mut after in std::mem::take(&mut context.transfers.after) {
-            let come =
-                lanes(after.mask).filter(|&lane| waited(after.barriers[lane])).fold(0, |all, lane| all | 1 << lane);
+            let come = after.mask & those(|lane| waited(after.barriers[lane]));
             if come != 0 {
                 self.deliver(context, |copy| {
                     let own = copy.at.warp == after.at.warp && copy.number < after.number;
@@ -248,13 +248,6 @@ fn named(stop: Stop, at: &At, lane: usize) -> Stop {
             Stop::OutOfBounds { at: at.site(1 << lane), space, address, size, store }
         }
         stop => stop,
-    }
-}
-
-fn aligned(at: &At, mask: Mask, addresses: &Long, size: usize) -> Result<(), Stop> {
-    match lanes(mask).find(|&lane| !addresses[lane].is_multiple_of(size as u64)) {
-        Some(lane) => Err(Stop::Misaligned { at: at.site(1 << lane), address: addresses[lane], size }),
-        None => Ok(()),
     }
 }
 
