@@ -125,7 +125,7 @@ impl Warp {
         context: &mut Context<'_, '_, O>,
     ) -> Result<(), Stop> {
         let closed = *self.copies.closed(group);
-        let over = |lane: usize, number: u32| left.is_none_or(|left| number + left < closed[lane]);
+        let over = |lane: usize, number: u32| left.is_none_or(|left| number < closed[lane].saturating_sub(left));
         let number = self.number;
         match group {
             Group::Small => self.deliver(context, |copy| {

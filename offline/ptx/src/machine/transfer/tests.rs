@@ -55,7 +55,7 @@ fn bytes_arrive_at_the_wait() {
 fn groups_arrive_in_their_order() {
     let part = |at| format!("cp.async.ca.shared.global [%r2+{at}], [%rd0+{at}], 4;\ncp.async.commit_group;\n");
     let all = part(0) + &part(4) + "cp.async.commit_group;\n" + &part(8);
-    for (left, arrived) in [(0, 12), (1, 8), (2, 8), (3, 4), (4, 0), (9, 0)] {
+    for (left, arrived) in [(0, 12), (1, 8), (2, 8), (3, 4), (4, 0), (9, 0), (u32::MAX, 0)] {
         let expected: Vec<u8> = (0..512).map(|at| if at % 16 < arrived { source(at) } else { 0 }).collect();
         assert_eq!(shown(&format!("{all}cp.async.wait_group {left};\n")), expected, "{left} left");
     }
