@@ -1,8 +1,9 @@
 //! What `ldmatrix`, `stmatrix`, `movmatrix` and `wmma` read and write: the manual's figures, bounds, alignment, and lanes that are missing.
 
+use crate::lanes::lanes;
 use crate::operand::Space;
-use crate::testing::{self, bytes, numbers};
-use crate::{Access, At, Kind, Observer, Place, Stop};
+use crate::testing::{self, Accesses, Seen, bytes, numbers};
+use crate::{Kind, Place, Stop};
 
 /// Brings 1024 bytes of a buffer to shared memory.
 const SHARED: &str = ".shared .align 128 .b8 tile[1024];\nmov.u32 %r500, %tid.x;\nmul.lo.u32 %r501, %r500, 32;\n\
@@ -93,19 +94,6 @@ fn movmatrix_transposes() {
     (0..64).for_each(|at| assert_eq!(usize::from(found[at]), at % 8 * 8 + at / 8));
 }
 
-/// Counts how often each byte of each place is accessed.
-#[derive(Default)]
-struct Touched(Vec<(Place, Kind, usize)>);
-
-impl Observer for Touched {
-    fn accessed(&mut self, _: &At, access: &Access<'_>) {
-        for lane in crate::lanes::lanes(access.mask) {
-            let start = access.offsets[lane] as usize;
-            self.0.extend((start..start + access.size).map(|at| (access.place, access.kind, at)));
-        }
-    }
-}
-
 #[test]
 fn wmma_touches_each_byte_of_its_tile_once() {
     for (instruction, lines, length, stride, kind) in [
@@ -128,14 +116,18 @@ fn wmma_touches_each_byte_of_its_tile_once() {
         ),
         ("wmma.store.d.sync.aligned.row.m32n8k16.f16 [%a0], {%r0, %r1, %r2, %r3}, 8;", 32, 16, 16, Kind::Store),
     ] {
-        let mut touched = Touched::default();
+        let mut accesses = Accesses::default();
         let mut buffers = [vec![0; (lines - 1) * stride + length]];
-        testing::run_as(instruction, testing::WARP, &mut buffers, &mut touched).unwrap();
-        let mut found: Vec<usize> = touched.0.iter().filter(|it| it.0 == Place::Buffer(0)).map(|it| it.2).collect();
+        testing::run_as(instruction, testing::WARP, &mut buffers, &mut accesses).unwrap();
+        let touched = |seen: &Seen| {
+            let Seen { mask, size, offsets, .. } = *seen;
+            lanes(mask).flat_map(move |lane| offsets[lane] as usize..offsets[lane] as usize + size)
+        };
+        let mut found: Vec<usize> = accesses.of(Place::Buffer(0)).flat_map(touched).collect();
         found.sort_unstable();
         let expected: Vec<usize> = (0..lines).flat_map(|line| line * stride..line * stride + length).collect();
         assert_eq!(found, expected, "{instruction}");
-        assert!(touched.0.iter().any(|it| it.1 == kind));
+        assert!(accesses.0.iter().any(|it| it.kind == kind));
         // A byte less is too little.
         let mut buffers = [vec![0; (lines - 1) * stride + length - 1]];
         let stop = testing::run(instruction, &mut buffers).unwrap_err();

@@ -1,8 +1,8 @@
 //! Copies: what has arrived when, what is filled up with zeros, groups, bounds and alignment.
 
 use crate::operand::Space;
-use crate::testing::{self, bytes, numbers};
-use crate::{Access, At, Kind, Observer, Place, Stop};
+use crate::testing::{self, Accesses, Seen, bytes, numbers};
+use crate::{Kind, Place, Stop};
 
 /// Shared memory, and where the lane's 16 bytes lie in it (`%r2`) and in two buffers (`%rd0`, `%rd1`).
 const PLACES: &str = ".shared .align 128 .b8 tile[1024];\nmov.u32 %r0, %tid.x;\nmov.u32 %r1, tile;\n\
@@ -12,14 +12,9 @@ const PLACES: &str = ".shared .align 128 .b8 tile[1024];\nmov.u32 %r0, %tid.x;\n
 const SHOWN: &str =
     "ld.shared.v4.u32 {%r10, %r11, %r12, %r13}, [%r2];\nst.global.v4.u32 [%rd1], {%r10, %r11, %r12, %r13};\n";
 
-fn counted(count: u8) -> Vec<u8> {
-    (0..count).map(|at| at % 251 + 1).collect()
-}
-
 /// Runs 32 lanes with 512 bytes that count from one and returns what the second buffer holds then.
 fn shown(body: &str) -> Vec<u8> {
-    let source = (0..512).map(|at| (at % 251) as u8 + 1).collect();
-    let mut buffers = vec![source, vec![99; 512]];
+    let mut buffers = vec![(0..512).map(source).collect(), vec![99; 512]];
     testing::run(&format!("{PLACES}{body}{SHOWN}"), &mut buffers).unwrap_or_else(|stop| panic!("{stop:?}\n{body}"));
     buffers.pop().unwrap()
 }
@@ -87,7 +82,7 @@ fn what_is_not_read_is_zero() {
 }
 
 fn stopped(body: &str) -> Stop {
-    testing::run(&format!("{PLACES}{body}"), &mut [counted(250), vec![0; 512]]).unwrap_err()
+    testing::run(&format!("{PLACES}{body}"), &mut [(0..250).map(source).collect(), vec![0; 512]]).unwrap_err()
 }
 
 #[test]
@@ -105,22 +100,13 @@ fn bounds_and_alignment_are_checked_where_a_copy_begins() {
     assert!(matches!(stop, Stop::Misaligned { size: 8, .. }), "{stop:?}");
 }
 
-/// Keeps what is accessed.
-#[derive(Default)]
-struct Seen(Vec<(Place, Kind, usize, u32)>);
-
-impl Observer for Seen {
-    fn accessed(&mut self, at: &At, access: &Access<'_>) {
-        self.0.push((access.place, access.kind, at.instruction, access.mask.count_ones()));
-    }
-}
-
 #[test]
 fn who_looks_on_sees_the_load_first_and_the_store_at_the_wait() {
     let body = "cp.async.ca.shared.global [%r2], [%rd0], 16;\ncp.async.commit_group;\nst.global.u32 [%rd1], %r0;\n\
         cp.async.wait_group 0;\n";
-    let mut seen = Seen::default();
-    testing::run_as(&format!("{PLACES}{body}"), testing::WARP, &mut [vec![1; 512], vec![0; 512]], &mut seen).unwrap();
+    let mut accesses = Accesses::default();
+    testing::run_as(&format!("{PLACES}{body}"), testing::WARP, &mut [vec![1; 512], vec![0; 512]], &mut accesses)
+        .unwrap();
     let program = testing::program(&format!("{PLACES}{body}"), 2).unwrap();
     let copy = program.code.iter().position(|it| it.opcode.starts_with("cp.async.ca")).unwrap();
     let expected = [
@@ -128,7 +114,8 @@ fn who_looks_on_sees_the_load_first_and_the_store_at_the_wait() {
         (Place::Buffer(1), Kind::Store, copy + 2, 32),
         (Place::Shared, Kind::Store, copy, 32),
     ];
-    assert_eq!(seen.0.split_off(2), expected);
+    let seen = |it: &Seen| (it.place, it.kind, it.at.instruction, it.mask.count_ones());
+    assert_eq!(accesses.0[2..].iter().map(seen).collect::<Vec<_>>(), expected);
 }
 
 /// One lane copies shared memory to a buffer, with lanes' numbers in it.

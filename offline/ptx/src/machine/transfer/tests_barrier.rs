@@ -1,8 +1,8 @@
 //! Barriers in shared memory: phases, counts of threads and bytes, copies that they wait for, and warps that wait for ever.
 
 use crate::operand::Space;
-use crate::testing::{self, bytes, numbers, threads};
-use crate::{Access, At, Kind, Observer, Place, Stop};
+use crate::testing::{self, Accesses, bytes, numbers, threads};
+use crate::{Kind, Place, Stop};
 
 /// A barrier at `%r1` for as many threads as are asked for, behind it room for 1024 bytes at `%r2`; the thread's word of the first
 /// buffer lies at `%rd0`.
@@ -190,25 +190,13 @@ fn barriers_wait_for_small_copies() {
     }
 }
 
-/// Keeps the epoch of what happens in shared memory.
-#[derive(Default)]
-struct Epochs(Vec<(Kind, u32, usize)>);
-
-impl Observer for Epochs {
-    fn accessed(&mut self, at: &At, access: &Access<'_>) {
-        if access.place == Place::Shared {
-            self.0.push((access.kind, at.epoch, at.warp));
-        }
-    }
-}
-
 /// What comes before a phase's end is in an epoch before what comes after it: a sanitiser finds them in order.
 #[test]
 fn a_phase_is_an_epoch() {
     let body = exchanged("try_wait.parity.shared::cta", 64).replace("bar.sync 0;\nst.global", "st.global");
-    let mut epochs = Epochs::default();
-    testing::run_as(&body, threads(64), &mut [vec![0; 256], vec![]], &mut epochs).unwrap();
-    let of = |kind| epochs.0.iter().filter(move |it| it.0 == kind).map(|it| it.1);
+    let mut accesses = Accesses::default();
+    testing::run_as(&body, threads(64), &mut [vec![0; 256], vec![]], &mut accesses).unwrap();
+    let of = |kind| accesses.of(Place::Shared).filter(move |it| it.kind == kind).map(|it| it.at.epoch);
     let (stores, loads): (Vec<u32>, Vec<u32>) = (of(Kind::Store).skip(1).collect(), of(Kind::Load).collect());
     assert_eq!((stores.len(), loads.len()), (4, 4));
     assert!(stores[..2].iter().max() < loads[..2].iter().min(), "{stores:?} {loads:?}");
@@ -222,8 +210,9 @@ fn a_long_copy_is_seen_in_its_thread() {
         + "@!%p0 bra REST;\nmbarrier.arrive.expect_tx.shared::cta.b64 _, [%r1], 64;\nmov.u32 %r5, 64;\n\
            cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r2], [%a1], %r5, [%r1];\nREST:\n"
         + &wait("try_wait.parity.shared::cta", "0", "WAIT");
-    let mut epochs = Epochs::default();
-    testing::run_as(&body, threads(64), &mut [vec![], bytes(&[1u32; 16], u32::to_le_bytes)], &mut epochs).unwrap();
-    let stores: Vec<usize> = epochs.0.iter().filter(|it| it.0 == Kind::Store).map(|it| it.2).collect();
+    let mut accesses = Accesses::default();
+    testing::run_as(&body, threads(64), &mut [vec![], bytes(&[1u32; 16], u32::to_le_bytes)], &mut accesses).unwrap();
+    let stores: Vec<usize> =
+        accesses.of(Place::Shared).filter(|it| it.kind == Kind::Store).map(|it| it.at.warp).collect();
     assert_eq!(stores, [0, 0], "the barrier is made, the bytes arrive");
 }
