@@ -3,6 +3,16 @@
 //! [`Program::parse`] reads a kernel; [`run`] executes its blocks, warps of 32 lanes in lock step, on a launch's [`Memory`]. An
 //! [`Observer`] is told of each instruction and each access: a sanitiser or a counter. An instruction that is not known is an error
 //! that names it, never a guess.
+//!
+//! The files read from the bottom up: none needs one that comes later.
+//!
+//! 1. [`lanes`] are what a warp computes with, [`operand`] is what instructions name, `windows` are generic addresses, `error` is what
+//!    goes wrong.
+//! 2. [`compute`] has the functions of registers, by opcode.
+//! 3. [`program`] is a kernel: instructions with all that they name. `flow` finds in it where lanes that part come together.
+//! 4. `parse` takes a text apart, `decode` makes instructions of its statements.
+//! 5. `machine` executes a program.
+//! 6. [`sanitise`] and [`count`] look on.
 
 pub mod compute;
 pub mod count;

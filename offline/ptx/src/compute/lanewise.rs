@@ -113,7 +113,7 @@ pub(super) fn test2<A: Number, B: Number, F: Fn(A, B) -> bool>(a: &Register<A>, 
     those(|lane| condition(A::read(a[lane]), B::read(b[lane])))
 }
 
-/// The [`Function`] that a closure computes in each lane, or, if the constant before it says so, in each half of each
+/// The [`Function`](super::function::Function) that a closure computes in each lane, or, if the constant before it says so, in each half of each
 /// lane. A result of type `bool` makes a predicate.
 macro_rules! op {
     ($PAIR:ident, |$a:ident: $A:ty| -> $D:ty $body:block) => {

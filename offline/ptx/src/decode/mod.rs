@@ -1,6 +1,6 @@
 //! From statements to instructions: which operation an opcode is, and whether its operands are what that operation takes.
 //!
-//! What only computes is looked up in [`compute`](crate::compute). Atomic operations, what lanes and warps do together, matrix units
+//! What only computes is looked up in [`compute`]. Atomic operations, what lanes and warps do together, matrix units
 //! and copies that go on by themselves have files of their own; the rest is here.
 
 mod atomic;
