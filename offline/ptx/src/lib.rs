@@ -1,6 +1,6 @@
 //! An interpreter of NVIDIA's PTX: runs the kernels that NVRTC compiles, without a GPU.
 //!
-//! [`Program::parse`] reads a kernel; [`run`] executes its blocks, warps of 32 lanes in lock step, on a launch's [`Memory`]. An
+//! [`Program::parse`] reads a kernel; [`run()`] executes its blocks, warps of 32 lanes in lock step, on a launch's [`Memory`]. An
 //! [`Observer`] is told of each instruction and each access: a sanitiser or a counter. An instruction that is not known is an error
 //! that names it, never a guess.
 //!
@@ -11,8 +11,8 @@
 //! 2. [`compute`] has the functions of registers, by opcode.
 //! 3. [`program`] is a kernel: instructions with all that they name. `flow` finds in it where lanes that part come together.
 //! 4. `parse` takes a text apart, `decode` makes instructions of its statements.
-//! 5. `machine` executes a program.
-//! 6. [`sanitise`] and [`count`] look on.
+//! 5. `run` executes a program.
+//! 6. [`sanitise`] and [`count`] look on, [`time`] says how long what was counted takes.
 
 pub mod compute;
 pub mod count;
@@ -20,10 +20,10 @@ mod decode;
 mod error;
 mod flow;
 pub mod lanes;
-mod machine;
 pub mod operand;
 mod parse;
 pub mod program;
+mod run;
 pub mod sanitise;
 #[cfg(test)]
 mod testing;
@@ -34,10 +34,10 @@ mod windows;
 
 pub use error::{ParseError, Site, Stop};
 pub use flow::ControlFlow;
-pub use machine::launch::{Chance, Done, run};
-pub use machine::memory::{Access, Buffer, Kind, Memory, Place};
-pub use machine::observe::{At, Observer};
-pub use machine::shape::Shape;
 pub use program::Program;
 pub use program::fragment::Number;
 pub use program::matrix::{Matrix, Products};
+pub use run::launch::{Chance, Done, run};
+pub use run::memory::{Access, Buffer, Kind, Memory, Place};
+pub use run::observe::{At, Observer};
+pub use run::shape::Shape;

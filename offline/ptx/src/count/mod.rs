@@ -10,12 +10,12 @@ pub use self::trace::{Step, Trace};
 use crate::error::Stop;
 use crate::flow::ControlFlow;
 use crate::lanes::{Mask, WARP, lanes};
-use crate::machine::launch::{Done, run};
-use crate::machine::memory::{Access, Kind, Memory, Place};
-use crate::machine::observe::{At, Observer};
-use crate::machine::shape::Shape;
 use crate::operand::{Register, Space};
 use crate::program::{Op, Program};
+use crate::run::launch::{Done, run};
+use crate::run::memory::{Access, Kind, Memory, Place};
+use crate::run::observe::{At, Observer};
+use crate::run::shape::Shape;
 use crate::sanitise::SECTOR;
 
 /// What one instruction of the program did.

@@ -11,11 +11,11 @@ pub use self::report::{Fault, Finding, Flow, Gap, Place, SECTOR, Space, Traffic}
 use crate::error::Site;
 use crate::flow::ControlFlow;
 use crate::lanes::{Mask, WARP, lanes};
-use crate::machine::launch::{Chance, Done, run};
-use crate::machine::memory::{self, Access, Buffer, Memory};
-use crate::machine::observe::{At, Observer};
-use crate::machine::shape::Shape;
 use crate::program::{Op, Program};
+use crate::run::launch::{Chance, Done, run};
+use crate::run::memory::{self, Access, Buffer, Memory};
+use crate::run::observe::{At, Observer};
+use crate::run::shape::Shape;
 
 /// A buffer that a kernel takes.
 #[derive(Debug, Clone, Copy)]

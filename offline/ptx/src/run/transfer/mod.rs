@@ -15,14 +15,14 @@ mod tests_barrier;
 
 use crate::error::Stop;
 use crate::lanes::{Mask, WARP};
-use crate::machine::context::Context;
-use crate::machine::observe::{At, Observer};
-use crate::machine::warp::Warp;
 use crate::program::transfer::{Group, Transfer};
+use crate::run::context::Context;
+use crate::run::observe::{At, Observer};
+use crate::run::warp::Warp;
 
 impl Warp {
     /// Executes one. A test of a barrier that fails lets other warps go on.
-    pub(in crate::machine) fn transfer<O: Observer>(
+    pub(in crate::run) fn transfer<O: Observer>(
         &mut self,
         at: &At,
         mask: Mask,

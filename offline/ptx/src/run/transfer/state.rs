@@ -1,9 +1,9 @@
 //! Copies under way: those of a block, and the groups that a warp's lanes have put theirs in.
 
 use crate::lanes::{Long, Mask, WARP, Word};
-use crate::machine::observe::At;
 use crate::operand::Space;
 use crate::program::transfer::Group;
+use crate::run::observe::At;
 
 /// Bytes of the largest copy of a lane, and of the pieces of a long one.
 pub const PIECE: usize = 16;

@@ -3,12 +3,12 @@
 
 use crate::error::Stop;
 use crate::lanes::{Long, Mask, WARP, lanes};
-use crate::machine::context::Context;
-use crate::machine::memory::{Kind, read, write};
-use crate::machine::observe::{At, Observer};
-use crate::machine::warp::{State, Warp};
 use crate::operand::{Source, Space};
 use crate::program::transfer::{Arrival, Place, Sign};
+use crate::run::context::Context;
+use crate::run::memory::{Kind, read, write};
+use crate::run::observe::{At, Observer};
+use crate::run::warp::{State, Warp};
 use crate::windows::SHARED_WINDOW;
 
 /// Bits of a count of threads.

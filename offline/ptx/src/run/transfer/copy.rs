@@ -4,13 +4,13 @@ use super::barrier::alone;
 use super::state::{After, Bulk, Copy, PIECE, Until};
 use crate::error::Stop;
 use crate::lanes::{Long, Mask, WARP, lanes, those};
-use crate::machine::access::aligned;
-use crate::machine::context::Context;
-use crate::machine::memory::Kind;
-use crate::machine::observe::{At, Observer};
-use crate::machine::warp::Warp;
 use crate::operand::{Register, Source, Space};
 use crate::program::transfer::{BulkForm, CopyForm, Group, Place, Sign};
+use crate::run::access::aligned;
+use crate::run::context::Context;
+use crate::run::memory::Kind;
+use crate::run::observe::{At, Observer};
+use crate::run::warp::Warp;
 
 impl Warp {
     /// Reads what is copied and keeps it.

@@ -14,14 +14,14 @@ mod tests_memory;
 
 use crate::error::Stop;
 use crate::lanes::{ALL, Mask};
-use crate::machine::context::Context;
-use crate::machine::observe::{At, Observer};
-use crate::machine::warp::Warp;
 use crate::program::matrix::Matrix;
+use crate::run::context::Context;
+use crate::run::observe::{At, Observer};
+use crate::run::warp::Warp;
 
 impl Warp {
     /// Executes one. The lanes wait for each other before it and after it.
-    pub(in crate::machine) fn multiply<O: Observer>(
+    pub(in crate::run) fn multiply<O: Observer>(
         &mut self,
         at: &At,
         mask: Mask,

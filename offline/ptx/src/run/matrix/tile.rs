@@ -5,13 +5,13 @@
 
 use crate::error::Stop;
 use crate::lanes::{ALL, Long, Mask, WARP, Word, lanes, those};
-use crate::machine::context::Context;
-use crate::machine::memory::{Kind, read, write};
-use crate::machine::observe::{At, Observer};
-use crate::machine::warp::Warp;
 use crate::operand::{Address, Source, Space, Vector};
 use crate::program::fragment::{MOST, Steps};
 use crate::program::matrix::{Tile, Transposed};
+use crate::run::context::Context;
+use crate::run::memory::{Kind, read, write};
+use crate::run::observe::{At, Observer};
+use crate::run::warp::Warp;
 
 /// Bytes of the largest tile.
 const BYTES: usize = 2 * MOST;

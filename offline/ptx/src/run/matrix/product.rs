@@ -7,10 +7,10 @@ use half::f16;
 use multiversion::multiversion;
 
 use crate::lanes::{WARP, Word};
-use crate::machine::context::Context;
-use crate::machine::warp::Warp;
 use crate::program::fragment::{Fragment, MOST, Number, Steps};
 use crate::program::matrix::{Product, Products};
+use crate::run::context::Context;
+use crate::run::warp::Warp;
 
 /// Executes a product.
 pub fn run<O>(warp: &mut Warp, product: &Product, context: &Context<'_, '_, O>) {
