@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
+use super::machine::{Cost, Machine, PIPES};
 use super::schedule::Schedule;
 use super::unit::Unit;
 use super::warp::{Text, Warp, kind};
-use super::{Cost, Machine, PIPES};
 use crate::count::{Step, Trace};
 use crate::operand::Source;
 use crate::program::transfer::Transfer;

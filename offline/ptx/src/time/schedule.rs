@@ -3,7 +3,7 @@
 
 use std::collections::{BinaryHeap, HashMap};
 
-use super::Cost;
+use super::machine::Cost;
 use crate::operand::{Register, Space};
 use crate::program::{Instruction, Op, Program};
 

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::Cost;
+use super::machine::Cost;
 use super::schedule::Schedule;
 use crate::count::Step;
 use crate::operand::{Register, Space};
