@@ -6,6 +6,7 @@
 //! times is what the launch takes at least. What it is predicted to take is a replay of the busiest multiprocessor's blocks ([`time`]):
 //! in order, with latencies and what hides them, in waves, behind a gap.
 
+mod copies;
 mod flight;
 pub mod layer;
 pub mod pipes;

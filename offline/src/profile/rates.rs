@@ -56,6 +56,8 @@ pub struct Rates {
     pub latency_memory: f64,
     /// Cycles from the last warp's coming to a barrier until all go on.
     pub latency_barrier: f64,
+    /// Cycles from a block's end to the first instruction of the one that takes its place.
+    pub latency_block: f64,
     /// Microseconds between two launches that wait in a queue.
     pub launch_gap: f64,
     /// Microseconds that a launch takes which finds nothing to do, from the host's call to its end.
@@ -79,7 +81,8 @@ impl Rates {
     /// Latencies of memory are those that Luo and others measured on an A100, an H100 and an RTX 4090 (*Benchmarking and Dissecting the
     /// Nvidia Hopper GPU Architecture through Microbenchmarking*, arXiv:2402.13499). That of arithmetic is the four cycles at which a
     /// dependent instruction has been issued since Volta (Jia and others, arXiv:1804.06826). Those of special functions, matrix units,
-    /// jumps and barriers, and the microseconds of launches, are *assumed*.
+    /// jumps and barriers, and the microseconds of launches, are *assumed*. What a block takes to begin is *fitted*: to published sums over two
+    /// million small blocks (`offline/tests/public.rs`).
     pub fn of(gpu: Gpu) -> Self {
         let hopper = Self {
             clock: 1.7,
@@ -104,7 +107,8 @@ impl Rates {
             latency_first_level: 41.0,
             latency_cache: 263.0,
             latency_memory: 479.0,
-            latency_barrier: 20.0,
+            latency_barrier: 30.0,
+            latency_block: 450.0,
             launch_gap: 1.0,
             lone_launch: 5.0,
             host_task: 4.0,

@@ -48,6 +48,7 @@ pub fn time(counts: &Counts, spread: &Spread, costs: &[ByPipe], listing: &str, r
         latency_cache: rates.latency_cache,
         latency_memory: rates.latency_memory,
         latency_barrier: rates.latency_barrier,
+        latency_block: rates.latency_block,
     };
     let blocks = Blocks { traces: &counts.traces, count, from_memory: &counts.from_memory, steps: STEPS };
     let timed = replay(&counts.loaded.program, &costs, &machine, blocks);

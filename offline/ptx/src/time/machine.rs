@@ -43,4 +43,6 @@ pub struct Machine {
     pub latency_memory: f64,
     /// From the last warp's coming to a barrier until all go on.
     pub latency_barrier: f64,
+    /// From a block's end to the first instruction of the one that takes its place.
+    pub latency_block: f64,
 }

@@ -232,7 +232,7 @@ impl<'a> Multiprocessor<'a> {
         if self.slots[slot].left == 0 {
             self.ended.push(now);
             self.quarters.iter_mut().for_each(|quarter| quarter.next = None);
-            return self.begin(slot, now);
+            return self.begin(slot, now + self.machine.latency_block);
         }
         let barriers: Vec<u64> = self.slots[slot].arrived.keys().copied().collect();
         barriers.into_iter().for_each(|barrier| self.release(slot, barrier, None, now));
