@@ -11,6 +11,7 @@ mod flight;
 pub mod layer;
 pub mod pipes;
 pub mod rates;
+pub mod raw;
 pub(crate) mod sample;
 pub mod sass;
 mod time;

@@ -76,7 +76,8 @@ impl Rates {
     /// The rates of a GPU. Clocks are boost clocks of the data sheets, less what they fall to under load (*assumed*: 1.7 of the H100's
     /// 1.98 GHz). Memory is nine tenths of the data sheets' bandwidth, as published copies reach. Lanes are those of the CUDA programming
     /// guide's table of arithmetic throughput. The rest is *assumed*: cache (5.5 TB/s on an H100, by multiprocessors and clock elsewhere),
-    /// tags, products of integers at half the multiply-adds, and the cycles of atomics that hit one address, which nobody publishes.
+    /// tags, products of integers at half the multiply-adds, and the cycles of atomics that hit one address, which nobody publishes. Matrix
+    /// units are those of products with sums in f32: on a GeForce half of what the data sheet has for sums in f16.
     ///
     /// Latencies of memory are those that Luo and others measured on an A100, an H100 and an RTX 4090 (*Benchmarking and Dissecting the
     /// Nvidia Hopper GPU Architecture through Microbenchmarking*, arXiv:2402.13499). That of arithmetic is the four cycles at which a
@@ -136,7 +137,7 @@ impl Rates {
                 memory: 920.0,
                 cache: cache(2.4),
                 double: 2.0,
-                matrix_cycles: 16.0,
+                matrix_cycles: 32.0,
                 first_level: 128.0 * 1024.0,
                 latency_shared: 30.0,
                 latency_first_level: 43.0,

@@ -16,27 +16,46 @@ const TRACED: usize = 1_000_000;
 /// Blocks that run before it is seen whether they are enough.
 const COUNTED: usize = 8;
 
-/// Runs as many blocks as the first period of the tokens needs, counts what they do, and repeats what they have written.
-pub fn run(launch: &Launch<'_>, gpu: Gpu, repeated: Option<(usize, usize)>, report: &mut LaunchReport) -> Result<()> {
+/// How many blocks stand for all.
+#[derive(Debug, Clone, Copy)]
+pub enum Enough {
+    /// All of them.
+    All,
+    /// So many, spread evenly over all.
+    Blocks(usize),
+    /// As many as write the first period of the tokens: tokens, and those after which they repeat.
+    Tokens((usize, usize)),
+}
+
+/// Runs as many blocks as are enough and counts what they do; of tokens that repeat, repeats what they have written.
+pub fn run(launch: &Launch<'_>, gpu: Gpu, enough: Enough, report: &mut LaunchReport) -> Result<()> {
     let kernel = report.kernel.clone();
     let loaded = load(&kernel, launch.architecture, launch.rolled)?;
     let Loaded { program, flow } = &*loaded;
     let mut pages = Pages::lock(launch);
     let lengths: Vec<usize> = pages.buffers.iter().map(|it| it.length).take(launch.buffers.len()).collect();
     let shape = shape(report);
-    let mut counted = Count::new(program, first_level(&kernel, gpu), &lengths).traced(TRACED);
+    let shared = kernel.shared + program.static_shared;
+    let mut counted = Count::new(program, first_level(&kernel, shared, gpu), &lengths).traced(TRACED);
     let total = shape.blocks.iter().map(|&n| n as usize).product::<usize>();
+    let blocks: Vec<usize> = match enough {
+        Enough::Blocks(some) if some < total => (0..some.max(1)).map(|at| at * total / some.max(1)).collect(),
+        _ => (0..total).collect(),
+    };
     let mut memory = pages.memory(program, &shape, launch.info);
     let mut done = 0;
-    let enough = |counted: &Count<'_>| repeated.is_some_and(|it| covered(counted, &kernel, &lengths, it));
-    while done < total && (done == 0 || !enough(&counted)) {
-        let next: Vec<usize> = (done..total.min(done + COUNTED)).collect();
-        done += next.len();
+    for next in blocks.chunks(COUNTED) {
         let stopped = |stop| Error::NotExecutable { kernel: kernel.entry.clone(), reason: format!("{stop:?}") };
-        count((program, flow), shape, &next, &mut memory, &mut counted).map_err(stopped)?;
+        count((program, flow), shape, next, &mut memory, &mut counted).map_err(stopped)?;
+        done += next.len();
+        if matches!(enough, Enough::Tokens(tokens) if covered(&counted, &kernel, &lengths, tokens)) {
+            break;
+        }
     }
     drop(memory);
-    if let Some(tokens) = repeated.filter(|_| done < total) {
+    if let Enough::Tokens(tokens) = enough
+        && done < total
+    {
         repeat(&mut pages, &counted, &lengths, tokens);
     }
     let traces = counted.take_traces();
@@ -51,12 +70,12 @@ pub fn run(launch: &Launch<'_>, gpu: Gpu, repeated: Option<(usize, usize)>, repo
 }
 
 /// Bytes of the first-level cache that a block has to itself: what shared memory leaves, over the blocks that a multiprocessor holds.
-fn first_level(kernel: &Kernel, gpu: Gpu) -> usize {
+fn first_level(kernel: &Kernel, shared: usize, gpu: Gpu) -> usize {
     let threads = kernel.dim.iter().map(|&n| n as usize).product::<usize>();
     let held = (gpu.specification().warps / threads.div_ceil(32)).max(1);
-    let by_shared = gpu.specification().shared_per_multiprocessor / (kernel.shared + 1024);
+    let by_shared = gpu.specification().shared_per_multiprocessor / (shared + 1024);
     let held = held.min(by_shared).max(1);
-    (gpu.specification().shared_per_multiprocessor + (28 << 10)).saturating_sub(held * (kernel.shared + 1024)) / held
+    (gpu.specification().shared_per_multiprocessor + (28 << 10)).saturating_sub(held * (shared + 1024)) / held
 }
 
 /// Bytes of the first period of a buffer that has so many bytes a token; None where it has none.
