@@ -142,7 +142,7 @@ impl Profile {
                 .sum::<f64>()
                 * scale
                 * SECTOR as f64,
-            shared_cycles: sum(|it| it.shared_cycles),
+            shared_cycles: shared_cycles(counts, &costs) * scale,
             conflicts: sum(|it| it.same_address) / 32.0,
             idle: idle / (lanes + idle).max(1.0),
             barriers: counts.barriers as f64 * scale,
@@ -212,6 +212,16 @@ fn by_pipe(counts: &Counts, costs: &[ByPipe], scale: f64) -> (ByPipe, ByPipe) {
     (ptx, machine)
 }
 
+/// Cycles of shared memory. Loads that `ptxas` has joined move all their words, but take the cycle that the least takes once.
+fn shared_cycles(counts: &Counts, costs: &[ByPipe]) -> f64 {
+    let all = counts.loaded.program.code.iter().zip(&counts.instructions).zip(costs);
+    let cycles = all.map(|((instruction, counted), cost)| {
+        let joined = time::joined(instruction, cost) * counted.shared_cycles as f64;
+        joined.max(counted.words as f64 / 32.0)
+    });
+    cycles.sum()
+}
+
 /// A pipe binds where its time is this share of what the launch takes.
 const BINDING: f64 = 0.7;
 
@@ -230,13 +240,14 @@ fn in_products(it: Products) -> f64 {
 }
 
 /// Of each buffer, the share of its sectors that device memory gives or takes. What takes no more than half of the second-level cache is
-/// moved once; of a larger buffer each sector that the first level asks for. `scale` is all blocks over those that were counted.
+/// moved once. Of a larger buffer, blocks find what the blocks before them have fetched, as far as those that were counted show it.
+/// `scale` is all blocks over those that were counted.
 pub(crate) fn from_memory(buffers: &[Moved], lengths: &[u64], gpu: Gpu, scale: f64) -> Vec<f64> {
     let cache = gpu.specification().cache;
     let share = |(moved, &length): (&Moved, &u64)| match (moved.sectors as f64 * scale, 2 * length <= cache) {
         (0.0, _) => 0.0,
         (all, true) => (moved.distinct() as f64 * scale).min(length as f64 / SECTOR as f64) / all,
-        (_, false) => 1.0,
+        (_, false) => moved.distinct() as f64 / moved.sectors as f64,
     };
     buffers.iter().zip(lengths).map(share).map(|share| share.min(1.0)).collect()
 }

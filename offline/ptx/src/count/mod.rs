@@ -29,6 +29,8 @@ pub struct Counted {
     pub idle: u64,
     /// Cycles of shared memory: one for each different word of the busiest bank, in each phase of a wide access.
     pub shared_cycles: u64,
+    /// Different words of shared memory that an access moves.
+    pub words: u64,
     /// Of an atomic operation on shared memory, for each warp the most lanes that hit one address.
     pub same_address: u64,
     /// Lines of the first-level cache that were looked up.
@@ -136,12 +138,14 @@ impl<'a> Count<'a> {
 
     fn access_shared(&mut self, at: &At, access: &Access<'_>) {
         let counted = &mut self.counts[at.instruction];
-        let cycles = shared_cycles(access);
+        let (cycles, words) = shared_cycles(access);
         let alike = if access.kind.is_atomic() { most_alike(access) } else { 0 };
         counted.shared_cycles += cycles;
+        counted.words += words;
         counted.same_address += alike;
         if let Some(step) = self.traces.current(at.warp) {
             step.shared += cycles as u16;
+            step.words += words as u16;
             step.same_address += alike as u16;
         }
     }
@@ -237,11 +241,11 @@ pub fn count(
     run(program, shape, Some(blocks), memory, count, &mut ())
 }
 
-/// Cycles of an access to shared memory: in each phase, 32 lanes of 4 bytes, 16 of 8 or 8 of 16, the different words of the busiest bank.
-fn shared_cycles(access: &Access<'_>) -> u64 {
+/// Cycles of an access to shared memory: in each phase, 32 lanes of 4 bytes, 16 of 8 or 8 of 16, the different words of the busiest bank. And the different words of all banks.
+fn shared_cycles(access: &Access<'_>) -> (u64, u64) {
     let words = access.size.div_ceil(4);
     let phase = WARP / words.clamp(1, WARP);
-    let mut cycles = 0;
+    let (mut cycles, mut different) = (0, 0);
     for first in (0..WARP).step_by(phase.max(1)) {
         let mut banks: [Vec<u64>; BANKS] = Default::default();
         for lane in (first..first + phase.max(1)).filter(|lane| access.mask >> lane & 1 == 1) {
@@ -254,8 +258,9 @@ fn shared_cycles(access: &Access<'_>) -> u64 {
             }
         }
         cycles += banks.iter().map(Vec::len).max().unwrap_or(0) as u64;
+        different += banks.iter().map(Vec::len).sum::<usize>() as u64;
     }
-    cycles
+    (cycles, different)
 }
 
 /// The most lanes that access the same address.
@@ -290,9 +295,13 @@ mod tests {
             (32, 16, 8),
             (0, 16, 4),
         ] {
-            assert_eq!(shared_cycles(&access(&strided(stride), ALL, size)), cycles, "{size} bytes, {stride} apart");
+            assert_eq!(shared_cycles(&access(&strided(stride), ALL, size)).0, cycles, "{size} bytes, {stride} apart");
         }
-        assert_eq!(shared_cycles(&access(&strided(128), 0b101, 4)), 2);
+        assert_eq!(shared_cycles(&access(&strided(128), 0b101, 4)), (2, 2));
+        assert_eq!(shared_cycles(&access(&strided(0), ALL, 4)), (1, 1));
+        // Each of four phases reads the same four words.
+        assert_eq!(shared_cycles(&access(&strided(0), ALL, 16)), (4, 16));
+        assert_eq!(shared_cycles(&access(&strided(16), ALL, 16)), (4, 128));
     }
 
     #[test]
