@@ -21,17 +21,19 @@ const QUARTERS: [Pipe; PIPES] =
     [Pipe::Fma, Pipe::Alu, Pipe::Imad, Pipe::Double, Pipe::Special, Pipe::Conversion, Pipe::Matrix, Pipe::Branch];
 
 /// Blocks of a launch and how the device holds them.
-pub struct Spread {
+pub struct Spread<'a> {
     /// Blocks.
     pub cubes: u64,
     /// Multiprocessors.
     pub multiprocessors: u64,
     /// Blocks that one holds at once.
     pub resident: usize,
+    /// Of each buffer, the share of its sectors that device memory gives or takes.
+    pub from_memory: &'a [f64],
 }
 
 /// Microseconds of a launch from its first block's start to the end of its last, and blocks that were replayed.
-pub fn time(counts: &Counts, spread: &Spread, costs: &[ByPipe], listing: &str, rates: &Rates) -> (f64, u64) {
+pub fn time(counts: &Counts, spread: &Spread<'_>, costs: &[ByPipe], listing: &str, rates: &Rates) -> (f64, u64) {
     let costs = machine_costs(counts, costs, &flight(listing), rates);
     // The busiest multiprocessor has a whole number of blocks. When it is at its last, others are idle and leave it their part.
     let count = spread.cubes.div_ceil(spread.multiprocessors);
@@ -50,7 +52,7 @@ pub fn time(counts: &Counts, spread: &Spread, costs: &[ByPipe], listing: &str, r
         latency_barrier: rates.latency_barrier,
         latency_block: rates.latency_block,
     };
-    let blocks = Blocks { traces: &counts.traces, count, from_memory: &counts.from_memory, steps: STEPS };
+    let blocks = Blocks { traces: &counts.traces, count, from_memory: spread.from_memory, steps: STEPS };
     let timed = replay(&counts.loaded.program, &costs, &machine, blocks);
     (timed.cycles / rates.clock / 1000.0, timed.replayed)
 }

@@ -46,14 +46,16 @@ pub struct Moved {
     pub sectors: u64,
     /// Of each byte that was stored, whether it was; empty where none was.
     pub written: Vec<bool>,
-    /// Of each sector, whether it was touched.
-    touched: Vec<bool>,
+    /// Sectors that blocks have touched, each block's own.
+    pub by_block: u64,
+    /// Of each sector, the block that touched it last, counted from 1 in the order in which they ran; 0 is none.
+    touched: Vec<u32>,
 }
 
 impl Moved {
     /// Sectors that were touched at all.
     pub fn distinct(&self) -> u64 {
-        self.touched.iter().filter(|touched| **touched).count() as u64
+        self.touched.iter().filter(|block| **block > 0).count() as u64
     }
 }
 
@@ -82,8 +84,7 @@ const BANKS: usize = 32;
 impl<'a> Count<'a> {
     /// Nothing yet, for blocks that have `cache` bytes of a first-level cache each, and buffers of so many bytes.
     pub fn new(program: &'a Program, cache: usize, lengths: &[usize]) -> Self {
-        let moved =
-            |&length: &usize| Moved { touched: vec![false; length.div_ceil(SECTOR as usize)], ..Moved::default() };
+        let moved = |&length: &usize| Moved { touched: vec![0; length.div_ceil(SECTOR as usize)], ..Moved::default() };
         Self {
             program,
             counts: vec![Counted::default(); program.code.len()],
@@ -185,10 +186,14 @@ impl<'a> Count<'a> {
 
     /// Notes which parts of a buffer an access touches, and which it writes.
     fn note(&mut self, buffer: usize, access: &Access<'_>) {
+        let block = self.blocks as u32;
         let Some(moved) = self.buffers.get_mut(buffer) else { return };
         for lane in lanes(access.mask) {
             let (first, end) = (access.offsets[lane] as usize, access.offsets[lane] as usize + access.size);
-            moved.touched[first / SECTOR as usize..end.div_ceil(SECTOR as usize)].fill(true);
+            for touched in &mut moved.touched[first / SECTOR as usize..end.div_ceil(SECTOR as usize)] {
+                moved.by_block += u64::from(*touched != block);
+                *touched = block;
+            }
             if access.kind.stores() {
                 if moved.written.is_empty() {
                     moved.written = vec![false; moved.touched.len() * SECTOR as usize];
