@@ -12,9 +12,9 @@ use cubecl::prelude::*;
 use super::{Chosen, CombineSizes, PairScore, check_kept};
 use crate::Result;
 use crate::launch::device::Device;
-use crate::launch::loops::check_loops;
+use crate::launch::plan::{Launch, check_all};
 use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage, zeros};
-use crate::linear::column_sum::column_sum;
+use crate::linear::column_sum::{ColumnSumPlans, column_sum};
 use crate::stages::score::Kept;
 
 /// Gradients of the stage.
@@ -46,20 +46,21 @@ pub fn combine_backward<R: Runtime>(
     check(client, &chosen.scores, "scores", &[tokens, heads, top_m, cores], f32_storage())?;
     check(client, grad_scores, "gradient of the scores", &[tokens, heads, top_m, cores], f32_storage())?;
     let entries = tokens * heads * top_m;
-    let plan = CombineBackwardPlan { heads, side_keys, top_m, rank, cores, additive, units: device.flat(entries) };
-    check_loops("grad_sides_kernel", plan.sides_loops())?;
+    let plans = CombineBackwardPlans::of(&device, &sizes)?;
+    let plan = plans.plan;
     let sides = empty(client, "gradient of the side scores", &[tokens, heads, top_m, 2, rank], f32_storage())?;
     if entries == 0 {
         let zeros = || zeros(client, "gradient of the core", &[cores, heads, rank, rank]);
         return Ok(CombineGradients { sides, core: (!additive).then(zeros).transpose()? });
     }
     let places = empty(client, "places", &[tokens, heads, top_m], u32_storage())?;
+    let (grid, cube_dim) = plans.sides.start(&device)?;
     // SAFETY: shapes are checked; bisection stays within the kept keys of a unit's own token whatever the slot is.
     unsafe {
         grad_sides_kernel::launch_unchecked::<R>(
             client,
-            device.grid(entries.div_ceil(plan.units))?,
-            CubeDim::new_1d(plan.units as u32),
+            grid,
+            cube_dim,
             arg(&chosen.slots, 1),
             arg(grad_scores, 1),
             arg(&kept.keys, 1),
@@ -71,19 +72,17 @@ pub fn combine_backward<R: Runtime>(
             plan,
         );
     }
-    if additive {
+    let Some(CorePlans { shares: CoreShares { share, shares }, parts: launch, .. }) = plans.core else {
         return Ok(CombineGradients { sides, core: None });
-    }
-    let numbers = cores * heads * rank * rank;
-    let CoreShares { share, shares } = core_shares(tokens, numbers);
-    check_loops("grad_core_kernel", share * (1 + top_m))?;
-    let parts = empty(client, "parts of the core's gradient", &[shares, numbers], f32_storage())?;
+    };
+    let parts = empty(client, "parts of the core's gradient", &[shares, cores * heads * rank * rank], f32_storage())?;
+    let (grid, cube_dim) = launch.start(&device)?;
     // SAFETY: shapes are checked; places are those of the launch above.
     unsafe {
         grad_core_kernel::launch_unchecked::<R>(
             client,
-            device.grid((shares * numbers).div_ceil(plan.units))?,
-            CubeDim::new_1d(plan.units as u32),
+            grid,
+            cube_dim,
             arg(&places, 1),
             arg(grad_scores, 1),
             arg(&kept.scores, 1),
@@ -114,6 +113,64 @@ pub fn core_shares(tokens: usize, numbers: usize) -> CoreShares {
 
 /// Numbers that the parts of the core's gradient hold at most, or one part.
 const PARTS: usize = 1 << 22;
+
+/// The launches of the stage's backward pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CombineBackwardPlans {
+    plan: CombineBackwardPlan,
+    /// From the slots' scores to those of their keys.
+    pub sides: Launch,
+    /// The core's gradient; None for additive pairs.
+    pub core: Option<CorePlans>,
+}
+
+/// The launches of a core's gradient.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CorePlans {
+    /// How tokens are shared out among parts.
+    pub shares: CoreShares,
+    /// Sums the parts.
+    pub parts: Launch,
+    /// Adds them up.
+    pub sum: ColumnSumPlans,
+}
+
+impl CombineBackwardPlans {
+    /// Plans [`combine_backward`].
+    ///
+    /// # Errors
+    /// Sizes that don't fit the device, or more keys than slots can be counted of.
+    pub fn of(device: &Device, sizes: &CombineSizes) -> Result<Self> {
+        sizes.check()?;
+        let CombineSizes { tokens, heads, side_keys, top_m, rank, cores, additive } = *sizes;
+        let entries = tokens.saturating_mul(heads).saturating_mul(top_m);
+        let units = device.flat(entries);
+        let plan = CombineBackwardPlan { heads, side_keys, top_m, rank, cores, additive, units };
+        let launch = |kernel, items: usize, loops| {
+            let cubes = items.div_ceil(units);
+            Launch { kernel, cubes, units, shared_bytes: 0, loops }
+        };
+        let core = |numbers| {
+            let shares = core_shares(tokens, numbers);
+            let loops = shares.share.saturating_mul(1 + top_m);
+            CorePlans {
+                shares,
+                parts: launch("grad_core_kernel", shares.shares.saturating_mul(numbers), loops),
+                sum: ColumnSumPlans::of(device, shares.shares, numbers),
+            }
+        };
+        let core = (!additive).then(|| core(cores * heads * rank * rank));
+        let plans = Self { plan, sides: launch("grad_sides_kernel", entries, plan.sides_loops()), core };
+        check_all("combine backward", device, &plans.launches())?;
+        Ok(plans)
+    }
+
+    /// The launches in their order; of no cubes where there are no tokens.
+    pub fn launches(&self) -> Vec<Launch> {
+        let core = self.core.iter().flat_map(|core| [&[core.parts], core.sum.launches.as_slice()].concat());
+        core::iter::once(self.sides).chain(core).collect()
+    }
+}
 
 /// What is fixed when the kernels are compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -11,7 +11,9 @@ mod plan;
 
 use cubecl::prelude::*;
 
-pub use self::backward::{CombineGradients, CoreShares, combine_backward, core_shares};
+pub use self::backward::{
+    CombineBackwardPlans, CombineGradients, CorePlans, CoreShares, combine_backward, core_shares,
+};
 use self::forward::combine_kernel;
 pub(crate) use self::forward::{HeadRow, choose_pairs};
 pub use self::plan::{CombinePlan, CombineSizes};
