@@ -79,9 +79,10 @@ pub struct SumPlans {
 }
 
 impl SumPlans {
-    /// Plans sums of entries, of one at least. Each launch is checked when it is made.
+    /// Plans sums of entries; no factors count as one. Each launch is checked when it is made.
     pub fn of(device: &Device, sizes: &SumSizes) -> Self {
-        let SumSizes { entries, rows, factors, slice, shared } = *sizes;
+        let SumSizes { entries, rows, slice, shared, .. } = *sizes;
+        let factors = sizes.factors.max(1);
         let vector = device.width(4, &[slice]);
         let (slice, strands) = (slice / vector, if shared { factors } else { 1 });
         let run = if strands > FEW_STRANDS { 1 } else { device.run(slice) };
@@ -116,7 +117,7 @@ impl SumPlans {
 impl SumPlan {
     /// Vectors of a source.
     fn pitch(&self) -> usize {
-        self.factors / self.strands * self.slice
+        (self.factors / self.strands).saturating_mul(self.slice)
     }
 
     /// Units that share out a row.
@@ -126,7 +127,7 @@ impl SumPlan {
 
     /// Vectors of a row's gradient.
     fn width(&self) -> usize {
-        self.pitch() * self.strands
+        self.pitch().saturating_mul(self.strands)
     }
 }
 
