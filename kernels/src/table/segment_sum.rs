@@ -89,9 +89,8 @@ impl SumPlans {
         let block = block_of(entries);
         let blocks = entries.div_ceil(block);
         let plan = SumPlan { factors, slice, strands, block: run, units: 0, split: blocks > 1 };
-        let launch = |kernel, pieces: usize, of: usize, loops| {
-            Launch::flat(device, kernel, pieces.saturating_mul(of), loops)
-        };
+        let launch =
+            |kernel, pieces: usize, of: usize, loops| Launch::flat(device, kernel, pieces.saturating_mul(of), loops);
         let in_blocks = launch("sum_blocks_kernel", blocks, plan.pieces(), sum_loops(block) + 3);
         let of_parts = launch("sum_parts_kernel", blocks.saturating_sub(1), plan.width(), sum_loops(blocks));
         Self {

@@ -11,8 +11,8 @@
 
 use cubecl::prelude::*;
 
-use super::finish::{Finished, finish_backward};
 use super::backward_plan::{ExpandBackwardPlans, ExpandBackwardSizes};
+use super::finish::{Finished, finish_backward};
 use super::{ExpandCall, ExpandSizes, Memory, pool, project_pooled};
 use crate::Result;
 use crate::launch::plan::Launch;

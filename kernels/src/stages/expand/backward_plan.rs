@@ -4,6 +4,7 @@ use super::finish::{FinishPlan, FinishSizes};
 use super::{ExpandPlans, ExpandSizes, ExpandStrategy, PoolPlans};
 use crate::launch::device::Device;
 use crate::launch::plan::{Launch, Planned, check_all};
+use crate::launch::tensor::index;
 use crate::linear::cast::cast_launch;
 use crate::linear::column_sum::ColumnSumPlans;
 use crate::linear::outer::OuterPlans;
@@ -65,6 +66,7 @@ impl ExpandBackwardPlans {
     pub fn of(device: &Device, sizes: &ExpandBackwardSizes, strategy: ProjectStrategy) -> Result<Self> {
         let forward = &sizes.forward;
         forward.check()?;
+        index("width of the output", forward.hidden_size)?;
         let ExpandSizes { tokens, slots, cores, address, value_dim, hidden_size, dtype, pages, .. } = *forward;
         let (entries, pooled_dim) = (tokens.saturating_mul(slots), forward.pooled_dim());
         let ungated = ExpandSizes { gated: false, ..*forward };

@@ -3,7 +3,7 @@
 use super::bias::bias_launch;
 use crate::launch::device::Device;
 use crate::launch::plan::{Launch, Planned, check_all};
-use crate::launch::tensor::positive;
+use crate::launch::tensor::{index, positive};
 use crate::linear::column_sum::ColumnSumPlans;
 use crate::linear::outer::OuterPlans;
 use crate::linear::{ProjectPlan, ProjectSizes, ProjectStrategy};
@@ -86,7 +86,9 @@ impl QueryBackwardPlans {
     pub fn of(device: &Device, sizes: &QueryBackwardSizes, strategy: ProjectStrategy) -> Result<Self> {
         let QueryBackwardSizes { tokens, hidden_size, dtype, ref maps, more } = *sizes;
         positive(&[("maps of the input", maps.len())])?;
+        index("width of the input", hidden_size)?;
         let of_map = |(at, map): (usize, &MapSizes)| {
+            index("width of a map", map.width)?;
             let input = ProjectSizes { tokens, depth: map.width, width: hidden_size, dtype };
             Ok(MapPlans {
                 input: strategy.plan(device, &input)?,

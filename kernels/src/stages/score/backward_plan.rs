@@ -63,17 +63,8 @@ impl ScoreBackwardPlans {
         let ScoreSizes { tokens, heads, query_pairs, heads_per_pair, side_keys, key_dim, rank, top_m, .. } = *sizes;
         let vectors = key_dim / device.width(4, &[key_dim]);
         let block = device.run(vectors);
-        let plan = ScoreBackwardPlan {
-            heads,
-            query_pairs,
-            heads_per_pair,
-            side_keys,
-            key_dim,
-            rank,
-            top_m,
-            block,
-            units: 0,
-        };
+        let plan =
+            ScoreBackwardPlan { heads, query_pairs, heads_per_pair, side_keys, key_dim, rank, top_m, block, units: 0 };
         let all = |sizes: &[usize]| sizes.iter().fold(1, |all: usize, &size| all.saturating_mul(size));
         let (queries, entries) = (all(&[tokens, query_pairs, 2]), all(&[tokens, heads, top_m, 2]));
         let limit = heads * 2 * side_keys;

@@ -9,8 +9,8 @@
 
 use cubecl::prelude::*;
 
-use super::forward::{activate, activate_backward};
 use super::backward_plan::{WeighBackwardPlans, WeighBackwardSizes};
+use super::forward::{activate, activate_backward};
 use super::{Activation, PreValues, WeighCall, Weighed};
 use crate::Result;
 use crate::launch::plan::Launch;
