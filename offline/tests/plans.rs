@@ -2,6 +2,8 @@
 //! of the whole family, by every strategy, on two GPUs; whole steps of training, by every optimiser; tables and shuffles in pages; and where the plan
 //! is an error, so is the pass.
 
+use std::collections::BTreeSet;
+
 use cubecl::Runtime;
 use cubecl::client::ComputeClient;
 use cubecl::future::block_on;
@@ -170,13 +172,19 @@ const RULES: [Rule; 4] = [
 ];
 
 /// Holds a step of training over so many tokens: the forward pass that keeps what the backward pass needs, that one, and an update by each rule.
-fn assert_step(what: &str, device: &OfflineDevice, layer: &mut MemoryLayer<OfflineRuntime>, tokens: usize) {
+/// Returns the kernels.
+fn assert_step(
+    what: &str,
+    device: &OfflineDevice,
+    layer: &mut MemoryLayer<OfflineRuntime>,
+    tokens: usize,
+) -> BTreeSet<&'static str> {
     let (client, config) = (layer.client().clone(), layer.config().clone());
     let strategies = layer.saving_strategies(tokens);
     let product = if layer.dtype() == ElementType::F16 { ProjectStrategy::Tile } else { strategies.query };
     let bare = |launches: Vec<(&str, Launch)>| launches.into_iter().map(|(_, launch)| launch).collect::<Vec<_>>();
     let forward = bare(layer.plans(tokens, strategies).unwrap().launches());
-    let backward = layer.backward_plans(tokens).unwrap();
+    let backward = bare(layer.backward_plans(tokens).unwrap().launches());
     let states = |name| empty(&client, name, &[tokens, config.hidden_size], layer.dtype().storage()).unwrap();
     let (input, grad_output) = (states("input"), states("gradient of the output"));
     taken(&client, device);
@@ -188,10 +196,12 @@ fn assert_step(what: &str, device: &OfflineDevice, layer: &mut MemoryLayer<Offli
     // Of no tokens, CubeCL fills the weights' gradients with zeros.
     let cubek = product == ProjectStrategy::Cubek || tokens == 0;
     let launches = taken(&client, device);
-    assert_all_planned(&format!("{what}, backward"), &bare(backward.launches()), &launches, cubek, 0);
+    assert_all_planned(&format!("{what}, backward"), &backward, &launches, cubek, 0);
+    let mut kernels: BTreeSet<_> = forward.iter().chain(&backward).map(|plan| plan.kernel).collect();
     for rule in RULES {
         let what = format!("{what}, {rule:?}");
-        let plans = layer.update_plans(tokens, &rule).unwrap();
+        let plans = layer.update_plans(tokens, &rule).unwrap().launches();
+        kernels.extend(plans.iter().map(|plan| plan.kernel));
         let mut values = layer.value_optimiser(rule).unwrap();
         let mut pre_values = gradients.pre_values.as_ref().map(|_| layer.pre_value_optimiser(rule).unwrap());
         taken(&client, device);
@@ -199,14 +209,58 @@ fn assert_step(what: &str, device: &OfflineDevice, layer: &mut MemoryLayer<Offli
         for (optimiser, gradients) in pre_values.iter_mut().zip(&gradients.pre_values) {
             layer.update_pre_values(optimiser, gradients, &Step::new(0.1)).unwrap();
         }
-        assert_all_planned(&what, &plans.launches(), &taken(&client, device), false, 0);
+        assert_all_planned(&what, &plans, &taken(&client, device), false, 0);
     }
+    kernels
 }
+
+/// All kernels of a training step.
+const KERNELS: [&str; 38] = [
+    "accumulate_kernel",
+    "adagrad_kernel",
+    "adam_kernel",
+    "add_bias_kernel",
+    "add_kernel",
+    "cast_kernel",
+    "column_sum_kernel",
+    "combine_kernel",
+    "count_heads_kernel",
+    "count_kernel",
+    "expand_kernel",
+    "finish_backward_kernel",
+    "finish_kernel",
+    "gate_backward_kernel",
+    "grad_core_kernel",
+    "grad_queries_kernel",
+    "grad_sides_kernel",
+    "list_keys_kernel",
+    "locate_kernel",
+    "mark_heads_kernel",
+    "merge_kernel",
+    "norm_backward_kernel",
+    "normalise_kernel",
+    "outer_kernel",
+    "pool_kernel",
+    "project_kernel",
+    "retrieve_kernel",
+    "row_products_kernel",
+    "scan_kernel",
+    "scatter_kernel",
+    "score_kernel",
+    "sgd_kernel",
+    "shuffle_kernel",
+    "sum_blocks_kernel",
+    "sum_parts_kernel",
+    "sum_rows_kernel",
+    "weigh_backward_kernel",
+    "weigh_kernel",
+];
 
 #[test]
 fn every_launch_of_a_training_step_is_its_plan() {
     let device = tracing_device(Gpu::H100, Target::Cuda);
     let client = OfflineRuntime::client(&device);
+    let mut kernels = BTreeSet::new();
     let dtypes = [ElementType::F32, ElementType::BF16, ElementType::F16];
     for (at, dims) in layers().into_iter().enumerate() {
         let config = MemoryConfig::new(dims).unwrap();
@@ -214,10 +268,11 @@ fn every_launch_of_a_training_step_is_its_plan() {
             let mut layer = layer(&client, &config, dtype, pages);
             for tokens in [0, 1, 64, 301] {
                 let what = format!("{:?}, layer {at}, {dtype}, {pages} pages, {tokens} tokens", config.kind());
-                assert_step(&what, &device, &mut layer, tokens);
+                kernels.extend(assert_step(&what, &device, &mut layer, tokens));
             }
         }
     }
+    assert_eq!(kernels.into_iter().collect::<Vec<_>>(), KERNELS);
 }
 
 #[test]
@@ -279,7 +334,9 @@ fn lists_of_rows_are_joined_as_planned() {
     let device = tracing_device(Gpu::H100, Target::Cuda);
     let client = OfflineRuntime::client(&device);
     let of_client = Device::of(&client);
-    for (capacity, rows, width) in [(1, 1, 1), (64, 1000, 13), (301, 100, 48), (70_001, 1 << 20, 64)] {
+    for (capacity, rows, width) in
+        [(1, 1, 1), (64, 1000, 13), (301, 100, 48), (70_001, 1 << 20, 64), (1 << 25, 1 << 20, 1)]
+    {
         let what = format!("{capacity} of {rows} rows of {width}");
         let listed = empty(&client, "rows", &[capacity], u32_storage()).unwrap();
         let count = empty(&client, "count", &[1], u32_storage()).unwrap();

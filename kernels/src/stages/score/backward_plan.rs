@@ -29,7 +29,7 @@ impl ScoreBackwardPlan {
     /// Loop iterations of a unit that sums a query's gradient.
     fn grad_loops(&self) -> usize {
         let ranks = if self.rank <= FEW_RANKS { 0 } else { self.rank };
-        self.heads_per_pair.saturating_mul(1 + self.top_m.saturating_mul(1 + ranks))
+        self.heads_per_pair.saturating_mul(self.top_m.saturating_mul(1 + ranks).saturating_add(1))
     }
 }
 
