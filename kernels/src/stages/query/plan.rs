@@ -85,9 +85,10 @@ impl QueryBackwardPlans {
     /// No maps, or sizes that don't fit the device.
     pub fn of(device: &Device, sizes: &QueryBackwardSizes, strategy: ProjectStrategy) -> Result<Self> {
         let QueryBackwardSizes { tokens, hidden_size, dtype, ref maps, more } = *sizes;
-        positive(&[("maps of the input", maps.len())])?;
+        positive(&[("maps of the input", maps.len()), ("width of the input", hidden_size)])?;
         index("width of the input", hidden_size)?;
         let of_map = |(at, map): (usize, &MapSizes)| {
+            positive(&[("width of a map", map.width)])?;
             index("width of a map", map.width)?;
             let input = ProjectSizes { tokens, depth: map.width, width: hidden_size, dtype };
             Ok(MapPlans {
