@@ -230,9 +230,12 @@ fn expanded<R: Runtime>(draw: &mut Draw<'_, R>, backward: bool) -> Result<(), Er
         gate: ((pooled_blocks == 1 || draw.hostile) && draw.one_in(2)).then_some(&gate),
         output_gate: draw.one_in(2).then_some(&output_gate),
     };
-    // Another weight or other slots may fit each other, too.
-    let (scores, columns) =
-        (chosen.scores.shape().to_vec(), memory.weight.map_or(hidden, |it| it.shape().last().copied().unwrap_or(0)));
+    // Other values, another weight or other slots may fit each other, too.
+    let value_dim = values.first().and_then(|page| page.shape().get(1)).copied().unwrap_or(value_dim);
+    let (scores, columns) = (
+        chosen.scores.shape().to_vec(),
+        memory.weight.map_or(pooled_blocks * value_dim, |it| it.shape().last().copied().unwrap_or(0)),
+    );
     if backward {
         let own = draw.tensor(&[hidden, pooled_blocks * value_dim], dtype);
         let grad = draw.tensor(&[tokens, hidden], dtype);
