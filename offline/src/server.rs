@@ -217,7 +217,7 @@ impl OfflineServer {
                 let (architecture, dynamic) = (Architecture::of(options.gpu), arguments.info.dynamic_metadata_offset);
                 let (buffers, info, rolled) = (buffers.as_slice(), info.as_slice(), options.rolled_loops);
                 let launch = Launch { architecture, rolled, buffers, info, dynamic };
-                sample::run(&launch, options.gpu, self.device.repeated(), &mut report)
+                sample::run(&launch, options.gpu, self.device.next_blocks(), &mut report)
             }
             Execution::Watched => {
                 let dynamic = arguments.info.dynamic_metadata_offset;

@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 use cubecl::{client::ComputeClient, future::block_on};
 use ultramem::{Dimensions, ElementType, MemoryConfig, MemoryLayer, Weights};
 use ultramem_offline::profile::{Counts, Profile, Rates, layer, pipes::Pipe};
-use ultramem_offline::{Execution, Gpu, LaunchReport, OfflineDevice, OfflineRuntime, Options};
+use ultramem_offline::{Blocks, Execution, Gpu, LaunchReport, OfflineDevice, OfflineRuntime, Options};
 
 type R = OfflineRuntime;
 
@@ -108,17 +108,17 @@ fn some_blocks_stand_for_all() {
     let config = MemoryConfig::new(dimensions).unwrap();
     let weights = Weights::random(&config, 3);
     let numbers: Vec<f32> = (0..period * 64).map(|at| ((at * 7919) % 2003) as f32 / 1001.0 - 1.0).collect();
-    let run = |repeated| {
+    let run = |blocks| {
         let (device, client) = counting();
         let layer = MemoryLayer::new(&client, config.clone(), &weights, ElementType::F32).unwrap();
         let input = layer.upload(&numbers.repeat(tokens / period)).unwrap();
         block_on(client.sync()).unwrap();
         device.take_reports();
-        device.repeat(repeated);
+        device.count(blocks);
         let output = layer.read(&layer.forward(&input).unwrap().output).unwrap();
         (output, counts(device.take_reports()))
     };
-    let ((all_output, all), (some_output, some)) = (run(None), run(Some((tokens, period))));
+    let ((all_output, all), (some_output, some)) = (run(Blocks::All), run(Blocks::Repeated { tokens, period }));
     assert_eq!(all_output, some_output);
     assert_eq!(all.len(), some.len());
     let mut fewer = 0;

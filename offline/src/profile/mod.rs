@@ -6,9 +6,11 @@
 //! times is what the launch takes at least: latency, and what of it nothing hides, comes on top and is not modelled.
 
 pub mod layer;
+pub mod lines;
+pub mod passes;
 pub mod pipes;
 pub mod rates;
-pub(crate) mod sample;
+pub mod sample;
 pub mod sass;
 
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use serde::Serialize;
 use ultramem_ptx::count::{Counted, Moved};
 use ultramem_ptx::program::Op;
 
+use self::lines::Line;
 use self::pipes::Pipe;
 pub use self::rates::Rates;
 use self::sass::ByPipe;
@@ -78,6 +81,8 @@ pub struct Profile {
     pub chain: u32,
     /// What takes time, and how long.
     pub times: Vec<(String, f64)>,
+    /// The lines of the source, the dearest first.
+    pub lines: Vec<Line>,
 }
 
 impl Profile {
@@ -116,6 +121,7 @@ impl Profile {
             barriers: counts.barriers as f64 * scale,
             chain: counts.chain,
             times: Vec::new(),
+            lines: lines::lines(&report.kernel.source, counts, &costs, &lines::Scale { gpu, rates, cubes, scale }),
         };
         profile.times = profile.times(counts, gpu, rates, (sum(|it| it.tags), scale));
         Ok(Some(profile))

@@ -1,6 +1,10 @@
-//! Runs as many blocks of a launch as its counts need. Where tokens repeat after a period, what the first period's blocks have written is
-//! what all others would write: it is repeated for them, and the next launch finds whole results.
+//! Runs as many blocks of a launch as its counts need.
+//!
+//! Where tokens repeat after a period, what the first period's blocks have written is what all others would write: it is repeated for them,
+//! and the next launch finds whole results. Elsewhere a launch whose results are whole numbers runs every block, for others go by them:
+//! sorted entries, places, chosen experts. Of any other launch some blocks run, spread evenly over the grid.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ultramem_ptx::Buffer;
@@ -10,12 +14,68 @@ use super::Counts;
 use crate::execute::{Launch, Loaded, Pages, load, shape};
 use crate::{Error, Gpu, Kernel, LaunchReport, Result};
 
-/// Blocks that run before it is seen whether they are enough.
-const COUNTED: usize = 8;
+/// Which blocks of a launch run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Blocks {
+    /// All of them.
+    #[default]
+    All,
+    /// Those that the first period of the tokens needs; their results are repeated. Every buffer that a launch writes has a row for each
+    /// token, or is written whole.
+    Repeated {
+        /// All tokens, a multiple of the period.
+        tokens: usize,
+        /// Tokens after which they repeat.
+        period: usize,
+    },
+    /// All of a launch that writes whole numbers, of another one as many as it takes to count some 200,000 instructions of warps: the
+    /// first, the last and some at even distances between. What the others would write stays unwritten.
+    Spread {
+        /// So many launches run whole first, whatever they write.
+        whole: usize,
+    },
+    /// None: the launch is kept, without counts.
+    None,
+}
 
-/// Runs as many blocks as the first period of the tokens needs, counts what they do, and repeats what they have written.
-pub fn run(launch: &Launch<'_>, gpu: Gpu, repeated: Option<(usize, usize)>, report: &mut LaunchReport) -> Result<()> {
+impl Blocks {
+    /// What holds for the launch after this one.
+    pub(crate) fn after(self) -> Self {
+        match self {
+            Self::Spread { whole } => Self::Spread { whole: whole.saturating_sub(1) },
+            same => same,
+        }
+    }
+
+    /// What is left of the choice for a launch of `kernel`.
+    fn of(self, kernel: &Kernel) -> Self {
+        match self {
+            Self::Spread { whole } if whole > 0 || writes_whole_numbers(kernel) => Self::All,
+            same => same,
+        }
+    }
+}
+
+/// Whether a kernel may write anything but floating-point numbers.
+fn writes_whole_numbers(kernel: &Kernel) -> bool {
+    let is_float = |element: &str| ["float", "half"].iter().any(|name| element.contains(name));
+    kernel.buffers.iter().any(|buffer| buffer.writable && !is_float(&buffer.element))
+}
+
+/// Blocks that run before it is seen whether they are enough, where tokens repeat.
+const COUNTED: usize = 8;
+/// Instructions of warps that are enough where blocks are spread.
+const ENOUGH: u64 = 200_000;
+/// Blocks of which the last of the grid is one. With fewer it would weigh too much.
+const WITH_LAST: usize = 64;
+
+/// Runs blocks as `blocks` says, and counts what they do.
+pub fn run(launch: &Launch<'_>, gpu: Gpu, blocks: Blocks, report: &mut LaunchReport) -> Result<()> {
     let kernel = report.kernel.clone();
+    let blocks = blocks.of(&kernel);
+    if blocks == Blocks::None {
+        return Ok(());
+    }
     let loaded = load(&kernel, launch.architecture, launch.rolled)?;
     let Loaded { program, flow } = &*loaded;
     let mut pages = Pages::lock(launch);
@@ -24,23 +84,75 @@ pub fn run(launch: &Launch<'_>, gpu: Gpu, repeated: Option<(usize, usize)>, repo
     let mut counted = Count::new(program, first_level(&kernel, gpu), &lengths);
     let total = shape.blocks.iter().map(|&n| n as usize).product::<usize>();
     let mut memory = pages.memory(program, &shape, launch.info);
-    let mut done = 0;
-    let enough = |counted: &Count<'_>| repeated.is_some_and(|it| covered(counted, &kernel, &lengths, it));
-    while done < total && (done == 0 || !enough(&counted)) {
-        let next: Vec<usize> = (done..total.min(done + COUNTED)).collect();
-        done += next.len();
+    let mut rounds = Rounds { total, taken: 0, parts: 0, blocks };
+    while let Some(next) = rounds.next(&counted, |counted, repeated| covered(counted, &kernel, &lengths, repeated)) {
         let stopped = |stop| Error::NotExecutable { kernel: kernel.entry.clone(), reason: format!("{stop:?}") };
         count((program, flow), shape, &next, &mut memory, &mut counted).map_err(stopped)?;
     }
     drop(memory);
-    if let Some(tokens) = repeated.filter(|_| done < total) {
-        repeat(&mut pages, &counted, &lengths, tokens);
+    let done = rounds.taken;
+    if let Blocks::Repeated { tokens, period } = blocks
+        && done < total
+    {
+        repeat(&mut pages, &counted, &lengths, (tokens, period));
     }
     let Count { counts: instructions, buffers, barriers, chain, .. } = counted;
     let loaded = loaded.clone();
     report.counts = Some(Arc::new(Counts { loaded, instructions, buffers, blocks: done, barriers, chain }));
     report.executed = true;
     Ok(())
+}
+
+/// The blocks of a launch, round by round.
+struct Rounds {
+    total: usize,
+    /// Blocks so far.
+    taken: usize,
+    /// Parts that the grid was cut into; 0 before the first round.
+    parts: usize,
+    blocks: Blocks,
+}
+
+impl Rounds {
+    /// The blocks that run next; None where those that have run are enough.
+    fn next(
+        &mut self,
+        counted: &Count<'_>,
+        covered: impl Fn(&Count<'_>, (usize, usize)) -> bool,
+    ) -> Option<Vec<usize>> {
+        let begun = self.taken > 0;
+        if self.taken == self.total {
+            return None;
+        }
+        let next: Vec<usize> = match self.blocks {
+            Blocks::Repeated { tokens, period } if begun && covered(counted, (tokens, period)) => return None,
+            Blocks::Repeated { .. } => (self.taken..self.total.min(self.taken + COUNTED)).collect(),
+            Blocks::Spread { .. } if begun && issued(counted) >= ENOUGH => return None,
+            Blocks::Spread { .. } => self.between(),
+            Blocks::All | Blocks::None => (0..self.total).collect(),
+        };
+        self.taken += next.len();
+        Some(next)
+    }
+
+    /// The first blocks of twice as many parts as before, without those that have run.
+    fn between(&mut self) -> Vec<usize> {
+        let before = self.places();
+        self.parts = (2 * self.parts).clamp(1, self.total);
+        self.places().difference(&before).copied().collect()
+    }
+
+    /// Where each part begins, and the last block.
+    fn places(&self) -> BTreeSet<usize> {
+        let first = |part: usize| (part as u128 * self.total as u128 / self.parts as u128) as usize;
+        let last = (self.parts >= WITH_LAST).then(|| self.total - 1);
+        (0..self.parts).map(first).chain(last).collect()
+    }
+}
+
+/// Instructions of warps.
+fn issued(counted: &Count<'_>) -> u64 {
+    counted.counts.iter().map(|it| it.issued).sum()
 }
 
 /// Bytes of the first-level cache that a block has to itself: what shared memory leaves, over the blocks that a multiprocessor holds.
@@ -75,5 +187,38 @@ fn repeat(pages: &mut Pages<'_>, counted: &Count<'_>, lengths: &[usize], tokens:
         let bytes = &mut pages.pages[page].memory[offset..][..length];
         let (first, others) = bytes.split_at_mut(period);
         others.chunks_mut(period).for_each(|part| part.copy_from_slice(&first[..part.len()]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rounds(total: usize) -> Rounds {
+        Rounds { total, taken: 0, parts: 0, blocks: Blocks::Spread { whole: 0 } }
+    }
+
+    #[test]
+    fn blocks_lie_at_even_distances_and_each_runs_once() {
+        let mut of_ten = rounds(10);
+        let found: Vec<Vec<usize>> = (0..4).map(|_| of_ten.between()).collect();
+        assert_eq!(found, [vec![0], vec![5], vec![2, 7], vec![1, 3, 6, 8]]);
+        for total in [1, 2, 7, 64, 100, 1000] {
+            let (mut grid, mut seen) = (rounds(total), Vec::new());
+            while seen.len() < total {
+                seen.extend(grid.between());
+            }
+            seen.sort_unstable();
+            assert_eq!(seen, (0..total).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn the_last_block_is_one_of_many() {
+        let mut grid = rounds(1 << 40);
+        let mut seen: Vec<usize> = (0..6).flat_map(|_| grid.between()).collect();
+        assert_eq!((seen.len(), seen.contains(&((1 << 40) - 1))), (32, false));
+        seen.extend(grid.between());
+        assert_eq!((seen.len(), seen.contains(&((1 << 40) - 1))), (65, true));
     }
 }
