@@ -48,7 +48,7 @@ pub fn run(args: &ProfileArgs, common: &Common) -> Result<Report> {
     let rates = rates(args, common)?;
     let staged = layer::forward(&config, tokens, common.dtype, common.device, &rates)?;
     let gather = config.bytes_read_per_token(common.dtype) as f64 * tokens as f64 / rates.memory / 1000.0;
-    let sum: f64 = staged.iter().map(|it| it.profile.bound().1).sum();
+    let sum: f64 = staged.iter().map(|it| it.profile.predicted).sum();
     let json = json!({
         "device": common.device.to_string(),
         "dtype": common.dtype.to_string(),
@@ -56,17 +56,16 @@ pub fn run(args: &ProfileArgs, common: &Common) -> Result<Report> {
         "dimensions": dimensions_json(&config),
         "rates": rates,
         "launches": staged,
-        "at_least_us": sum,
+        "predicted_us": sum,
         "gather_us": gather,
     });
     let mut table = Table::default();
     let head = ["stage", "kernel", "cubes", "units", "regs", "shared memory", "occupancy"];
-    let head = head.into_iter().chain(TIMES.map(|it| it.1)).chain(["binds", "µs"]);
+    let head = head.into_iter().chain(TIMES.map(|it| it.1)).chain(["binds", "predicted"]);
     table.row(head.map(str::to_string));
     for it in &staged {
         let profile = &it.profile;
         let kernel: String = profile.kernel.chars().take(28).collect();
-        let (bound, time) = profile.bound();
         let mut cells = vec![
             it.stage.to_string(),
             kernel,
@@ -77,12 +76,12 @@ pub fn run(args: &ProfileArgs, common: &Common) -> Result<Report> {
             format!("{:.0} %", 100.0 * profile.occupancy),
         ];
         cells.extend(TIMES.map(|(name, _)| microseconds(profile.time(name))));
-        cells.extend([bound.to_string(), microseconds(time)]);
+        cells.extend([profile.binds().to_string(), microseconds(profile.predicted)]);
         table.row(cells);
     }
     let text = format!(
-        "{} for {}, {}, counted on {}; times in µs, each as if nothing else took any\n{}\
-         at least {sum:.0} µs in all, {:.1} times the gather's {gather:.0} µs; latency comes on top and is not modelled\n",
+        "{} for {}, {}, counted on {}; times in µs, each as if nothing else took any, and predicted\n{}\
+         {sum:.0} µs in all, {:.1} times the gather's {gather:.0} µs\n",
         common.device,
         counted(tokens, "token"),
         common.dtype,

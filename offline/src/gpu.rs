@@ -108,17 +108,21 @@ impl Gpu {
         }
     }
 
-    /// Warps that run at once on a multiprocessor over those it can hold, for a block of `threads` threads with so many registers
-    /// a thread and bytes of shared memory.
-    pub fn occupancy(self, threads: usize, registers: usize, shared: usize) -> f64 {
+    /// Blocks that a multiprocessor holds at once, of `threads` threads with so many registers a thread and bytes of shared memory.
+    pub fn resident(self, threads: usize, registers: usize, shared: usize) -> usize {
         let it = self.specification();
-        let warps = threads.div_ceil(WARP);
+        let warps = threads.div_ceil(WARP).max(1);
         // Registers are handed out to warps in units of 256; the system keeps 1 KiB of each block's shared memory.
         let per_warp = (registers * WARP).next_multiple_of(256).max(256);
         let by_registers = REGISTERS / per_warp / warps;
         let by_shared = it.shared_per_multiprocessor / (shared + KIB);
-        let blocks = (it.warps / warps).min(by_registers).min(by_shared).min(it.blocks);
-        (blocks * warps) as f64 / it.warps as f64
+        (it.warps / warps).min(by_registers).min(by_shared).min(it.blocks)
+    }
+
+    /// Warps that run at once on a multiprocessor over those it can hold; see [`Self::resident`].
+    pub fn occupancy(self, threads: usize, registers: usize, shared: usize) -> f64 {
+        let blocks = self.resident(threads, registers, shared);
+        (blocks * threads.div_ceil(WARP)) as f64 / self.specification().warps as f64
     }
 
     /// What CubeCL's CUDA compiler is told on this GPU.

@@ -3,8 +3,10 @@
 //! A launch's blocks are interpreted and counted ([`ultramem_ptx::count`]); where the tokens repeat, as many of them as the first period
 //! of tokens needs, and the results are repeated. Counts of PTX instructions become those of machine instructions by what `ptxas` made of each
 //! line ([`sass`]). The time of a pipe is its instructions on the busiest multiprocessor over its rate ([`Rates`]). The longest of these
-//! times is what the launch takes at least: latency, and what of it nothing hides, comes on top and is not modelled.
+//! times is what the launch takes at least. What it is predicted to take is a replay of the busiest multiprocessor's blocks ([`time`]):
+//! in order, with latencies and what hides them, in waves, behind a gap.
 
+mod flight;
 pub mod layer;
 pub mod lines;
 pub mod passes;
@@ -12,11 +14,13 @@ pub mod pipes;
 pub mod rates;
 pub mod sample;
 pub mod sass;
+mod time;
 
 use std::sync::Arc;
 
 use serde::Serialize;
-use ultramem_ptx::count::{Counted, Moved};
+use ultramem_ptx::Products;
+use ultramem_ptx::count::{Counted, Moved, Trace};
 use ultramem_ptx::program::Op;
 
 use self::lines::Line;
@@ -42,6 +46,10 @@ pub struct Counts {
     pub barriers: u64,
     /// The most loads, each of which needs the one before.
     pub chain: u32,
+    /// What some blocks did, step by step.
+    pub traces: Vec<Trace>,
+    /// Of each buffer, the share of the sectors that the first level asks for, or stores, that device memory gives or takes.
+    pub from_memory: Vec<f64>,
 }
 
 /// A launch in numbers. Times are microseconds.
@@ -79,7 +87,17 @@ pub struct Profile {
     pub barriers: f64,
     /// The longest chain of loads.
     pub chain: u32,
-    /// What takes time, and how long.
+    /// Blocks that a multiprocessor holds at once, and how often all of them fill the device.
+    pub resident: usize,
+    /// See `resident`.
+    pub waves: f64,
+    /// Blocks of the busiest multiprocessor that were replayed.
+    pub replayed: u64,
+    /// What it takes, the gap before it included.
+    pub predicted: f64,
+    /// Of that, the gap.
+    pub gap: f64,
+    /// What takes time, and how long, as if nothing else took any.
     pub times: Vec<(String, f64)>,
     /// The lines of the source, the dearest first.
     pub lines: Vec<Line>,
@@ -94,7 +112,8 @@ impl Profile {
         let Some(counts) = &report.counts else { return Ok(None) };
         let architecture = Architecture::of(gpu);
         let resources = compile(&report.kernel, architecture)?.resources;
-        let costs = sass::costs(&counts.loaded.program, &machine_code(&report.kernel, architecture)?);
+        let listing = machine_code(&report.kernel, architecture)?;
+        let costs = sass::costs(&counts.loaded.program, &listing);
         let units: u64 = report.kernel.dim.iter().map(|&n| u64::from(n)).product();
         let cubes: u64 = report.count.iter().map(|&n| u64::from(n)).product();
         let shared = report.kernel.shared + resources.shared;
@@ -102,6 +121,10 @@ impl Profile {
         let (ptx, machine) = by_pipe(counts, &costs, scale);
         let sum = |of: fn(&Counted) -> u64| counts.instructions.iter().map(of).sum::<u64>() as f64 * scale;
         let (lanes, idle) = (sum(|it| it.lanes), sum(|it| it.idle));
+        let resident = gpu.resident(units as usize, resources.registers, shared);
+        let multiprocessors = u64::from(gpu.specification().multiprocessors);
+        let spread = time::Spread { cubes, multiprocessors, resident };
+        let (time, replayed) = time::time(counts, &spread, &costs, &listing, rates);
         let list = |numbers: ByPipe| Pipe::ALL.into_iter().zip(numbers).collect();
         let mut profile = Self {
             kernel: report.kernel.entry.clone(),
@@ -114,12 +137,24 @@ impl Profile {
             ptx: list(ptx),
             machine: list(machine),
             cache_bytes: sum(|it| it.sectors) * SECTOR as f64,
-            memory_bytes: memory_bytes(report, counts, gpu, scale),
+            memory_bytes: counts
+                .buffers
+                .iter()
+                .zip(&counts.from_memory)
+                .map(|(it, share)| it.sectors as f64 * share)
+                .sum::<f64>()
+                * scale
+                * SECTOR as f64,
             shared_cycles: sum(|it| it.shared_cycles),
             conflicts: sum(|it| it.same_address) / 32.0,
             idle: idle / (lanes + idle).max(1.0),
             barriers: counts.barriers as f64 * scale,
             chain: counts.chain,
+            resident,
+            waves: cubes as f64 / (multiprocessors * resident.max(1) as u64) as f64,
+            replayed,
+            predicted: rates.launch_gap + time,
+            gap: rates.launch_gap,
             times: Vec::new(),
             lines: lines::lines(&report.kernel.source, counts, &costs, &lines::Scale { gpu, rates, cubes, scale }),
         };
@@ -127,7 +162,18 @@ impl Profile {
         Ok(Some(profile))
     }
 
-    /// What takes longest, and how long.
+    /// What sets the predicted time: the gap, where that is most of it; what takes longest, where that is nearly all of the rest; else
+    /// latency.
+    pub fn binds(&self) -> &str {
+        let (name, time) = self.bound();
+        match self.predicted - self.gap {
+            rest if rest < self.gap => "launch",
+            rest if time >= BINDING * rest => name,
+            _ => "latency",
+        }
+    }
+
+    /// What takes longest if nothing else takes any time, and how long.
     pub fn bound(&self) -> (&str, f64) {
         let longest = self.times.iter().max_by(|a, b| a.1.total_cmp(&b.1));
         longest.map_or(("nothing", 0.0), |(name, time)| (name, *time))
@@ -170,23 +216,31 @@ fn by_pipe(counts: &Counts, costs: &[ByPipe], scale: f64) -> (ByPipe, ByPipe) {
     (ptx, machine)
 }
 
+/// A pipe binds where its time is this share of what the launch takes.
+const BINDING: f64 = 0.7;
+
 /// Products of matrix units, in those of 16 by 16 with 16 by 8.
 fn matrix_products(counts: &Counts) -> f64 {
     let products = counts.loaded.program.code.iter().zip(&counts.instructions).filter_map(|(instruction, counted)| {
         let Op::Matrix(matrix) = &instruction.op else { return None };
-        let it = matrix.products()?;
-        Some((it.m * it.n * it.k * counted.issued as usize) as f64 * it.input.size() as f64 / 2.0)
+        Some(in_products(matrix.products()?) * counted.issued as f64)
     });
-    products.sum::<f64>() / (16.0 * 16.0 * 8.0)
+    products.sum()
 }
 
-/// Bytes between device memory and chip. What takes no more than half of the second-level cache is moved once; of a larger buffer each
-/// sector that the first level asks for.
-fn memory_bytes(report: &LaunchReport, counts: &Counts, gpu: Gpu, scale: f64) -> f64 {
+/// A product in those of 16 by 16 with 16 by 8 of 16 bits.
+fn in_products(it: Products) -> f64 {
+    (it.m * it.n * it.k) as f64 * it.input.size() as f64 / 2.0 / (16.0 * 16.0 * 8.0)
+}
+
+/// Of each buffer, the share of its sectors that device memory gives or takes. What takes no more than half of the second-level cache is
+/// moved once; of a larger buffer each sector that the first level asks for. `scale` is all blocks over those that were counted.
+pub(crate) fn from_memory(buffers: &[Moved], lengths: &[u64], gpu: Gpu, scale: f64) -> Vec<f64> {
     let cache = gpu.specification().cache;
-    let bytes = |(moved, &length): (&Moved, &u64)| match 2 * length <= cache {
-        true => (moved.distinct() as f64 * scale * SECTOR as f64).min(length as f64),
-        false => moved.sectors as f64 * scale * SECTOR as f64,
+    let share = |(moved, &length): (&Moved, &u64)| match (moved.sectors as f64 * scale, 2 * length <= cache) {
+        (0.0, _) => 0.0,
+        (all, true) => (moved.distinct() as f64 * scale).min(length as f64 / SECTOR as f64) / all,
+        (_, false) => 1.0,
     };
-    counts.buffers.iter().zip(&report.lengths).map(bytes).sum()
+    buffers.iter().zip(lengths).map(share).map(|share| share.min(1.0)).collect()
 }

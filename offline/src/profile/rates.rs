@@ -38,6 +38,30 @@ pub struct Rates {
     pub same_address: f64,
     /// Bytes of a multiprocessor's first-level cache and shared memory together.
     pub first_level: f64,
+    /// Cycles until the next instruction can read a result: of multiply-adds, logic, products of integers.
+    pub latency_alu: f64,
+    /// Of special functions and conversions.
+    pub latency_special: f64,
+    /// Of matrix units.
+    pub latency_matrix: f64,
+    /// Cycles that a warp issues nothing after a jump.
+    pub latency_branch: f64,
+    /// Cycles from a load to its use: from shared memory, and of what lanes exchange.
+    pub latency_shared: f64,
+    /// From the first-level cache.
+    pub latency_first_level: f64,
+    /// From the second-level cache.
+    pub latency_cache: f64,
+    /// From device memory.
+    pub latency_memory: f64,
+    /// Cycles from the last warp's coming to a barrier until all go on.
+    pub latency_barrier: f64,
+    /// Microseconds between two launches that wait in a queue.
+    pub launch_gap: f64,
+    /// Microseconds that a launch takes which finds nothing to do, from the host's call to its end.
+    pub lone_launch: f64,
+    /// Microseconds of the host for a launch or an allocation.
+    pub host_task: f64,
 }
 
 impl Default for Rates {
@@ -51,6 +75,11 @@ impl Rates {
     /// 1.98 GHz). Memory is nine tenths of the data sheets' bandwidth, as published copies reach. Lanes are those of the CUDA programming
     /// guide's table of arithmetic throughput. The rest is *assumed*: cache (5.5 TB/s on an H100, by multiprocessors and clock elsewhere),
     /// tags, products of integers at half the multiply-adds, and the cycles of atomics that hit one address, which nobody publishes.
+    ///
+    /// Latencies of memory are those that Luo and others measured on an A100, an H100 and an RTX 4090 (*Benchmarking and Dissecting the
+    /// Nvidia Hopper GPU Architecture through Microbenchmarking*, arXiv:2402.13499). That of arithmetic is the four cycles at which a
+    /// dependent instruction has been issued since Volta (Jia and others, arXiv:1804.06826). Those of special functions, matrix units,
+    /// jumps and barriers, and the microseconds of launches, are *assumed*.
     pub fn of(gpu: Gpu) -> Self {
         let hopper = Self {
             clock: 1.7,
@@ -67,6 +96,18 @@ impl Rates {
             tags: 4.0,
             same_address: 32.0,
             first_level: 256.0 * 1024.0,
+            latency_alu: 4.0,
+            latency_special: 18.0,
+            latency_matrix: 33.0,
+            latency_branch: 6.0,
+            latency_shared: 29.0,
+            latency_first_level: 41.0,
+            latency_cache: 263.0,
+            latency_memory: 479.0,
+            latency_barrier: 20.0,
+            launch_gap: 1.0,
+            lone_launch: 5.0,
+            host_task: 4.0,
         };
         let cache = |clock: f64| 5500.0 * clock / 1.7 * f64::from(gpu.specification().multiprocessors) / 132.0;
         match gpu {
@@ -78,6 +119,9 @@ impl Rates {
                 fma: 64.0,
                 matrix_cycles: 8.0,
                 first_level: 192.0 * 1024.0,
+                latency_first_level: 38.0,
+                latency_cache: 262.0,
+                latency_memory: 466.0,
                 ..hopper
             },
             Gpu::H100 => hopper,
@@ -90,6 +134,10 @@ impl Rates {
                 double: 2.0,
                 matrix_cycles: 16.0,
                 first_level: 128.0 * 1024.0,
+                latency_shared: 30.0,
+                latency_first_level: 43.0,
+                latency_cache: 273.0,
+                latency_memory: 542.0,
                 ..hopper
             },
         }

@@ -62,6 +62,8 @@ fn writes_whole_numbers(kernel: &Kernel) -> bool {
     kernel.buffers.iter().any(|buffer| buffer.writable && !is_float(&buffer.element))
 }
 
+/// Steps of warps that are kept for the replay.
+const TRACED: usize = 1_000_000;
 /// Blocks that run before it is seen whether they are enough, where tokens repeat.
 const COUNTED: usize = 8;
 /// Instructions of warps that are enough where blocks are spread.
@@ -81,7 +83,7 @@ pub fn run(launch: &Launch<'_>, gpu: Gpu, blocks: Blocks, report: &mut LaunchRep
     let mut pages = Pages::lock(launch);
     let lengths: Vec<usize> = pages.buffers.iter().map(|it| it.length).take(launch.buffers.len()).collect();
     let shape = shape(report);
-    let mut counted = Count::new(program, first_level(&kernel, gpu), &lengths);
+    let mut counted = Count::new(program, first_level(&kernel, gpu), &lengths).traced(TRACED);
     let total = shape.blocks.iter().map(|&n| n as usize).product::<usize>();
     let mut memory = pages.memory(program, &shape, launch.info);
     let mut rounds = Rounds { total, taken: 0, parts: 0, blocks };
@@ -96,9 +98,13 @@ pub fn run(launch: &Launch<'_>, gpu: Gpu, blocks: Blocks, report: &mut LaunchRep
     {
         repeat(&mut pages, &counted, &lengths, (tokens, period));
     }
+    let traces = counted.take_traces();
     let Count { counts: instructions, buffers, barriers, chain, .. } = counted;
+    let from_memory = super::from_memory(&buffers, &report.lengths, gpu, total as f64 / done.max(1) as f64);
     let loaded = loaded.clone();
-    report.counts = Some(Arc::new(Counts { loaded, instructions, buffers, blocks: done, barriers, chain }));
+    let blocks = done;
+    let counts = Counts { loaded, instructions, buffers, blocks, barriers, chain, traces, from_memory };
+    report.counts = Some(Arc::new(counts));
     report.executed = true;
     Ok(())
 }

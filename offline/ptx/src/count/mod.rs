@@ -2,8 +2,11 @@
 //! their conflicts, lines and sectors of the first-level cache, sectors that come from the second level.
 
 mod cache;
+mod trace;
 
 use self::cache::{Cache, LINE};
+use self::trace::Traces;
+pub use self::trace::{Step, Trace};
 use crate::error::Stop;
 use crate::lanes::{Mask, WARP, lanes};
 use crate::memory::{Access, Kind, Memory, Place};
@@ -63,6 +66,7 @@ pub struct Count<'a> {
     /// The most loads, each of which needs the one before for its address.
     pub chain: u32,
     cache: Cache,
+    traces: Traces,
     /// Of each warp of the block and each register, the loads that its value hangs on.
     depths: Vec<Vec<u32>>,
 }
@@ -83,8 +87,20 @@ impl<'a> Count<'a> {
             buffers: lengths.iter().map(moved).collect(),
             chain: 0,
             cache: Cache::new(cache),
+            traces: Traces::default(),
             depths: Vec::new(),
         }
+    }
+
+    /// Keeps traces of the first blocks, until they have so many steps together.
+    pub fn traced(mut self, steps: usize) -> Self {
+        self.traces = Traces::new(steps);
+        self
+    }
+
+    /// The traces, a block each.
+    pub fn take_traces(&mut self) -> Vec<Trace> {
+        std::mem::take(&mut self.traces.blocks)
     }
 
     fn register(&self, register: Register) -> usize {
@@ -117,9 +133,13 @@ impl<'a> Count<'a> {
 
     fn access_shared(&mut self, at: &At, access: &Access<'_>) {
         let counted = &mut self.counts[at.instruction];
-        counted.shared_cycles += shared_cycles(access);
-        if access.kind.is_atomic() {
-            counted.same_address += most_alike(access);
+        let cycles = shared_cycles(access);
+        let alike = if access.kind.is_atomic() { most_alike(access) } else { 0 };
+        counted.shared_cycles += cycles;
+        counted.same_address += alike;
+        if let Some(step) = self.traces.current(at.warp) {
+            step.shared += cycles as u16;
+            step.same_address += alike as u16;
         }
     }
 
@@ -139,11 +159,17 @@ impl<'a> Count<'a> {
         self.note(buffer, access);
         touched.sort_unstable();
         let counted = &mut self.counts[at.instruction];
+        let mut step = self.traces.current(at.warp);
         for group in touched.chunk_by(|a, b| a.0 == b.0) {
             let sectors = group.iter().fold(0, |all, it| all | it.1);
             counted.tags += 1;
             let moved = if access.kind == Kind::Load { self.cache.read(group[0].0, sectors) } else { sectors };
             counted.sectors += u64::from(moved.count_ones());
+            if let Some(step) = &mut step {
+                step.tags += 1;
+                step.sectors += moved.count_ones() as u16;
+                step.buffer = buffer as u16;
+            }
             if let Some(buffer) = self.buffers.get_mut(buffer) {
                 buffer.sectors += u64::from(moved.count_ones());
             }
@@ -173,6 +199,7 @@ impl Observer for Count<'_> {
         counted.lanes += u64::from(mask.count_ones());
         counted.idle += u64::from((running & !mask).count_ones());
         self.barriers += u64::from(matches!(self.program.code[at.instruction].op, Op::Barrier(_)));
+        self.traces.issued(at.warp, at.instruction, mask != 0);
         self.follow(at);
     }
 
@@ -186,6 +213,7 @@ impl Observer for Count<'_> {
 
     fn block_begins(&mut self, _: usize, _: u32) {
         self.blocks += 1;
+        self.traces.begin_block();
         // Each block as if it had its part of the cache to itself.
         self.cache.clear();
         self.depths.iter_mut().for_each(|depths| depths.fill(0));
