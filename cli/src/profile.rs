@@ -107,7 +107,8 @@ fn passage(counted: &Counted, gather: f64, lines: Option<u32>) -> String {
     let blocks = |of: fn(&ultramem_offline::profile::Profile) -> u64| {
         grouped(counted.staged.iter().map(|it| of(&it.profile)).sum::<u64>() as usize)
     };
-    let mut text = format!("\n{}, {} of {} blocks run", counted.title, blocks(|it| it.counted as u64), blocks(|it| it.cubes));
+    let mut text =
+        format!("\n{}, {} of {} blocks run", counted.title, blocks(|it| it.counted as u64), blocks(|it| it.cubes));
     if let Some(it) = counted.popularity {
         let (entries, slots) = (grouped(it.entries), grouped(it.slots));
         text += &format!("; {entries} choices of {slots} slots, one of them {} times", grouped(it.most));

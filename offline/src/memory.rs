@@ -31,6 +31,12 @@ pub(crate) struct Page {
     pub written: Vec<bool>,
 }
 
+impl Page {
+    fn of(length: usize) -> std::io::Result<Self> {
+        Ok(Self { memory: MmapMut::map_anon(length.max(1))?, written: vec![false; length] })
+    }
+}
+
 /// A buffer: a part of a page.
 #[derive(Debug, Clone)]
 pub struct HostBuffer {
@@ -40,6 +46,14 @@ pub struct HostBuffer {
 }
 
 impl HostBuffer {
+    /// A buffer of zeros that no device owns, for [`crate::profile::raw`].
+    ///
+    /// # Errors
+    /// Memory that the system refuses.
+    pub fn zeroed(length: usize) -> std::io::Result<Self> {
+        Ok(Self { page: Arc::new(Mutex::new(Page::of(length)?)), offset: 0, length })
+    }
+
     pub(crate) fn page(&self) -> MutexGuard<'_, Page> {
         self.page.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -99,9 +113,9 @@ impl ComputeStorage for HostStorage {
 
     fn alloc(&mut self, size: u64) -> Result<StorageHandle, IoError> {
         let refused = |_| IoError::BufferTooBig { size, backtrace: cubecl_common::backtrace::BackTrace::capture() };
-        let memory = MmapMut::map_anon((size as usize).max(1)).map_err(refused)?;
+        let page = Page::of(size as usize).map_err(refused)?;
         let id = StorageId::new();
-        self.pages.insert(id, Arc::new(Mutex::new(Page { memory, written: vec![false; size as usize] })));
+        self.pages.insert(id, Arc::new(Mutex::new(page)));
         Ok(StorageHandle::new(id, StorageUtilization { offset: 0, size }))
     }
 

@@ -108,7 +108,8 @@ impl Scale {
     /// One block of width `hidden_size` with a memory layer, in the proportions of the paper's comparisons: a token is multiplied with
     /// 13 · hidden_size² weights, and there are 11 times as many sparse parameters.
     pub fn block(hidden_size: usize) -> Self {
-        let attention_heads = (1..=hidden_size / 64).rev().find(|heads| hidden_size.is_multiple_of(*heads)).unwrap_or(1);
+        let attention_heads =
+            (1..=hidden_size / 64).rev().find(|heads| hidden_size.is_multiple_of(*heads)).unwrap_or(1);
         let activated = 13 * square(hidden_size);
         let sparse = 11 * activated;
         Self { hidden_size, attention_heads, blocks: 1, memory_layers: 1, top_m: 42, activated, sparse }

@@ -181,8 +181,7 @@ impl Passes {
     fn versus(&self, subject: &Subject<'_>) -> Result<Counted> {
         let scale = self.scale.map_or_else(|| Scale::block(subject.config.hidden_size), |model| model.scale());
         let (tokens, cached) = (subject.tokens()?, self.cached.unwrap_or(CACHED) as usize);
-        let versus =
-            Versus { scale, tokens, cached, dtype: subject.dtype, gpu: subject.gpu, rates: subject.rates };
+        let versus = Versus { scale, tokens, cached, dtype: subject.dtype, gpu: subject.gpu, rates: subject.rates };
         let [ffn, experts] = versus.plans()?;
         let title = format!(
             "Versus, a block of width {}: {ffn}; {experts}; {} heads of attention over {} positions a token",

@@ -185,7 +185,10 @@ impl Bars {
             time += segment.time;
             let corners = [(left, top), (right, top + BAR)];
             area.draw(&Rectangle::new(corners, colour(&segment.binds).filled()))?;
-            area.draw(&Rectangle::new(corners, WHITE.stroke_width(1)))?;
+            // A thin one is all edge.
+            if right - left > 4 {
+                area.draw(&Rectangle::new(corners, WHITE.stroke_width(1)))?;
+            }
         }
         area.draw(&Text::new(micros(time), (self.x(time) + 6, middle), style(HPos::Left)))?;
         self.stages(area, bar, top + BAR)

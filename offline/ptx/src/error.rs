@@ -1,7 +1,7 @@
 //! What can go wrong before a kernel runs, and what stops one that runs.
 
 use crate::lanes::Mask;
-use crate::program::Space;
+use crate::operand::Space;
 
 /// Why a text is not executed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -25,6 +25,11 @@ pub fn lanes(mask: Mask) -> impl Iterator<Item = usize> {
     })
 }
 
+/// The lanes in which something holds.
+pub fn those(holds: impl Fn(usize) -> bool) -> Mask {
+    (0..WARP).fold(0, |those, lane| those | u32::from(holds(lane)) << lane)
+}
+
 /// Copies the lanes of `mask`.
 pub fn blend<T: Copy>(target: &mut [T; WARP], source: &[T; WARP], mask: Mask) {
     if mask == ALL {

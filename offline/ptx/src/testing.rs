@@ -3,7 +3,11 @@
 //! A body has registers `%r<512>` and `%f<512>` of 32 bits, `%h<512>` of 16, `%rd<512>` and `%fd<512>` of 64, predicates `%p<64>`, and
 //! the addresses of the buffers in `%a0`, `%a1` and so on. Lines of a body that declare variables are the module's.
 
-use crate::{Buffer, Chance, ControlFlow, Done, Memory, Observer, ParseError, Program, Shape, Stop, run as launch};
+use crate::lanes::{Long, Mask};
+use crate::{
+    Access, At, Buffer, Chance, ControlFlow, Done, Kind, Memory, Observer, ParseError, Place, Program, Shape, Stop,
+    run as launch,
+};
 
 /// A launch of one warp, without dynamic shared memory.
 pub const WARP: Shape = threads(32);
@@ -70,6 +74,36 @@ pub struct Backwards;
 impl Chance for Backwards {
     fn below(&mut self, _: usize) -> usize {
         0
+    }
+}
+
+/// An access that was seen.
+#[derive(Clone, Copy)]
+pub struct Seen {
+    pub at: At,
+    pub place: Place,
+    pub kind: Kind,
+    /// Bytes of a lane.
+    pub size: usize,
+    pub mask: Mask,
+    pub offsets: Long,
+}
+
+/// Keeps what is accessed.
+#[derive(Default)]
+pub struct Accesses(pub Vec<Seen>);
+
+impl Observer for Accesses {
+    fn accessed(&mut self, at: &At, access: &Access<'_>) {
+        let &Access { place, offsets, mask, size, kind, .. } = access;
+        self.0.push(Seen { at: *at, place, kind, size, mask, offsets: *offsets });
+    }
+}
+
+impl Accesses {
+    /// Those of a place.
+    pub fn of(&self, place: Place) -> impl Iterator<Item = &Seen> {
+        self.0.iter().filter(move |seen| seen.place == place)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Generic addresses (section 5.4): each space has a window of them, and in it lies at the offset that its own addresses have. Global
 //! addresses are generic as they are.
 
-use crate::program::Space;
+use crate::operand::Space;
 
 /// Addresses that generic ones are made of: what is added to an offset in shared, local, parameter and module memory.
 pub const SHARED_WINDOW: u64 = 1 << 60;

@@ -6,12 +6,14 @@
 //! times is what the launch takes at least. What it is predicted to take is a replay of the busiest multiprocessor's blocks ([`time`]):
 //! in order, with latencies and what hides them, in waves, behind a gap.
 
+mod copies;
 mod flight;
 pub mod layer;
 pub mod lines;
 pub mod passes;
 pub mod pipes;
 pub mod rates;
+pub mod raw;
 pub mod sample;
 pub mod sass;
 mod time;

@@ -56,6 +56,8 @@ pub struct Rates {
     pub latency_memory: f64,
     /// Cycles from the last warp's coming to a barrier until all go on.
     pub latency_barrier: f64,
+    /// Cycles from a block's end to the first instruction of the one that takes its place.
+    pub latency_block: f64,
     /// Microseconds between two launches that wait in a queue.
     pub launch_gap: f64,
     /// Microseconds that a launch takes which finds nothing to do, from the host's call to its end.
@@ -74,12 +76,14 @@ impl Rates {
     /// The rates of a GPU. Clocks are boost clocks of the data sheets, less what they fall to under load (*assumed*: 1.7 of the H100's
     /// 1.98 GHz). Memory is nine tenths of the data sheets' bandwidth, as published copies reach. Lanes are those of the CUDA programming
     /// guide's table of arithmetic throughput. The rest is *assumed*: cache (5.5 TB/s on an H100, by multiprocessors and clock elsewhere),
-    /// tags, products of integers at half the multiply-adds, and the cycles of atomics that hit one address, which nobody publishes.
+    /// tags, products of integers at half the multiply-adds, and the cycles of atomics that hit one address, which nobody publishes. Matrix
+    /// units are those of products with sums in f32: on a GeForce half of what the data sheet has for sums in f16.
     ///
     /// Latencies of memory are those that Luo and others measured on an A100, an H100 and an RTX 4090 (*Benchmarking and Dissecting the
     /// Nvidia Hopper GPU Architecture through Microbenchmarking*, arXiv:2402.13499). That of arithmetic is the four cycles at which a
     /// dependent instruction has been issued since Volta (Jia and others, arXiv:1804.06826). Those of special functions, matrix units,
-    /// jumps and barriers, and the microseconds of launches, are *assumed*.
+    /// jumps and barriers, and the microseconds of launches, are *assumed*. What a block takes to begin is *fitted*: to published sums over two
+    /// million small blocks (`offline/tests/public.rs`).
     pub fn of(gpu: Gpu) -> Self {
         let hopper = Self {
             clock: 1.7,
@@ -104,7 +108,8 @@ impl Rates {
             latency_first_level: 41.0,
             latency_cache: 263.0,
             latency_memory: 479.0,
-            latency_barrier: 20.0,
+            latency_barrier: 30.0,
+            latency_block: 450.0,
             launch_gap: 1.0,
             lone_launch: 5.0,
             host_task: 4.0,
@@ -132,7 +137,7 @@ impl Rates {
                 memory: 920.0,
                 cache: cache(2.4),
                 double: 2.0,
-                matrix_cycles: 16.0,
+                matrix_cycles: 32.0,
                 first_level: 128.0 * 1024.0,
                 latency_shared: 30.0,
                 latency_first_level: 43.0,

@@ -28,6 +28,8 @@ pub enum Blocks {
         /// Tokens after which they repeat.
         period: usize,
     },
+    /// So many, at even distances.
+    Number(usize),
     /// All of a launch that writes whole numbers, of another one as many as it takes to count some 200,000 instructions of warps: the
     /// first, the last and some at even distances between. What the others would write stays unwritten.
     Spread {
@@ -66,8 +68,11 @@ fn writes_whole_numbers(kernel: &Kernel) -> bool {
 const TRACED: usize = 1_000_000;
 /// Blocks that run before it is seen whether they are enough, where tokens repeat.
 const COUNTED: usize = 8;
-/// Instructions of warps that are enough where blocks are spread.
+/// Instructions of warps that are enough where blocks are spread, of so many blocks at least.
 const ENOUGH: u64 = 200_000;
+const FEWEST: usize = 4;
+/// Instructions that are enough of any number of blocks.
+const HEAVY: u64 = 2_000_000;
 /// Blocks of which the last of the grid is one. With fewer it would weigh too much.
 const WITH_LAST: usize = 64;
 
@@ -83,7 +88,8 @@ pub fn run(launch: &Launch<'_>, gpu: Gpu, blocks: Blocks, report: &mut LaunchRep
     let mut pages = Pages::lock(launch);
     let lengths: Vec<usize> = pages.buffers.iter().map(|it| it.length).take(launch.buffers.len()).collect();
     let shape = shape(report);
-    let mut counted = Count::new(program, first_level(&kernel, gpu), &lengths).traced(TRACED);
+    let shared = kernel.shared + program.static_shared;
+    let mut counted = Count::new(program, first_level(&kernel, shared, gpu), &lengths).traced(TRACED);
     let total = shape.blocks.iter().map(|&n| n as usize).product::<usize>();
     let mut memory = pages.memory(program, &shape, launch.info);
     let mut rounds = Rounds { total, taken: 0, parts: 0, blocks };
@@ -133,8 +139,14 @@ impl Rounds {
         let next: Vec<usize> = match self.blocks {
             Blocks::Repeated { tokens, period } if begun && covered(counted, (tokens, period)) => return None,
             Blocks::Repeated { .. } => (self.taken..self.total.min(self.taken + COUNTED)).collect(),
-            Blocks::Spread { .. } if begun && issued(counted) >= ENOUGH => return None,
+            Blocks::Spread { .. } if self.taken >= FEWEST && issued(counted) >= ENOUGH => return None,
+            Blocks::Spread { .. } if begun && issued(counted) >= HEAVY => return None,
             Blocks::Spread { .. } => self.between(),
+            Blocks::Number(_) if begun => return None,
+            Blocks::Number(number) => {
+                self.parts = number.clamp(1, self.total);
+                (0..self.parts).map(|part| self.first(part)).collect()
+            }
             Blocks::All | Blocks::None => (0..self.total).collect(),
         };
         self.taken += next.len();
@@ -150,9 +162,13 @@ impl Rounds {
 
     /// Where each part begins, and the last block.
     fn places(&self) -> BTreeSet<usize> {
-        let first = |part: usize| (part as u128 * self.total as u128 / self.parts as u128) as usize;
         let last = (self.parts >= WITH_LAST).then(|| self.total - 1);
-        (0..self.parts).map(first).chain(last).collect()
+        (0..self.parts).map(|part| self.first(part)).chain(last).collect()
+    }
+
+    /// The first block of a part.
+    fn first(&self, part: usize) -> usize {
+        (part as u128 * self.total as u128 / self.parts as u128) as usize
     }
 }
 
@@ -162,12 +178,12 @@ fn issued(counted: &Count<'_>) -> u64 {
 }
 
 /// Bytes of the first-level cache that a block has to itself: what shared memory leaves, over the blocks that a multiprocessor holds.
-fn first_level(kernel: &Kernel, gpu: Gpu) -> usize {
+fn first_level(kernel: &Kernel, shared: usize, gpu: Gpu) -> usize {
     let threads = kernel.dim.iter().map(|&n| n as usize).product::<usize>();
     let held = (gpu.specification().warps / threads.div_ceil(32)).max(1);
-    let by_shared = gpu.specification().shared_per_multiprocessor / (kernel.shared + 1024);
+    let by_shared = gpu.specification().shared_per_multiprocessor / (shared + 1024);
     let held = held.min(by_shared).max(1);
-    (gpu.specification().shared_per_multiprocessor + (28 << 10)).saturating_sub(held * (kernel.shared + 1024)) / held
+    (gpu.specification().shared_per_multiprocessor + (28 << 10)).saturating_sub(held * (shared + 1024)) / held
 }
 
 /// Bytes of the first period of a buffer that has so many bytes a token; None where it has none.

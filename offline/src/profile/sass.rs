@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use ultramem_ptx::Program;
 
+use super::copies::copies;
 use super::pipes::Pipe;
 
 /// Instructions by pipe.
@@ -60,9 +61,10 @@ pub fn by_line(listing: &str) -> HashMap<u32, ByPipe> {
     lines
 }
 
-/// PTX instructions by pipe, and the machine instructions that each instruction of a program stands for.
+/// The machine instructions that each instruction of a program stands for, by pipe: those of its line, of one copy of it.
 pub fn costs(program: &Program, listing: &str) -> Vec<ByPipe> {
     let machine = by_line(listing);
+    let copies = copies(program, &listed(listing));
     let mut of_line: HashMap<u32, Vec<usize>> = HashMap::new();
     program.code.iter().enumerate().for_each(|(at, it)| of_line.entry(it.line).or_default().push(at));
     let mut costs = vec![ByPipe::default(); program.code.len()];
@@ -73,7 +75,7 @@ pub fn costs(program: &Program, listing: &str) -> Vec<ByPipe> {
                 all.iter().copied().filter(|&at| Pipe::of_ptx(&program.code[at].opcode) == pipe).collect();
             let sharing = if own.is_empty() { all } else { &own };
             for &at in sharing {
-                costs[at][pipe as usize] += machine[pipe as usize] / sharing.len() as f64;
+                costs[at][pipe as usize] += machine[pipe as usize] / sharing.len() as f64 / copies[at];
             }
         }
     }

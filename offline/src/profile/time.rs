@@ -1,6 +1,7 @@
 //! How long a launch would take: the blocks of the busiest multiprocessor replayed in order ([`ultramem_ptx::time`]), and the gap before it.
 
-use ultramem_ptx::program::{Op, Space};
+use ultramem_ptx::operand::Space;
+use ultramem_ptx::program::Op;
 use ultramem_ptx::time::{Blocks, Cost, Machine, PIPES, replay};
 
 use super::flight::{Flight, flight};
@@ -47,6 +48,7 @@ pub fn time(counts: &Counts, spread: &Spread, costs: &[ByPipe], listing: &str, r
         latency_cache: rates.latency_cache,
         latency_memory: rates.latency_memory,
         latency_barrier: rates.latency_barrier,
+        latency_block: rates.latency_block,
     };
     let blocks = Blocks { traces: &counts.traces, count, from_memory: &counts.from_memory, steps: STEPS };
     let timed = replay(&counts.loaded.program, &costs, &machine, blocks);

@@ -4,8 +4,8 @@
 //! Each is computed in 64 bits and rounded once, so that the result lies within the manual's error bounds; the
 //! hardware's last bits may differ.
 
-use super::Function;
 use super::floats::{Bf16, F16, Float, Flushed};
+use super::function::Function;
 use super::lanewise::{Words, for_flag, for_type, op};
 use super::rounding::Rounding;
 

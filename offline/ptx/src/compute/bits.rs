@@ -1,6 +1,6 @@
 //! Logic, shifts and fields of bits (PTX ISA 8.7, sections 9.7.1 and 9.7.8), and permutations of bytes (9.7.9.7).
 
-use super::Function;
+use super::function::Function;
 use super::lanewise::{for_flag, for_type, op};
 
 /// The function of an opcode of logic, of shifts or of bit fields.

@@ -1,8 +1,8 @@
 //! Comparisons and choices (PTX ISA 8.7, sections 9.7.6 and 9.7.7): `setp`, `set`, `slct`; and `testp` and `copysign`
 //! of 9.7.3.
 
-use super::Function;
 use super::floats::{Bf16, F16, Float, Flushed};
+use super::function::Function;
 use super::lanewise::{Words, for_type, op};
 
 /// The condition that a comparison's name stands for, given to a macro that makes a function of it.

@@ -5,10 +5,11 @@
 //! zeros above.
 
 use super::arithmetic::Arithmetic;
+use super::convert_packed;
 use super::floats::{Bf16, F16, Float, Flushed};
+use super::function::Function;
 use super::lanewise::{Number, Words, for_flag, for_type, op};
 use super::rounding::{self, Rounding, for_rounding};
-use super::{Function, convert_packed};
 
 /// The function of a conversion.
 pub(super) fn find(name: &str, middle: &[&str], source: &str) -> Option<Function> {

@@ -3,9 +3,9 @@
 //!
 //! Of two operands the first goes to the upper part.
 
-use super::Function;
 use super::arithmetic::Arithmetic;
 use super::floats::{Bf16, F16, Float};
+use super::function::Function;
 use super::lanewise::{Words, for_flag, for_type, op};
 use super::rounding::{BRAIN, E2M1, E2M3, E3M2, E4M3, E5M2, Format, HALF, Rounding, TENSOR, for_rounding};
 

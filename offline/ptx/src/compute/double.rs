@@ -1,7 +1,7 @@
 //! Arithmetic of `f64`, which rounds to nearest (PTX ISA 8.7, section 9.7.3); the other directions are not known here.
 
-use super::Function;
 use super::arithmetic::Arithmetic;
+use super::function::Function;
 use super::lanewise::op;
 
 /// The function of an opcode of arithmetic of `f64`.

@@ -1,8 +1,8 @@
 //! Arithmetic of `f16` and `bf16` and of pairs of them (PTX ISA 8.7, section 9.7.4): rounded once, to nearest.
 
-use super::Function;
 use super::arithmetic::Arithmetic;
 use super::floats::{Bf16, F16, Flushed};
+use super::function::Function;
 use super::lanewise::{Words, for_flag, for_type, op};
 use super::rounding::Rounding;
 

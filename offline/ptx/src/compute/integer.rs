@@ -4,7 +4,7 @@
 //! The manual leaves a division by zero open. Here the quotient is then all ones, as the hardware's is, and the
 //! remainder is the dividend. The most negative number divided by minus one gives itself, remainder zero.
 
-use super::Function;
+use super::function::Function;
 use super::lanewise::{Number, Words, for_flag, for_type, op};
 
 /// The function of an opcode of integer arithmetic.

@@ -1,8 +1,7 @@
 //! Functions of whole registers made from functions of one lane: how a lane's bits become a number and back, and the
 //! loops over lanes.
 
-use super::Function;
-use crate::lanes::{Long, Mask, WARP, Word};
+use crate::lanes::{Mask, WARP, Word, those};
 use multiversion::multiversion;
 
 /// A number in one lane of a register.
@@ -105,16 +104,16 @@ maps! {
 /// The lanes where a condition on one operand holds.
 #[multiversion(targets("x86_64+avx2+fma"), dispatcher = "direct")]
 pub(super) fn test1<A: Number, F: Fn(A) -> bool>(a: &Register<A>, condition: F) -> Mask {
-    (0..WARP).fold(0, |mask, lane| mask | u32::from(condition(A::read(a[lane]))) << lane)
+    those(|lane| condition(A::read(a[lane])))
 }
 
 /// The lanes where a condition on two operands holds.
 #[multiversion(targets("x86_64+avx2+fma"), dispatcher = "direct")]
 pub(super) fn test2<A: Number, B: Number, F: Fn(A, B) -> bool>(a: &Register<A>, b: &Register<B>, condition: F) -> Mask {
-    (0..WARP).fold(0, |mask, lane| mask | u32::from(condition(A::read(a[lane]), B::read(b[lane]))) << lane)
+    those(|lane| condition(A::read(a[lane]), B::read(b[lane])))
 }
 
-/// The [`Function`] that a closure computes in each lane, or, if the constant before it says so, in each half of each
+/// The [`Function`](super::function::Function) that a closure computes in each lane, or, if the constant before it says so, in each half of each
 /// lane. A result of type `bool` makes a predicate.
 macro_rules! op {
     ($PAIR:ident, |$a:ident: $A:ty| -> $D:ty $body:block) => {
@@ -134,7 +133,7 @@ macro_rules! op {
     };
     ($PAIR:ident, $loop:ident, ($($operand:ident),+), $function:expr, $($single:tt)+) => {
         if $PAIR {
-            $crate::compute::Function::from(
+            $crate::compute::function::Function::from(
                 (|$($operand),+| {
                     let function = $function;
                     let lower = $crate::compute::lanewise::$loop($($operand,)+ function);
@@ -175,7 +174,7 @@ macro_rules! op {
         )
     };
     ($loop:ident, ($($operand:ident: $type:ty),+) -> $result:ty, $function:expr) => {
-        $crate::compute::Function::from(
+        $crate::compute::function::Function::from(
             (|$($operand),+| $crate::compute::lanewise::$loop($($operand,)+ $function))
                 as fn($(&$crate::compute::lanewise::Register<$type>),+) -> $result,
         )
@@ -209,39 +208,6 @@ macro_rules! for_flag {
 }
 
 pub(super) use {for_flag, for_type, op};
-
-macro_rules! from_functions {
-    ($($kind:ident($($operand:ty),+) -> $result:ty;)*) => {$(
-        impl From<fn($(&$operand),+) -> $result> for Function {
-            fn from(function: fn($(&$operand),+) -> $result) -> Self {
-                Function::$kind(function)
-            }
-        }
-    )*};
-}
-
-from_functions! {
-    W(Word) -> Word;
-    WW(Word, Word) -> Word;
-    WWW(Word, Word, Word) -> Word;
-    WWWW(Word, Word, Word, Word) -> Word;
-    WofL(Long) -> Word;
-    WofLL(Long, Long) -> Word;
-    L(Long) -> Long;
-    LL(Long, Long) -> Long;
-    LLL(Long, Long, Long) -> Long;
-    LofLW(Long, Word) -> Long;
-    LofLWW(Long, Word, Word) -> Long;
-    LofLLW(Long, Long, Word) -> Long;
-    LofLLWW(Long, Long, Word, Word) -> Long;
-    LofW(Word) -> Long;
-    LofWW(Word, Word) -> Long;
-    LofWWL(Word, Word, Long) -> Long;
-    PofW(Word) -> Mask;
-    PofWW(Word, Word) -> Mask;
-    PofL(Long) -> Mask;
-    PofLL(Long, Long) -> Mask;
-}
 
 /// The words of an opcode that are still to be understood.
 pub(super) struct Words<'a>(pub &'a [&'a str]);

@@ -12,6 +12,7 @@ mod convert;
 mod convert_packed;
 mod double;
 mod floats;
+mod function;
 mod half;
 mod integer;
 mod lanewise;
@@ -20,37 +21,7 @@ mod single;
 #[cfg(test)]
 mod tests;
 
-use crate::lanes::{Long, Mask, Word};
-
-/// What an instruction computes: the banks of its result and of its operands, and the function. `W` is a register of up
-/// to 32 bits, `L` one of 64, `P` a predicate; the result comes first.
-#[derive(Debug, Clone, Copy)]
-#[expect(missing_docs, reason = "the type's description says what the letters mean")]
-pub enum Function {
-    W(fn(&Word) -> Word),
-    WW(fn(&Word, &Word) -> Word),
-    WWW(fn(&Word, &Word, &Word) -> Word),
-    WWWW(fn(&Word, &Word, &Word, &Word) -> Word),
-    WofL(fn(&Long) -> Word),
-    WofLL(fn(&Long, &Long) -> Word),
-    L(fn(&Long) -> Long),
-    LL(fn(&Long, &Long) -> Long),
-    LLL(fn(&Long, &Long, &Long) -> Long),
-    /// A shift of a long register by a word.
-    LofLW(fn(&Long, &Word) -> Long),
-    /// A field of a long register: position and length are words.
-    LofLWW(fn(&Long, &Word, &Word) -> Long),
-    /// A choice between long registers by a word.
-    LofLLW(fn(&Long, &Long, &Word) -> Long),
-    LofLLWW(fn(&Long, &Long, &Word, &Word) -> Long),
-    LofW(fn(&Word) -> Long),
-    LofWW(fn(&Word, &Word) -> Long),
-    LofWWL(fn(&Word, &Word, &Long) -> Long),
-    PofW(fn(&Word) -> Mask),
-    PofWW(fn(&Word, &Word) -> Mask),
-    PofL(fn(&Long) -> Mask),
-    PofLL(fn(&Long, &Long) -> Mask),
-}
+pub use function::Function;
 
 /// The function of an opcode, written as in PTX with all its modifiers and types; none for an opcode that is not known,
 /// or known but not lane by lane.

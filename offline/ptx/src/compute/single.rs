@@ -3,9 +3,9 @@
 //! An `add` or `mul` without a rounding word rounds to nearest; NVIDIA's compiler may fuse the two, which is not done
 //! here.
 
-use super::Function;
 use super::arithmetic::{Arithmetic, Division};
 use super::floats::Flushed;
+use super::function::Function;
 use super::lanewise::{Words, for_flag, op};
 use super::rounding::{Rounding, for_rounding};
 

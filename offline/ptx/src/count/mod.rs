@@ -8,12 +8,15 @@ use self::cache::{Cache, LINE};
 use self::trace::Traces;
 pub use self::trace::{Step, Trace};
 use crate::error::Stop;
+use crate::flow::ControlFlow;
 use crate::lanes::{Mask, WARP, lanes};
-use crate::memory::{Access, Kind, Memory, Place};
-use crate::observe::{At, Observer};
-use crate::program::{Op, Program, Register, Space};
+use crate::operand::{Register, Space};
+use crate::program::{Op, Program};
+use crate::run::launch::{Done, run};
+use crate::run::memory::{Access, Kind, Memory, Place};
+use crate::run::observe::{At, Observer};
+use crate::run::shape::Shape;
 use crate::sanitise::SECTOR;
-use crate::{ControlFlow, Done, Shape, run};
 
 /// What one instruction of the program did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

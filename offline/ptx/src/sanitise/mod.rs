@@ -9,11 +9,13 @@ use std::mem::{Discriminant, discriminant};
 
 pub use self::report::{Fault, Finding, Flow, Gap, Place, SECTOR, Space, Traffic};
 use crate::error::Site;
+use crate::flow::ControlFlow;
 use crate::lanes::{Mask, WARP, lanes};
-use crate::memory::{Access, Buffer, Memory};
-use crate::observe::{At, Observer};
 use crate::program::{Op, Program};
-use crate::{Chance, ControlFlow, Done, Shape, run};
+use crate::run::launch::{Chance, Done, run};
+use crate::run::memory::{self, Access, Buffer, Memory};
+use crate::run::observe::{At, Observer};
+use crate::run::shape::Shape;
 
 /// A buffer that a kernel takes.
 #[derive(Debug, Clone, Copy)]
@@ -258,8 +260,8 @@ impl Observer for Watch<'_> {
 
     fn accessed(&mut self, at: &At, access: &Access<'_>) {
         match access.place {
-            crate::memory::Place::Buffer(index) if index < self.buffers.len() => self.access_buffer(at, index, access),
-            crate::memory::Place::Shared => self.access_shared(at, access),
+            memory::Place::Buffer(index) if index < self.buffers.len() => self.access_buffer(at, index, access),
+            memory::Place::Shared => self.access_shared(at, access),
             // Parameters and constants are whole, a thread's memory is its own.
             _ => {}
         }

@@ -2,8 +2,8 @@
 
 use super::{Finding, Place, Space, Watch};
 use crate::error::{Site, Stop};
-use crate::memory::{Buffer, Memory};
-use crate::program::Space as Named;
+use crate::operand::Space as Named;
+use crate::run::memory::{Buffer, Memory};
 use crate::windows::shared_offset;
 
 impl Watch<'_> {

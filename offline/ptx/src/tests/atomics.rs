@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 
-use crate::testing::{self, Backwards, WARP, bytes, numbers, program};
-use crate::{Access, At, Chance, Kind, Observer, ParseError, Place};
+use crate::testing::{self, Accesses, Backwards, WARP, bytes, numbers, program};
+use crate::{Chance, Kind, ParseError, Place};
 
 /// An operation: its words after the space, bytes, what is there first, each lane's operand, and what is there afterwards.
 struct Case<'a> {
@@ -256,18 +256,6 @@ fn lanes_at_their_own_places() {
     (0..32).for_each(|lane| assert_eq!(found[lane], if lane < 20 { lane as u32 / 8 } else { 99 }));
 }
 
-/// Remembers the kinds of accesses to buffers.
-#[derive(Default)]
-struct Kinds(Vec<(Kind, usize)>);
-
-impl Observer for Kinds {
-    fn accessed(&mut self, _: &At, access: &Access<'_>) {
-        if access.place == Place::Buffer(0) {
-            self.0.push((access.kind, access.size));
-        }
-    }
-}
-
 #[test]
 fn what_nobody_asks_for_is_not_read() {
     for (operation, kind, size) in [
@@ -280,9 +268,10 @@ fn what_nobody_asks_for_is_not_read() {
         ("red.global.or.b64 [%a0], 5;", Kind::Atomic, 8),
         ("red.global.add.v2.f32 [%a0], {%f0, %f1};", Kind::Atomic, 8),
     ] {
-        let mut kinds = Kinds::default();
-        testing::run_as(operation, WARP, &mut [vec![0; 8]], &mut kinds).unwrap();
-        assert_eq!(kinds.0, [(kind, size)], "{operation}");
+        let mut accesses = Accesses::default();
+        testing::run_as(operation, WARP, &mut [vec![0; 8]], &mut accesses).unwrap();
+        let found: Vec<(Kind, usize)> = accesses.of(Place::Buffer(0)).map(|it| (it.kind, it.size)).collect();
+        assert_eq!(found, [(kind, size)], "{operation}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! What stops a launch: accesses outside of all memory and such that are not aligned, and that a store that is stopped writes nothing.
 
-use crate::program::Space;
+use crate::operand::Space;
 use crate::testing::{self, WARP, program};
 use crate::{Shape, Stop};
 

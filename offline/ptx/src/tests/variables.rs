@@ -1,7 +1,7 @@
 //! Parameters, and variables of the module with what they hold from the start.
 
 use super::check;
-use crate::program::Range;
+use crate::operand::Range;
 use crate::testing::{WARP, longs, numbers, threads};
 use crate::{Buffer, ControlFlow, Memory, Program, run};
 

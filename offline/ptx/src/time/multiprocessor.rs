@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 
+use super::machine::{Cost, Machine, PIPES};
 use super::schedule::Schedule;
 use super::unit::Unit;
 use super::warp::{Text, Warp, kind};
-use super::{Cost, Machine, PIPES};
 use crate::count::{Step, Trace};
-use crate::program::{Barrier, Op, Program, Source};
-use crate::transfer::Transfer;
+use crate::operand::Source;
+use crate::program::transfer::Transfer;
+use crate::program::{Barrier, Op, Program};
 
 /// Quarters of a multiprocessor, each with a scheduler of its own.
 const QUARTERS: usize = 4;
@@ -38,7 +39,7 @@ pub struct Timed {
 /// Replays the blocks of a multiprocessor.
 pub fn replay(program: &Program, costs: &[Cost], machine: &Machine, blocks: Blocks<'_>) -> Timed {
     let latency = |op: &Op| match op {
-        Op::Load(space, ..) if *space == crate::program::Space::Shared => machine.latency_shared,
+        Op::Load(space, ..) if *space == crate::operand::Space::Shared => machine.latency_shared,
         Op::Load(..) => machine.latency_cache,
         Op::Collective(_) | Op::Matrix(_) | Op::Atomic(_) => machine.latency_shared,
         _ => 0.0,
@@ -231,7 +232,7 @@ impl<'a> Multiprocessor<'a> {
         if self.slots[slot].left == 0 {
             self.ended.push(now);
             self.quarters.iter_mut().for_each(|quarter| quarter.next = None);
-            return self.begin(slot, now);
+            return self.begin(slot, now + self.machine.latency_block);
         }
         let barriers: Vec<u64> = self.slots[slot].arrived.keys().copied().collect();
         barriers.into_iter().for_each(|barrier| self.release(slot, barrier, None, now));

@@ -3,8 +3,9 @@
 
 use std::collections::{BinaryHeap, HashMap};
 
-use super::Cost;
-use crate::program::{Instruction, Op, Program, Register, Space};
+use super::machine::Cost;
+use crate::operand::{Register, Space};
+use crate::program::{Instruction, Op, Program};
 
 /// Instructions in the order in which they are issued, and where each run begins that is to be replayed as a whole.
 #[derive(Debug, Clone)]

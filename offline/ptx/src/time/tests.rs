@@ -32,6 +32,7 @@ const MACHINE: Machine = Machine {
     latency_cache: 260.0,
     latency_memory: 480.0,
     latency_barrier: 20.0,
+    latency_block: 0.0,
 };
 
 /// Arithmetic takes an issue slot and a cycle of pipe 0, and its result four cycles; memory takes a slot; parameters, moves and the end nothing.
@@ -164,14 +165,16 @@ fn warps_wait_at_a_barrier_for_the_last() {
 fn blocks_that_do_not_fit_come_in_waves() {
     let (program, traces) = traces(&chains(100, 1), 32);
     let costs = costs(&program);
-    let time = |resident: usize, count: u64, steps: usize| {
+    let begun = |resident: usize, count: u64, steps: usize, latency_block: f64| {
         let blocks = Blocks { traces: &traces, count, from_memory: &[0.0], steps };
-        replay(&program, &costs, &Machine { resident, ..MACHINE }, blocks)
+        replay(&program, &costs, &Machine { resident, latency_block, ..MACHINE }, blocks)
     };
+    let time = |resident: usize, count: u64, steps: usize| begun(resident, count, steps, 0.0);
     let one = 99.0 * 4.0 + 1.0;
     assert_eq!(time(4, 4, 1 << 20).cycles, one, "one a quarter");
     assert_eq!(time(4, 12, 1 << 20).cycles, 3.0 * one);
     assert_eq!(time(1, 12, 1 << 20).cycles, 12.0 * one);
+    assert_eq!(begun(4, 12, 1 << 20, 100.0).cycles, 3.0 * one + 200.0);
     // Some stand for all.
     let scaled = time(4, 1200, 1);
     assert_eq!(scaled.replayed, 12);

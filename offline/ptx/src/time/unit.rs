@@ -1,7 +1,7 @@
 //! What the quarters of a multiprocessor share: the unit of shared memory and first-level lines, and the ways to the second-level cache and to
 //! device memory. Each takes what comes to it in turn.
 
-use super::{Cost, Machine};
+use super::machine::{Cost, Machine};
 use crate::count::Step;
 
 /// Bytes of a sector.

@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 
-use super::Cost;
+use super::machine::Cost;
 use super::schedule::Schedule;
 use crate::count::Step;
-use crate::program::{Banks, Instruction, Op, Program, Register, Space};
+use crate::operand::{Register, Space};
+use crate::program::{Banks, Instruction, Op, Program};
 
 /// Loads of a kind wait for each other: those from shared memory, and all others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -63,11 +63,7 @@ impl Choices {
     pub fn popularity(&self) -> Popularity {
         let mut times: HashMap<u32, usize> = HashMap::new();
         self.slots.iter().for_each(|&slot| *times.entry(slot).or_default() += 1);
-        Popularity {
-            entries: self.slots.len(),
-            slots: times.len(),
-            most: times.values().copied().max().unwrap_or(0),
-        }
+        Popularity { entries: self.slots.len(), slots: times.len(), most: times.values().copied().max().unwrap_or(0) }
     }
 
     /// What a forward pass leaves for the backward pass: these choices, and beside them memory that nobody has written. Nothing may run.

@@ -87,7 +87,8 @@ impl<'a> Counting<'a> {
         self.sync()?;
         let failed = |error: crate::Error| Error::Device(error.to_string());
         let reports = self.device.take_reports();
-        let profiles = reports.iter().filter_map(|it| Profile::of(it, self.gpu, self.rates).map_err(failed).transpose());
+        let profiles =
+            reports.iter().filter_map(|it| Profile::of(it, self.gpu, self.rates).map_err(failed).transpose());
         profiles.map(|profile| Ok(Staged { stage, profile: profile? })).collect()
     }
 
@@ -202,9 +203,7 @@ impl<'a> Subject<'a> {
     /// The layer on a device, its tables memory that nobody has written.
     fn layer(&self, counting: &Counting<'_>) -> Result<MemoryLayer<OfflineRuntime>> {
         let table = |weight: Weight, name| {
-            let table = || {
-                ValueTable::from_device(counting.unwritten(name, &weight.shape(self.config), self.dtype)?)
-            };
+            let table = || ValueTable::from_device(counting.unwritten(name, &weight.shape(self.config), self.dtype)?);
             weight.is_in(self.config).then(table).transpose()
         };
         let values = table(Weight::Values, "values")?

@@ -96,12 +96,7 @@ impl Versus<'_> {
         ProjectStrategy::choose(&counting.client, self.tokens, self.dtype.storage())
     }
 
-    fn uploaded(
-        &self,
-        counting: &Counting<'_>,
-        shape: &[usize],
-        numbers: &[f32],
-    ) -> Result<Tensor<OfflineRuntime>> {
+    fn uploaded(&self, counting: &Counting<'_>, shape: &[usize], numbers: &[f32]) -> Result<Tensor<OfflineRuntime>> {
         let tensor = HostTensor::from_f32(shape, numbers)?;
         let handle = counting.client.create_from_slice(tensor.cast(self.dtype).bytes());
         Ok(Tensor::new_contiguous(&counting.client, shape.to_vec(), handle, self.dtype.storage()))

@@ -136,7 +136,6 @@ fn apply(opcode: &str, operands: &[[u64; WARP]]) -> [u64; WARP] {
         Function::WWW(f) => f(&word(0), &word(1), &word(2)).map(u64::from),
         Function::WWWW(f) => f(&word(0), &word(1), &word(2), &word(3)).map(u64::from),
         Function::WofL(f) => f(long(0)).map(u64::from),
-        Function::WofLL(f) => f(long(0), long(1)).map(u64::from),
         Function::L(f) => f(long(0)),
         Function::LL(f) => f(long(0), long(1)),
         Function::LLL(f) => f(long(0), long(1), long(2)),
