@@ -119,7 +119,7 @@ fn sgemm(gpu: Gpu, entry: &str, (blocks, threads): (u32, u32), rate: f64) {
     let matrix = || zeroed(4 * size * size);
     let buffers = [matrix(), matrix(), matrix()];
     let scalars = words(&[4096, 4096, 4096, 0.5f32.to_bits(), 3.0f32.to_bits()]);
-    let launch = Raw { count: [blocks, blocks, 1], blocks: 1, ..raw(SGEMM, entry, (0, threads), &buffers, &scalars) };
+    let launch = Raw { count: [blocks, blocks, 1], blocks: 8, ..raw(SGEMM, entry, (0, threads), &buffers, &scalars) };
     holds(gpu, &Rates::of(gpu), &[launch], 2.0 * (size as f64).powi(3) / rate / 1e6);
 }
 
@@ -155,7 +155,7 @@ fn mma(entry: &str, blocks: u32, published: f64) {
     let buffers = [zeroed(2 * size * size), zeroed(2 * size * size), zeroed(4 * size * size)];
     let scalars = words(&[4096, 4096, 4096]);
     let launch =
-        Raw { count: [blocks, blocks, 1], dim: [16, 16, 1], blocks: 1, ..raw(MMA, entry, (0, 0), &buffers, &scalars) };
+        Raw { count: [blocks, blocks, 1], dim: [16, 16, 1], blocks: 2, ..raw(MMA, entry, (0, 0), &buffers, &scalars) };
     // The clock was locked.
     let rates = Rates { clock: 2.52, ..Rates::of(Gpu::Rtx4090) };
     holds(Gpu::Rtx4090, &rates, &[launch], published);

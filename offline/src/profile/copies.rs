@@ -28,7 +28,7 @@ pub fn copies(program: &Program, machine: &[Machine<'_>]) -> Vec<f64> {
     copies.into_iter().map(|it| it.filter(|&it| it >= LEAST).unwrap_or(1.0)).collect()
 }
 
-/// Of each line that tells, the fewest copies that any kind of instruction has.
+/// Of each line that tells, its copies.
 fn of_lines(program: &Program, machine: &[Machine<'_>]) -> HashMap<u32, f64> {
     let mut counts: HashMap<(u32, &str), (f64, f64)> = HashMap::new();
     let mut composed: HashMap<u32, bool> = HashMap::new();
@@ -39,16 +39,18 @@ fn of_lines(program: &Program, machine: &[Machine<'_>]) -> HashMap<u32, f64> {
     for it in machine {
         machine_kind(it.mnemonic).into_iter().for_each(|kind| counts.entry((it.line, kind)).or_default().1 += 1.0);
     }
-    let mut lines: HashMap<u32, f64> = HashMap::new();
-    for ((line, kind), (ptx, machine)) in counts {
+    let tells = |line: u32, kind: &str| {
+        let &(ptx, machine) = counts.get(&(line, kind))?;
         let misleads = kind == FUSED && composed.get(&line).is_some_and(|it| *it);
-        if ptx > 0.0 && machine > 0.0 && !misleads {
-            let fewest = lines.entry(line).or_insert(f64::MAX);
-            *fewest = fewest.min(machine / ptx);
-        }
-    }
-    lines
+        (ptx > 0.0 && machine > 0.0 && !misleads).then(|| machine / ptx)
+    };
+    let of_line = |line: &u32| Some((*line, KINDS.iter().find_map(|kind| tells(*line, kind))?));
+    composed.keys().filter_map(of_line).collect()
 }
+
+/// Machine instructions that tell, the most reliable first: loads are joined, or done in parts.
+const KINDS: [&str; 13] =
+    ["HMMA", FUSED, "BAR", "SHFL", "VOTE", "POPC", "ATOMS", "ATOMG", "STG", "STS", "LDSM", "LDG", "LDS"];
 
 /// Where straight runs of instructions end.
 fn ends(code: &[Instruction]) -> Vec<usize> {
@@ -86,6 +88,8 @@ fn ptx_kind(instruction: &Instruction) -> Option<&'static str> {
         "st" => Some(if shared { "STS" } else { "STG" }),
         "atom" | "red" => Some(if shared { "ATOMS" } else { "ATOMG" }),
         "shfl" => Some("SHFL"),
+        "vote" => Some("VOTE"),
+        "popc" => Some("POPC"),
         "bar" | "barrier" => Some("BAR"),
         "mma" => Some("HMMA"),
         "ldmatrix" => Some("LDSM"),
@@ -103,6 +107,8 @@ fn machine_kind(mnemonic: &str) -> Option<&'static str> {
         "STS" => Some("STS"),
         "ATOMS" => Some("ATOMS"),
         "SHFL" => Some("SHFL"),
+        "VOTE" | "VOTEU" => Some("VOTE"),
+        "POPC" | "UPOPC" => Some("POPC"),
         "BAR" => Some("BAR"),
         "HMMA" => Some("HMMA"),
         "LDSM" => Some("LDSM"),

@@ -50,8 +50,6 @@ pub struct Counts {
     pub chain: u32,
     /// What some blocks did, step by step.
     pub traces: Vec<Trace>,
-    /// Of each buffer, the share of the sectors that the first level asks for, or stores, that device memory gives or takes.
-    pub from_memory: Vec<f64>,
 }
 
 /// A launch in numbers. Times are microseconds.
@@ -125,8 +123,11 @@ impl Profile {
         let (lanes, idle) = (sum(|it| it.lanes), sum(|it| it.idle));
         let resident = gpu.resident(units as usize, resources.registers, shared);
         let multiprocessors = u64::from(gpu.specification().multiprocessors);
-        let spread = time::Spread { cubes, multiprocessors, resident };
+        let at_once = cubes.min(multiprocessors * resident as u64) as f64;
+        let from_memory = from_memory(counts, &report.lengths, gpu, at_once, scale);
+        let spread = time::Spread { cubes, multiprocessors, resident, from_memory: &from_memory };
         let (time, replayed) = time::time(counts, &spread, &costs, &listing, rates);
+        let moved = counts.buffers.iter().zip(&from_memory).map(|(it, share)| it.sectors as f64 * share);
         let list = |numbers: ByPipe| Pipe::ALL.into_iter().zip(numbers).collect();
         let mut profile = Self {
             kernel: report.kernel.entry.clone(),
@@ -139,15 +140,8 @@ impl Profile {
             ptx: list(ptx),
             machine: list(machine),
             cache_bytes: sum(|it| it.sectors) * SECTOR as f64,
-            memory_bytes: counts
-                .buffers
-                .iter()
-                .zip(&counts.from_memory)
-                .map(|(it, share)| it.sectors as f64 * share)
-                .sum::<f64>()
-                * scale
-                * SECTOR as f64,
-            shared_cycles: sum(|it| it.shared_cycles),
+            memory_bytes: moved.sum::<f64>() * scale * SECTOR as f64,
+            shared_cycles: shared_cycles(counts, &costs) * scale,
             conflicts: sum(|it| it.same_address) / 32.0,
             idle: idle / (lanes + idle).max(1.0),
             barriers: counts.barriers as f64 * scale,
@@ -218,6 +212,16 @@ fn by_pipe(counts: &Counts, costs: &[ByPipe], scale: f64) -> (ByPipe, ByPipe) {
     (ptx, machine)
 }
 
+/// Cycles of shared memory. Loads that `ptxas` has joined move all their words, but take the cycle that the least takes once.
+fn shared_cycles(counts: &Counts, costs: &[ByPipe]) -> f64 {
+    let all = counts.loaded.program.code.iter().zip(&counts.instructions).zip(costs);
+    let cycles = all.map(|((instruction, counted), cost)| {
+        let joined = time::joined(instruction, cost) * counted.shared_cycles as f64;
+        joined.max(counted.words as f64 / 32.0)
+    });
+    cycles.sum()
+}
+
 /// A pipe binds where its time is this share of what the launch takes.
 const BINDING: f64 = 0.7;
 
@@ -235,14 +239,19 @@ fn in_products(it: Products) -> f64 {
     (it.m * it.n * it.k) as f64 * it.input.size() as f64 / 2.0 / (16.0 * 16.0 * 8.0)
 }
 
-/// Of each buffer, the share of its sectors that device memory gives or takes. What takes no more than half of the second-level cache is
-/// moved once; of a larger buffer each sector that the first level asks for. `scale` is all blocks over those that were counted.
-pub(crate) fn from_memory(buffers: &[Moved], lengths: &[u64], gpu: Gpu, scale: f64) -> Vec<f64> {
-    let cache = gpu.specification().cache;
-    let share = |(moved, &length): (&Moved, &u64)| match (moved.sectors as f64 * scale, 2 * length <= cache) {
-        (0.0, _) => 0.0,
-        (all, true) => (moved.distinct() as f64 * scale).min(length as f64 / SECTOR as f64) / all,
-        (_, false) => 1.0,
+/// Of each buffer, the share of its sectors that device memory gives or takes, where so many blocks run at once. What takes no more than
+/// half of the second-level cache is moved once. Of a larger buffer, a block finds there what blocks beside it have fetched, as far as those
+/// that were counted show it; and what it has fetched itself, if what all fetch while they run takes no more than half either. `scale` is all
+/// blocks over those that were counted.
+fn from_memory(counts: &Counts, lengths: &[u64], gpu: Gpu, at_once: f64, scale: f64) -> Vec<f64> {
+    let half = gpu.specification().cache / 2;
+    let distinct = counts.buffers.iter().map(Moved::distinct).sum::<u64>() as f64 / counts.blocks.max(1) as f64;
+    let stays = distinct * at_once * SECTOR as f64 <= half as f64;
+    let share = |(moved, &length): (&Moved, &u64)| match moved.sectors as f64 {
+        0.0 => 0.0,
+        all if length <= half => (moved.distinct() as f64 * scale).min(length as f64 / SECTOR as f64) / (all * scale),
+        all if stays => moved.distinct() as f64 / all,
+        _ => moved.distinct() as f64 / moved.by_block.max(1) as f64,
     };
-    buffers.iter().zip(lengths).map(share).map(|share| share.min(1.0)).collect()
+    counts.buffers.iter().zip(lengths).map(share).map(|share| share.min(1.0)).collect()
 }

@@ -106,10 +106,9 @@ pub fn run(launch: &Launch<'_>, gpu: Gpu, blocks: Blocks, report: &mut LaunchRep
     }
     let traces = counted.take_traces();
     let Count { counts: instructions, buffers, barriers, chain, .. } = counted;
-    let from_memory = super::from_memory(&buffers, &report.lengths, gpu, total as f64 / done.max(1) as f64);
     let loaded = loaded.clone();
     let blocks = done;
-    let counts = Counts { loaded, instructions, buffers, blocks, barriers, chain, traces, from_memory };
+    let counts = Counts { loaded, instructions, buffers, blocks, barriers, chain, traces };
     report.counts = Some(Arc::new(counts));
     report.executed = true;
     Ok(())

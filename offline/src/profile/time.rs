@@ -1,7 +1,7 @@
 //! How long a launch would take: the blocks of the busiest multiprocessor replayed in order ([`ultramem_ptx::time`]), and the gap before it.
 
 use ultramem_ptx::operand::Space;
-use ultramem_ptx::program::Op;
+use ultramem_ptx::program::{Instruction, Op};
 use ultramem_ptx::time::{Blocks, Cost, Machine, PIPES, replay};
 
 use super::flight::{Flight, flight};
@@ -21,17 +21,19 @@ const QUARTERS: [Pipe; PIPES] =
     [Pipe::Fma, Pipe::Alu, Pipe::Imad, Pipe::Double, Pipe::Special, Pipe::Conversion, Pipe::Matrix, Pipe::Branch];
 
 /// Blocks of a launch and how the device holds them.
-pub struct Spread {
+pub struct Spread<'a> {
     /// Blocks.
     pub cubes: u64,
     /// Multiprocessors.
     pub multiprocessors: u64,
     /// Blocks that one holds at once.
     pub resident: usize,
+    /// Of each buffer, the share of its sectors that device memory gives or takes.
+    pub from_memory: &'a [f64],
 }
 
 /// Microseconds of a launch from its first block's start to the end of its last, and blocks that were replayed.
-pub fn time(counts: &Counts, spread: &Spread, costs: &[ByPipe], listing: &str, rates: &Rates) -> (f64, u64) {
+pub fn time(counts: &Counts, spread: &Spread<'_>, costs: &[ByPipe], listing: &str, rates: &Rates) -> (f64, u64) {
     let costs = machine_costs(counts, costs, &flight(listing), rates);
     // The busiest multiprocessor has a whole number of blocks. When it is at its last, others are idle and leave it their part.
     let count = spread.cubes.div_ceil(spread.multiprocessors);
@@ -50,7 +52,7 @@ pub fn time(counts: &Counts, spread: &Spread, costs: &[ByPipe], listing: &str, r
         latency_barrier: rates.latency_barrier,
         latency_block: rates.latency_block,
     };
-    let blocks = Blocks { traces: &counts.traces, count, from_memory: &counts.from_memory, steps: STEPS };
+    let blocks = Blocks { traces: &counts.traces, count, from_memory: spread.from_memory, steps: STEPS };
     let timed = replay(&counts.loaded.program, &costs, &machine, blocks);
     (timed.cycles / rates.clock / 1000.0, timed.replayed)
 }
@@ -58,7 +60,7 @@ pub fn time(counts: &Counts, spread: &Spread, costs: &[ByPipe], listing: &str, r
 /// What each PTX instruction is to the machine.
 fn machine_costs(counts: &Counts, costs: &[ByPipe], flight: &Flight, rates: &Rates) -> Vec<Cost> {
     let code = &counts.loaded.program.code;
-    let cost = |(instruction, by_pipe): (&ultramem_ptx::program::Instruction, &ByPipe)| {
+    let cost = |(instruction, by_pipe): (&Instruction, &ByPipe)| {
         let issued: f64 = by_pipe.iter().sum();
         let pipe = Pipe::of_ptx(&instruction.opcode);
         let matrix = match &instruction.op {
@@ -77,12 +79,21 @@ fn machine_costs(counts: &Counts, costs: &[ByPipe], flight: &Flight, rates: &Rat
             issued,
             pipes: QUARTERS.map(cycles),
             unit: by_pipe[Pipe::Memory as usize],
+            joined: joined(instruction, by_pipe),
             latency: if issued == 0.0 { 0.0 } else { chain + latency(pipe, rates) },
             pause: by_pipe[Pipe::Branch as usize] * rates.latency_branch,
             in_flight: flight.get(&(instruction.line, shared)).copied().unwrap_or(0),
         }
     };
     code.iter().zip(costs).map(cost).collect()
+}
+
+/// The part of a machine instruction that a load from shared memory is; 1 of all others.
+pub fn joined(instruction: &Instruction, cost: &ByPipe) -> f64 {
+    match instruction.op {
+        Op::Load(Space::Shared, ..) => cost[Pipe::Memory as usize].min(1.0),
+        _ => 1.0,
+    }
 }
 
 fn latency(pipe: Pipe, rates: &Rates) -> f64 {

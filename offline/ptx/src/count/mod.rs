@@ -29,6 +29,8 @@ pub struct Counted {
     pub idle: u64,
     /// Cycles of shared memory: one for each different word of the busiest bank, in each phase of a wide access.
     pub shared_cycles: u64,
+    /// Different words of shared memory that an access moves.
+    pub words: u64,
     /// Of an atomic operation on shared memory, for each warp the most lanes that hit one address.
     pub same_address: u64,
     /// Lines of the first-level cache that were looked up.
@@ -44,14 +46,16 @@ pub struct Moved {
     pub sectors: u64,
     /// Of each byte that was stored, whether it was; empty where none was.
     pub written: Vec<bool>,
-    /// Of each sector, whether it was touched.
-    touched: Vec<bool>,
+    /// Sectors that blocks have touched, each block's own.
+    pub by_block: u64,
+    /// Of each sector, the block that touched it last, counted from 1 in the order in which they ran; 0 is none.
+    touched: Vec<u32>,
 }
 
 impl Moved {
     /// Sectors that were touched at all.
     pub fn distinct(&self) -> u64 {
-        self.touched.iter().filter(|touched| **touched).count() as u64
+        self.touched.iter().filter(|block| **block > 0).count() as u64
     }
 }
 
@@ -80,8 +84,7 @@ const BANKS: usize = 32;
 impl<'a> Count<'a> {
     /// Nothing yet, for blocks that have `cache` bytes of a first-level cache each, and buffers of so many bytes.
     pub fn new(program: &'a Program, cache: usize, lengths: &[usize]) -> Self {
-        let moved =
-            |&length: &usize| Moved { touched: vec![false; length.div_ceil(SECTOR as usize)], ..Moved::default() };
+        let moved = |&length: &usize| Moved { touched: vec![0; length.div_ceil(SECTOR as usize)], ..Moved::default() };
         Self {
             program,
             counts: vec![Counted::default(); program.code.len()],
@@ -136,12 +139,14 @@ impl<'a> Count<'a> {
 
     fn access_shared(&mut self, at: &At, access: &Access<'_>) {
         let counted = &mut self.counts[at.instruction];
-        let cycles = shared_cycles(access);
+        let (cycles, words) = shared_cycles(access);
         let alike = if access.kind.is_atomic() { most_alike(access) } else { 0 };
         counted.shared_cycles += cycles;
+        counted.words += words;
         counted.same_address += alike;
         if let Some(step) = self.traces.current(at.warp) {
             step.shared += cycles as u16;
+            step.words += words as u16;
             step.same_address += alike as u16;
         }
     }
@@ -181,10 +186,14 @@ impl<'a> Count<'a> {
 
     /// Notes which parts of a buffer an access touches, and which it writes.
     fn note(&mut self, buffer: usize, access: &Access<'_>) {
+        let block = self.blocks as u32;
         let Some(moved) = self.buffers.get_mut(buffer) else { return };
         for lane in lanes(access.mask) {
             let (first, end) = (access.offsets[lane] as usize, access.offsets[lane] as usize + access.size);
-            moved.touched[first / SECTOR as usize..end.div_ceil(SECTOR as usize)].fill(true);
+            for touched in &mut moved.touched[first / SECTOR as usize..end.div_ceil(SECTOR as usize)] {
+                moved.by_block += u64::from(*touched != block);
+                *touched = block;
+            }
             if access.kind.stores() {
                 if moved.written.is_empty() {
                     moved.written = vec![false; moved.touched.len() * SECTOR as usize];
@@ -237,11 +246,11 @@ pub fn count(
     run(program, shape, Some(blocks), memory, count, &mut ())
 }
 
-/// Cycles of an access to shared memory: in each phase, 32 lanes of 4 bytes, 16 of 8 or 8 of 16, the different words of the busiest bank.
-fn shared_cycles(access: &Access<'_>) -> u64 {
+/// Cycles of an access to shared memory: in each phase, 32 lanes of 4 bytes, 16 of 8 or 8 of 16, the different words of the busiest bank. And the different words of all banks.
+fn shared_cycles(access: &Access<'_>) -> (u64, u64) {
     let words = access.size.div_ceil(4);
     let phase = WARP / words.clamp(1, WARP);
-    let mut cycles = 0;
+    let (mut cycles, mut different) = (0, 0);
     for first in (0..WARP).step_by(phase.max(1)) {
         let mut banks: [Vec<u64>; BANKS] = Default::default();
         for lane in (first..first + phase.max(1)).filter(|lane| access.mask >> lane & 1 == 1) {
@@ -254,8 +263,9 @@ fn shared_cycles(access: &Access<'_>) -> u64 {
             }
         }
         cycles += banks.iter().map(Vec::len).max().unwrap_or(0) as u64;
+        different += banks.iter().map(Vec::len).sum::<usize>() as u64;
     }
-    cycles
+    (cycles, different)
 }
 
 /// The most lanes that access the same address.
@@ -290,9 +300,13 @@ mod tests {
             (32, 16, 8),
             (0, 16, 4),
         ] {
-            assert_eq!(shared_cycles(&access(&strided(stride), ALL, size)), cycles, "{size} bytes, {stride} apart");
+            assert_eq!(shared_cycles(&access(&strided(stride), ALL, size)).0, cycles, "{size} bytes, {stride} apart");
         }
-        assert_eq!(shared_cycles(&access(&strided(128), 0b101, 4)), 2);
+        assert_eq!(shared_cycles(&access(&strided(128), 0b101, 4)), (2, 2));
+        assert_eq!(shared_cycles(&access(&strided(0), ALL, 4)), (1, 1));
+        // Each of four phases reads the same four words.
+        assert_eq!(shared_cycles(&access(&strided(0), ALL, 16)), (4, 16));
+        assert_eq!(shared_cycles(&access(&strided(16), ALL, 16)), (4, 128));
     }
 
     #[test]

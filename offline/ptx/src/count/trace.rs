@@ -9,6 +9,8 @@ pub struct Step {
     pub active: bool,
     /// Cycles of shared memory.
     pub shared: u16,
+    /// Different words of shared memory, of four bytes.
+    pub words: u16,
     /// Of an atomic operation on shared memory, the most lanes that hit one address.
     pub same_address: u16,
     /// Lines of the first-level cache that were looked up.

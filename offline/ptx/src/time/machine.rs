@@ -12,6 +12,8 @@ pub struct Cost {
     pub pipes: [f64; PIPES],
     /// Cycles of the unit that loads, stores and shuffles, at least: one for each machine instruction that goes there.
     pub unit: f64,
+    /// Of a load from shared memory, the part of a machine instruction that it is: less than 1 where several were joined.
+    pub joined: f64,
     /// Cycles from its issue until its result can be read, what memory takes left out.
     pub latency: f64,
     /// Cycles until the warp issues its next: more than `issued` after a jump.

@@ -40,7 +40,7 @@ fn costs(program: &Program) -> Vec<Cost> {
     let of = |it: &crate::program::Instruction| match &it.op {
         _ if it.opcode.contains(".param") => Cost::default(),
         Op::Move(..) | Op::Exit => Cost::default(),
-        Op::Load(..) | Op::Store(..) | Op::Atomic(_) => Cost { issued: 1.0, unit: 1.0, ..Cost::default() },
+        Op::Load(..) | Op::Store(..) | Op::Atomic(_) => Cost { issued: 1.0, unit: 1.0, joined: 1.0, ..Cost::default() },
         Op::Barrier(_) => Cost { issued: 1.0, ..Cost::default() },
         _ => {
             let mut pipes = [0.0; PIPES];
@@ -179,4 +179,29 @@ fn blocks_that_do_not_fit_come_in_waves() {
     let scaled = time(4, 1200, 1);
     assert_eq!(scaled.replayed, 12);
     assert!((scaled.cycles / (300.0 * one) - 1.0).abs() < 0.01, "{scaled:?}");
+}
+
+#[test]
+fn loads_from_shared_memory_that_are_joined_take_what_their_words_take() {
+    // Sixteen loads of a word that all lanes share, and of a word each.
+    let load = |address: &str| {
+        let one = |at: usize| format!("ld.shared.u32 %r{at}, [{address}+{}];\n", at * 128);
+        (0..16).map(one).collect::<String>()
+    };
+    let body = |address: &str| {
+        format!(
+            ".shared .align 16 .b8 room[4096];\nmov.u32 %r400, room;\nmov.u32 %r401, %tid.x;\nmad.lo.u32 %r402, %r401, 4, %r400;\n{}",
+            load(address)
+        )
+    };
+    let of = |address: &str, joined: f64| {
+        cycles_of(&body(address), 32, MACHINE, 0.0, |cost, opcode| {
+            if opcode.starts_with("ld.shared") {
+                (cost.issued, cost.unit, cost.joined) = (joined, joined, joined);
+            }
+        })
+    };
+    let (apart, joined) = (of("%r400", 1.0), of("%r400", 0.25));
+    assert_eq!(apart - joined, 12.0);
+    assert_eq!(of("%r402", 1.0), of("%r402", 0.25));
 }

@@ -30,7 +30,9 @@ impl<'a> Unit<'a> {
     pub fn take(&mut self, now: f64, step: &Step, cost: &Cost) -> f64 {
         let it = self.machine;
         let atomic = f64::from(step.same_address) / 32.0 * it.same_address;
-        let cycles = f64::from(step.shared) + atomic + f64::from(step.tags) / it.tags;
+        // Joined loads move all their words, but take the cycle that the least of them takes once.
+        let shared = (cost.joined * f64::from(step.shared)).max(f64::from(step.words) / 32.0);
+        let cycles = shared + atomic + f64::from(step.tags) / it.tags;
         self.lines = self.lines.max(now) + cycles.max(cost.unit);
         let passed = self.lines;
         if step.sectors > 0 {
