@@ -1,95 +1,127 @@
-//! `ultramem profile`: what each kernel of a forward pass would cost a GPU, counted without one. Each pipe's time, the caches' and the
-//! memory's; the longest is what the kernel takes at least.
+//! `ultramem profile`: what each kernel of a pass would cost a GPU, counted without one. Each pipe's time, the caches' and the memory's, and
+//! what it is predicted to take.
+
+mod lines;
+mod pass;
+mod plot;
+mod table;
 
 use std::path::PathBuf;
 
 use clap::{Args, value_parser};
-use serde_json::json;
-use ultramem::MemoryConfig;
-use ultramem_offline::profile::{Rates, layer};
+use serde_json::{Value, json};
+use ultramem::{MemoryConfig, Weights};
+use ultramem_offline::profile::Rates;
+use ultramem_offline::profile::passes::{Subject, hidden_states};
 
+use self::pass::{Counted, Passes};
 use crate::Common;
-use crate::bench::layer::Shape;
+use crate::bench::layer::{SEED, Shape};
+use crate::bench::picture::Picture;
 use crate::failure::{Failure, Result};
-use crate::numbers::{bytes, counted};
-use crate::report::{Report, Table, dimensions_json};
+use crate::numbers::{counted, grouped};
+use crate::report::{Report, dimensions_json};
+use crate::source;
 
 /// Arguments of `profile`.
 #[derive(Debug, Args)]
 pub struct ProfileArgs {
+    /// A safetensors file that holds a layer, or a whole model, in place of dimensions
+    #[arg(conflicts_with = "Shape")]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    layer: source::ModelLayer,
+    #[command(flatten)]
+    passes: Passes,
     /// Rows of the input
-    #[arg(long, default_value_t = 4096, value_parser = value_parser!(u64).range(1..))]
-    tokens: u64,
+    #[arg(long, default_value_t = 4096, value_parser = value_parser!(u32).range(1..=1 << 20))]
+    tokens: u32,
     #[command(flatten)]
     shape: Shape,
+    /// Also print the lines of each kernel's source that cost most, 5 or as many as given
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "5", value_parser = value_parser!(u32).range(1..=10_000))]
+    lines: Option<u32>,
+    /// Also draw a picture: a file that ends in .svg or .png
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// Rates of the GPU as JSON, in place of the built-in ones: any of the names that --json prints
     #[arg(long, value_name = "FILE")]
     constants: Option<PathBuf>,
 }
 
-/// Columns of the table: a time by its name in the library, and a short name.
-const TIMES: [(&str, &str); 10] = [
-    ("memory", "memory"),
-    ("cache", "L2"),
-    ("shared and lines", "shared"),
-    ("FMA", "FMA"),
-    ("ALU", "ALU"),
-    ("IMAD", "IMAD"),
-    ("conversion", "conv"),
-    ("special", "special"),
-    ("matrix", "matrix"),
-    ("issue", "issue"),
-];
-
 /// Runs the verb.
 pub fn run(args: &ProfileArgs, common: &Common) -> Result<Report> {
-    let config = MemoryConfig::new(args.shape.dimensions()?)?;
-    let tokens = usize::try_from(args.tokens)?;
+    let picture = args.plot.as_deref().map(Picture::at).transpose()?;
     let rates = rates(args, common)?;
-    let staged = layer::forward(&config, tokens, common.dtype, common.device, &rates)?;
-    let gather = config.bytes_read_per_token(common.dtype) as f64 * tokens as f64 / rates.memory / 1000.0;
-    let sum: f64 = staged.iter().map(|it| it.profile.predicted).sum();
+    let source = args.file.as_ref().map(|path| args.layer.open(path)).transpose()?;
+    let config = match &source {
+        Some(source) => source.config().clone(),
+        None => MemoryConfig::new(args.shape.dimensions()?)?,
+    };
+    let weights = match &source {
+        Some(source) => source.weights()?,
+        None => Weights::random_without_tables(&config, SEED),
+    };
+    let tokens = args.tokens as usize;
+    let input = hidden_states(config.hidden_size, tokens, SEED);
+    let (dtype, gpu) = (common.dtype, common.device);
+    let subject = Subject { config: &config, weights: &weights, input: &input, dtype, gpu, rates: &rates };
+    let found = args.passes.count(&subject)?;
+    let gather = config.bytes_read_per_token(dtype) as f64 * tokens as f64 / rates.memory / 1000.0;
+    let head = format!("{gpu} for {}, {dtype}", counted(tokens, "token"));
+    let mut text = format!("{head}; times in µs, each as if nothing else took any, and predicted\n");
+    for counted in &found {
+        text += &passage(counted, gather, args.lines);
+    }
+    if let Some(picture) = picture {
+        let bars = found.iter().flat_map(Counted::bars).collect();
+        let title = "A memory layer by count: stages by what binds their kernels".to_string();
+        picture.write(&plot::Bars { title, device: head, bars, floor: gather }.svg()?)?;
+        text += &picture.line();
+    }
+    let launches = found.iter().flat_map(|counted| counted.staged.iter().map(|staged| launch_json(counted, staged)));
     let json = json!({
-        "device": common.device.to_string(),
-        "dtype": common.dtype.to_string(),
+        "device": gpu.to_string(),
+        "dtype": dtype.to_string(),
         "tokens": tokens,
         "dimensions": dimensions_json(&config),
         "rates": rates,
-        "launches": staged,
-        "predicted_us": sum,
+        "passes": found.iter().map(|counted| counted.json(gather)).collect::<Vec<_>>(),
+        "launches": launches.collect::<Vec<_>>(),
+        "predicted_us": found.iter().map(Counted::predicted).sum::<f64>(),
         "gather_us": gather,
     });
-    let mut table = Table::default();
-    let head = ["stage", "kernel", "cubes", "units", "regs", "shared memory", "occupancy"];
-    let head = head.into_iter().chain(TIMES.map(|it| it.1)).chain(["binds", "predicted"]);
-    table.row(head.map(str::to_string));
-    for it in &staged {
-        let profile = &it.profile;
-        let kernel: String = profile.kernel.chars().take(28).collect();
-        let mut cells = vec![
-            it.stage.to_string(),
-            kernel,
-            profile.cubes.to_string(),
-            profile.units.to_string(),
-            profile.registers.to_string(),
-            bytes(profile.shared as u64),
-            format!("{:.0} %", 100.0 * profile.occupancy),
-        ];
-        cells.extend(TIMES.map(|(name, _)| microseconds(profile.time(name))));
-        cells.extend([profile.binds().to_string(), microseconds(profile.predicted)]);
-        table.row(cells);
-    }
-    let text = format!(
-        "{} for {}, {}, counted on {}; times in µs, each as if nothing else took any, and predicted\n{}\
-         {sum:.0} µs in all, {:.1} times the gather's {gather:.0} µs\n",
-        common.device,
-        counted(tokens, "token"),
-        common.dtype,
-        counted(staged.iter().map(|it| it.profile.counted).sum(), "block"),
-        table.text(),
-        sum / gather,
-    );
     Ok(Report { text, json, passed: true })
+}
+
+/// A launch with the pass that it is of.
+fn launch_json(counted: &Counted, staged: &ultramem_offline::profile::passes::Staged) -> Value {
+    let mut json = json!(staged);
+    json["pass"] = json!(counted.pass.name());
+    json["binds"] = json!(staged.profile.binds());
+    json
+}
+
+/// A pass in words and as a table, and its dearest lines.
+fn passage(counted: &Counted, gather: f64, lines: Option<u32>) -> String {
+    let blocks = |of: fn(&ultramem_offline::profile::Profile) -> u64| {
+        grouped(counted.staged.iter().map(|it| of(&it.profile)).sum::<u64>() as usize)
+    };
+    let mut text =
+        format!("\n{}, {} of {} blocks run", counted.title, blocks(|it| it.counted as u64), blocks(|it| it.cubes));
+    if let Some(it) = counted.popularity {
+        let (entries, slots) = (grouped(it.entries), grouped(it.slots));
+        text += &format!("; {entries} choices of {slots} slots, one of them {} times", grouped(it.most));
+    }
+    text += &format!("\n{}", table::table(&counted.staged));
+    let sum = counted.predicted();
+    text += &format!("  {sum:.0} µs in all, {:.1} times the gather's {gather:.0} µs\n", sum / gather);
+    for staged in counted.staged.iter().filter(|_| lines.is_some()) {
+        let (kernel, predicted) = (&staged.profile.kernel, microseconds(staged.profile.predicted));
+        text += &format!("\n{}: {kernel}, {predicted} µs\n", staged.stage);
+        text += &lines::table(&staged.profile, lines.unwrap_or(0) as usize);
+    }
+    text
 }
 
 fn rates(args: &ProfileArgs, common: &Common) -> Result<Rates> {

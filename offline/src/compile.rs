@@ -295,7 +295,8 @@ impl Tools {
 
     fn listing(&self, kernel: &Kernel, ptx: &str, architecture: Architecture) -> Result<String> {
         self.with_file(ptx, |file| {
-            let code = file.with_extension("cubin");
+            // Another thread may be at the same kernel: the file's ending is its own.
+            let code = PathBuf::from(format!("{}.cubin", file.display()));
             self.assemble(kernel, file, &code, architecture)?;
             let mut command = Command::new(&self.nvdisasm);
             let output = command.args(["-g", "-c"]).arg(&code).output().map_err(Error::io(&self.nvdisasm))?;

@@ -7,6 +7,7 @@ use cubecl::ir::DeviceProperties;
 use cubecl_common::device::Device;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
+use crate::profile::sample::Blocks;
 use crate::target::Target;
 use crate::{Gpu, LaunchReport};
 
@@ -77,8 +78,8 @@ impl Adapter {
 pub enum Execution {
     /// Each access is checked and measured.
     Watched,
-    /// Instructions are counted, and accesses neither checked nor measured. Of a launch over tokens that repeat after a period, as many
-    /// blocks run as the first period needs; what they have written is repeated for the other tokens: see [`OfflineDevice::repeat`].
+    /// Instructions are counted, and accesses neither checked nor measured. Which blocks run, [`OfflineDevice::count`] says; all of them
+    /// at first.
     Counted,
     /// Nothing runs: the source and the launch are kept, the buffers stay as they are.
     Skipped,
@@ -92,8 +93,8 @@ struct State {
     reports: Mutex<Vec<LaunchReport>>,
     /// Draws a seed for each launch.
     seeds: Mutex<StdRng>,
-    /// Tokens, and those after which they repeat.
-    repeated: Mutex<Option<(usize, usize)>>,
+    /// Blocks that run where they are counted.
+    blocks: Mutex<Blocks>,
 }
 
 /// Devices are looked up by number, for CubeCL knows them by number.
@@ -113,7 +114,7 @@ impl OfflineDevice {
             options,
             reports: Mutex::default(),
             seeds,
-            repeated: Mutex::default(),
+            blocks: Mutex::default(),
         })));
         devices[usize::from(index)].clone()
     }
@@ -133,14 +134,17 @@ impl OfflineDevice {
         std::mem::take(&mut lock(&self.0.reports))
     }
 
-    /// From now on launches are over `tokens` tokens that repeat after the first `period`, which divides them: every buffer that a launch
-    /// writes has a row for each token, or is written whole. None runs every block. For [`Execution::Counted`].
-    pub fn repeat(&self, tokens_and_period: Option<(usize, usize)>) {
-        *lock(&self.0.repeated) = tokens_and_period;
+    /// Which blocks of the launches from now on run. For [`Execution::Counted`].
+    pub fn count(&self, blocks: Blocks) {
+        *lock(&self.0.blocks) = blocks;
     }
 
-    pub(crate) fn repeated(&self) -> Option<(usize, usize)> {
-        *lock(&self.0.repeated)
+    /// Which blocks of the next launch run.
+    pub(crate) fn next_blocks(&self) -> Blocks {
+        let mut blocks = lock(&self.0.blocks);
+        let next = *blocks;
+        *blocks = next.after();
+        next
     }
 
     /// All devices that were made.

@@ -41,6 +41,7 @@ pub use device::{Adapter, Execution, OfflineDevice, Options};
 pub use error::{Error, Result};
 pub use gpu::{Gpu, Specification};
 pub use memory::{HostBuffer, HostStorage};
+pub use profile::sample::Blocks;
 pub use report::{Argument, Kernel, LaunchReport};
 pub use runtime::OfflineRuntime;
 pub use server::OfflineServer;

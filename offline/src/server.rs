@@ -31,7 +31,7 @@ use crate::device::{Execution, OfflineDevice};
 use crate::execute::{Launch, execute};
 use crate::gpu::ALIGNMENT;
 use crate::memory::{HostBuffer, HostStorage};
-use crate::profile::sample::{self, Enough};
+use crate::profile::sample;
 use crate::target::{TargetCompiler, TargetOptions};
 use crate::{Error, Fault, Finding, Kernel, LaunchReport, Options, Space};
 
@@ -217,8 +217,7 @@ impl OfflineServer {
                 let (architecture, dynamic) = (Architecture::of(options.gpu), arguments.info.dynamic_metadata_offset);
                 let (buffers, info, rolled) = (buffers.as_slice(), info.as_slice(), options.rolled_loops);
                 let launch = Launch { architecture, rolled, buffers, info, dynamic };
-                let enough = self.device.repeated().map_or(Enough::All, Enough::Tokens);
-                sample::run(&launch, options.gpu, enough, &mut report)
+                sample::run(&launch, options.gpu, self.device.next_blocks(), &mut report)
             }
             Execution::Watched => {
                 let dynamic = arguments.info.dynamic_metadata_offset;

@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 use cubecl::{client::ComputeClient, future::block_on};
 use ultramem::{Dimensions, ElementType, MemoryConfig, MemoryLayer, Weights};
 use ultramem_offline::profile::{Counts, Profile, Rates, layer, pipes::Pipe};
-use ultramem_offline::{Execution, Gpu, LaunchReport, OfflineDevice, OfflineRuntime, Options};
+use ultramem_offline::{Blocks, Execution, Gpu, LaunchReport, OfflineDevice, OfflineRuntime, Options};
 
 type R = OfflineRuntime;
 
@@ -46,10 +46,10 @@ fn profiled(device: &OfflineDevice, client: &ComputeClient<R>) -> Profile {
     Profile::of(&report, Gpu::H100, &Rates::of(Gpu::H100)).unwrap().unwrap()
 }
 
-#[test]
-fn a_copy_takes_what_its_bytes_take() {
+/// A copy of so many blocks and units, of which some blocks run.
+fn copy(ran: Blocks, blocks: usize, units: usize) -> Profile {
     let (device, client) = counting();
-    let (blocks, units) = (2048, 256);
+    device.count(ran);
     let length = blocks * units;
     let (from, to) = (client.create_from_slice(&vec![0; 16 * length]), client.empty(16 * length));
     let array = |handle: &cubecl::server::Handle| {
@@ -61,7 +61,28 @@ fn a_copy_takes_what_its_bytes_take() {
         let (count, dim) = (CubeCount::Static(blocks as u32, 1, 1), CubeDim::new_1d(units as u32));
         copied::launch_unchecked::<R>(&client, count, dim, 4, array(&from), array(&to));
     }
-    let profile = profiled(&device, &client);
+    profiled(&device, &client)
+}
+
+#[test]
+fn blocks_that_are_spread_stand_for_all() {
+    let (blocks, units) = (1 << 14, 256);
+    let [all, some, seven] =
+        [Blocks::All, Blocks::Spread { whole: 0 }, Blocks::Number(7)].map(|ran| copy(ran, blocks, units));
+    assert_eq!((all.counted, seven.counted), (blocks, 7));
+    assert!((4..blocks / 4).contains(&some.counted), "{}", some.counted);
+    assert_eq!(copy(Blocks::Spread { whole: 1 }, 64, units).counted, 64);
+    for few in [&some, &seven] {
+        near("bytes", few.memory_bytes, all.memory_bytes, 1e-9);
+        near("instructions", few.ptx[Pipe::Fma as usize].1, all.ptx[Pipe::Fma as usize].1, 1e-9);
+    }
+}
+
+#[test]
+fn a_copy_takes_what_its_bytes_take() {
+    let (blocks, units) = (2048, 256);
+    let length = blocks * units;
+    let profile = copy(Blocks::All, blocks, units);
     let bytes = 2.0 * 16.0 * length as f64;
     assert_eq!((profile.memory_bytes, profile.cache_bytes), (bytes, bytes));
     // A device-to-device copy on an H100 with SXM moves 3.0 TB/s, as published.
@@ -108,17 +129,17 @@ fn some_blocks_stand_for_all() {
     let config = MemoryConfig::new(dimensions).unwrap();
     let weights = Weights::random(&config, 3);
     let numbers: Vec<f32> = (0..period * 64).map(|at| ((at * 7919) % 2003) as f32 / 1001.0 - 1.0).collect();
-    let run = |repeated| {
+    let run = |blocks| {
         let (device, client) = counting();
         let layer = MemoryLayer::new(&client, config.clone(), &weights, ElementType::F32).unwrap();
         let input = layer.upload(&numbers.repeat(tokens / period)).unwrap();
         block_on(client.sync()).unwrap();
         device.take_reports();
-        device.repeat(repeated);
+        device.count(blocks);
         let output = layer.read(&layer.forward(&input).unwrap().output).unwrap();
         (output, counts(device.take_reports()))
     };
-    let ((all_output, all), (some_output, some)) = (run(None), run(Some((tokens, period))));
+    let ((all_output, all), (some_output, some)) = (run(Blocks::All), run(Blocks::Repeated { tokens, period }));
     assert_eq!(all_output, some_output);
     assert_eq!(all.len(), some.len());
     let mut fewer = 0;
@@ -160,12 +181,12 @@ fn the_forward_pass_is_what_was_counted_by_hand() {
     // By hand 2.54 and 2.01 GB, each sector once; with 17 KB of first-level cache a block some give way before their other half is read.
     assert!((4.1e9..6.4e9).contains(&score.cache_bytes), "{:e}", score.cache_bytes);
     // By hand 42,200 instructions a row, 35,111 of them ALU, and 256 atomics of 32 lanes on one address: in eight passes. With numbers
-    // as drawn the passes end when the last key is known, after four on the average.
+    // as drawn the passes end when the last key is known: to tell 6,400 sums apart takes log16(6,400) = 3.2 digits, so three passes at least.
     let rows = 16_384.0;
     let machine = combine.machine.iter().map(|it| it.1).sum::<f64>() / rows;
     let alu = combine.machine[Pipe::Alu as usize].1 / rows;
-    assert!((0.5..=1.1).contains(&(machine / 42_200.0)), "{machine}");
-    assert!((0.5..=1.1).contains(&(alu / 35_111.0)), "{alu}");
+    assert!((0.375..=1.1).contains(&(machine / 42_200.0)), "{machine}");
+    assert!((0.375..=1.1).contains(&(alu / 35_111.0)), "{alu}");
     near("share of ALU", alu / machine, 35_111.0 / 42_200.0, 0.1);
-    assert!((0.5..=1.0).contains(&(combine.conflicts / rows / 256.0)), "{}", combine.conflicts / rows);
+    assert!((0.375..=1.0).contains(&(combine.conflicts / rows / 256.0)), "{}", combine.conflicts / rows);
 }

@@ -46,6 +46,11 @@ pub struct Saved<R: Runtime> {
 }
 
 impl<R: Runtime> Saved<R> {
+    /// The keys that each token kept, and their scores.
+    pub fn kept(&self) -> &Kept<R> {
+        &self.kept
+    }
+
     /// The slots and the scores that expand was given.
     fn expanded(&self) -> &Chosen<R> {
         self.weighed.as_ref().map_or(&self.chosen, |(_, weighed)| &weighed.chosen)

@@ -16,6 +16,26 @@ impl Weights<'_> {
     /// `shuffle_index` a random permutation, `u` and `v` the leading singular vectors of the summed core, signed so that `u` sums to a
     /// positive number.
     pub fn random(config: &MemoryConfig, seed: u64) -> Weights<'static> {
+        Self::drawn(config, seed, |shape, rng| normal(shape, 0.02, rng))
+    }
+
+    /// [`random`](Self::random) around tables of zeros in half precision, which take no memory until they are touched: for whoever asks which
+    /// rows are read and not what they hold.
+    pub fn random_without_tables(config: &MemoryConfig, seed: u64) -> Weights<'static> {
+        let zeros = |shape: &[usize]| Cow::Owned(vec![0; count(shape) * ElementType::F16.size()]);
+        Self::drawn(config, seed, |shape, _| HostTensor {
+            shape: shape.into(),
+            dtype: ElementType::F16,
+            bytes: zeros(shape),
+        })
+    }
+
+    /// Random weights around the tables that `table` makes.
+    fn drawn(
+        config: &MemoryConfig,
+        seed: u64,
+        table: impl Fn(&[usize], &mut StdRng) -> HostTensor<'static>,
+    ) -> Weights<'static> {
         let rng = &mut StdRng::seed_from_u64(seed);
         let Capabilities { queries, shuffled, .. } = config.capabilities;
         let width = |size: usize| (size as f32).powf(-0.5);
@@ -28,7 +48,7 @@ impl Weights<'_> {
             Some(match weight {
                 Weight::QueryProj | Weight::Keys => normal(&shape, width(config.key_dim), rng),
                 Weight::QueryNorm | Weight::KeysNorm => constant(&shape, norm),
-                Weight::Values | Weight::PreValues => normal(&shape, 0.02, rng),
+                Weight::Values | Weight::PreValues => table(&shape, rng),
                 Weight::ValuesProj => normal(&shape, width(config.pooled_dim()), rng),
                 Weight::PreValuesProj | Weight::GateProj | Weight::OutputGate => {
                     normal(&shape, width(config.hidden_size), rng)

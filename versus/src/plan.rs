@@ -105,6 +105,16 @@ impl Scale {
         Self::paper(2048, 32, 8, 1_760_000_000, 21_360_000_000)
     }
 
+    /// One block of width `hidden_size` with a memory layer, in the proportions of the paper's comparisons: a token is multiplied with
+    /// 13 · hidden_size² weights, and there are 11 times as many sparse parameters.
+    pub fn block(hidden_size: usize) -> Self {
+        let attention_heads =
+            (1..=hidden_size / 64).rev().find(|heads| hidden_size.is_multiple_of(*heads)).unwrap_or(1);
+        let activated = 13 * square(hidden_size);
+        let sparse = 11 * activated;
+        Self { hidden_size, attention_heads, blocks: 1, memory_layers: 1, top_m: 42, activated, sparse }
+    }
+
     /// A memory layer in every fourth block, heads of 64, and 42 slots a head as in [`Dimensions::ultramem_151m`].
     fn paper(hidden_size: usize, blocks: usize, memory_layers: usize, activated: u64, parameters: u64) -> Self {
         Self {
@@ -384,7 +394,8 @@ mod tests {
         let grown = [1, 2, 4, 8, 16, 32].map(|factor| Scale::small().with_sparse(2_600_000 * factor));
         let paper = [Scale::paper_151m(), Scale::paper_680m(), Scale::paper_1_6b(), Scale::small()];
         let fewer = [Scale::paper_1_6b().with_blocks(4), Scale::paper_151m().with_blocks(4)];
-        for scale in grown.iter().chain(&paper).chain(&fewer) {
+        let alone = [768, 1024, 2048].map(Scale::block);
+        for scale in grown.iter().chain(&paper).chain(&fewer).chain(&alone) {
             for plan in plans(scale) {
                 let near = |found: f64, expected: f64| {
                     assert!((found / expected - 1.0).abs() <= 0.02, "{plan}: {found}, expected {expected}");

@@ -19,13 +19,13 @@ pub mod look {
 
     use super::{Look, Marker};
 
-    const BLACK: RGBColor = RGBColor(0, 0, 0);
-    const ORANGE: RGBColor = RGBColor(0xe6, 0x9f, 0x00);
-    const SKY: RGBColor = RGBColor(0x56, 0xb4, 0xe9);
-    const GREEN: RGBColor = RGBColor(0x00, 0x9e, 0x73);
-    const BLUE: RGBColor = RGBColor(0x00, 0x72, 0xb2);
-    const VERMILION: RGBColor = RGBColor(0xd5, 0x5e, 0x00);
-    const PURPLE: RGBColor = RGBColor(0xcc, 0x79, 0xa7);
+    pub const BLACK: RGBColor = RGBColor(0, 0, 0);
+    pub const ORANGE: RGBColor = RGBColor(0xe6, 0x9f, 0x00);
+    pub const SKY: RGBColor = RGBColor(0x56, 0xb4, 0xe9);
+    pub const GREEN: RGBColor = RGBColor(0x00, 0x9e, 0x73);
+    pub const BLUE: RGBColor = RGBColor(0x00, 0x72, 0xb2);
+    pub const VERMILION: RGBColor = RGBColor(0xd5, 0x5e, 0x00);
+    pub const PURPLE: RGBColor = RGBColor(0xcc, 0x79, 0xa7);
 
     /// A whole layer.
     pub const FORWARD: Look = Look(BLACK, Marker::Circle);
@@ -149,17 +149,17 @@ impl Point {
 }
 
 /// Pixels. A README is about as wide.
-const WIDTH: u32 = 860;
+pub const WIDTH: u32 = 860;
 const PANELS: u32 = 356;
-const TITLE: i32 = 10;
-const DEVICE: i32 = 36;
-const LEGEND: i32 = 68;
-const LEGEND_ROW: i32 = 22;
-const MARGIN: i32 = 16;
+pub const TITLE: i32 = 10;
+pub const DEVICE: i32 = 36;
+pub const LEGEND: i32 = 68;
+pub const LEGEND_ROW: i32 = 22;
+pub const MARGIN: i32 = 16;
 const X_LABELS: i32 = 48;
 const Y_LABELS: i32 = 62;
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Axis = WithKeyPoints<LogCoord<f64>>;
 type Axes<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Axis, Axis>>;
 
@@ -295,12 +295,12 @@ impl Line {
     }
 }
 
-const GREY: RGBColor = RGBColor(0x55, 0x55, 0x55);
-const RULE: RGBColor = RGBColor(0xe2, 0xe2, 0xe2);
+pub const GREY: RGBColor = RGBColor(0x55, 0x55, 0x55);
+pub const RULE: RGBColor = RGBColor(0xe2, 0xe2, 0xe2);
 /// Pixels of a line in the legend, and of a dash and the gap after it.
-const SWATCH: i32 = 26;
-const DASH: u32 = 6;
-const GAP: u32 = 4;
+pub const SWATCH: i32 = 26;
+pub const DASH: u32 = 6;
+pub const GAP: u32 = 4;
 
 const FLOOR: &str = "its floor: the least that bytes and operations take";
 
@@ -334,7 +334,7 @@ impl Entry<'_> {
 }
 
 /// Letters of so many pixels. The backend divides by 1.24.
-fn font(pixels: u32) -> TextStyle<'static> {
+pub fn font(pixels: u32) -> TextStyle<'static> {
     TextStyle::from(("sans-serif", f64::from(pixels) * 1.24).into_font())
 }
 
@@ -391,7 +391,7 @@ fn round(digit: u32, power: i32) -> f64 {
 }
 
 /// A tick's number: whole ones with commas.
-fn number(number: f64) -> String {
+pub fn number(number: f64) -> String {
     if number >= 1.0 { crate::numbers::grouped(number.round() as usize) } else { number.to_string() }
 }
 

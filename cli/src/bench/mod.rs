@@ -9,13 +9,13 @@
 //! | `growth` | the same while the sparse parameters grow, at one batch size |
 //! | `decode` | a decoding step of a whole model of the paper, attention included |
 
-mod chart;
+pub mod chart;
 mod contest;
 mod decode;
 mod fit;
 mod growth;
 pub mod layer;
-mod picture;
+pub mod picture;
 mod stages;
 mod training;
 mod verdict;
@@ -73,7 +73,7 @@ struct Series {
 
 /// A whole model whose sizes are known by name.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Model {
+pub enum Model {
     /// 8 blocks of width 256, for software devices
     #[value(name = "small")]
     Small,
@@ -89,7 +89,8 @@ enum Model {
 }
 
 impl Model {
-    fn scale(self) -> Scale {
+    /// Its sizes.
+    pub fn scale(self) -> Scale {
         match self {
             Self::Small => Scale::small(),
             Self::Paper151m => Scale::paper_151m(),

@@ -10,10 +10,12 @@ mod copies;
 mod flight;
 mod joined;
 pub mod layer;
+pub mod lines;
+pub mod passes;
 pub mod pipes;
 pub mod rates;
 pub mod raw;
-pub(crate) mod sample;
+pub mod sample;
 pub mod sass;
 mod time;
 
@@ -24,6 +26,7 @@ use ultramem_ptx::Products;
 use ultramem_ptx::count::{Counted, Moved, Trace};
 use ultramem_ptx::program::Op;
 
+use self::lines::Line;
 use self::pipes::Pipe;
 pub use self::rates::Rates;
 use self::sass::ByPipe;
@@ -97,6 +100,8 @@ pub struct Profile {
     pub gap: f64,
     /// What takes time, and how long, as if nothing else took any.
     pub times: Vec<(String, f64)>,
+    /// The lines of the source, the dearest first.
+    pub lines: Vec<Line>,
 }
 
 impl Profile {
@@ -149,6 +154,7 @@ impl Profile {
             predicted: rates.launch_gap + time,
             gap: rates.launch_gap,
             times: Vec::new(),
+            lines: lines::lines(&report.kernel.source, counts, &costs, &lines::Scale { gpu, rates, cubes, scale }),
         };
         profile.times = profile.times(counts, gpu, rates, (sum(|it| it.tags), scale));
         Ok(Some(profile))

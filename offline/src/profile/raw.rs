@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::sample::{self, Enough};
+use super::sample::{self, Blocks};
 use super::{Profile, Rates};
 use crate::compile::Architecture;
 use crate::execute::Launch;
@@ -63,7 +63,7 @@ impl Raw<'_> {
         };
         let (architecture, dynamic) = (Architecture::of(gpu), words.len());
         let launch = Launch { architecture, rolled: false, buffers: self.buffers, info: &words, dynamic };
-        sample::run(&launch, gpu, Enough::Blocks(self.blocks), &mut report)?;
+        sample::run(&launch, gpu, Blocks::Number(self.blocks), &mut report)?;
         Ok(report)
     }
 
