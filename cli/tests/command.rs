@@ -94,7 +94,7 @@ fn a_forward_pass_is_profiled_without_a_gpu() {
     };
     let (rates, slower) = (&report["rates"], constants(r#"{ "clock": 0.85 }"#).json());
     assert_eq!((rates["clock"].as_f64(), slower["rates"]["clock"].as_f64()), (Some(1.7), Some(0.85)));
-    assert!(slower["at_least_us"].as_f64() > report["at_least_us"].as_f64(), "{slower}");
+    assert!(slower["predicted_us"].as_f64() > report["predicted_us"].as_f64(), "{slower}");
     constants(r#"{ "clocks": 0.85 }"#).refused(&["constants.json", "clocks"]);
     constants("[]").refused(&["constants.json", "object"]);
     for rate in [r#""fast""#, "0", "-1.5", "null"] {
