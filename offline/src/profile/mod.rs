@@ -23,7 +23,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use ultramem_ptx::Products;
 use ultramem_ptx::count::{Counted, Moved, Trace};
-use ultramem_ptx::program::Op;
+use ultramem_ptx::program::{Instruction, Op};
 
 use self::lines::Line;
 use self::pipes::Pipe;
@@ -212,14 +212,16 @@ fn by_pipe(counts: &Counts, costs: &[ByPipe], scale: f64) -> (ByPipe, ByPipe) {
     (ptx, machine)
 }
 
-/// Cycles of shared memory. Loads that `ptxas` has joined move all their words, but take the cycle that the least takes once.
+/// Cycles of shared memory.
 fn shared_cycles(counts: &Counts, costs: &[ByPipe]) -> f64 {
     let all = counts.loaded.program.code.iter().zip(&counts.instructions).zip(costs);
-    let cycles = all.map(|((instruction, counted), cost)| {
-        let joined = time::joined(instruction, cost) * counted.shared_cycles as f64;
-        joined.max(counted.words as f64 / 32.0)
-    });
-    cycles.sum()
+    all.map(|((instruction, counted), cost)| cycles_of(instruction, counted, cost)).sum()
+}
+
+/// Cycles of shared memory of one instruction. Loads that `ptxas` has joined move all their words, but take the cycle that the least takes once.
+fn cycles_of(instruction: &Instruction, counted: &Counted, cost: &ByPipe) -> f64 {
+    let joined = time::joined(instruction, cost) * counted.shared_cycles as f64;
+    joined.max(counted.words as f64 / 32.0)
 }
 
 /// A pipe binds where its time is this share of what the launch takes.
