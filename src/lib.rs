@@ -50,8 +50,8 @@ pub use config::{
 pub use cost::{Caches, Choices, Cost, StageCost};
 pub use error::{Error, Result};
 pub use layer::{
-    Chosen, Forward, Gradients, InputGradients, Kept, LayerWeights, MapGradients, MemoryLayer, Plans, Saved,
-    SavedState, Strategies, WeighPlans, Weighed, device_shape, update_shared,
+    BackwardPlans, Chosen, Forward, Gradients, InputGradients, Kept, LayerWeights, MapGradients, MemoryLayer, Plans,
+    Saved, SavedState, Strategies, UpdatePlans, WeighPlans, Weighed, device_shape, update_shared,
 };
 pub use spectrum::Spectrum;
 pub use table::ValueTable;

@@ -17,18 +17,20 @@ pub use launch::error::Error;
 pub use launch::loops::{LOOPS_TARGET, MAX_LOOPS};
 pub use launch::random::random;
 pub use launch::tensor::{Tensor, check, empty, fits_binding, from_f32, from_u32, supports, u32_storage};
-pub use linear::column_sum::column_sum_rows;
-pub use linear::outer::{OuterPlan, WeightTiles};
+pub use linear::column_sum::{ColumnSumPlans, column_sum_rows};
+pub use linear::outer::{OuterPlan, OuterPlans, WeightTiles};
 pub use linear::transpose::transpose;
 pub use select::order_key;
-pub use stages::norm::{Norm, NormPlan, NormSizes};
+pub use stages::norm::{Norm, NormPlan, NormPlans, NormSizes};
 pub use stages::retrieve::{RetrievePlan, RetrievePlans, retrieve};
 pub use stages::{combine, expand, query, score, weigh};
 pub use table::group::{SortPlan, SortPlans, block_of};
+pub use table::join::JoinPlans;
 pub use table::optimiser;
-pub use table::row_gradients::RowGradients;
+pub use table::row_gradients::{RowGradients, ScatterPlan};
 pub use table::row_products::ProductPlan;
-pub use table::source::{AddressPlan, RowSource};
+pub use table::segment_sum::{SumPlans, SumSizes};
+pub use table::source::{AddressPlan, RowSource, ShufflePlan};
 
 /// The kernels' result.
 pub type Result<T> = core::result::Result<T, Error>;

@@ -1,5 +1,5 @@
 //! Loop iterations: what each plan counts is held against what its kernel's busiest unit went through on the offline H100, from above and from
-//! below: the forward pass's plans as they are, others' counts as their launches tell them. A kernel that loops and counts nothing fails.
+//! below: the plans of both passes and of an update as they are, others' counts as their launches tell them. A kernel that loops and counts nothing fails.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -149,14 +149,21 @@ fn plans_count_the_iterations_that_execute() {
         });
         assert_eq!(forward, planned, "{name}");
         seen.extend(hold(&format!("{name}, forward"), &device, &planned));
-        let planned = told(&device, || {
+        let rule = Rule::Adagrad { eps: 1e-8 };
+        let forward = layer.plans(tokens, layer.saving_strategies(tokens)).unwrap().launches();
+        let backward = layer.backward_plans(tokens).unwrap().launches();
+        let update = layer.update_plans(tokens, &rule).unwrap().launches();
+        let planned: Vec<_> =
+            forward.into_iter().chain(backward).chain(update.into_iter().map(|it| ("update", it))).map(count).collect();
+        let trained = told(&device, || {
             let (_, saved) = layer.forward_saving(&input).unwrap();
             let gradients = layer.backward(&input, &saved, &input).unwrap();
-            let mut optimiser = layer.value_optimiser(Rule::Adagrad { eps: 1e-8 }).unwrap();
+            let mut optimiser = layer.value_optimiser(rule).unwrap();
             layer.update_values(&mut optimiser, &gradients.values, &Step::new(1e-3)).unwrap();
             wait();
         });
-        seen.extend(hold(&format!("{name}, backward"), &device, &planned));
+        assert_eq!(trained, planned, "{name}");
+        seen.extend(hold(&format!("{name}, training"), &device, &planned));
     }
     let expected = [
         "prepare_kernel",

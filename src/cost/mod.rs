@@ -180,7 +180,7 @@ impl MemoryConfig {
         };
         let of = &self.capabilities;
         let mut stages = vec![
-            ("query", sum(&[map(plans.query, sizes.query_width(), of.biased)])),
+            ("query", sum(&[map(plans.query.product, sizes.query_width(), of.biased)])),
             ("score", sum(&[query_reads, weight(keys, plans.retrieve.tile()), 2 * listed, normalised, sizes.kept()])),
             ("combine", sum(&[sizes.kept(), sizes.chosen()])),
         ];
@@ -195,7 +195,7 @@ impl MemoryConfig {
             stages.push(("weigh", sum(&moved)));
         }
         let (pooled, tile) = match plans.expand {
-            ExpandPlans::Fused(it) => (0, it.plan.tile),
+            ExpandPlans::Fused { expand, .. } => (0, expand.plan.tile),
             ExpandPlans::Pooled { project, .. } => {
                 (2 * sizes.tokens * wide(self.pooled_dim()) * sizes.pooled_element(), tile_of(project))
             }
@@ -203,8 +203,13 @@ impl MemoryConfig {
         let finished = if of.projects && sizes.finishes() { 2 * sizes.tokens * sizes.hidden * WORD } else { 0 };
         let bias = if of.projects && of.biased { sizes.hidden * WORD } else { 0 };
         let read = |bytes: u128| sizes.tokens * bytes * WORD;
-        let gate = if of.gated { map(plans.gate, sizes.value_dim, of.biased) + read(sizes.value_dim) } else { 0 };
-        let output_gate = if of.output_gated { map(plans.output_gate, 1, true) + read(1) } else { 0 };
+        let gate = if of.gated {
+            map(plans.gate.and_then(|it| it.product), sizes.value_dim, of.biased) + read(sizes.value_dim)
+        } else {
+            0
+        };
+        let output_gate =
+            if of.output_gated { map(plans.output_gate.and_then(|it| it.product), 1, true) + read(1) } else { 0 };
         let output = weight(sizes.output() * sizes.element, tile);
         let (rows, chosen) = (rows_of(sizes.value_dim), sizes.chosen());
         let moved = [chosen, shuffle, rows, pooled, output, sizes.input(), gate, output_gate, finished, bias];

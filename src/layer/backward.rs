@@ -111,7 +111,7 @@ impl<R: Runtime> MemoryLayer<R> {
     /// # Errors
     /// An input of another shape or type.
     pub fn forward_saving(&self, input: &Tensor<R>) -> Result<(Forward<R>, Saved<R>)> {
-        let strategies = self.strategies(input.shape().first().copied().unwrap_or(0));
+        let strategies = self.saving_strategies(input.shape().first().copied().unwrap_or(0));
         let query = self.query(input, strategies.query)?;
         let (kept, chosen) = self.retrieve(&query, strategies.score)?;
         let weighed = self.weigh(input, &chosen, strategies.query)?;

@@ -5,11 +5,12 @@ use ultramem_kernels::combine::CombineSizes;
 use ultramem_kernels::expand::{ExpandPlans, ExpandSizes, ExpandStrategy};
 use ultramem_kernels::launch::{Device, Launch, Planned};
 use ultramem_kernels::linear::{ProjectPlan, ProjectSizes, ProjectStrategy};
+use ultramem_kernels::query::QueryPlans;
 use ultramem_kernels::score::{ScoreSizes, ScoreStrategy};
 use ultramem_kernels::weigh::{WeighPlan, WeighSizes};
-use ultramem_kernels::{AddressPlan, RetrievePlans};
+use ultramem_kernels::{AddressPlan, RetrievePlans, ShufflePlan};
 
-use crate::{Blocks, ElementType, MemoryConfig, MemoryLayer, Result};
+use crate::{Blocks, ElementType, MemoryConfig, MemoryLayer, Result, Weight};
 
 /// How each stage is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +26,7 @@ pub struct Strategies {
 /// What a forward pass over so many tokens launches: of each launch its cubes, their units and shared memory, and what its busiest unit
 /// goes through. The forward pass makes its launches of these very plans.
 ///
-/// Not listed are cubek's products, which plan themselves, and kernels that give each unit a number and have nothing else to choose: those
-/// that add a bias, apply the output gate, round what is not projected, or look up a shuffle of several pages.
+/// Not listed are cubek's products, which plan themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plans {
     /// Tokens of the pass.
@@ -34,15 +34,15 @@ pub struct Plans {
     /// Tokens that share one reading of a weight, at least, in a product that plans itself.
     pub tile: usize,
     /// The query projection.
-    pub query: Option<Planned<ProjectPlan>>,
+    pub query: QueryPlans,
     /// Scoring the keys and combining what is kept.
     pub retrieve: RetrievePlans,
     /// Weighing, where the layer does.
     pub weigh: Option<WeighPlans>,
     /// The map to the gate.
-    pub gate: Option<Planned<ProjectPlan>>,
+    pub gate: Option<QueryPlans>,
     /// The map to the output gate.
-    pub output_gate: Option<Planned<ProjectPlan>>,
+    pub output_gate: Option<QueryPlans>,
     /// Reading and projecting the values.
     pub expand: ExpandPlans,
 }
@@ -52,6 +52,8 @@ pub struct Plans {
 pub struct WeighPlans {
     /// The map to `z`, where it is not the input itself.
     pub z: Option<Planned<ProjectPlan>>,
+    /// Looks slots up in a shuffle of several pages.
+    pub shuffle: ShufflePlan,
     /// Reads the rows of one page of the pre-values and multiplies the scores.
     pub weigh: Planned<WeighPlan>,
     /// Pages, each with a launch of its own.
@@ -61,17 +63,13 @@ pub struct WeighPlans {
 impl Plans {
     /// Each launch with its stage, in their order; none for no tokens.
     pub fn launches(&self) -> Vec<(&'static str, Launch)> {
-        let product = |planned: Option<Planned<ProjectPlan>>| planned.map(|planned| planned.launch);
         let retrieve = self.retrieve.launches();
         let last = retrieve.len() - 1;
         let retrieve = retrieve.into_iter().enumerate();
-        let weigh = self
-            .weigh
-            .iter()
-            .flat_map(|it| product(it.z).into_iter().chain(std::iter::repeat_n(it.weigh.launch, it.pages)));
-        let gates = product(self.gate).into_iter().chain(product(self.output_gate));
+        let weigh = self.weigh.iter().flat_map(WeighPlans::launches);
+        let gates = self.gate.iter().chain(&self.output_gate).flat_map(QueryPlans::launches);
         let in_stage = |stage: &'static str| move |launch: Launch| (stage, launch);
-        let stages = product(self.query).into_iter().map(in_stage("query"));
+        let stages = self.query.launches().into_iter().map(in_stage("query"));
         let stages = stages.chain(retrieve.map(|(at, it)| (if at == last { "combine" } else { "score" }, it)));
         let stages = stages.chain(weigh.map(in_stage("weigh"))).chain(gates.map(in_stage("expand")));
         let stages = stages.chain(self.expand.launches().into_iter().map(in_stage("expand")));
@@ -79,14 +77,24 @@ impl Plans {
     }
 }
 
+impl WeighPlans {
+    /// The launches in their order.
+    fn launches(&self) -> Vec<Launch> {
+        let z = self.z.map(|planned| planned.launch);
+        let weigh = vec![self.weigh.launch; self.pages];
+        z.into_iter().chain(self.shuffle.launches()).chain(weigh).collect()
+    }
+}
+
 /// Where a layer's tables lie.
 #[derive(Clone, Copy)]
-struct Tables {
+pub(super) struct Tables {
     /// How slots find their rows.
     address: AddressPlan,
-    /// Pages of the values, and of the pre-values.
-    values: usize,
-    pre_values: usize,
+    /// Pages of the shuffle, of the values, and of the pre-values.
+    pub shuffle: usize,
+    pub values: usize,
+    pub pre_values: usize,
 }
 
 impl MemoryConfig {
@@ -96,6 +104,11 @@ impl MemoryConfig {
     /// # Errors
     /// Strategies that the device can't run.
     pub fn plans(&self, device: &Device, tokens: usize, dtype: ElementType, strategies: Strategies) -> Result<Plans> {
+        self.pass(device, tokens, dtype).plans(strategies)
+    }
+
+    /// A pass with tables and shuffle of one page each.
+    pub(super) fn pass<'a>(&'a self, device: &'a Device, tokens: usize, dtype: ElementType) -> Pass<'a> {
         let (rows, table_rows) = (self.rows(), self.table_rows());
         let address = AddressPlan {
             blocks: self.expansion,
@@ -105,8 +118,9 @@ impl MemoryConfig {
             summed: self.capabilities.blocks == Blocks::Summed,
             shared: table_rows != rows || self.offset() > 0,
         };
-        let tables = Tables { address, values: 1, pre_values: 1 };
-        Pass { config: self, device, tokens, dtype, tables }.plans(strategies)
+        let shuffle = usize::from(self.capabilities.shuffled);
+        let tables = Tables { address, shuffle, values: 1, pre_values: 1 };
+        Pass { config: self, device, tokens, dtype, tables }
     }
 }
 
@@ -122,6 +136,17 @@ impl<R: Runtime> MemoryLayer<R> {
         }
     }
 
+    /// The strategies of [`forward_saving`](Self::forward_saving): pooled values, which the way back needs, are kept but where a gate
+    /// alone comes behind them.
+    pub fn saving_strategies(&self, tokens: usize) -> Strategies {
+        let (strategies, of) = (self.strategies(tokens), &self.config.capabilities);
+        let expand = match of.gated && !of.output_gated {
+            true => strategies.expand,
+            false => ExpandStrategy::Pooled(strategies.query),
+        };
+        Strategies { expand, ..strategies }
+    }
+
     /// What [`forward_with`](Self::forward_with) launches for `tokens` tokens.
     ///
     /// # Errors
@@ -130,48 +155,49 @@ impl<R: Runtime> MemoryLayer<R> {
         self.pass(tokens, &Device::of(&self.client)).plans(strategies)
     }
 
-    fn pass<'a>(&'a self, tokens: usize, device: &'a Device) -> Pass<'a> {
+    pub(super) fn pass<'a>(&'a self, tokens: usize, device: &'a Device) -> Pass<'a> {
         let pre_values = self.pre_table().map_or(1, |table| table.pages().len());
-        let tables = Tables { address: self.rows().plan(), values: self.table().pages().len(), pre_values };
+        let (shuffle, values) = (self.weights.shuffle.len(), self.table().pages().len());
+        let tables = Tables { address: self.rows().plan(), shuffle, values, pre_values };
         Pass { config: &self.config, device, tokens, dtype: self.dtype(), tables }
     }
 }
 
-/// A forward pass on a device.
-struct Pass<'a> {
-    config: &'a MemoryConfig,
-    device: &'a Device,
-    tokens: usize,
-    dtype: ElementType,
-    tables: Tables,
+/// A pass on a device, forward or backward.
+pub(super) struct Pass<'a> {
+    pub config: &'a MemoryConfig,
+    pub device: &'a Device,
+    pub tokens: usize,
+    pub dtype: ElementType,
+    pub tables: Tables,
 }
 
 impl Pass<'_> {
     fn plans(&self, strategies: Strategies) -> Result<Plans> {
         let (config, of) = (self.config, &self.config.capabilities);
-        let map = |there: bool, width: usize| match there {
-            true => self.map(width, strategies.query),
-            false => Ok(None),
-        };
+        let gate = |there: bool, width, bias| there.then(|| self.map(width, bias, strategies.query)).transpose();
         Ok(Plans {
             tokens: self.tokens,
             tile: self.device.tile,
-            query: map(true, config.query_pairs() * 2 * config.key_dim)?,
+            query: self.map(config.query_pairs() * 2 * config.key_dim, Weight::QueryBias, strategies.query)?,
             retrieve: RetrievePlans::of(self.device, &self.score(), strategies.score, &self.combine())?,
             weigh: self.weigh(strategies.query)?,
-            gate: map(of.gated, config.value_dim)?,
-            output_gate: map(of.output_gated, 1)?,
+            gate: gate(of.gated, config.value_dim, Weight::GateBias)?,
+            output_gate: gate(of.output_gated, 1, Weight::OutputGateBias)?,
             expand: ExpandPlans::of(self.device, &self.expand(), strategies.expand)?,
         })
     }
 
     /// A map of the input.
-    fn map(&self, width: usize, strategy: ProjectStrategy) -> Result<Option<Planned<ProjectPlan>>> {
-        let sizes = ProjectSizes { tokens: self.tokens, depth: self.config.hidden_size, width, dtype: self.dtype };
-        Ok(strategy.plan(self.device, &sizes)?)
+    fn map(&self, width: usize, bias: Weight, strategy: ProjectStrategy) -> Result<QueryPlans> {
+        Ok(QueryPlans::of(self.device, &self.product(width), bias.is_in(self.config), strategy)?)
     }
 
-    fn score(&self) -> ScoreSizes {
+    fn product(&self, width: usize) -> ProjectSizes {
+        ProjectSizes { tokens: self.tokens, depth: self.config.hidden_size, width, dtype: self.dtype }
+    }
+
+    pub(super) fn score(&self) -> ScoreSizes {
         let config = self.config;
         ScoreSizes {
             tokens: self.tokens,
@@ -187,7 +213,7 @@ impl Pass<'_> {
         }
     }
 
-    fn combine(&self) -> CombineSizes {
+    pub(super) fn combine(&self) -> CombineSizes {
         let config = self.config;
         CombineSizes {
             tokens: self.tokens,
@@ -201,24 +227,31 @@ impl Pass<'_> {
     }
 
     fn weigh(&self, strategy: ProjectStrategy) -> Result<Option<WeighPlans>> {
+        let Some(sizes) = self.weighing() else { return Ok(None) };
+        let z = match Weight::PreValuesProj.is_in(self.config) {
+            true => strategy.plan(self.device, &self.product(self.config.pre_dim))?,
+            false => None,
+        };
+        let shuffle = ShufflePlan::of(self.device, self.tokens.saturating_mul(sizes.slots), self.tables.shuffle);
+        Ok(Some(WeighPlans { z, shuffle, weigh: WeighPlan::of(self.device, &sizes)?, pages: sizes.pages }))
+    }
+
+    /// The sizes of weighing, where the layer does.
+    pub(super) fn weighing(&self) -> Option<WeighSizes> {
         let config = self.config;
-        let Some(weigh) = config.capabilities.weigh else { return Ok(None) };
-        let pages = self.tables.pre_values;
-        let sizes = WeighSizes {
+        Some(WeighSizes {
             tokens: self.tokens,
             slots: config.heads * config.top_m,
             cores: config.cores,
             address: self.tables.address,
             pre_dim: config.pre_dim,
             dtype: self.dtype,
-            activation: weigh.activation,
-            pages,
-        };
-        let z = if weigh.projected { self.map(config.pre_dim, strategy)? } else { None };
-        Ok(Some(WeighPlans { z, weigh: WeighPlan::of(self.device, &sizes)?, pages }))
+            activation: config.capabilities.weigh?.activation,
+            pages: self.tables.pre_values,
+        })
     }
 
-    fn expand(&self) -> ExpandSizes {
+    pub(super) fn expand(&self) -> ExpandSizes {
         let (config, of) = (self.config, &self.config.capabilities);
         ExpandSizes {
             tokens: self.tokens,
@@ -230,8 +263,10 @@ impl Pass<'_> {
             dtype: self.dtype,
             gated: of.gated,
             projects: of.projects,
-            finishes: !of.projects || of.biased || of.output_gated,
+            biased: Weight::ValuesBias.is_in(config),
+            output_gated: of.output_gated,
             pages: self.tables.values,
+            shuffle_pages: self.tables.shuffle,
         }
     }
 }

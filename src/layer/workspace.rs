@@ -44,7 +44,7 @@ impl<R: Runtime> MemoryLayer<R> {
         let gates = when(of.gated, WORD * config.value_dim) + when(of.output_gated, WORD);
         let wide = self.table().pages().len() > 1 || !of.projects;
         let pooled = match plans.expand {
-            ExpandPlans::Fused(_) => 0,
+            ExpandPlans::Fused { .. } => 0,
             ExpandPlans::Pooled { .. } => config.pooled_dim() * if wide { WORD } else { self.dtype().size() },
         };
         let finished = of.projects && (of.biased || of.output_gated);

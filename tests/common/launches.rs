@@ -4,23 +4,25 @@ use cubecl::prelude::*;
 use rand::{Rng, seq::IndexedRandom};
 use ultramem::ElementType;
 use ultramem::kernels::combine::{
-    Chosen, CombinePlan, CombineSizes, PairScore, combine, combine_backward, core_shares,
+    Chosen, CombineBackwardPlans, CombinePlan, CombineSizes, PairScore, combine, combine_backward, core_shares,
 };
 use ultramem::kernels::expand::{
-    ExpandPlans, ExpandSizes, ExpandStrategy, Memory, Pooled, expand, expand_backward, pool,
+    ExpandBackwardPlans, ExpandBackwardSizes, ExpandPlans, ExpandSizes, ExpandStrategy, Memory, Pooled, expand,
+    expand_backward, pool,
 };
 use ultramem::kernels::launch::{Device, Launch};
 use ultramem::kernels::linear::{ProjectPlan, ProjectSizes, ProjectStrategy, project};
-use ultramem::kernels::optimiser::{Optimiser, Rule, Step};
-use ultramem::kernels::query::{Map, query, query_backward};
+use ultramem::kernels::optimiser::{Optimiser, Rule, Step, StepPlans, StepSizes};
+use ultramem::kernels::query::{Map, MapSizes, QueryBackwardPlans, QueryBackwardSizes, query, query_backward};
 use ultramem::kernels::score::{
-    Kept, KeyFactors, PreparedKeys, Queries, ScorePlans, ScoreSizes, ScoreStrategy, Scored, prepare_keys, score,
-    score_backward,
+    Kept, KeyFactors, PreparedKeys, Queries, ScoreBackwardPlans, ScorePlans, ScoreSizes, ScoreStrategy, Scored,
+    prepare_keys, score, score_backward,
 };
-use ultramem::kernels::weigh::{self, PreValues, WeighPlan, WeighSizes};
+use ultramem::kernels::weigh::{self, PreValues, WeighBackwardPlans, WeighBackwardSizes, WeighPlan, WeighSizes};
 use ultramem::kernels::{
-    AddressPlan, Error, MAX_LOOPS, Norm, NormPlan, NormSizes, RetrievePlans, RowGradients, RowSource, SortPlans,
-    Tensor, WeightTiles, column_sum_rows, empty, random, retrieve, transpose, u32_storage,
+    AddressPlan, ColumnSumPlans, Error, JoinPlans, MAX_LOOPS, Norm, NormPlan, NormSizes, RetrievePlans, RowGradients,
+    RowSource, ScatterPlan, SortPlans, SumPlans, SumSizes, Tensor, WeightTiles, column_sum_rows, empty, random,
+    retrieve, transpose, u32_storage,
 };
 
 use super::draw::{Draw, shaped};
@@ -228,9 +230,12 @@ fn expanded<R: Runtime>(draw: &mut Draw<'_, R>, backward: bool) -> Result<(), Er
         gate: ((pooled_blocks == 1 || draw.hostile) && draw.one_in(2)).then_some(&gate),
         output_gate: draw.one_in(2).then_some(&output_gate),
     };
-    // Another weight or other slots may fit each other, too.
-    let (scores, columns) =
-        (chosen.scores.shape().to_vec(), memory.weight.map_or(hidden, |it| it.shape().last().copied().unwrap_or(0)));
+    // Other values, another weight or other slots may fit each other, too.
+    let value_dim = values.first().and_then(|page| page.shape().get(1)).copied().unwrap_or(value_dim);
+    let (scores, columns) = (
+        chosen.scores.shape().to_vec(),
+        memory.weight.map_or(pooled_blocks * value_dim, |it| it.shape().last().copied().unwrap_or(0)),
+    );
     if backward {
         let own = draw.tensor(&[hidden, pooled_blocks * value_dim], dtype);
         let grad = draw.tensor(&[tokens, hidden], dtype);
@@ -254,8 +259,10 @@ fn expanded<R: Runtime>(draw: &mut Draw<'_, R>, backward: bool) -> Result<(), Er
         dtype: ElementType::from_storage(dtype).unwrap(),
         gated: memory.gate.is_some(),
         projects,
-        finishes: !projects || memory.bias.is_some() || memory.output_gate.is_some(),
+        biased: memory.bias.is_some(),
+        output_gated: memory.output_gate.is_some(),
         pages,
+        shuffle_pages: memory.rows.shuffle.len(),
     };
     let chosen_strategy = ExpandStrategy::choose(draw.client, &sizes);
     let other = if draw.one_in(2) { ExpandStrategy::Fused } else { ExpandStrategy::Pooled(draw.product()) };
@@ -332,16 +339,20 @@ fn plans<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
     core_shares(a, b);
     column_sum_rows(a);
     let device = Device::of(draw.client);
+    SumPlans::of(&device, &SumSizes { entries: a, rows: b, factors: c, slice: d, shared: draw.one_in(2) }).launches();
+    JoinPlans::of(&device, &[a, b], c, d).launches();
+    ScatterPlan::of(&device, a, b, c);
+    ColumnSumPlans::of(&device, a, b);
     WeightTiles::of(&device, a.min(1 << 20), b.min(1 << 20), c.min(1 << 20));
     let norm = NormSizes { norm: Norm::Rms, groups: a, size: b.min(1 << 20), step: c.min(64), listed: true };
     NormPlan::of(&device, &norm);
     SortPlans::of(&device, a.min(1 << 30), b).launches();
     empty(draw.client, "numbers", &[a.min(1 << 20), b], u32_storage())?;
-    forward_plans(draw, [a, b, c, d, e], strategy)
+    stage_plans(draw, [a, b, c, d, e], strategy)
 }
 
-/// Plans of a forward pass's stages from such sizes: within the device's limits, or an error.
-fn forward_plans<R: Runtime>(
+/// Plans of both passes' stages and of an update from such sizes: within the device's limits, or an error.
+fn stage_plans<R: Runtime>(
     draw: &mut Draw<'_, R>,
     [a, b, c, d, e]: [usize; 5],
     strategy: ScoreStrategy,
@@ -374,13 +385,16 @@ fn forward_plans<R: Runtime>(
         dtype,
         gated: draw.one_in(2),
         projects: true,
-        finishes: draw.one_in(4),
+        biased: draw.one_in(6),
+        output_gated: draw.one_in(6),
         pages,
+        shuffle_pages: draw.size(),
     };
     let activation = weigh::Activation::Gelu;
     let weigh = WeighSizes { tokens: a, slots: e, cores, address, pre_dim: d, dtype, activation, pages };
+    let backward = BackwardSizes { score, combine, expand, weigh, product };
     let by = if draw.one_in(2) { ExpandStrategy::Fused } else { ExpandStrategy::Pooled(product) };
-    let plans: [Result<Vec<Launch>, Error>; 6] = [
+    let forward: [Result<Vec<Launch>, Error>; 6] = [
         ScorePlans::of(&device, &score, strategy).map(|plans| plans.launches()),
         CombinePlan::of(&device, &combine).map(|planned| vec![planned.launch]),
         RetrievePlans::of(&device, &score, strategy, &combine).map(|plans| plans.launches()),
@@ -389,10 +403,53 @@ fn forward_plans<R: Runtime>(
         ProjectPlan::of(&device, &ProjectSizes { tokens: a, depth: b, width: c, dtype })
             .map(|planned| vec![planned.launch]),
     ];
+    let plans = forward.into_iter().chain(backward.plans(draw, &device)).collect::<Vec<_>>();
     let refused = plans.iter().find_map(|plan| plan.as_ref().err()).cloned();
     for launch in plans.into_iter().flatten().flatten() {
         assert!(launch.units > 0 && launch.shared_bytes <= device.shared_bytes, "{launch:?}");
         assert!(launch.loops <= MAX_LOOPS && (launch.cubes == 0) == (a == 0), "{launch:?}");
     }
     refused.map_or(Ok(()), Err)
+}
+
+/// The sizes that backward passes share with their stages.
+struct BackwardSizes {
+    score: ScoreSizes,
+    combine: CombineSizes,
+    expand: ExpandSizes,
+    weigh: WeighSizes,
+    product: ProjectStrategy,
+}
+
+impl BackwardSizes {
+    /// The plans of each stage's backward pass, and of a step of an optimiser. A launch of no cubes is not made, so it is left out here.
+    fn plans<R: Runtime>(&self, draw: &mut Draw<'_, R>, device: &Device) -> Vec<Result<Vec<Launch>, Error>> {
+        let Self { score, combine, expand, weigh, product } = *self;
+        let (shuffle_pages, pooled_blocks) = (expand.shuffle_pages, draw.size());
+        let expand = ExpandBackwardSizes { forward: expand, pooled: draw.one_in(2), projected: draw.one_in(2) };
+        let weigh = WeighBackwardSizes { forward: weigh, shuffle_pages, pooled_blocks, z: ElementType::F16 };
+        let map = MapSizes { width: combine.rank, biased: draw.one_in(2) };
+        let query = QueryBackwardSizes {
+            tokens: combine.tokens,
+            hidden_size: combine.side_keys,
+            dtype: ElementType::F16,
+            maps: vec![map; draw.size().min(3)],
+            more: draw.one_in(2),
+        };
+        let step = StepSizes { rows: combine.tokens, width: combine.side_keys, pages: draw.size() };
+        let rule = *RULES.choose(&mut draw.rng).unwrap();
+        let plans = vec![
+            CombineBackwardPlans::of(device, &combine).map(|plans| plans.launches()),
+            ScoreBackwardPlans::of(device, &score, draw.one_in(2).then_some(Norm::Rms)).map(|plans| plans.launches()),
+            ExpandBackwardPlans::of(device, &expand, product).map(|plans| plans.launches()),
+            WeighBackwardPlans::of(device, &weigh).map(|plans| plans.launches()),
+            QueryBackwardPlans::of(device, &query, product).map(|plans| plans.launches()),
+            StepPlans::of(device, &rule, &step).map(|plans| plans.launches()),
+        ];
+        let none = combine.tokens == 0;
+        plans
+            .into_iter()
+            .map(|it| it.inspect(|it| assert!(!none || it.iter().all(|launch| launch.cubes == 0))))
+            .collect()
+    }
 }

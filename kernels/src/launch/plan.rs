@@ -22,6 +22,12 @@ pub struct Launch {
 }
 
 impl Launch {
+    /// A launch of a unit for each of `items`, of `loops` iterations; no cubes for no items.
+    pub(crate) fn flat(device: &Device, kernel: &'static str, items: usize, loops: usize) -> Self {
+        let units = device.flat(items);
+        Self { kernel, cubes: items.div_ceil(units), units, shared_bytes: 0, loops }
+    }
+
     /// Whether a cube fits `device`, and no unit goes through too many iterations.
     pub(crate) fn fits(&self, device: &Device) -> bool {
         self.shared_bytes <= device.shared_bytes && fits_loops(self.loops)
@@ -43,6 +49,14 @@ impl Launch {
         check_loops(self.kernel, self.loops)?;
         Ok((device.grid(self.cubes)?, CubeDim::new_1d(self.units as u32)))
     }
+}
+
+/// Checks all launches of `stage` against what `device` has.
+///
+/// # Errors
+/// As [`Launch::check`].
+pub(crate) fn check_all(stage: &'static str, device: &Device, launches: &[Launch]) -> Result<()> {
+    launches.iter().try_for_each(|launch| launch.check(stage, device))
 }
 
 /// What is fixed when a kernel is compiled, and one launch of it.

@@ -5,7 +5,13 @@ use cubecl::prelude::*;
 
 use crate::Result;
 use crate::launch::device::Device;
+use crate::launch::plan::Launch;
 use crate::launch::tensor::{Tensor, arg, empty, index};
+
+/// The launch that casts `count` numbers.
+pub(crate) fn cast_launch(device: &Device, count: usize) -> Launch {
+    Launch::flat(device, "cast_kernel", count / device.width(4, &[count]), 0)
+}
 
 /// `tensor`, f32, f16 or bf16, in the type `dtype`; itself where that is its type.
 pub(crate) fn cast<R: Runtime>(client: &ComputeClient<R>, tensor: &Tensor<R>, dtype: StorageType) -> Result<Tensor<R>> {
@@ -19,18 +25,19 @@ pub(crate) fn cast<R: Runtime>(client: &ComputeClient<R>, tensor: &Tensor<R>, dt
     }
     let width = device.width(4, &[count]);
     let vectors = index("numbers to cast", count / width)?;
-    let units = device.flat(vectors as usize);
+    let launch = cast_launch(&device, count);
+    let (grid, cube_dim) = launch.start(&device)?;
     // SAFETY: both tensors have one shape, and a unit touches its own vector below their number.
     unsafe {
         cast_kernel::launch_unchecked::<R>(
             client,
-            device.grid((vectors as usize).div_ceil(units))?,
-            CubeDim::new_1d(units as u32),
+            grid,
+            cube_dim,
             width,
             arg(tensor, width),
             arg(&to, width),
             vectors,
-            units,
+            launch.units,
             tensor.dtype,
             dtype,
         );

@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use crate::Result;
 use crate::launch::device::Device;
-use crate::launch::loops::check_loops;
+use crate::launch::plan::Launch;
 use crate::launch::tensor::{Tensor, arg, empty, f32_storage};
 
 /// Rows that one unit adds up: two launches for up to its square.
@@ -17,37 +17,54 @@ pub fn column_sum_rows(rows: usize) -> (usize, usize) {
     (rows.saturating_add(read), chunks + written)
 }
 
+/// The launches of a column sum.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ColumnSumPlans {
+    /// Numbers of a load.
+    pub(crate) vector: usize,
+    /// In their order, each adding up what the one before it left.
+    pub launches: Vec<Launch>,
+}
+
+impl ColumnSumPlans {
+    /// Plans the sum of `rows` rows of `width` numbers. Each launch is checked when it is made.
+    pub fn of(device: &Device, rows: usize, width: usize) -> Self {
+        let vector = device.width(4, &[width]);
+        let chunks = core::iter::successors(Some(rows.div_ceil(CHUNK)), |&chunks| {
+            (chunks > 1).then_some(chunks.div_ceil(CHUNK))
+        });
+        let items = chunks.map(|chunks| chunks.saturating_mul(width / vector));
+        Self { vector, launches: items.map(|items| Launch::flat(device, "column_sum_kernel", items, CHUNK)).collect() }
+    }
+}
+
 /// `sums[c] = Σ_r rows[r, c]` of f32 `[rows, width]`, in chunks of rows, chunk by chunk: the same bits in every run.
 pub(crate) fn column_sum<R: Runtime>(client: &ComputeClient<R>, rows: &Tensor<R>) -> Result<Tensor<R>> {
     let device = Device::of(client);
+    let width = rows.shape()[1];
+    let ColumnSumPlans { vector, launches } = ColumnSumPlans::of(&device, rows.shape()[0], width);
     let mut rows = rows.clone();
-    loop {
-        let (count, width) = (rows.shape()[0], rows.shape()[1]);
-        let chunks = count.div_ceil(CHUNK);
-        let sums = empty(client, "column sums", &[chunks, width], f32_storage())?;
-        let vector = device.width(4, &[width]);
-        let vectors = width / vector;
-        let units = device.flat(chunks * vectors);
-        check_loops("column_sum_kernel", CHUNK)?;
+    for launch in launches {
+        let count = rows.shape()[0];
+        let sums = empty(client, "column sums", &[count.div_ceil(CHUNK), width], f32_storage())?;
+        let (grid, cube_dim) = launch.start(&device)?;
         // SAFETY: a unit reads one column of vectors in rows below `count` and writes one sum.
         unsafe {
             column_sum_kernel::launch_unchecked::<R>(
                 client,
-                device.grid((chunks * vectors).div_ceil(units))?,
-                CubeDim::new_1d(units as u32),
+                grid,
+                cube_dim,
                 vector,
                 arg(&rows, vector),
                 arg(&sums, vector),
                 count as u32,
-                vectors as u32,
-                units,
+                (width / vector) as u32,
+                launch.units,
             );
-        }
-        if chunks == 1 {
-            return Ok(sums.reshaped(vec![width]));
         }
         rows = sums;
     }
+    Ok(rows.reshaped(vec![width]))
 }
 
 #[cube(launch_unchecked)]

@@ -13,7 +13,7 @@ use crate::launch::device::Device;
 use crate::launch::plan::{Launch, Planned};
 use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, float_type, sizes, zeros};
 use crate::linear::ProjectStrategy;
-use crate::linear::column_sum::column_sum;
+use crate::linear::column_sum::{ColumnSumPlans, column_sum};
 use crate::linear::project::launch_cubek;
 use crate::linear::tile::{Columns, zero_sums};
 
@@ -110,6 +110,33 @@ impl WeightTiles {
     /// Chunks of a part, each added to the sums of those before it.
     pub fn chunks(&self) -> usize {
         self.share.div_ceil(CHUNK)
+    }
+}
+
+/// The launches of a weight's gradient by [`ProjectStrategy::Tile`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OuterPlans {
+    /// Sums the parts.
+    pub tiles: WeightTiles,
+    /// Adds up the parts, where there are several.
+    pub sum: Option<ColumnSumPlans>,
+}
+
+impl OuterPlans {
+    /// Plans the gradient of a weight `[m, n]` over so many tokens. None where a size is 0, and for cubek, which plans its own.
+    pub fn of(device: &Device, tokens: usize, m: usize, n: usize, strategy: ProjectStrategy) -> Option<Self> {
+        if strategy == ProjectStrategy::Cubek || [tokens, m, n].contains(&0) {
+            return None;
+        }
+        let tiles = WeightTiles::of(device, tokens, m, n);
+        let sum = (tiles.splits > 1).then(|| ColumnSumPlans::of(device, tiles.splits, m.saturating_mul(n)));
+        Some(Self { tiles, sum })
+    }
+
+    /// The launches in their order.
+    pub fn launches(&self) -> Vec<Launch> {
+        let sums = self.sum.iter().flat_map(|sum| sum.launches.iter().copied());
+        core::iter::once(self.tiles.outer.launch).chain(sums).collect()
     }
 }
 

@@ -114,7 +114,7 @@ pub(crate) fn lane_of(#[comptime] rows: usize, #[comptime] units: usize) -> Lane
 
 /// Lanes that share a row of `vectors` vectors: whole sectors in a few loads side by side.
 pub(crate) fn row_lanes(device: &Device, vectors: usize) -> usize {
-    if device.on_cpu { 1 } else { vectors.next_power_of_two().min(ROW_LANES) }
+    if device.on_cpu { 1 } else { vectors.min(ROW_LANES).next_power_of_two() }
 }
 
 const ROW_LANES: usize = 8;

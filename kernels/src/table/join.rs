@@ -6,10 +6,11 @@
 use cubecl::prelude::*;
 
 use crate::launch::device::Device;
+use crate::launch::plan::Launch;
 use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, index, positive, u32_storage};
-use crate::table::group::group;
+use crate::table::group::{SortPlans, group};
 use crate::table::row_gradients::RowGradients;
-use crate::table::segment_sum::{Terms, sum_rows};
+use crate::table::segment_sum::{SumPlans, SumSizes, Terms, sum_rows};
 use crate::{Error, Result};
 
 impl<R: Runtime> RowGradients<R> {
@@ -50,6 +51,48 @@ impl<R: Runtime> RowGradients<R> {
     }
 }
 
+/// The launches that join lists of rows: of [`RowGradients::new`] of one list, of [`RowGradients::sum`] of several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinPlans {
+    /// Puts each list behind the one before it.
+    pub parts: Vec<Launch>,
+    /// Groups the entries by row.
+    pub sort: SortPlans,
+    /// Drops what is unlisted or beyond the table.
+    pub drop: Launch,
+    /// Sums the entries of a row.
+    pub sums: SumPlans,
+}
+
+impl JoinPlans {
+    /// Plans the sum of lists of `capacities` rows each, of a table `[rows, width]`. Each launch is checked when it is made.
+    pub fn of(device: &Device, capacities: &[usize], rows: usize, width: usize) -> Self {
+        let entries = capacities.iter().fold(0, |total: usize, &capacity| total.saturating_add(capacity));
+        let limit = rows.saturating_add(1);
+        let parts = capacities.iter().map(|&capacity| join_launch(device, capacity, width)).collect();
+        let sums = SumSizes { entries, rows: entries.min(limit), factors: 1, slice: width, shared: false };
+        let (sort, sums) = (SortPlans::of(device, entries, limit), SumPlans::of(device, &sums));
+        Self { parts, sort, drop: DROP, sums }
+    }
+
+    /// The launches in their order; none for no entries.
+    pub fn launches(&self) -> Vec<Launch> {
+        let sort = self.sort.launches();
+        if sort.is_empty() {
+            return Vec::new();
+        }
+        let parts = self.parts.iter().copied().filter(|launch| launch.cubes > 0);
+        parts.chain(sort).chain([self.drop]).chain(self.sums.launches()).collect()
+    }
+}
+
+const DROP: Launch = Launch { kernel: "drop_unlisted_kernel", cubes: 1, units: 1, shared_bytes: 0, loops: 0 };
+
+fn join_launch(device: &Device, capacity: usize, width: usize) -> Launch {
+    let vectors = width / device.width(4, &[width]);
+    Launch::flat(device, "join_rows_kernel", capacity.saturating_mul(vectors), 0)
+}
+
 /// Sums lists of rows by their rows, for a table of `rows` rows. Several lists may name a row, and one list may name it again.
 fn join<R: Runtime>(client: &ComputeClient<R>, parts: &[&RowGradients<R>], rows: usize) -> Result<RowGradients<R>> {
     positive(&[("rows of a table", rows)])?;
@@ -74,12 +117,13 @@ fn join<R: Runtime>(client: &ComputeClient<R>, parts: &[&RowGradients<R>], rows:
     }
     let Joined { keys, source, factors, sources } = joined;
     let groups = group(client, &keys, rows + 1)?;
+    let (grid, cube_dim) = DROP.start(&Device::of(client))?;
     // SAFETY: the count is at most the number of keys.
     unsafe {
         drop_unlisted_kernel::launch_unchecked::<R>(
             client,
-            CubeCount::Static(1, 1, 1),
-            CubeDim::new_1d(1),
+            grid,
+            cube_dim,
             arg(&groups.keys, 1),
             arg(&groups.count, 1),
             rows as u32,
@@ -127,13 +171,14 @@ impl<R: Runtime> Joined<R> {
         let (capacity, width) = part.check(client)?;
         let vector = device.width(4, &[width]);
         let vectors = width / vector;
-        let units = device.flat(capacity * vectors);
+        let launch = join_launch(&device, capacity, width);
+        let (grid, cube_dim) = launch.start(&device)?;
         // SAFETY: shapes are checked, and the joined tensors have room for all parts; a unit writes its own vector and entry.
         unsafe {
             join_rows_kernel::launch_unchecked::<R>(
                 client,
-                device.grid((capacity * vectors).div_ceil(units))?,
-                CubeDim::new_1d(units as u32),
+                grid,
+                cube_dim,
                 self.sources.required_address_type(),
                 vector,
                 arg(&part.rows, 1),
@@ -145,7 +190,7 @@ impl<R: Runtime> Joined<R> {
                 arg(&self.sources, vector),
                 base as u32,
                 rows as u32,
-                JoinPlan { vectors, units },
+                JoinPlan { vectors, units: launch.units },
             );
         }
         Ok(())

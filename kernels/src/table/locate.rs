@@ -5,6 +5,7 @@ use cubecl::prelude::*;
 use super::source::{AddressPlan, RowSource, address};
 use crate::Result;
 use crate::launch::device::Device;
+use crate::launch::plan::Launch;
 use crate::launch::tensor::{Tensor, arg, empty, u32_storage};
 
 /// Where each slot reads.
@@ -24,6 +25,11 @@ struct LocatePlan {
     units: usize,
 }
 
+/// The launch that locates `slots` slots.
+pub(crate) fn locate_launch(device: &Device, slots: usize) -> Launch {
+    Launch::flat(device, "locate_kernel", slots, 0)
+}
+
 /// Locates `slots` `[tokens, heads, top_m]`, `entries` of them a token. The caller has checked the source.
 pub(crate) fn locate<R: Runtime>(
     client: &ComputeClient<R>,
@@ -37,13 +43,15 @@ pub(crate) fn locate<R: Runtime>(
         rows: empty(client, "rows", &[count], u32_storage())?,
         source: empty(client, "sources", &[count], u32_storage())?,
     };
-    let plan = LocatePlan { entries, address: source.plan(), units: device.flat(count) };
+    let launch = locate_launch(&device, count);
+    let plan = LocatePlan { entries, address: source.plan(), units: launch.units };
+    let (grid, cube_dim) = launch.start(&device)?;
     // SAFETY: a unit reads its own slot and writes its own entry; addresses stay inside the table.
     unsafe {
         locate_kernel::launch_unchecked::<R>(
             client,
-            device.grid(count.div_ceil(plan.units))?,
-            CubeDim::new_1d(plan.units as u32),
+            grid,
+            cube_dim,
             arg(&slots, 1),
             arg(source.shuffle_or(&slots), 1),
             arg(&places.rows, 1),

@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 
 use crate::launch::device::Device;
+use crate::launch::plan::{Launch, Planned};
 use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, from_u32, positive, sizes, u32_storage, zeros};
 use crate::{Error, Result};
 
@@ -80,15 +81,15 @@ impl<R: Runtime> RowGradients<R> {
             return Ok(dense);
         }
         let device = Device::of(client);
-        let vector = device.width(4, &[width]);
-        let plan = ScatterPlan { rows, vectors: width / vector, units: device.flat(capacity * (width / vector)) };
-        let cubes = (capacity * plan.vectors).div_ceil(plan.units);
+        let Planned { plan, launch } = ScatterPlan::of(&device, capacity, rows, width);
+        let vector = width / plan.vectors;
+        let (grid, cube_dim) = launch.start(&device)?;
         // SAFETY: shapes are checked; a row is written below `rows` only.
         unsafe {
             scatter_rows_kernel::launch_unchecked::<R>(
                 client,
-                device.grid(cubes)?,
-                CubeDim::new_1d(plan.units as u32),
+                grid,
+                cube_dim,
                 dense.required_address_type(),
                 vector,
                 arg(&self.rows, 1),
@@ -112,12 +113,24 @@ impl<R: Runtime> RowGradients<R> {
     }
 }
 
-/// What is fixed when the kernel is compiled.
+/// What is fixed when the kernel that makes a whole table's gradient is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct ScatterPlan {
-    rows: usize,
-    vectors: usize,
-    units: usize,
+pub struct ScatterPlan {
+    /// Rows of the table.
+    pub rows: usize,
+    /// Loads of a row.
+    pub vectors: usize,
+    /// Units of a cube.
+    pub units: usize,
+}
+
+impl ScatterPlan {
+    /// Plans [`RowGradients::dense`], of at most `capacity` listed rows of a table `[rows, width]`. The launch is checked when it is made.
+    pub fn of(device: &Device, capacity: usize, rows: usize, width: usize) -> Planned<Self> {
+        let vectors = width / device.width(4, &[width]);
+        let launch = Launch::flat(device, "scatter_rows_kernel", capacity.saturating_mul(vectors), 0);
+        Planned { plan: Self { rows, vectors, units: launch.units }, launch }
+    }
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]

@@ -7,7 +7,7 @@ use super::locate::Places;
 use super::pages::{Page, Window, windows};
 use crate::Result;
 use crate::launch::device::Device;
-use crate::launch::plan::Launch;
+use crate::launch::plan::{Launch, Planned};
 use crate::launch::tensor::{Tensor, arg};
 use crate::linear::tile::component_sum;
 use crate::select::{Lane, lane_of, lane_sum, row_lanes};
@@ -55,20 +55,18 @@ impl ProductPlan {
 }
 
 /// Writes the products of each slot's row with its row of `vectors` f32 `[.., slices · slice]`, f32 `[slots, slices]`, into `products`, page by
-/// page. The caller has checked the shapes; rows are those of `places`.
+/// page, as `planned`. The caller has checked the shapes; rows are those of `places`.
 pub(crate) fn row_products<R: Runtime>(
     client: &ComputeClient<R>,
+    planned: Planned<ProductPlan>,
     values: &[Tensor<R>],
     places: &Places<R>,
     vectors: &Tensor<R>,
-    slices: usize,
     width: usize,
     products: &Tensor<R>,
 ) -> Result<()> {
     let (device, entries) = (Device::of(client), places.rows.shape()[0]);
-    let slice = values[0].shape()[1] / slices / width;
-    let plan = ProductPlan::of(&device, entries, slices, slice, values.len() > 1);
-    let launch = plan.launch("row_products_kernel", entries, 0);
+    let Planned { plan, launch } = planned;
     for (page, Window { first_row, rows, .. }) in values.iter().zip(windows(values)) {
         let (grid, cube_dim) = launch.start(&device)?;
         // SAFETY: rows and sources are those that `locate` has clamped; a unit writes products of its own entry.

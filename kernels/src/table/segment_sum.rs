@@ -11,11 +11,11 @@ use cubecl::prelude::*;
 
 use crate::Result;
 use crate::launch::device::Device;
-use crate::launch::loops::check_loops;
+use crate::launch::plan::Launch;
 use crate::launch::tensor::{Tensor, arg, empty, f32_storage};
 use crate::linear::interleave::{interleaved, load};
 use crate::linear::tile::zero_sums;
-use crate::table::group::Groups;
+use crate::table::group::{Groups, block_of};
 use crate::table::row_gradients::RowGradients;
 
 /// What belongs to the entries that are summed.
@@ -49,10 +49,74 @@ struct SumPlan {
     split: bool,
 }
 
+/// The sizes of sums of entries by rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SumSizes {
+    /// Entries.
+    pub entries: usize,
+    /// The most rows that entries can have.
+    pub rows: usize,
+    /// Factors of an entry.
+    pub factors: usize,
+    /// Numbers that one factor goes with.
+    pub slice: usize,
+    /// Whether every factor goes with the same numbers.
+    pub shared: bool,
+}
+
+/// The launches that sum entries by rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SumPlans {
+    plan: SumPlan,
+    /// Numbers of a vector.
+    vector: usize,
+    /// Blocks of entries.
+    blocks: usize,
+    /// Sums the entries of rows of no more than a block of them.
+    pub rows: Launch,
+    /// Sums the entries of longer rows block by block, then over the blocks; None where there is one block.
+    pub long: Option<[Launch; 2]>,
+}
+
+impl SumPlans {
+    /// Plans sums of entries; no factors count as one. Each launch is checked when it is made.
+    pub fn of(device: &Device, sizes: &SumSizes) -> Self {
+        let SumSizes { entries, rows, slice, shared, .. } = *sizes;
+        let factors = sizes.factors.max(1);
+        let vector = device.width(4, &[slice]);
+        let (slice, strands) = (slice / vector, if shared { factors } else { 1 });
+        let run = if strands > FEW_STRANDS { 1 } else { device.run(slice) };
+        let block = block_of(entries);
+        let blocks = entries.div_ceil(block);
+        let plan = SumPlan { factors, slice, strands, block: run, units: 0, split: blocks > 1 };
+        let launch =
+            |kernel, pieces: usize, of: usize, loops| Launch::flat(device, kernel, pieces.saturating_mul(of), loops);
+        let in_blocks = launch("sum_blocks_kernel", blocks, plan.pieces(), sum_loops(block) + 3);
+        let of_parts = launch("sum_parts_kernel", blocks.saturating_sub(1), plan.width(), sum_loops(blocks));
+        Self {
+            plan,
+            vector,
+            blocks,
+            rows: launch("sum_rows_kernel", rows, plan.pieces(), sum_loops(block)),
+            long: plan.split.then_some([in_blocks, of_parts]),
+        }
+    }
+
+    /// The launches in their order.
+    pub fn launches(&self) -> Vec<Launch> {
+        core::iter::once(self.rows).chain(self.long.into_iter().flatten()).collect()
+    }
+
+    /// What the kernel of `launch` is compiled for.
+    fn compiled(&self, launch: Launch) -> SumPlan {
+        SumPlan { units: launch.units, ..self.plan }
+    }
+}
+
 impl SumPlan {
     /// Vectors of a source.
     fn pitch(&self) -> usize {
-        self.factors / self.strands * self.slice
+        (self.factors / self.strands).saturating_mul(self.slice)
     }
 
     /// Units that share out a row.
@@ -62,7 +126,7 @@ impl SumPlan {
 
     /// Vectors of a row's gradient.
     fn width(&self) -> usize {
-        self.pitch() * self.strands
+        self.pitch().saturating_mul(self.strands)
     }
 }
 
@@ -88,9 +152,9 @@ pub(crate) fn sum_rows<R: Runtime>(
     let gradients = empty(client, "row gradients", &shape, f32_storage())?;
     let sum = Sum::of(client, &groups, entries);
     sum.short_rows(&gradients)?;
-    if sum.plan.split {
-        let parts = sum.parts_of_blocks()?;
-        sum.long_rows(&parts, &gradients)?;
+    if let Some([of_blocks, of_parts]) = sum.plans.long {
+        let parts = sum.parts_of_blocks(of_blocks)?;
+        sum.long_rows(of_parts, &parts, &gradients)?;
     }
     Ok(RowGradients { rows: groups.keys, count: groups.count, gradients, table_rows })
 }
@@ -101,37 +165,23 @@ struct Sum<'a, R: Runtime> {
     device: Device,
     groups: &'a Groups<R>,
     entries: &'a Terms<'a, R>,
-    /// Numbers of a vector.
-    vector: usize,
-    /// Blocks of entries.
-    blocks: usize,
-    plan: SumPlan,
+    plans: SumPlans,
 }
 
 impl<'a, R: Runtime> Sum<'a, R> {
     fn of(client: &'a ComputeClient<R>, groups: &'a Groups<R>, entries: &'a Terms<'a, R>) -> Self {
         let device = Device::of(client);
-        let vector = device.width(4, &[entries.slice]);
-        let slice = entries.slice / vector;
-        let strands = if entries.shared { entries.count } else { 1 };
-        let block = if strands > FEW_STRANDS { 1 } else { device.run(slice) };
-        let blocks = groups.order.shape()[0].div_ceil(groups.block);
-        let plan = SumPlan { factors: entries.count, slice, strands, block, units: 0, split: blocks > 1 };
-        Self { client, device, groups, entries, vector, blocks, plan }
-    }
-
-    /// A unit for each of `items`.
-    fn spread(&self, items: usize) -> Result<(CubeCount, CubeDim, SumPlan)> {
-        let units = self.device.flat(items);
-        let grid = self.device.grid(items.div_ceil(units))?;
-        Ok((grid, CubeDim::new_1d(units as u32), SumPlan { units, ..self.plan }))
+        let Terms { count: factors, slice, shared, .. } = *entries;
+        let sizes = SumSizes { entries: groups.order.shape()[0], rows: groups.capacity, factors, slice, shared };
+        let plans = SumPlans::of(&device, &sizes);
+        Self { client, device, groups, entries, plans }
     }
 
     /// The gradients of rows of no more than a block of entries.
     fn short_rows(&self, gradients: &Tensor<R>) -> Result<()> {
         let (groups, entries) = (self.groups, self.entries);
-        let (grid, cube_dim, plan) = self.spread(groups.capacity * self.plan.pieces())?;
-        check_loops("sum_rows_kernel", sum_loops(groups.block))?;
+        let SumPlans { vector, rows: launch, .. } = self.plans;
+        let (grid, cube_dim) = launch.start(&self.device)?;
         // SAFETY: groups are of these entries; a unit writes its own vectors of a row below `count`, which is at most `capacity`.
         unsafe {
             sum_rows_kernel::launch_unchecked::<R>(
@@ -139,28 +189,28 @@ impl<'a, R: Runtime> Sum<'a, R> {
                 grid,
                 cube_dim,
                 gradients.required_address_type(),
-                self.vector,
+                vector,
                 arg(&groups.order, 1),
                 arg(&groups.starts, 1),
                 arg(&groups.count, 1),
                 arg(entries.source, 1),
                 arg(entries.factors, 1),
-                arg(entries.sources, self.vector),
-                arg(gradients, self.vector),
+                arg(entries.sources, vector),
+                arg(gradients, vector),
                 groups.block as u32,
-                plan,
+                self.plans.compiled(launch),
             );
         }
         Ok(())
     }
 
     /// Of each block what it has of the long rows that it begins and ends in, f32 `[blocks, 2, width]`; the rest is undefined.
-    fn parts_of_blocks(&self) -> Result<Tensor<R>> {
+    fn parts_of_blocks(&self, launch: Launch) -> Result<Tensor<R>> {
         let (groups, entries) = (self.groups, self.entries);
-        let shape = [self.blocks, 2, self.plan.width() * self.vector];
+        let SumPlans { vector, blocks, plan, .. } = self.plans;
+        let shape = [blocks, 2, plan.width() * vector];
         let parts = empty(self.client, "parts of row gradients", &shape, f32_storage())?;
-        let (grid, cube_dim, plan) = self.spread(self.blocks * self.plan.pieces())?;
-        check_loops("sum_blocks_kernel", sum_loops(groups.block) + 3)?;
+        let (grid, cube_dim) = launch.start(&self.device)?;
         // SAFETY: groups are of these entries; a unit writes its own vectors of a block's two parts.
         unsafe {
             sum_blocks_kernel::launch_unchecked::<R>(
@@ -168,26 +218,25 @@ impl<'a, R: Runtime> Sum<'a, R> {
                 grid,
                 cube_dim,
                 parts.required_address_type(),
-                self.vector,
+                vector,
                 arg(&groups.order, 1),
                 arg(&groups.starts, 1),
                 arg(&groups.blocks, 1),
                 arg(entries.source, 1),
                 arg(entries.factors, 1),
-                arg(entries.sources, self.vector),
-                arg(&parts, self.vector),
+                arg(entries.sources, vector),
+                arg(&parts, vector),
                 groups.block as u32,
-                plan,
+                self.plans.compiled(launch),
             );
         }
         Ok(parts)
     }
 
     /// The gradients of long rows from their parts.
-    fn long_rows(&self, parts: &Tensor<R>, gradients: &Tensor<R>) -> Result<()> {
-        let groups = self.groups;
-        let (grid, cube_dim, plan) = self.spread((self.blocks - 1) * self.plan.width())?;
-        check_loops("sum_parts_kernel", sum_loops(self.blocks))?;
+    fn long_rows(&self, launch: Launch, parts: &Tensor<R>, gradients: &Tensor<R>) -> Result<()> {
+        let (groups, vector) = (self.groups, self.plans.vector);
+        let (grid, cube_dim) = launch.start(&self.device)?;
         // SAFETY: a row's parts are those of its blocks, all below `blocks`; a unit writes its own vector of a row.
         unsafe {
             sum_parts_kernel::launch_unchecked::<R>(
@@ -195,13 +244,13 @@ impl<'a, R: Runtime> Sum<'a, R> {
                 grid,
                 cube_dim,
                 gradients.required_address_type(),
-                self.vector,
+                vector,
                 arg(&groups.starts, 1),
                 arg(&groups.blocks, 1),
-                arg(parts, self.vector),
-                arg(gradients, self.vector),
+                arg(parts, vector),
+                arg(gradients, vector),
                 groups.block as u32,
-                plan,
+                self.plans.compiled(launch),
             );
         }
         Ok(())

@@ -10,6 +10,7 @@ use cubecl::prelude::*;
 
 use super::pages::{Page, windows};
 use crate::launch::device::Device;
+use crate::launch::plan::Launch;
 use crate::launch::tensor::{Tensor, arg, check, empty, index, positive, u32_storage};
 use crate::{Error, Result};
 
@@ -75,6 +76,28 @@ impl AddressPlan {
     }
 }
 
+/// How slots are looked up in a shuffle of several pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShufflePlan {
+    /// Looks slots up in one page.
+    pub page: Launch,
+    /// Pages, each with a launch of its own; 0 where the shuffle is not looked up first.
+    pub pages: usize,
+}
+
+impl ShufflePlan {
+    /// Plans the look-up of `slots` slots in a shuffle of `pages` pages; none is no shuffle, and one is looked up by those who read rows.
+    pub fn of(device: &Device, slots: usize, pages: usize) -> Self {
+        let page = Launch::flat(device, "shuffle_kernel", slots, 0);
+        Self { page, pages: if pages > 1 { pages } else { 0 } }
+    }
+
+    /// The launches in their order.
+    pub fn launches(&self) -> Vec<Launch> {
+        vec![self.page; self.pages]
+    }
+}
+
 impl<'a, R: Runtime> RowSource<'a, R> {
     /// A table of this layer's rows alone, its blocks apart.
     pub fn own(shuffle: &'a [Tensor<R>], blocks: usize, rows: usize) -> Self {
@@ -112,14 +135,15 @@ impl<'a, R: Runtime> RowSource<'a, R> {
         }
         let device = Device::of(client);
         let addresses = empty(client, "addresses", slots.shape(), u32_storage())?;
-        let units = device.flat(count);
+        let ShufflePlan { page: launch, .. } = ShufflePlan::of(&device, count, self.shuffle.len());
         for (page, window) in self.shuffle.iter().zip(windows(self.shuffle)) {
+            let (grid, cube_dim) = launch.start(&device)?;
             // SAFETY: `check` has seen the pages; a unit writes the address of its own slot, below `count`.
             unsafe {
                 shuffle_kernel::launch_unchecked::<R>(
                     client,
-                    device.grid(count.div_ceil(units))?,
-                    CubeDim::new_1d(units as u32),
+                    grid,
+                    cube_dim,
                     arg(slots, 1),
                     arg(page, 1),
                     arg(&addresses, 1),
@@ -127,7 +151,7 @@ impl<'a, R: Runtime> RowSource<'a, R> {
                     window.rows as u32,
                     count as u32,
                     (window.all_rows - 1) as u32,
-                    units,
+                    launch.units,
                 );
             }
         }

@@ -80,7 +80,7 @@ fn is_composed(opcode: &str) -> bool {
 fn ptx_kind(instruction: &Instruction) -> Option<&'static str> {
     let mut parts = instruction.opcode.split('.');
     let name = parts.next()?;
-    let mut has = |word: &str| parts.clone().any(|it| it.starts_with(word));
+    let has = |word: &str| parts.clone().any(|it| it.starts_with(word));
     let shared = has("shared");
     match name {
         "ld" | "st" if has("param") || has("local") || has("const") => None,

@@ -54,13 +54,20 @@ struct Sums {
     counted: Counted,
 }
 
-/// The lines of `source` that cost anything, the dearest first. `costs` are the machine instructions of each instruction.
-pub(super) fn lines(source: &str, counts: &Counts, costs: &[ByPipe], scale: &Scale<'_>) -> Vec<Line> {
+/// The lines of `source` that cost anything, the dearest first. `costs` are the machine instructions of each instruction,
+/// `joined` the part of one that it is.
+pub(super) fn lines(
+    source: &str,
+    counts: &Counts,
+    (costs, joined): (&[ByPipe], &[f64]),
+    scale: &Scale<'_>,
+) -> Vec<Line> {
     let mut sums: BTreeMap<u32, Sums> = BTreeMap::new();
-    for ((instruction, counted), cost) in counts.loaded.program.code.iter().zip(&counts.instructions).zip(costs) {
+    let counted = counts.loaded.program.code.iter().zip(&counts.instructions);
+    for (((instruction, counted), cost), joined) in counted.zip(costs).zip(joined) {
         let sum = sums.entry(instruction.line).or_default();
         sum.machine.iter_mut().zip(cost).for_each(|(sum, cost)| *sum += counted.issued as f64 * cost);
-        sum.shared_cycles += cycles_of(instruction, counted, cost);
+        sum.shared_cycles += cycles_of(counted, *joined);
         sum.counted.same_address += counted.same_address;
         sum.counted.tags += counted.tags;
         sum.counted.sectors += counted.sectors;

@@ -8,6 +8,7 @@
 
 mod copies;
 mod flight;
+mod joined;
 pub mod layer;
 pub mod lines;
 pub mod passes;
@@ -23,7 +24,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use ultramem_ptx::Products;
 use ultramem_ptx::count::{Counted, Moved, Trace};
-use ultramem_ptx::program::{Instruction, Op};
+use ultramem_ptx::program::Op;
 
 use self::lines::Line;
 use self::pipes::Pipe;
@@ -114,6 +115,7 @@ impl Profile {
         let resources = compile(&report.kernel, architecture)?.resources;
         let listing = machine_code(&report.kernel, architecture)?;
         let costs = sass::costs(&counts.loaded.program, &listing);
+        let joined = joined::joined(counts, &sass::listed(&listing));
         let units: u64 = report.kernel.dim.iter().map(|&n| u64::from(n)).product();
         let cubes: u64 = report.count.iter().map(|&n| u64::from(n)).product();
         let shared = report.kernel.shared + resources.shared;
@@ -126,7 +128,7 @@ impl Profile {
         let at_once = cubes.min(multiprocessors * resident as u64) as f64;
         let from_memory = from_memory(counts, &report.lengths, gpu, at_once, scale);
         let spread = time::Spread { cubes, multiprocessors, resident, from_memory: &from_memory };
-        let (time, replayed) = time::time(counts, &spread, &costs, &listing, rates);
+        let (time, replayed) = time::time(counts, &spread, (&costs, &joined), &listing, rates);
         let moved = counts.buffers.iter().zip(&from_memory).map(|(it, share)| it.sectors as f64 * share);
         let list = |numbers: ByPipe| Pipe::ALL.into_iter().zip(numbers).collect();
         let mut profile = Self {
@@ -141,7 +143,7 @@ impl Profile {
             machine: list(machine),
             cache_bytes: sum(|it| it.sectors) * SECTOR as f64,
             memory_bytes: moved.sum::<f64>() * scale * SECTOR as f64,
-            shared_cycles: shared_cycles(counts, &costs) * scale,
+            shared_cycles: shared_cycles(counts, &joined) * scale,
             conflicts: sum(|it| it.same_address) / 32.0,
             idle: idle / (lanes + idle).max(1.0),
             barriers: counts.barriers as f64 * scale,
@@ -152,7 +154,12 @@ impl Profile {
             predicted: rates.launch_gap + time,
             gap: rates.launch_gap,
             times: Vec::new(),
-            lines: lines::lines(&report.kernel.source, counts, &costs, &lines::Scale { gpu, rates, cubes, scale }),
+            lines: lines::lines(
+                &report.kernel.source,
+                counts,
+                (&costs, &joined),
+                &lines::Scale { gpu, rates, cubes, scale },
+            ),
         };
         profile.times = profile.times(counts, gpu, rates, (sum(|it| it.tags), scale));
         Ok(Some(profile))
@@ -213,15 +220,13 @@ fn by_pipe(counts: &Counts, costs: &[ByPipe], scale: f64) -> (ByPipe, ByPipe) {
 }
 
 /// Cycles of shared memory.
-fn shared_cycles(counts: &Counts, costs: &[ByPipe]) -> f64 {
-    let all = counts.loaded.program.code.iter().zip(&counts.instructions).zip(costs);
-    all.map(|((instruction, counted), cost)| cycles_of(instruction, counted, cost)).sum()
+fn shared_cycles(counts: &Counts, joined: &[f64]) -> f64 {
+    counts.instructions.iter().zip(joined).map(|(counted, joined)| cycles_of(counted, *joined)).sum()
 }
 
 /// Cycles of shared memory of one instruction. Loads that `ptxas` has joined move all their words, but take the cycle that the least takes once.
-fn cycles_of(instruction: &Instruction, counted: &Counted, cost: &ByPipe) -> f64 {
-    let joined = time::joined(instruction, cost) * counted.shared_cycles as f64;
-    joined.max(counted.words as f64 / 32.0)
+fn cycles_of(counted: &Counted, joined: f64) -> f64 {
+    (joined * counted.shared_cycles as f64).max(counted.words as f64 / 32.0)
 }
 
 /// A pipe binds where its time is this share of what the launch takes.

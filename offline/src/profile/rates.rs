@@ -74,7 +74,7 @@ impl Default for Rates {
 
 impl Rates {
     /// The rates of a GPU. Clocks are boost clocks of the data sheets, less what they fall to under load (*assumed*: 1.7 of the H100's
-    /// 1.98 GHz). Memory is nine tenths of the data sheets' bandwidth, as published copies reach. Lanes are those of the CUDA programming
+    /// 1.98 GHz; an A100 keeps its 1.41). Memory is nine tenths of the data sheets' bandwidth, as published copies reach. Lanes are those of the CUDA programming
     /// guide's table of arithmetic throughput. The rest is *assumed*: cache (5.5 TB/s on an H100, by multiprocessors and clock elsewhere),
     /// tags, products of integers at half the multiply-adds, and the cycles of atomics that hit one address, which nobody publishes. Matrix
     /// units are those of products with sums in f32: on a GeForce half of what the data sheet has for sums in f16.
@@ -117,9 +117,9 @@ impl Rates {
         let cache = |clock: f64| 5500.0 * clock / 1.7 * f64::from(gpu.specification().multiprocessors) / 132.0;
         match gpu {
             Gpu::A100 => Self {
-                clock: 1.3,
+                clock: 1.41,
                 memory: 1750.0,
-                cache: cache(1.3),
+                cache: cache(1.41),
                 double: 32.0,
                 fma: 64.0,
                 matrix_cycles: 8.0,

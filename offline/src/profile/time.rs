@@ -33,8 +33,14 @@ pub struct Spread<'a> {
 }
 
 /// Microseconds of a launch from its first block's start to the end of its last, and blocks that were replayed.
-pub fn time(counts: &Counts, spread: &Spread<'_>, costs: &[ByPipe], listing: &str, rates: &Rates) -> (f64, u64) {
-    let costs = machine_costs(counts, costs, &flight(listing), rates);
+pub fn time(
+    counts: &Counts,
+    spread: &Spread<'_>,
+    (costs, joined): (&[ByPipe], &[f64]),
+    listing: &str,
+    rates: &Rates,
+) -> (f64, u64) {
+    let costs = machine_costs(counts, (costs, joined), &flight(listing), rates);
     // The busiest multiprocessor has a whole number of blocks. When it is at its last, others are idle and leave it their part.
     let count = spread.cubes.div_ceil(spread.multiprocessors);
     let active = spread.cubes as f64 / count as f64;
@@ -58,9 +64,9 @@ pub fn time(counts: &Counts, spread: &Spread<'_>, costs: &[ByPipe], listing: &st
 }
 
 /// What each PTX instruction is to the machine.
-fn machine_costs(counts: &Counts, costs: &[ByPipe], flight: &Flight, rates: &Rates) -> Vec<Cost> {
+fn machine_costs(counts: &Counts, (costs, joined): (&[ByPipe], &[f64]), flight: &Flight, rates: &Rates) -> Vec<Cost> {
     let code = &counts.loaded.program.code;
-    let cost = |(instruction, by_pipe): (&Instruction, &ByPipe)| {
+    let cost = |((instruction, by_pipe), &joined): ((&Instruction, &ByPipe), &f64)| {
         let issued: f64 = by_pipe.iter().sum();
         let pipe = Pipe::of_ptx(&instruction.opcode);
         let matrix = match &instruction.op {
@@ -79,21 +85,13 @@ fn machine_costs(counts: &Counts, costs: &[ByPipe], flight: &Flight, rates: &Rat
             issued,
             pipes: QUARTERS.map(cycles),
             unit: by_pipe[Pipe::Memory as usize],
-            joined: joined(instruction, by_pipe),
+            joined,
             latency: if issued == 0.0 { 0.0 } else { chain + latency(pipe, rates) },
             pause: by_pipe[Pipe::Branch as usize] * rates.latency_branch,
             in_flight: flight.get(&(instruction.line, shared)).copied().unwrap_or(0),
         }
     };
-    code.iter().zip(costs).map(cost).collect()
-}
-
-/// The part of a machine instruction that a load from shared memory is; 1 of all others.
-pub fn joined(instruction: &Instruction, cost: &ByPipe) -> f64 {
-    match instruction.op {
-        Op::Load(Space::Shared, ..) => cost[Pipe::Memory as usize].min(1.0),
-        _ => 1.0,
-    }
+    code.iter().zip(costs).zip(joined).map(cost).collect()
 }
 
 fn latency(pipe: Pipe, rates: &Rates) -> f64 {

@@ -9,10 +9,10 @@
 
 use cubecl::prelude::*;
 
+use super::backward_plan::{CombineBackwardPlan, CombineBackwardPlans, CorePlans, CoreShares};
 use super::{Chosen, CombineSizes, PairScore, check_kept};
 use crate::Result;
 use crate::launch::device::Device;
-use crate::launch::loops::check_loops;
 use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, u32_storage, zeros};
 use crate::linear::column_sum::column_sum;
 use crate::stages::score::Kept;
@@ -46,20 +46,21 @@ pub fn combine_backward<R: Runtime>(
     check(client, &chosen.scores, "scores", &[tokens, heads, top_m, cores], f32_storage())?;
     check(client, grad_scores, "gradient of the scores", &[tokens, heads, top_m, cores], f32_storage())?;
     let entries = tokens * heads * top_m;
-    let plan = CombineBackwardPlan { heads, side_keys, top_m, rank, cores, additive, units: device.flat(entries) };
-    check_loops("grad_sides_kernel", plan.sides_loops())?;
+    let plans = CombineBackwardPlans::of(&device, &sizes)?;
+    let plan = plans.plan;
     let sides = empty(client, "gradient of the side scores", &[tokens, heads, top_m, 2, rank], f32_storage())?;
     if entries == 0 {
         let zeros = || zeros(client, "gradient of the core", &[cores, heads, rank, rank]);
         return Ok(CombineGradients { sides, core: (!additive).then(zeros).transpose()? });
     }
     let places = empty(client, "places", &[tokens, heads, top_m], u32_storage())?;
+    let (grid, cube_dim) = plans.sides.start(&device)?;
     // SAFETY: shapes are checked; bisection stays within the kept keys of a unit's own token whatever the slot is.
     unsafe {
         grad_sides_kernel::launch_unchecked::<R>(
             client,
-            device.grid(entries.div_ceil(plan.units))?,
-            CubeDim::new_1d(plan.units as u32),
+            grid,
+            cube_dim,
             arg(&chosen.slots, 1),
             arg(grad_scores, 1),
             arg(&kept.keys, 1),
@@ -71,19 +72,17 @@ pub fn combine_backward<R: Runtime>(
             plan,
         );
     }
-    if additive {
+    let Some(CorePlans { shares: CoreShares { share, shares }, parts: launch, .. }) = plans.core else {
         return Ok(CombineGradients { sides, core: None });
-    }
-    let numbers = cores * heads * rank * rank;
-    let CoreShares { share, shares } = core_shares(tokens, numbers);
-    check_loops("grad_core_kernel", share * (1 + top_m))?;
-    let parts = empty(client, "parts of the core's gradient", &[shares, numbers], f32_storage())?;
+    };
+    let parts = empty(client, "parts of the core's gradient", &[shares, cores * heads * rank * rank], f32_storage())?;
+    let (grid, cube_dim) = launch.start(&device)?;
     // SAFETY: shapes are checked; places are those of the launch above.
     unsafe {
         grad_core_kernel::launch_unchecked::<R>(
             client,
-            device.grid((shares * numbers).div_ceil(plan.units))?,
-            CubeDim::new_1d(plan.units as u32),
+            grid,
+            cube_dim,
             arg(&places, 1),
             arg(grad_scores, 1),
             arg(&kept.scores, 1),
@@ -95,45 +94,6 @@ pub fn combine_backward<R: Runtime>(
     }
     let sum = column_sum(client, &parts)?;
     Ok(CombineGradients { sides, core: Some(sum.reshaped(vec![cores, heads, rank, rank])) })
-}
-
-/// How the tokens are shared out among parts of the core's gradient.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CoreShares {
-    /// Tokens of a part.
-    pub share: usize,
-    /// Parts.
-    pub shares: usize,
-}
-
-/// The parts that the gradient of a core of `numbers` numbers is summed in; none for no tokens or numbers.
-pub fn core_shares(tokens: usize, numbers: usize) -> CoreShares {
-    let share = tokens.saturating_mul(numbers).div_ceil(PARTS).max(1);
-    CoreShares { share, shares: tokens.div_ceil(share) }
-}
-
-/// Numbers that the parts of the core's gradient hold at most, or one part.
-const PARTS: usize = 1 << 22;
-
-/// What is fixed when the kernels are compiled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct CombineBackwardPlan {
-    pub heads: usize,
-    pub side_keys: usize,
-    pub top_m: usize,
-    pub rank: usize,
-    pub cores: usize,
-    pub additive: bool,
-    pub units: usize,
-}
-
-impl CombineBackwardPlan {
-    /// Loop iterations of a unit that takes one slot's scores back to its sides.
-    fn sides_loops(&self) -> usize {
-        let find = 2 * (1 + self.top_m.next_power_of_two().ilog2() as usize);
-        let inner = if self.additive { self.top_m } else { self.rank * (1 + self.cores * (1 + self.rank)) };
-        find + inner
-    }
 }
 
 /// `grad_sides` `[tokens, heads, top_m, 2, rank]`, and `places` `[tokens, heads, top_m]`: where each slot's keys are among the kept ones,

@@ -6,12 +6,14 @@
 //! cores]`.
 
 mod backward;
+mod backward_plan;
 mod forward;
 mod plan;
 
 use cubecl::prelude::*;
 
-pub use self::backward::{CombineGradients, CoreShares, combine_backward, core_shares};
+pub use self::backward::{CombineGradients, combine_backward};
+pub use self::backward_plan::{CombineBackwardPlans, CorePlans, CoreShares, core_shares};
 use self::forward::combine_kernel;
 pub(crate) use self::forward::{HeadRow, choose_pairs};
 pub use self::plan::{CombinePlan, CombineSizes};

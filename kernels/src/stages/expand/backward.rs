@@ -11,10 +11,11 @@
 
 use cubecl::prelude::*;
 
+use super::backward_plan::{ExpandBackwardPlans, ExpandBackwardSizes};
 use super::finish::{Finished, finish_backward};
 use super::{ExpandCall, ExpandSizes, Memory, pool, project_pooled};
 use crate::Result;
-use crate::launch::device::Device;
+use crate::launch::plan::Launch;
 use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, zeros};
 use crate::linear::column_sum::column_sum;
 use crate::linear::outer::outer;
@@ -97,6 +98,9 @@ pub fn expand_backward<R: Runtime>(
     if tokens == 0 {
         return stage.nothing();
     }
+    let (pooled, projected) = (saved.pooled.is_some(), saved.projected.is_some());
+    let sizes = ExpandBackwardSizes { forward: stage.sizes, pooled, projected };
+    let plans = ExpandBackwardPlans::of(&stage.device, &sizes, strategy)?;
     let finished = stage.finished(&saved, grad_output, strategy)?;
     let grad_projected = finished.as_ref().map_or(grad_output, |finished| &finished.values);
     let mut grad_pooled = match weight {
@@ -108,14 +112,15 @@ pub fn expand_backward<R: Runtime>(
         None => pool(client, chosen, &Memory { gate: None, ..*memory })?,
     };
     let mut grad_gate = None;
-    if let Some(gate) = memory.gate {
-        let gradients = gate_backward(client, gate, &pooled, &grad_pooled)?;
+    if let Some((gate, launch)) = memory.gate.zip(plans.gate) {
+        let gradients = stage.gate_backward(launch, gate, &pooled, &grad_pooled)?;
         (pooled, grad_pooled) = (gradients.pooled, gradients.grad_pooled);
         grad_gate = Some(gradients.grad_gate);
     }
     let places = locate(client, &chosen.slots, slots, &memory.rows)?;
     let scores = empty(client, "gradient of the scores", chosen.scores.shape(), f32_storage())?;
-    row_products(client, memory.values, &places, &grad_pooled, cores, stage.sizes.width(&stage.device), &scores)?;
+    let width = stage.sizes.width(&stage.device);
+    row_products(client, plans.products, memory.values, &places, &grad_pooled, width, &scores)?;
     let groups = group(client, &places.rows, memory.rows.table_rows)?;
     let entries = Terms {
         source: &places.source,
@@ -176,6 +181,40 @@ impl<R: Runtime> ExpandCall<'_, R> {
         let projected = saved.projected.or(anew.as_ref());
         finish_backward(client, memory, projected, grad_output).map(Some)
     }
+
+    /// Goes back through the gate.
+    fn gate_backward(
+        &self,
+        launch: Launch,
+        gate: &Tensor<R>,
+        pooled: &Tensor<R>,
+        grad_gated: &Tensor<R>,
+    ) -> Result<Gated<R>> {
+        let like = |name| empty(self.client, name, gate.shape(), f32_storage());
+        let gated = Gated {
+            pooled: like("gated values")?,
+            grad_pooled: like("gradient of the pooled values")?,
+            grad_gate: like("gradient of the gate")?,
+        };
+        let (grid, cube_dim) = launch.start(&self.device)?;
+        // SAFETY: the six tensors have one shape, and a unit touches its own number below their count.
+        unsafe {
+            gate_backward_kernel::launch_unchecked::<R>(
+                self.client,
+                grid,
+                cube_dim,
+                arg(gate, 1),
+                arg(pooled, 1),
+                arg(grad_gated, 1),
+                arg(&gated.pooled, 1),
+                arg(&gated.grad_pooled, 1),
+                arg(&gated.grad_gate, 1),
+                launch.units,
+                pooled.dtype,
+            );
+        }
+        Ok(gated)
+    }
 }
 
 /// What a gate's backward gives, each `[tokens, value_dim]`.
@@ -186,40 +225,6 @@ struct Gated<R: Runtime> {
     grad_pooled: Tensor<R>,
     /// f32.
     grad_gate: Tensor<R>,
-}
-
-fn gate_backward<R: Runtime>(
-    client: &ComputeClient<R>,
-    gate: &Tensor<R>,
-    pooled: &Tensor<R>,
-    grad_gated: &Tensor<R>,
-) -> Result<Gated<R>> {
-    let device = Device::of(client);
-    let like = |name| empty(client, name, gate.shape(), f32_storage());
-    let gated = Gated {
-        pooled: like("gated values")?,
-        grad_pooled: like("gradient of the pooled values")?,
-        grad_gate: like("gradient of the gate")?,
-    };
-    let count: usize = gate.shape().iter().product();
-    let units = device.flat(count);
-    // SAFETY: the six tensors have one shape, and a unit touches its own number below their count.
-    unsafe {
-        gate_backward_kernel::launch_unchecked::<R>(
-            client,
-            device.grid(count.div_ceil(units))?,
-            CubeDim::new_1d(units as u32),
-            arg(gate, 1),
-            arg(pooled, 1),
-            arg(grad_gated, 1),
-            arg(&gated.pooled, 1),
-            arg(&gated.grad_pooled, 1),
-            arg(&gated.grad_gate, 1),
-            units,
-            pooled.dtype,
-        );
-    }
-    Ok(gated)
 }
 
 /// `silu(g) = g · σ(g)`, `silu'(g) = σ(g) · (1 + g · (1 - σ(g)))`.

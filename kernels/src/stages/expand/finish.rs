@@ -6,10 +6,10 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::Memory;
+use super::{ExpandSizes, Memory};
 use crate::Result;
 use crate::launch::device::Device;
-use crate::launch::loops::check_loops;
+use crate::launch::plan::{Launch, Planned};
 use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, sizes};
 use crate::linear::cast::cast;
 use crate::linear::tile::component_sum;
@@ -25,7 +25,7 @@ pub struct Projected<R: Runtime> {
 
 /// What is fixed when the kernels are compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct FinishPlan {
+pub(super) struct FinishPlan {
     /// Vectors of a row.
     columns: usize,
     biased: bool,
@@ -36,9 +36,55 @@ struct FinishPlan {
 }
 
 impl FinishPlan {
-    fn of<R: Runtime>(memory: &Memory<'_, R>, columns: usize) -> Self {
-        let (biased, gated) = (memory.bias.is_some(), memory.output_gate.is_some());
-        Self { columns, biased, gated, tile: 1, units: 1 }
+    /// Plans [`Projected::output`].
+    pub fn of(device: &Device, sizes: &FinishSizes) -> Planned<Self> {
+        let plan = Self::single(device, sizes);
+        let launch = Launch::flat(device, "finish_kernel", sizes.tokens.saturating_mul(plan.columns), 0);
+        Planned { plan: Self { units: launch.units, ..plan }, launch }
+    }
+
+    /// Plans the way back through an output gate.
+    pub fn backward(device: &Device, sizes: &FinishSizes) -> Planned<Self> {
+        let plan = Self::single(device, sizes);
+        let lanes = row_lanes(device, plan.columns);
+        let units = device.flat(sizes.tokens.saturating_mul(lanes));
+        let plan = Self { tile: units / lanes, units, ..plan };
+        let launch = Launch {
+            kernel: "finish_backward_kernel",
+            cubes: sizes.tokens.div_ceil(plan.tile),
+            units,
+            shared_bytes: if lanes > 1 { 4 * units } else { 0 },
+            loops: 1 + plan.columns.div_ceil(lanes) + lanes,
+        };
+        Planned { plan, launch }
+    }
+
+    /// The plan of a cube of one token and one unit.
+    fn single(device: &Device, sizes: &FinishSizes) -> Self {
+        let FinishSizes { hidden_size, biased, gated, .. } = *sizes;
+        Self { columns: hidden_size / device.width(4, &[hidden_size]), biased, gated, tile: 1, units: 1 }
+    }
+}
+
+/// What is finished: `[tokens, hidden_size]`, by a bias and by an output gate.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FinishSizes {
+    pub tokens: usize,
+    pub hidden_size: usize,
+    pub biased: bool,
+    pub gated: bool,
+}
+
+impl FinishSizes {
+    fn new<R: Runtime>(memory: &Memory<'_, R>, tokens: usize, hidden_size: usize) -> Self {
+        Self { tokens, hidden_size, biased: memory.bias.is_some(), gated: memory.output_gate.is_some() }
+    }
+}
+
+impl From<&ExpandSizes> for FinishSizes {
+    fn from(sizes: &ExpandSizes) -> Self {
+        let ExpandSizes { tokens, hidden_size, biased, output_gated: gated, .. } = *sizes;
+        Self { tokens, hidden_size, biased, gated }
     }
 }
 
@@ -60,14 +106,14 @@ impl<R: Runtime> Projected<R> {
         }
         let device = Device::of(client);
         let width = device.width(4, &[hidden_size]);
-        let items = tokens * (hidden_size / width);
-        let plan = FinishPlan { units: device.flat(items), ..FinishPlan::of(memory, hidden_size / width) };
+        let Planned { plan, launch } = FinishPlan::of(&device, &FinishSizes::new(memory, tokens, hidden_size));
+        let (grid, cube_dim) = launch.start(&device)?;
         // SAFETY: shapes are checked, those of bias and gate by the stage; a unit reads and writes its own vector.
         unsafe {
             finish_kernel::launch_unchecked::<R>(
                 client,
-                device.grid(items.div_ceil(plan.units))?,
-                CubeDim::new_1d(plan.units as u32),
+                grid,
+                cube_dim,
                 width,
                 arg(&self.values, width),
                 arg(memory.bias.unwrap_or(&self.values), width),
@@ -132,19 +178,16 @@ pub(super) fn finish_backward<R: Runtime>(
     let [tokens, hidden_size] = sizes(grad_output, "gradient of the output")?;
     let device = Device::of(client);
     let width = device.width(4, &[hidden_size]);
-    let columns = hidden_size / width;
-    let lanes = row_lanes(&device, columns);
-    let units = device.flat(tokens * lanes);
-    let plan = FinishPlan { tile: units / lanes, units, ..FinishPlan::of(memory, columns) };
-    check_loops("finish_backward_kernel", 1 + columns.div_ceil(lanes) + lanes)?;
+    let Planned { plan, launch } = FinishPlan::backward(&device, &FinishSizes::new(memory, tokens, hidden_size));
+    let (grid, cube_dim) = launch.start(&device)?;
     let values = empty(client, "gradient of the projected values", &[tokens, hidden_size], f32_storage())?;
     let grad_gate = empty(client, "gradient of the output gate", &[tokens], f32_storage())?;
     // SAFETY: shapes are checked; the lanes of a token read and write its own numbers.
     unsafe {
         finish_backward_kernel::launch_unchecked::<R>(
             client,
-            device.grid(tokens.div_ceil(plan.tile))?,
-            CubeDim::new_1d(units as u32),
+            grid,
+            cube_dim,
             width,
             arg(projected, width),
             arg(memory.bias.unwrap_or(projected), width),

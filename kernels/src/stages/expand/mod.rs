@@ -10,6 +10,7 @@
 //! page and adds the page's rows to f32 sums, which costs a reading of slots and sums for each further page; no row is read twice.
 
 mod backward;
+mod backward_plan;
 mod finish;
 mod forward;
 mod plan;
@@ -19,10 +20,11 @@ use cubecl::prelude::*;
 
 pub(crate) use self::backward::Readers;
 pub use self::backward::{ExpandGradients, Pooled, expand_backward};
+pub use self::backward_plan::{ExpandBackwardPlans, ExpandBackwardSizes};
 pub use self::finish::Projected;
 use self::forward::{expand_kernel, pool_kernel};
 use self::plan::FINISHES;
-pub use self::plan::{ExpandPlan, ExpandPlans, ExpandSizes};
+pub use self::plan::{ExpandPlan, ExpandPlans, ExpandSizes, PoolPlans};
 use crate::launch::device::Device;
 use crate::launch::loops::fits_loops;
 use crate::launch::plan::Planned;
@@ -93,7 +95,7 @@ impl ExpandStrategy {
             true => tokens > 1,
             false => tokens.div_ceil(device.tile) >= device.processors || tokens <= FEW_TOKENS,
         };
-        let whole = sizes.pages <= 1 && !sizes.finishes;
+        let whole = sizes.pages <= 1 && !sizes.finishes();
         if product == ProjectStrategy::Tile && worth && fits && whole { Self::Fused } else { Self::Pooled(product) }
     }
 }
@@ -196,8 +198,10 @@ impl<'a, R: Runtime> ExpandCall<'a, R> {
             dtype: element,
             gated: memory.gate.is_some(),
             projects: memory.weight.is_some(),
-            finishes: memory.finishes(),
+            biased: memory.bias.is_some(),
+            output_gated: memory.output_gate.is_some(),
             pages: memory.values.len(),
+            shuffle_pages: memory.rows.shuffle.len(),
         };
         sizes.check()?;
         check(client, &chosen.scores, "scores", &[tokens, heads, top_m, cores], f32_storage())?;

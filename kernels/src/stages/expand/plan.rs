@@ -1,13 +1,14 @@
 //! How the stage is launched, from sizes and a device alone: tokens and units of a cube, and how cubes share out a projection.
 
 use super::ExpandStrategy;
+use super::finish::{FinishPlan, FinishSizes};
 use crate::launch::device::Device;
 use crate::launch::loops::{fits_loops, strided};
 use crate::launch::plan::{Launch, Planned};
 use crate::launch::tensor::{index, positive};
 use crate::linear::tile::{Product, Sharing};
 use crate::linear::{ProjectPlan, ProjectSizes};
-use crate::table::source::AddressPlan;
+use crate::table::source::{AddressPlan, ShufflePlan};
 use crate::{ElementType, Error, Result};
 
 /// The sizes of the stage.
@@ -31,11 +32,14 @@ pub struct ExpandSizes {
     pub gated: bool,
     /// Whether there is an output projection.
     pub projects: bool,
-    /// Whether something is done to pooled or projected values before they are the output: where nothing projects, and by a bias or an output
-    /// gate.
-    pub finishes: bool,
+    /// Whether projected values get a bias.
+    pub biased: bool,
+    /// Whether the output goes through a gate.
+    pub output_gated: bool,
     /// Pages of the table.
     pub pages: usize,
+    /// Pages of the shuffle; 0 where there is none.
+    pub shuffle_pages: usize,
 }
 
 impl ExpandSizes {
@@ -44,9 +48,20 @@ impl ExpandSizes {
         self.address.pooled_blocks().saturating_mul(self.value_dim)
     }
 
+    /// Whether something is done to pooled or projected values before they are the output: where nothing projects, and by a bias or an output
+    /// gate.
+    pub fn finishes(&self) -> bool {
+        !self.projects || self.biased || self.output_gated
+    }
+
     /// Numbers of a load of a value row: as wide as the device loads, within one core's slice.
     pub(super) fn width(&self, device: &Device) -> usize {
         device.width(self.dtype.size(), &[self.value_dim / self.cores])
+    }
+
+    /// The look-up of all slots.
+    pub(super) fn shuffle(&self, device: &Device) -> ShufflePlan {
+        ShufflePlan::of(device, self.tokens.saturating_mul(self.slots), self.shuffle_pages)
     }
 
     pub(super) fn check(&self) -> Result<()> {
@@ -117,7 +132,7 @@ impl ExpandPlan {
             let value = sizes.pages as u64;
             return Err(Error::Number { what: "pages of values for one kernel", value, expected: 1 });
         }
-        if sizes.finishes {
+        if sizes.finishes() {
             return Err(FINISHES);
         }
         let start = Self::single(device, sizes)?;
@@ -258,16 +273,48 @@ impl ExpandPlan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExpandPlans {
     /// One kernel.
-    Fused(Planned<ExpandPlan>),
+    Fused {
+        /// Looks slots up in a shuffle of several pages.
+        shuffle: ShufflePlan,
+        /// Pools and projects.
+        expand: Planned<ExpandPlan>,
+    },
     /// A pooling kernel, then a product.
     Pooled {
-        /// Pools the rows of one page of the table.
-        pool: Planned<ExpandPlan>,
-        /// Pages, each with a launch of its own.
-        pages: usize,
+        /// Pools.
+        pool: PoolPlans,
         /// Projects what is pooled; None where nothing does, or cubek.
         project: Option<Planned<ProjectPlan>>,
+        /// Makes the output of what is pooled or projected, where something is done to that.
+        finish: Option<Launch>,
     },
+}
+
+/// The launches of [`pool`](super::pool).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolPlans {
+    /// Looks slots up in a shuffle of several pages.
+    pub shuffle: ShufflePlan,
+    /// Pools the rows of one page of the table.
+    pub pool: Planned<ExpandPlan>,
+    /// Pages, each with a launch of its own.
+    pub pages: usize,
+}
+
+impl PoolPlans {
+    /// Plans [`pool`](super::pool).
+    ///
+    /// # Errors
+    /// Sizes that don't fit each other or the device.
+    pub fn of(device: &Device, sizes: &ExpandSizes) -> Result<Self> {
+        let (pool, pages) = (ExpandPlan::pooling(device, sizes)?, sizes.pages);
+        Ok(Self { shuffle: sizes.shuffle(device), pool, pages })
+    }
+
+    /// The launches in their order.
+    pub fn launches(&self) -> Vec<Launch> {
+        [self.shuffle.launches(), vec![self.pool.launch; self.pages]].concat()
+    }
 }
 
 impl ExpandPlans {
@@ -277,22 +324,33 @@ impl ExpandPlans {
     /// Sizes that don't fit each other or the device, and what [`ExpandStrategy::Fused`] does not take.
     pub fn of(device: &Device, sizes: &ExpandSizes, strategy: ExpandStrategy) -> Result<Self> {
         let product = match strategy {
-            ExpandStrategy::Fused => return ExpandPlan::fused(device, sizes).map(Self::Fused),
+            ExpandStrategy::Fused => {
+                let (shuffle, expand) = (sizes.shuffle(device), ExpandPlan::fused(device, sizes)?);
+                return Ok(Self::Fused { shuffle, expand });
+            }
             ExpandStrategy::Pooled(product) => product,
         };
-        let ExpandSizes { tokens, hidden_size, dtype, pages, .. } = *sizes;
+        let ExpandSizes { tokens, hidden_size, dtype, .. } = *sizes;
         let of_product = ProjectSizes { tokens, depth: sizes.pooled_dim(), width: hidden_size, dtype };
         let project = if sizes.projects { product.plan(device, &of_product)? } else { None };
-        Ok(Self::Pooled { pool: ExpandPlan::pooling(device, sizes)?, pages, project })
+        let finish = sizes.finishes().then(|| FinishPlan::of(device, &FinishSizes::from(sizes)).launch);
+        Ok(Self::Pooled { pool: PoolPlans::of(device, sizes)?, project, finish })
+    }
+
+    /// The same without what is done to projected values.
+    pub(super) fn unfinished(self) -> Self {
+        match self {
+            Self::Pooled { pool, project, .. } => Self::Pooled { pool, project, finish: None },
+            fused => fused,
+        }
     }
 
     /// The launches in their order.
     pub fn launches(&self) -> Vec<Launch> {
         match self {
-            Self::Fused(planned) => vec![planned.launch],
-            Self::Pooled { pool, pages, project } => {
-                let pools = core::iter::repeat_n(pool.launch, *pages);
-                pools.chain(project.map(|planned| planned.launch)).collect()
+            Self::Fused { shuffle, expand } => [shuffle.launches(), vec![expand.launch]].concat(),
+            Self::Pooled { pool, project, finish } => {
+                pool.launches().into_iter().chain(project.map(|planned| planned.launch)).chain(*finish).collect()
             }
         }
     }

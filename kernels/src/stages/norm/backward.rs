@@ -13,7 +13,7 @@ use crate::launch::device::Device;
 use crate::launch::loops::strided;
 use crate::launch::plan::{Launch, Planned};
 use crate::launch::tensor::{Tensor, arg, empty, f32_storage};
-use crate::linear::column_sum::column_sum;
+use crate::linear::column_sum::{ColumnSumPlans, column_sum};
 use crate::linear::interleave::{interleaved, load, strand};
 use crate::linear::tile::{component_sum, zero_sums};
 use crate::select::{lane_of, row_lanes};
@@ -119,6 +119,28 @@ impl NormPlan {
     fn shared_bytes(&self) -> usize {
         let parts = if self.slices() > 1 { 4 * self.units } else { 0 };
         4 * (self.step * (self.units * self.norm.sums() + self.tile * self.norm.means()) + parts)
+    }
+}
+
+/// The launches of a norm's way back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NormPlans {
+    /// Goes back through the norm.
+    pub norm: Planned<NormPlan>,
+    /// Adds up the cubes' parts of the weight's gradient.
+    pub sum: ColumnSumPlans,
+}
+
+impl NormPlans {
+    /// Plans a norm's way back. Each launch is checked when it is made.
+    pub fn of(device: &Device, sizes: &NormSizes) -> Self {
+        let norm = NormPlan::of(device, sizes);
+        Self { norm, sum: ColumnSumPlans::of(device, norm.launch.cubes, sizes.size) }
+    }
+
+    /// The launches in their order.
+    pub fn launches(&self) -> Vec<Launch> {
+        [&[self.norm.launch], self.sum.launches.as_slice()].concat()
     }
 }
 

@@ -4,7 +4,7 @@ mod backward;
 
 use cubecl::prelude::*;
 
-pub use self::backward::{NormPlan, NormSizes};
+pub use self::backward::{NormPlan, NormPlans, NormSizes};
 pub(crate) use self::backward::{Normed, norm_backward};
 
 /// How a vector is normalised before it is scored.

@@ -7,9 +7,11 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
+use super::plan::{MapSizes, QueryBackwardPlans, QueryBackwardSizes};
 use super::{ProjectStrategy, project};
 use crate::launch::device::Device;
-use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, sizes, zeros};
+use crate::launch::plan::Launch;
+use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, float_type, sizes, zeros};
 use crate::linear::column_sum::column_sum;
 use crate::linear::outer::outer;
 use crate::{Error, Result};
@@ -55,24 +57,26 @@ pub fn query_backward<R: Runtime>(
     more: Option<&Tensor<R>>,
     strategy: ProjectStrategy,
 ) -> Result<QueryGradients<R>> {
+    let dtype = float_type(client, input, "input")?;
+    let [tokens, hidden_size] = sizes(input, "input")?;
+    let mut of_maps = Vec::new();
     for map in maps {
-        let ([_, width], [_, hidden_size]) = (sizes(map.grad, "gradient of the map")?, sizes(input, "input")?);
+        let [_, width] = sizes(map.grad, "gradient of the map")?;
         check(client, map.weight, "weight", &[width, hidden_size], input.dtype)?;
+        of_maps.push(MapSizes { width, biased: map.biased });
     }
-    let Some((last, others)) = maps.split_last() else { return Err(Error::Zero { what: "maps of the input" }) };
-    let through = |map: &Map<'_, R>, dtype| project(client, map.grad, map.weight, dtype, strategy);
-    let mut sum = more.cloned();
-    for map in others {
-        let part = through(map, f32_storage())?;
-        sum = Some(match sum {
-            Some(sum) => add(client, &sum, &part, input, f32_storage())?,
-            None => part,
+    let sizes = QueryBackwardSizes { tokens, hidden_size, dtype, maps: of_maps, more: more.is_some() };
+    let plans = QueryBackwardPlans::of(&Device::of(client), &sizes, strategy)?;
+    let (mut sum, last) = (more.cloned(), maps.len() - 1);
+    for (at, (map, plan)) in maps.iter().zip(&plans.maps).enumerate() {
+        let through = |dtype| project(client, map.grad, map.weight, dtype, strategy);
+        let dtype = if at == last { input.dtype } else { f32_storage() };
+        sum = Some(match sum.zip(plan.add) {
+            Some((sum, launch)) => add(client, launch, &sum, &through(f32_storage())?, input, dtype)?,
+            None => through(dtype)?,
         });
     }
-    let grad_input = match sum {
-        Some(sum) => add(client, &sum, &through(last, f32_storage())?, input, input.dtype)?,
-        None => through(last, input.dtype)?,
-    };
+    let grad_input = sum.ok_or(Error::Zero { what: "maps of the input" })?;
     let of_map = |map: &Map<'_, R>| {
         Ok(MapGradients {
             weight: outer(client, map.grad, input, strategy)?,
@@ -91,6 +95,7 @@ fn bias_gradient<R: Runtime>(client: &ComputeClient<R>, grad: &Tensor<R>) -> Res
 /// `left + right`, both f32, in the shape of `like` and the type `dtype`.
 fn add<R: Runtime>(
     client: &ComputeClient<R>,
+    launch: Launch,
     left: &Tensor<R>,
     right: &Tensor<R>,
     like: &Tensor<R>,
@@ -112,19 +117,19 @@ fn add<R: Runtime>(
         limit_name: "the largest index",
         limit: u64::from(u32::MAX),
     })?;
-    let units = device.flat(vectors as usize);
+    let (grid, cube_dim) = launch.start(&device)?;
     // SAFETY: the three tensors have one shape, and a unit touches its own vector below their number.
     unsafe {
         add_kernel::launch_unchecked::<R>(
             client,
-            device.grid((vectors as usize).div_ceil(units))?,
-            CubeDim::new_1d(units as u32),
+            grid,
+            cube_dim,
             width,
             arg(left, width),
             arg(right, width),
             arg(&sum, width),
             vectors,
-            units,
+            launch.units,
             sum.dtype,
         );
     }

@@ -4,7 +4,14 @@ use cubecl::prelude::*;
 
 use crate::Result;
 use crate::launch::device::Device;
+use crate::launch::plan::Launch;
 use crate::launch::tensor::{Tensor, arg};
+
+/// The launch that adds a bias to `[tokens, width]`.
+pub(super) fn bias_launch(device: &Device, tokens: usize, width: usize) -> Launch {
+    let items = tokens.saturating_mul(width / device.width(4, &[width]));
+    Launch::flat(device, "add_bias_kernel", items, 0)
+}
 
 /// Adds `bias` f32 `[width]` to each row of `map` f32 `[tokens, width]`, whose shapes the caller has checked.
 pub(super) fn add_bias<R: Runtime>(client: &ComputeClient<R>, map: &Tensor<R>, bias: &Tensor<R>) -> Result<()> {
@@ -15,19 +22,20 @@ pub(super) fn add_bias<R: Runtime>(client: &ComputeClient<R>, map: &Tensor<R>, b
     }
     let width = device.width(4, &[columns]);
     let items = count / width;
-    let units = device.flat(items);
+    let launch = bias_launch(&device, count / columns, columns);
+    let (grid, cube_dim) = launch.start(&device)?;
     // SAFETY: both are f32, and a unit touches its own vector below their number.
     unsafe {
         add_bias_kernel::launch_unchecked::<R>(
             client,
-            device.grid(items.div_ceil(units))?,
-            CubeDim::new_1d(units as u32),
+            grid,
+            cube_dim,
             width,
             arg(map, width),
             arg(bias, width),
             items as u32,
             (columns / width) as u32,
-            units,
+            launch.units,
         );
     }
     Ok(())

@@ -7,11 +7,13 @@
 
 mod backward;
 mod bias;
+mod plan;
 
 use cubecl::prelude::*;
 
 pub use self::backward::{Map, MapGradients, QueryGradients, query_backward};
 use self::bias::add_bias;
+pub use self::plan::{MapPlans, MapSizes, QueryBackwardPlans, QueryBackwardSizes, QueryPlans};
 use crate::Result;
 use crate::launch::tensor::{Tensor, check, f32_storage};
 use crate::linear::{ProjectStrategy, project};

@@ -10,9 +10,9 @@
 
 use cubecl::prelude::*;
 
-use super::{Normalisation, PreparedKeys, Queries};
+use super::backward_plan::{ScoreBackwardPlan, ScoreBackwardPlans};
+use super::{Normalisation, PreparedKeys, Queries, ScoreSizes};
 use crate::launch::device::Device;
-use crate::launch::loops::check_loops;
 use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, float_type, index, positive, u32_storage, zeros};
 use crate::linear::tile::zero_sums;
 use crate::stages::norm::{Norm, Normed, moments, norm_backward};
@@ -72,30 +72,6 @@ pub fn score_backward<R: Runtime>(
     Ok(ScoreGradients { query: grad_queries, query_norm, keys, keys_norm })
 }
 
-/// What is fixed when the kernels are compiled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct ScoreBackwardPlan {
-    pub heads: usize,
-    pub query_pairs: usize,
-    pub heads_per_pair: usize,
-    pub side_keys: usize,
-    pub key_dim: usize,
-    pub rank: usize,
-    pub top_m: usize,
-    /// Vectors of a query that a unit sums; divides their number.
-    pub block: usize,
-    /// Units of a cube, launch by launch.
-    pub units: usize,
-}
-
-impl ScoreBackwardPlan {
-    /// Loop iterations of a unit that sums a query's gradient.
-    fn grad_loops(&self) -> usize {
-        let ranks = if self.rank <= FEW_RANKS { 0 } else { self.rank };
-        self.heads_per_pair * (1 + self.top_m * (1 + ranks))
-    }
-}
-
 /// The checked arguments.
 struct ScoreBackwardCall<'a, R: Runtime> {
     client: &'a ComputeClient<R>,
@@ -103,6 +79,7 @@ struct ScoreBackwardCall<'a, R: Runtime> {
     scored: &'a Scored<'a, R>,
     tokens: usize,
     plan: ScoreBackwardPlan,
+    plans: ScoreBackwardPlans,
 }
 
 impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
@@ -135,8 +112,8 @@ impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
         }
         check(client, scored.slots, "slots", &[tokens, heads, top_m], u32_storage())?;
         let device = Device::of(client);
-        let block = device.run(key_dim / device.width(4, &[key_dim]));
-        let plan = ScoreBackwardPlan {
+        let sizes = ScoreSizes {
+            tokens,
             heads,
             query_pairs,
             heads_per_pair: scored.queries.heads_per_pair,
@@ -144,10 +121,11 @@ impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
             key_dim,
             rank,
             top_m,
-            block,
-            units: 0,
+            norm: scored.queries.norm.map(|(norm, ..)| norm),
+            direct: false,
         };
-        Ok(Self { client, device, scored, tokens, plan })
+        let plans = ScoreBackwardPlans::of(&device, &sizes, scored.keys_norm.map(|(norm, ..)| norm))?;
+        Ok(Self { client, device, scored, tokens, plan: plans.plan, plans })
     }
 
     /// The gradients for no tokens: zeros, and no used key.
@@ -162,13 +140,6 @@ impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
         })
     }
 
-    /// A unit for each of `items`.
-    fn spread(&self, items: usize) -> Result<(CubeCount, CubeDim, ScoreBackwardPlan)> {
-        let units = self.device.flat(items);
-        let plan = ScoreBackwardPlan { units, ..self.plan };
-        Ok((self.device.grid(items.div_ceil(units))?, CubeDim::new_1d(units as u32), plan))
-    }
-
     /// Queries of all tokens: `tokens · query_pairs · 2`.
     fn queries(&self) -> usize {
         self.tokens * self.plan.query_pairs * 2
@@ -177,10 +148,11 @@ impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
     /// The normalised queries, as scoring has them.
     fn normalise(&self) -> Result<Tensor<R>> {
         let Queries { numbers, norm, .. } = self.scored.queries;
-        let Some((norm, eps, weight)) = norm else { return Ok(numbers.clone()) };
+        let (Some((norm, eps, weight)), Some(launch)) = (norm, self.plans.normalise) else {
+            return Ok(numbers.clone());
+        };
         let queries = empty(self.client, "normalised queries", numbers.shape(), f32_storage())?;
-        let (grid, cube_dim, plan) = self.spread(self.queries())?;
-        check_loops("normalise_kernel", 3 * self.plan.key_dim)?;
+        let (grid, cube_dim) = launch.start(&self.device)?;
         // SAFETY: shapes are checked; a unit reads and writes its own query.
         unsafe {
             normalise_kernel::launch_unchecked::<R>(
@@ -193,7 +165,7 @@ impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
                 eps,
                 self.queries() as u32,
                 norm,
-                plan,
+                self.plans.compiled(launch),
             );
         }
         Ok(queries)
@@ -203,9 +175,8 @@ impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
     fn grad_queries(&self, grad_sides: &Tensor<R>) -> Result<Tensor<R>> {
         let width = self.device.width(4, &[self.plan.key_dim]);
         let grad = empty(self.client, "gradient of the queries", self.scored.queries.numbers.shape(), f32_storage())?;
-        let pieces = self.plan.key_dim / width / self.plan.block;
-        let (grid, cube_dim, plan) = self.spread(self.queries() * pieces)?;
-        check_loops("grad_queries_kernel", self.plan.grad_loops())?;
+        let launch = self.plans.queries;
+        let (grid, cube_dim) = launch.start(&self.device)?;
         // SAFETY: shapes are checked; the kernel clamps keys to the side's.
         unsafe {
             grad_queries_kernel::launch_unchecked::<R>(
@@ -218,7 +189,7 @@ impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
                 arg(&self.scored.prepared.normalised, width),
                 arg(&grad, width),
                 self.queries() as u32,
-                plan,
+                self.plans.compiled(launch),
             );
         }
         Ok(grad)
@@ -239,7 +210,8 @@ impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
         let entries = self.tokens * self.plan.heads * self.plan.top_m * 2;
         let keys = empty(self.client, "keys of the slots", &[entries], u32_storage())?;
         let source = empty(self.client, "queries of the slots", &[entries], u32_storage())?;
-        let (grid, cube_dim, plan) = self.spread(entries)?;
+        let launch = self.plans.list;
+        let (grid, cube_dim) = launch.start(&self.device)?;
         // SAFETY: shapes are checked; a unit writes its own entry.
         unsafe {
             list_keys_kernel::launch_unchecked::<R>(
@@ -250,7 +222,7 @@ impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
                 arg(&keys, 1),
                 arg(&source, 1),
                 entries as u32,
-                plan,
+                self.plans.compiled(launch),
             );
         }
         let rows = self.plan.heads * 2 * self.plan.side_keys;
@@ -272,7 +244,7 @@ impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
 }
 
 /// Ranks whose products are added in one go.
-const FEW_RANKS: usize = 4;
+pub(super) const FEW_RANKS: usize = 4;
 
 /// The key of a slot on one side, below `side_keys` whatever the slot is.
 #[cube]

@@ -8,6 +8,7 @@
 //! splits keep ([`ScoreStrategy::Split`]).
 
 mod backward;
+mod backward_plan;
 mod forward;
 mod plan;
 mod prepare;
@@ -15,6 +16,7 @@ mod prepare;
 use cubecl::prelude::*;
 
 pub use self::backward::{ScoreGradients, Scored, score_backward};
+pub use self::backward_plan::ScoreBackwardPlans;
 pub(crate) use self::forward::{Place, merge, write_keys};
 use self::forward::{merge_kernel, score_kernel};
 use self::plan::shared_bytes;

@@ -36,13 +36,20 @@ pub struct ScoreSizes {
 
 impl ScoreSizes {
     fn check(&self) -> Result<()> {
-        let Self { heads, side_keys, key_dim, rank, top_m, .. } = *self;
-        positive(&[("heads", heads), ("side_keys", side_keys), ("key_dim", key_dim), ("rank", rank)])?;
-        positive(&[("top_m", top_m), ("heads of a query pair", self.heads_per_pair)])?;
+        self.check_keys()?;
+        let Self { side_keys, top_m, .. } = *self;
         if top_m > side_keys {
             let (value, limit) = (top_m as u64, side_keys as u64);
             return Err(Error::Exceeds { what: "top_m", value, limit_name: "side_keys", limit });
         }
+        Ok(())
+    }
+
+    /// What the backward pass, too, asks of them.
+    pub(super) fn check_keys(&self) -> Result<()> {
+        let Self { heads, side_keys, key_dim, rank, top_m, .. } = *self;
+        positive(&[("heads", heads), ("side_keys", side_keys), ("key_dim", key_dim), ("rank", rank)])?;
+        positive(&[("top_m", top_m), ("heads of a query pair", self.heads_per_pair)])?;
         let numbers = [heads, 2, side_keys, key_dim, rank].into_iter().fold(1, usize::saturating_mul);
         index("numbers of the keys", numbers).map(drop)
     }

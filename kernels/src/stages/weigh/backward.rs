@@ -9,11 +9,12 @@
 
 use cubecl::prelude::*;
 
+use super::backward_plan::{WeighBackwardPlans, WeighBackwardSizes};
 use super::forward::{activate, activate_backward};
 use super::{Activation, PreValues, WeighCall, Weighed};
 use crate::Result;
-use crate::launch::loops::check_loops;
-use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage};
+use crate::launch::plan::Launch;
+use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, float_type};
 use crate::linear::cast::cast;
 use crate::stages::combine::Chosen;
 use crate::stages::expand::{ExpandGradients, Memory, Readers, pool};
@@ -56,7 +57,14 @@ pub fn weigh_backward<R: Runtime>(
         return Ok(WeighGradients { scores, z, pre_values: RowGradients::none(client, table_rows, pre_dim)? });
     };
     let grad_products = empty(client, "gradient of the products", &[shape[0], shape[1], shape[2], 1], f32_storage())?;
-    stage.grad_products(&weighed.products, &expand.scores, &scores, &grad_products)?;
+    let sizes = WeighBackwardSizes {
+        forward: stage.sizes(),
+        shuffle_pages: stage.rows.shuffle.len(),
+        pooled_blocks: readers.blocks,
+        z: float_type(client, z, "z")?,
+    };
+    let plans = WeighBackwardPlans::of(&stage.device, &sizes)?;
+    stage.grad_products(plans.products, &weighed.products, &expand.scores, &scores, &grad_products)?;
     let along = Chosen { slots: chosen.slots.clone(), scores: grad_products };
     let memory =
         Memory { values: stage.values, rows: stage.rows, weight: None, bias: None, gate: None, output_gate: None };
@@ -69,27 +77,27 @@ impl<R: Runtime> WeighCall<'_, R> {
     /// The gradients of scores and of products, a unit a slot.
     fn grad_products(
         &self,
+        launch: Launch,
         products: &Tensor<R>,
         grad_weighed: &Tensor<R>,
         grad_scores: &Tensor<R>,
         grad_products: &Tensor<R>,
     ) -> Result<()> {
         let slots = self.tokens * self.entries;
-        let units = self.device.flat(slots);
-        check_loops("weigh_backward_kernel", 1 + self.cores)?;
+        let (grid, cube_dim) = launch.start(&self.device)?;
         // SAFETY: shapes are checked; a unit touches its own slot's numbers.
         unsafe {
             weigh_backward_kernel::launch_unchecked::<R>(
                 self.client,
-                self.device.grid(slots.div_ceil(units))?,
-                CubeDim::new_1d(units as u32),
+                grid,
+                cube_dim,
                 arg(&self.chosen.scores, 1),
                 arg(products, 1),
                 arg(grad_weighed, 1),
                 arg(grad_scores, 1),
                 arg(grad_products, 1),
                 slots as u32,
-                WeighBackwardPlan { cores: self.cores, activation: self.activation, units },
+                WeighBackwardPlan { cores: self.cores, activation: self.activation, units: launch.units },
             );
         }
         Ok(())

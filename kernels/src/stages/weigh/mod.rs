@@ -9,12 +9,14 @@
 //! several pages takes a launch a page.
 
 mod backward;
+mod backward_plan;
 mod forward;
 mod plan;
 
 use cubecl::prelude::*;
 
 pub use self::backward::{WeighGradients, weigh_backward};
+pub use self::backward_plan::{WeighBackwardPlans, WeighBackwardSizes};
 use self::forward::weigh_kernel;
 pub use self::plan::{WeighPlan, WeighSizes};
 use crate::launch::device::Device;

@@ -29,6 +29,16 @@ pub struct WeighSizes {
     pub pages: usize,
 }
 
+impl WeighSizes {
+    pub(super) fn check(&self) -> Result<()> {
+        let Self { slots, cores, pre_dim, pages, .. } = *self;
+        positive(&[("slots", slots), ("cores", cores), ("pre_dim", pre_dim), ("pages of the pre-values", pages)])?;
+        AddressPlan { summed: true, ..self.address }.check()?;
+        index("scores of a token", slots.saturating_mul(cores))?;
+        index("numbers of a row", pre_dim).map(drop)
+    }
+}
+
 /// What is fixed when the stage's kernel is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct WeighPlan {
@@ -52,12 +62,9 @@ impl WeighPlan {
     /// # Errors
     /// Sizes that don't fit each other or the device.
     pub fn of(device: &Device, sizes: &WeighSizes) -> Result<Planned<Self>> {
+        sizes.check()?;
         let WeighSizes { tokens, slots, cores, pre_dim, dtype, activation, pages, .. } = *sizes;
-        positive(&[("slots", slots), ("cores", cores), ("pre_dim", pre_dim), ("pages of the pre-values", pages)])?;
         let address = AddressPlan { summed: true, ..sizes.address };
-        address.check()?;
-        index("scores of a token", slots.saturating_mul(cores))?;
-        index("numbers of a row", pre_dim)?;
         let (entries, width) = (tokens.saturating_mul(slots), device.width(dtype.size(), &[pre_dim]));
         let product = ProductPlan::of(device, entries, 1, pre_dim / width, pages > 1);
         let launch = product.launch("weigh_kernel", entries, 1 + cores);

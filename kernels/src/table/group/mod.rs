@@ -109,10 +109,10 @@ impl<R: Runtime> Sort<'_, R> {
         let (mut keys, mut order) = (keys.clone(), keys.clone());
         for pass in 0..passes {
             let shift = pass * plan.bits;
-            let [counting, scattering] = [count.start(&self.device)?, scatter.start(&self.device)?];
             let sorted = self.empty("sorted keys", self.entries)?;
             let placed = if pass + 1 == passes { groups.order.clone() } else { self.empty("order", self.entries)? };
-            // SAFETY: a unit reads its own entries, all below `entries`, and writes each of them to a place of its own.
+            let counting = count.start(&self.device)?;
+            // SAFETY: a unit reads its own entries, all below `entries`, and a cube writes its own counts.
             unsafe {
                 count_kernel::launch_unchecked::<R>(
                     self.client,
@@ -125,7 +125,11 @@ impl<R: Runtime> Sort<'_, R> {
                     count.cubes as u32,
                     plan,
                 );
-                self.scan(&counts, &groups.count)?;
+            }
+            self.scan(&counts, &groups.count)?;
+            let scattering = scatter.start(&self.device)?;
+            // SAFETY: a unit reads its own entries, all below `entries`, and writes each of them to a place of its own.
+            unsafe {
                 scatter_kernel::launch_unchecked::<R>(
                     self.client,
                     scattering.0,
@@ -197,9 +201,8 @@ impl<R: Runtime> Sort<'_, R> {
     fn mark_heads(&self, sorted: &Tensor<R>, groups: &Groups<R>) -> Result<()> {
         let SortPlans { plan, count_heads, mark_heads, .. } = self.plans;
         let counts = self.empty("head counts", count_heads.cubes)?;
-        let [counting, marking] = [count_heads.start(&self.device)?, mark_heads.start(&self.device)?];
-        // SAFETY: a unit reads its own entries and the one before, and writes a place for each distinct key, of which there
-        // are at most `capacity`, and for each block that begins in its entries.
+        let counting = count_heads.start(&self.device)?;
+        // SAFETY: a unit reads its own entries and the one before; a cube writes its own count.
         unsafe {
             count_heads_kernel::launch_unchecked::<R>(
                 self.client,
@@ -211,7 +214,12 @@ impl<R: Runtime> Sort<'_, R> {
                 count_heads.cubes as u32,
                 plan,
             );
-            self.scan(&counts, &groups.count)?;
+        }
+        self.scan(&counts, &groups.count)?;
+        let marking = mark_heads.start(&self.device)?;
+        // SAFETY: a unit reads its own entries and the one before, and writes a place for each distinct key, of which there
+        // are at most `capacity`, and for each block that begins in its entries.
+        unsafe {
             mark_heads_kernel::launch_unchecked::<R>(
                 self.client,
                 marking.0,

@@ -75,8 +75,11 @@ impl SortPlans {
         self.count.cubes.saturating_mul(self.plan.bins())
     }
 
-    /// The launches in their order.
+    /// The launches in their order; none for no entries.
     pub fn launches(&self) -> Vec<Launch> {
+        if self.count.cubes == 0 {
+            return Vec::new();
+        }
         let scans = |size| ScanPlan::launches(self.plan.units, size);
         let pass = [vec![self.count], scans(self.counts()), vec![self.scatter]].concat();
         let heads = [vec![self.count_heads], scans(self.count.cubes), vec![self.mark_heads]].concat();

@@ -5,7 +5,8 @@ use cubecl::prelude::*;
 use super::rounding::rounded;
 use super::{Update, UpdatePlan, listed};
 use crate::Result;
-use crate::launch::loops::check_loops;
+use crate::launch::device::Device;
+use crate::launch::plan::Launch;
 use crate::launch::tensor::{Tensor, arg};
 use crate::linear::tile::component_sum;
 use crate::select::{lane_of, lane_sum, row_lanes};
@@ -13,15 +14,16 @@ use crate::select::{lane_of, lane_sum, row_lanes};
 pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, eps: f32, squares: &Tensor<R>) -> Result<()> {
     let gradients = update.gradients;
     let tile = update.plan.units / row_lanes(&update.device, update.plan.vectors);
-    let grid = accumulate_grid(update)?;
-    check(update)?;
+    let Some(accumulate) = update.plans.accumulate else { return Ok(()) };
+    let [(rows_grid, rows_dim), (grid, cube_dim)] =
+        [accumulate.start(&update.device)?, update.plans.update.start(&update.device)?];
     // SAFETY: `Update::check` and the optimiser have seen every shape; rows are listed once, an accumulator is changed by one unit and
     // each vector of a row by its own.
     unsafe {
         accumulate_kernel::launch_unchecked::<R>(
             update.client,
-            grid,
-            update.cube_dim(),
+            rows_grid,
+            rows_dim,
             gradients.gradients.required_address_type(),
             update.vector,
             arg(&gradients.rows, 1),
@@ -37,8 +39,8 @@ pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, eps: f32, squares: &Ten
         );
         adagrad_kernel::launch_unchecked::<R>(
             update.client,
-            update.grid.clone(),
-            update.cube_dim(),
+            grid,
+            cube_dim,
             update.table.required_address_type(),
             update.vector,
             arg(&gradients.rows, 1),
@@ -60,16 +62,17 @@ pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, eps: f32, squares: &Ten
     Ok(())
 }
 
-/// Checks what [`launch`] would refuse.
-pub(super) fn check<R: Runtime>(update: &Update<'_, R>) -> Result<()> {
-    let lanes = row_lanes(&update.device, update.plan.vectors);
-    check_loops("accumulate_kernel", update.plan.vectors.div_ceil(lanes) + if lanes > 1 { lanes } else { 0 })?;
-    accumulate_grid(update).map(drop)
-}
-
-fn accumulate_grid<R: Runtime>(update: &Update<'_, R>) -> Result<CubeCount> {
-    let tile = update.plan.units / row_lanes(&update.device, update.plan.vectors);
-    update.device.grid(update.gradients.rows.shape()[0].div_ceil(tile))
+/// The launch that adds to the accumulators of `rows` rows of `vectors` vectors.
+pub(super) fn accumulating(device: &Device, rows: usize, vectors: usize, units: usize) -> Launch {
+    let lanes = row_lanes(device, vectors);
+    let (shared, sum) = if lanes > 1 { (units, lanes) } else { (0, 0) };
+    Launch {
+        kernel: "accumulate_kernel",
+        cubes: rows.div_ceil(units / lanes),
+        units,
+        shared_bytes: 4 * shared,
+        loops: vectors.div_ceil(lanes) + sum,
+    }
 }
 
 /// `squares[row] += mean(g²)`; a few lanes take one of a cube's `tile` rows.

@@ -18,12 +18,13 @@ pub(super) fn launch<R: Runtime>(
     let Rule::Adam { beta1, beta2, eps, weight_decay, decoupled } = *rule else { return Ok(()) };
     let correction = |beta: f32| (1.0 - f64::from(beta).powf(steps as f64)) as f32;
     let gradients = update.gradients;
+    let (grid, cube_dim) = update.plans.update.start(&update.device)?;
     // SAFETY: `Update::check` and the optimiser have seen every shape; rows are listed once, and each unit changes its own vector.
     unsafe {
         adam_kernel::launch_unchecked::<R>(
             update.client,
-            update.grid.clone(),
-            update.cube_dim(),
+            grid,
+            cube_dim,
             update.table.required_address_type(),
             update.vector,
             arg(&gradients.rows, 1),

@@ -28,6 +28,7 @@ use cubecl::std::tensor::into_contiguous;
 
 pub use self::rounding::Rounding;
 use crate::launch::device::Device;
+use crate::launch::plan::{Launch, check_all};
 use crate::launch::tensor::{Tensor, arg, check, f32_storage, float_type, index, positive, u32_storage, zeros};
 use crate::table::pages::{Page, Window, windows};
 use crate::table::row_gradients::RowGradients;
@@ -323,12 +324,9 @@ impl<R: Runtime> Optimiser<R> {
         let key = self.rounding.key(self.steps.saturating_add(1));
         let pages = table.iter().zip(windows(table)).zip(&self.pages);
         let checked = |((table, window), state): ((&'a Tensor<R>, Window), &State<R>)| {
-            let update = Update::check(client, table, window, gradients, step, key)?;
+            let update = Update::check(client, table, window, gradients, step, &self.rule, key)?;
             for (name, tensor) in state.tensors() {
                 check(client, tensor, name, &self.rule.state_shape(update.rows, update.width), f32_storage())?;
-            }
-            if let State::Squares(_) = state {
-                adagrad::check(&update)?;
             }
             Ok(update)
         };
@@ -368,8 +366,65 @@ struct Update<'a, R: Runtime> {
     vector: usize,
     /// Stirred from the rounding's seed and the step.
     key: u32,
-    grid: CubeCount,
+    plans: StepPlans,
     plan: UpdatePlan,
+}
+
+/// The sizes of an optimiser's step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepSizes {
+    /// Rows that the gradients list at most.
+    pub rows: usize,
+    /// Width of a row.
+    pub width: usize,
+    /// Pages of the table.
+    pub pages: usize,
+}
+
+/// The launches of an optimiser's step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepPlans {
+    /// Numbers of a vector.
+    vector: usize,
+    /// Adds to the accumulators of one page's rows, by [`Rule::Adagrad`].
+    pub accumulate: Option<Launch>,
+    /// Updates the rows of one page.
+    pub update: Launch,
+    /// Pages, each with launches of its own.
+    pub pages: usize,
+}
+
+impl StepPlans {
+    /// Plans a step by `rule`: a unit for each vector of every row that can be listed.
+    ///
+    /// # Errors
+    /// Sizes that don't fit the device.
+    pub fn of(device: &Device, rule: &Rule, sizes: &StepSizes) -> Result<Self> {
+        let StepSizes { rows, width, pages } = *sizes;
+        positive(&[("width of the row gradients", width), ("pages of the table", pages)])?;
+        let vector = device.width(4, &[width]);
+        let vectors = width / vector;
+        let kernel = match rule {
+            Rule::Sgd { .. } => "sgd_kernel",
+            Rule::Adagrad { .. } => "adagrad_kernel",
+            Rule::Adam { .. } => "adam_kernel",
+        };
+        let update = Launch::flat(device, kernel, rows.saturating_mul(vectors), 0);
+        let adagrad = matches!(rule, Rule::Adagrad { .. });
+        let accumulate = adagrad.then(|| adagrad::accumulating(device, rows, vectors, update.units));
+        let plans = Self { vector, accumulate, update, pages };
+        check_all("update", device, &plans.of_page())?;
+        Ok(plans)
+    }
+
+    /// The launches in their order.
+    pub fn launches(&self) -> Vec<Launch> {
+        self.of_page().repeat(self.pages)
+    }
+
+    fn of_page(&self) -> Vec<Launch> {
+        self.accumulate.into_iter().chain([self.update]).collect()
+    }
 }
 
 /// What is fixed when the kernels are compiled.
@@ -390,6 +445,7 @@ impl<'a, R: Runtime> Update<'a, R> {
         window: Window,
         gradients: &'a RowGradients<R>,
         step: &'a Step<'a, R>,
+        rule: &Rule,
         key: Option<u32>,
     ) -> Result<Self> {
         let (_, width) = gradients.check(client)?;
@@ -404,19 +460,12 @@ impl<'a, R: Runtime> Update<'a, R> {
             check(client, mask, "mask", &[all_rows.div_ceil(32)], u32_storage())?;
         }
         let device = Device::of(client);
-        let vector = device.width(4, &[width]);
-        let units = device.flat(gradients.rows.shape()[0] * (width / vector));
-        let vectors = width / vector;
+        let plans = StepPlans::of(&device, rule, &StepSizes { rows: gradients.rows.shape()[0], width, pages: 1 })?;
+        let (vector, units) = (plans.vector, plans.update.units);
         let dropped = key.map_or(0, |_| rounding::dropped(dtype));
-        let plan = UpdatePlan { vectors, masked: step.mask.is_some(), dropped, units };
-        // One unit for each vector of every row that can be listed.
-        let grid = device.grid((gradients.rows.shape()[0] * vectors).div_ceil(units))?;
+        let plan = UpdatePlan { vectors: width / vector, masked: step.mask.is_some(), dropped, units };
         let key = key.unwrap_or(0);
-        Ok(Self { client, device, table, gradients, step, first_row, rows, width, vector, key, grid, plan })
-    }
-
-    fn cube_dim(&self) -> CubeDim {
-        CubeDim::new_1d(self.plan.units as u32)
+        Ok(Self { client, device, table, gradients, step, first_row, rows, width, vector, key, plans, plan })
     }
 
     fn mask(&self) -> ArrayArg<R> {

@@ -13,12 +13,13 @@ pub(super) fn launch<R: Runtime>(update: &Update<'_, R>, momentum: f32, state: O
     let nothing = || empty(update.client, "no state", &[update.vector], f32_storage());
     let keeps = state.is_some();
     let state = state.cloned().map_or_else(nothing, Ok)?;
+    let (grid, cube_dim) = update.plans.update.start(&update.device)?;
     // SAFETY: `Update::check` and the optimiser have seen every shape; rows are listed once, and each unit changes its own vector.
     unsafe {
         sgd_kernel::launch_unchecked::<R>(
             update.client,
-            update.grid.clone(),
-            update.cube_dim(),
+            grid,
+            cube_dim,
             update.table.required_address_type(),
             update.vector,
             arg(&gradients.rows, 1),

@@ -35,7 +35,7 @@ pub struct Done {
 }
 
 /// Instructions that a warp executes before another has its turn.
-const TURN: usize = 4096;
+const TURN: usize = 128;
 /// Turns of all warps in which nothing happens but that some find that they have to wait, after which nothing will.
 const PATIENCE: usize = 1000;
 /// Instructions of a warp after which a launch counts as endless. Tests have endless loops that they want to see the end of.
