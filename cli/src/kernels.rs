@@ -28,11 +28,14 @@ pub struct KernelsArgs {
     #[command(flatten)]
     shape: Shape,
     /// The folder for the files; it is made if it is not there
-    #[arg(short, long, required_unless_present = "table")]
+    #[arg(short, long, required_unless_present_any = ["table", "predictions"])]
     output: Option<PathBuf>,
     /// Print the tables of docs/kernels.md instead: registers, shared memory, occupancy, load widths and bytes moved on an H100
     #[arg(long, conflicts_with_all = ["output", "target", "tokens"])]
     table: bool,
+    /// Print the last table of docs/kernels.md instead: what each kernel is predicted to take on an H100. Some two minutes
+    #[arg(long, conflicts_with_all = ["output", "target", "tokens", "table"])]
+    predictions: bool,
 }
 
 /// What kernels can be written as.
