@@ -8,6 +8,7 @@ mod backward;
 mod bench;
 mod check;
 mod compare;
+mod constants;
 mod demo;
 mod devices;
 mod engine;
@@ -109,6 +110,8 @@ enum Verb {
     Kernels(kernels::KernelsArgs),
     /// Count what each kernel of a forward pass would cost a GPU, pipe by pipe; needs no GPU
     Profile(profile::ProfileArgs),
+    /// Measure what `profile` assumes of a GPU, kernel by kernel
+    Constants(constants::ConstantsArgs),
     /// List the adapters and what each supports
     Devices,
     /// Measure what a layer costs on this device
@@ -147,7 +150,15 @@ fn quieten_vulkan() {
 fn run(cli: &Cli) -> Result<Report> {
     let idle = matches!(
         cli.verb,
-        Some(Verb::Info(_) | Verb::Export(_) | Verb::Import(_) | Verb::Kernels(_) | Verb::Profile(_) | Verb::Devices)
+        Some(
+            Verb::Info(_)
+                | Verb::Export(_)
+                | Verb::Import(_)
+                | Verb::Kernels(_)
+                | Verb::Profile(_)
+                | Verb::Constants(_)
+                | Verb::Devices
+        )
     );
     if idle && cli.common.limits != Limits::Adapter {
         return Err(Failure::new(
@@ -165,6 +176,7 @@ fn run(cli: &Cli) -> Result<Report> {
         Some(Verb::Import(args)) => import::run(args),
         Some(Verb::Kernels(args)) => kernels::run(args, &cli.common),
         Some(Verb::Profile(args)) => profile::run(args, &cli.common),
+        Some(Verb::Constants(args)) => constants::run(args, &cli.common),
         Some(Verb::Devices) => devices::run(cli.common.backend),
         Some(Verb::Bench(bench)) => bench::run(bench, &cli.common),
     }

@@ -102,6 +102,25 @@ fn a_forward_pass_is_profiled_without_a_gpu() {
     }
 }
 
+/// What `constants` writes is what `profile` reads: on the offline device the constants that it assumes.
+#[test]
+fn constants_that_are_counted_are_those_that_a_profile_assumes() {
+    let folder = directory();
+    let file = folder.path().join("constants.json");
+    let report = ultramem(&format!("constants --backend offline -o {} --json", file.display())).json();
+    let sizes = "--hidden-size 64 --side-keys 64 --key-dim 16 --value-dim 64 --top-m 8 --tokens 128 --dtype bf16";
+    let assumed = ultramem(&format!("profile {sizes} --json")).json();
+    let given = ultramem(&format!("profile {sizes} --constants {} --json", file.display())).json();
+    let constants = report["constants"].as_object().expect("constants are listed");
+    assert!(constants.len() > 15, "{report}");
+    for (name, value) in constants {
+        let (value, assumed) = (value.as_f64().unwrap_or(0.0), assumed["rates"][name].as_f64().unwrap_or(f64::NAN));
+        assert!((value / assumed - 1.0).abs() < 0.1, "{name}: {value}, assumed {assumed}");
+        assert_eq!(given["rates"][name].as_f64(), Some(value), "{name}");
+    }
+    ultramem("constants --backend reference").refused(&["cuda", "offline"]);
+}
+
 #[test]
 fn a_backend_that_is_not_there_is_an_error_with_the_cure() {
     without_adapter("demo --backend wgpu").refused(&["apt-get install mesa-vulkan-drivers"]);

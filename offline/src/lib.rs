@@ -24,6 +24,7 @@
 
 mod cache;
 pub mod compile;
+pub mod constants;
 mod device;
 mod error;
 mod execute;

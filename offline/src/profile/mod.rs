@@ -80,6 +80,8 @@ pub struct Profile {
     pub memory_bytes: f64,
     /// Cycles of shared memory, of all blocks, without atomics on one address.
     pub shared_cycles: f64,
+    /// Lines of the first-level cache that were looked up, of all blocks.
+    pub tags: f64,
     /// Lanes that hit the same address in atomic operations on shared memory, over 32, of all blocks.
     pub conflicts: f64,
     /// Lanes that divergence left idle, as a share.
@@ -144,6 +146,7 @@ impl Profile {
             cache_bytes: sum(|it| it.sectors) * SECTOR as f64,
             memory_bytes: moved.sum::<f64>() * scale * SECTOR as f64,
             shared_cycles: shared_cycles(counts, &joined) * scale,
+            tags: sum(|it| it.tags),
             conflicts: sum(|it| it.same_address) / 32.0,
             idle: idle / (lanes + idle).max(1.0),
             barriers: counts.barriers as f64 * scale,
@@ -156,7 +159,7 @@ impl Profile {
             times: Vec::new(),
             lines: lines::lines(&report.kernel.source, counts, &costs, &lines::Scale { gpu, rates, cubes, scale }),
         };
-        profile.times = profile.times(counts, gpu, rates, (sum(|it| it.tags), scale));
+        profile.times = profile.times(counts, gpu, rates, scale);
         Ok(Some(profile))
     }
 
@@ -182,7 +185,7 @@ impl Profile {
         self.times.iter().find(|(it, _)| it == name).map_or(0.0, |(_, time)| *time)
     }
 
-    fn times(&self, counts: &Counts, gpu: Gpu, rates: &Rates, (tags, scale): (f64, f64)) -> Vec<(String, f64)> {
+    fn times(&self, counts: &Counts, gpu: Gpu, rates: &Rates, scale: f64) -> Vec<(String, f64)> {
         let multiprocessors = u64::from(gpu.specification().multiprocessors);
         // The busiest multiprocessor has a whole number of blocks.
         let share = self.cubes.div_ceil(multiprocessors) as f64 / (self.cubes as f64).max(1.0);
@@ -194,7 +197,7 @@ impl Profile {
         let shared = self.shared_cycles + self.conflicts * rates.same_address;
         times.extend([
             ("matrix".to_string(), cycles(matrix * rates.matrix_cycles / 4.0)),
-            ("shared and lines".to_string(), cycles(shared + tags / rates.tags)),
+            ("shared and lines".to_string(), cycles(shared + self.tags / rates.tags)),
             ("issue".to_string(), cycles(self.machine.iter().map(|it| it.1).sum::<f64>() / rates.issue)),
             ("cache".to_string(), self.cache_bytes / rates.cache / 1000.0),
             ("memory".to_string(), self.memory_bytes / rates.memory / 1000.0),

@@ -11,6 +11,7 @@ use ultramem_ptx::Buffer;
 use ultramem_ptx::count::{Count, Moved, count};
 
 use super::Counts;
+use crate::compile::{Architecture, compile};
 use crate::execute::{Launch, Loaded, Pages, load, shape};
 use crate::{Error, Gpu, Kernel, LaunchReport, Result};
 
@@ -88,9 +89,16 @@ pub fn run(launch: &Launch<'_>, gpu: Gpu, blocks: Blocks, report: &mut LaunchRep
     let mut pages = Pages::lock(launch);
     let lengths: Vec<usize> = pages.buffers.iter().map(|it| it.length).take(launch.buffers.len()).collect();
     let shape = shape(report);
-    let shared = kernel.shared + program.static_shared;
-    let mut counted = Count::new(program, first_level(&kernel, shared, gpu), &lengths).traced(TRACED);
     let total = shape.blocks.iter().map(|&n| n as usize).product::<usize>();
+<<<<<<< HEAD
+=======
+    let first_level = first_level(&kernel, launch.architecture, gpu, total)?;
+    let mut counted = Count::new(program, first_level, &lengths).traced(TRACED);
+    let blocks: Vec<usize> = match enough {
+        Enough::Blocks(some) if some < total => (0..some.max(1)).map(|at| at * total / some.max(1)).collect(),
+        _ => (0..total).collect(),
+    };
+>>>>>>> a51b5fb (ultramem constants measures what a profile assumes; the same kernels are counted without a GPU and give the assumed constants back)
     let mut memory = pages.memory(program, &shape, launch.info);
     let mut rounds = Rounds { total, taken: 0, parts: 0, blocks };
     while let Some(next) = rounds.next(&counted, |counted, repeated| covered(counted, &kernel, &lengths, repeated)) {
@@ -114,6 +122,7 @@ pub fn run(launch: &Launch<'_>, gpu: Gpu, blocks: Blocks, report: &mut LaunchRep
     Ok(())
 }
 
+<<<<<<< HEAD
 /// The blocks of a launch, round by round.
 struct Rounds {
     total: usize,
@@ -178,11 +187,18 @@ fn issued(counted: &Count<'_>) -> u64 {
 
 /// Bytes of the first-level cache that a block has to itself: what shared memory leaves, over the blocks that a multiprocessor holds.
 fn first_level(kernel: &Kernel, shared: usize, gpu: Gpu) -> usize {
+=======
+/// Bytes of the first-level cache that a block has to itself: what shared memory leaves, over the blocks that a multiprocessor holds, of
+/// `total` that there are.
+fn first_level(kernel: &Kernel, architecture: Architecture, gpu: Gpu, total: usize) -> Result<usize> {
+    let resources = compile(kernel, architecture)?.resources;
+>>>>>>> a51b5fb (ultramem constants measures what a profile assumes; the same kernels are counted without a GPU and give the assumed constants back)
     let threads = kernel.dim.iter().map(|&n| n as usize).product::<usize>();
-    let held = (gpu.specification().warps / threads.div_ceil(32)).max(1);
-    let by_shared = gpu.specification().shared_per_multiprocessor / (shared + 1024);
-    let held = held.min(by_shared).max(1);
-    (gpu.specification().shared_per_multiprocessor + (28 << 10)).saturating_sub(held * (shared + 1024)) / held
+    let shared = kernel.shared + resources.shared;
+    let it = gpu.specification();
+    let held =
+        gpu.resident(threads, resources.registers, shared).min(total.div_ceil(it.multiprocessors as usize)).max(1);
+    Ok((it.shared_per_multiprocessor + (28 << 10)).saturating_sub(held * (shared + 1024)) / held)
 }
 
 /// Bytes of the first period of a buffer that has so many bytes a token; None where it has none.
