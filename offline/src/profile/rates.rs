@@ -73,8 +73,9 @@ impl Default for Rates {
 }
 
 impl Rates {
-    /// The rates of a GPU. Clocks are boost clocks of the data sheets, less what they fall to under load (*assumed*: 1.7 of the H100's
-    /// 1.98 GHz; an A100 keeps its 1.41). Memory is nine tenths of the data sheets' bandwidth, as published copies reach. Lanes are those of the CUDA programming
+    /// The rates of a GPU. Clocks are boost clocks of the data sheets, on H100, H200 and B200 less what they fall to under load (*assumed*: 1.7
+    /// of the H100's 1.98 GHz); an A100 holds its own, or cuBLAS could not reach 19.0 TFLOP/s in f32 on it (README of Boehm's SGEMM_CUDA).
+    /// Memory is nine tenths of the data sheets' bandwidth, as published copies reach. Lanes are those of the CUDA programming
     /// guide's table of arithmetic throughput. The rest is *assumed*: cache (5.5 TB/s on an H100, by multiprocessors and clock elsewhere),
     /// tags, products of integers at half the multiply-adds, and the cycles of atomics that hit one address, which nobody publishes. Matrix
     /// units are those of products with sums in f32: on a GeForce half of what the data sheet has for sums in f16.
@@ -133,9 +134,9 @@ impl Rates {
             Gpu::H200 => Self { memory: 4300.0, ..hopper },
             Gpu::B200 => Self { clock: 1.8, memory: 7200.0, cache: cache(1.8), ..hopper },
             Gpu::Rtx4090 => Self {
-                clock: 2.4,
+                clock: 2.52,
                 memory: 920.0,
-                cache: cache(2.4),
+                cache: cache(2.52),
                 double: 2.0,
                 matrix_cycles: 32.0,
                 first_level: 128.0 * 1024.0,
