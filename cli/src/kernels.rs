@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum, value_parser};
 use serde_json::{Value, json};
 use ultramem::MemoryConfig;
+use ultramem_offline::profile::predictions;
 use ultramem_offline::compile::{Architecture, compile_all};
 use ultramem_offline::trace::{Traced, Tracer, tracing_device};
 use ultramem_offline::{Kernel, Target, table};
@@ -78,6 +79,10 @@ impl Words {
 
 /// Runs the verb.
 pub fn run(args: &KernelsArgs, common: &Common) -> Result<Report> {
+    if args.predictions {
+        let predictions = predictions::table(&predictions::rows()?);
+        return Ok(Report { json: json!({ "predictions": predictions }), text: predictions, passed: true });
+    }
     let Some(folder) = &args.output else {
         let [kernels, stages] = table::tables().map_err(|error| Failure::new(error.to_string()))?;
         let text = format!("{kernels}\n{stages}");
