@@ -128,7 +128,7 @@ fn a_product_in_f32_with_tiles_in_shared_memory() {
 }
 
 #[test]
-#[ignore = "1.25: as the one of eight by eight"]
+#[ignore = "1.25: cycles of shared memory and latency; ptxas joins the loads of a row, which all lanes share"]
 fn a_product_in_f32_with_tiles_in_shared_memory_on_a100() {
     sgemm(Gpu::A100, "tiled", (128, 1024), 5.4519);
 }
@@ -150,7 +150,6 @@ fn a_product_in_f32_of_eight_numbers_a_thread() {
 }
 
 #[test]
-#[ignore = "1.44: loads from shared memory that ptxas joins to 16 bytes take as many cycles as PTX's"]
 fn a_product_in_f32_of_eight_by_eight_numbers_a_thread() {
     sgemm(Gpu::A100, "squares", (32, 256), 14.1551);
 }
