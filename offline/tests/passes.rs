@@ -41,12 +41,12 @@ fn drawn() -> Vec<f32> {
     hidden_states(HIDDEN, TOKENS, 5)
 }
 
-fn names<'a>(staged: &'a [Staged]) -> Vec<(&'a str, &'a str)> {
+fn names(staged: &[Staged]) -> Vec<(&str, &str)> {
     staged.iter().map(|it| (it.stage, it.profile.kernel.as_str())).collect()
 }
 
 /// The launches of the given stages.
-fn traced<'a>(traced: &'a [Traced], of: impl Fn(&str) -> bool) -> Vec<(&'a str, &'a str)> {
+fn traced(traced: &[Traced], of: impl Fn(&str) -> bool) -> Vec<(&str, &str)> {
     traced.iter().filter(|it| of(it.stage)).map(|it| (it.stage, it.launch.kernel.entry.as_str())).collect()
 }
 

@@ -24,6 +24,12 @@ fn copied<N: Size>(input: &Array<Vector<f32, N>>, output: &mut Array<Vector<f32,
     output[ABSOLUTE_POS] = input[ABSOLUTE_POS] * Vector::new(2.0) + Vector::new(1.0);
 }
 
+/// `numbers[i] = 2 · numbers[i]`, a vector of four a unit.
+#[cube(launch_unchecked)]
+fn doubled<N: Size>(numbers: &mut Array<Vector<f32, N>>) {
+    numbers[ABSOLUTE_POS] = numbers[ABSOLUTE_POS] * Vector::new(2.0);
+}
+
 /// Units of a plane add to the same number `times` times, and read a column that they all lie in.
 #[cube(launch_unchecked)]
 fn conflicting(output: &mut Array<u32>, #[comptime] times: usize, #[comptime] stride: usize) {
@@ -76,6 +82,22 @@ fn blocks_that_are_spread_stand_for_all() {
         near("bytes", few.memory_bytes, all.memory_bytes, 1e-9);
         near("instructions", few.ptx[Pipe::Fma as usize].1, all.ptx[Pipe::Fma as usize].1, 1e-9);
     }
+}
+
+/// More than the second-level cache keeps: each byte comes and goes.
+#[test]
+fn what_is_changed_in_place_moves_twice() {
+    let (device, client) = counting();
+    device.count(Blocks::Number(64));
+    let (blocks, units) = (1 << 13, 256);
+    let numbers = client.empty(16 * blocks * units);
+    // SAFETY: every index is in bounds.
+    unsafe {
+        let (count, dim) = (CubeCount::Static(blocks as u32, 1, 1), CubeDim::new_1d(units as u32));
+        doubled::launch_unchecked::<R>(&client, count, dim, 4, ArrayArg::from_raw_parts(numbers, blocks * units));
+    }
+    let profile = profiled(&device, &client);
+    near("bytes", profile.memory_bytes, (2 * 16 * blocks * units) as f64, 1e-9);
 }
 
 #[test]

@@ -252,8 +252,8 @@ fn in_products(it: Products) -> f64 {
 
 /// Of each buffer, the share of its sectors that device memory gives or takes, where so many blocks run at once. What takes no more than
 /// half of the second-level cache is moved once. Of a larger buffer, a block finds there what blocks beside it have fetched, as far as those
-/// that were counted show it; and what it has fetched itself, if what all fetch while they run takes no more than half either. `scale` is all
-/// blocks over those that were counted.
+/// that were counted show it; and what it has fetched itself, if what all fetch while they run takes no more than half either: what it changes
+/// goes back once. `scale` is all blocks over those that were counted.
 fn from_memory(counts: &Counts, lengths: &[u64], gpu: Gpu, at_once: f64, scale: f64) -> Vec<f64> {
     let half = gpu.specification().cache / 2;
     let distinct = counts.buffers.iter().map(Moved::distinct).sum::<u64>() as f64 / counts.blocks.max(1) as f64;
@@ -261,7 +261,7 @@ fn from_memory(counts: &Counts, lengths: &[u64], gpu: Gpu, at_once: f64, scale: 
     let share = |(moved, &length): (&Moved, &u64)| match moved.sectors as f64 {
         0.0 => 0.0,
         all if length <= half => (moved.distinct() as f64 * scale).min(length as f64 / SECTOR as f64) / (all * scale),
-        all if stays => moved.distinct() as f64 / all,
+        all if stays => (moved.distinct() + moved.changed()) as f64 / all,
         _ => moved.distinct() as f64 / moved.by_block.max(1) as f64,
     };
     counts.buffers.iter().zip(lengths).map(share).map(|share| share.min(1.0)).collect()

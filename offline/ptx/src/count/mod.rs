@@ -50,9 +50,17 @@ pub struct Moved {
     pub by_block: u64,
     /// Of each sector, the block that touched it last, counted from 1 in the order in which they ran; 0 is none.
     touched: Vec<u32>,
+    /// Of each sector, whether it was loaded.
+    loaded: Vec<bool>,
 }
 
 impl Moved {
+    /// Sectors that were loaded and stored: they come and go.
+    pub fn changed(&self) -> u64 {
+        let stored = self.written.chunks(SECTOR as usize).map(|bytes| bytes.contains(&true));
+        self.loaded.iter().zip(stored).filter(|(loaded, stored)| **loaded && *stored).count() as u64
+    }
+
     /// Sectors that were touched at all.
     pub fn distinct(&self) -> u64 {
         self.touched.iter().filter(|block| **block > 0).count() as u64
@@ -84,7 +92,10 @@ const BANKS: usize = 32;
 impl<'a> Count<'a> {
     /// Nothing yet, for blocks that have `cache` bytes of a first-level cache each, and buffers of so many bytes.
     pub fn new(program: &'a Program, cache: usize, lengths: &[usize]) -> Self {
-        let moved = |&length: &usize| Moved { touched: vec![0; length.div_ceil(SECTOR as usize)], ..Moved::default() };
+        let moved = |&length: &usize| {
+            let sectors = length.div_ceil(SECTOR as usize);
+            Moved { touched: vec![0; sectors], loaded: vec![false; sectors], ..Moved::default() }
+        };
         Self {
             program,
             counts: vec![Counted::default(); program.code.len()],
@@ -190,9 +201,13 @@ impl<'a> Count<'a> {
         let Some(moved) = self.buffers.get_mut(buffer) else { return };
         for lane in lanes(access.mask) {
             let (first, end) = (access.offsets[lane] as usize, access.offsets[lane] as usize + access.size);
-            for touched in &mut moved.touched[first / SECTOR as usize..end.div_ceil(SECTOR as usize)] {
+            let sectors = first / SECTOR as usize..end.div_ceil(SECTOR as usize);
+            for touched in &mut moved.touched[sectors.clone()] {
                 moved.by_block += u64::from(*touched != block);
                 *touched = block;
+            }
+            if access.kind == Kind::Load {
+                moved.loaded[sectors].fill(true);
             }
             if access.kind.stores() {
                 if moved.written.is_empty() {
