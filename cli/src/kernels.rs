@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum, value_parser};
 use serde_json::{Value, json};
 use ultramem::MemoryConfig;
 use ultramem_offline::compile::{Architecture, compile_all};
+use ultramem_offline::profile::predictions;
 use ultramem_offline::trace::{Traced, Tracer, tracing_device};
 use ultramem_offline::{Kernel, Target, table};
 
@@ -28,11 +29,14 @@ pub struct KernelsArgs {
     #[command(flatten)]
     shape: Shape,
     /// The folder for the files; it is made if it is not there
-    #[arg(short, long, required_unless_present = "table")]
+    #[arg(short, long, required_unless_present_any = ["table", "predictions"])]
     output: Option<PathBuf>,
     /// Print the tables of docs/kernels.md instead: registers, shared memory, occupancy, load widths and bytes moved on an H100
     #[arg(long, conflicts_with_all = ["output", "target", "tokens"])]
     table: bool,
+    /// Print the last table of docs/kernels.md instead: what each kernel is predicted to take on an H100. Some two minutes
+    #[arg(long, conflicts_with_all = ["output", "target", "tokens", "table"])]
+    predictions: bool,
 }
 
 /// What kernels can be written as.
@@ -75,6 +79,10 @@ impl Words {
 
 /// Runs the verb.
 pub fn run(args: &KernelsArgs, common: &Common) -> Result<Report> {
+    if args.predictions {
+        let predictions = predictions::table(&predictions::rows()?);
+        return Ok(Report { json: json!({ "predictions": predictions }), text: predictions, passed: true });
+    }
     let Some(folder) = &args.output else {
         let [kernels, stages] = table::tables().map_err(|error| Failure::new(error.to_string()))?;
         let text = format!("{kernels}\n{stages}");

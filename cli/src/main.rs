@@ -108,7 +108,7 @@ enum Verb {
     Import(import::ImportArgs),
     /// Write the kernels that a layer launches, as source or binary, with a manifest; needs no GPU
     Kernels(kernels::KernelsArgs),
-    /// Count what each kernel of a forward pass would cost a GPU, pipe by pipe; needs no GPU
+    /// Count what each kernel of a pass would cost a GPU, pipe by pipe and line by line; needs no GPU
     Profile(profile::ProfileArgs),
     /// Measure what `profile` assumes of a GPU, kernel by kernel
     Constants(constants::ConstantsArgs),

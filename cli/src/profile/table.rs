@@ -1,6 +1,6 @@
 //! The launches of a pass as a table. Those of one kernel in one stage share a row: their times are added up.
 
-use ultramem_offline::profile::passes::Staged;
+use ultramem_offline::profile::passes::{Staged, by_kernel};
 
 use super::microseconds;
 use crate::numbers::bytes;
@@ -29,7 +29,7 @@ pub fn table(staged: &[Staged]) -> String {
     let head = ["stage", "kernel", "launches", "cubes", "counted", "units", "regs", "shared memory", "occupancy"];
     let head = head.into_iter().chain(TIMES.map(|it| it.1)).chain(["binds", "predicted"]);
     table.row(head.map(str::to_string));
-    for row in rows(staged) {
+    for row in by_kernel(staged) {
         let (stage, profile) = (row[0].stage, &row[0].profile);
         let sum = |of: &dyn Fn(&Staged) -> f64| row.iter().map(|it| of(it)).sum::<f64>();
         let mut cells = vec![
@@ -48,17 +48,4 @@ pub fn table(staged: &[Staged]) -> String {
         table.row(cells);
     }
     table.text()
-}
-
-/// Launches of one kernel over as many blocks, of one stage, together, in the order of the first.
-fn rows(staged: &[Staged]) -> Vec<Vec<&Staged>> {
-    let mut rows: Vec<Vec<&Staged>> = Vec::new();
-    for it in staged {
-        let key = |it: &Staged| (it.stage, it.profile.kernel.clone(), it.profile.cubes, it.profile.counted);
-        match rows.iter_mut().find(|row| key(row[0]) == key(it)) {
-            Some(row) => row.push(it),
-            None => rows.push(vec![it]),
-        }
-    }
-    rows
 }

@@ -10,7 +10,7 @@ use ultramem_ptx::count::Counted;
 
 use super::pipes::Pipe;
 use super::sass::ByPipe;
-use super::{Counts, Rates};
+use super::{Counts, Rates, cycles_of};
 use crate::{Gpu, SECTOR};
 
 /// What a line of the source costs, in all blocks.
@@ -50,16 +50,24 @@ pub(super) struct Scale<'a> {
 #[derive(Default)]
 struct Sums {
     machine: ByPipe,
+    shared_cycles: f64,
     counted: Counted,
 }
 
-/// The lines of `source` that cost anything, the dearest first. `costs` are the machine instructions of each instruction.
-pub(super) fn lines(source: &str, counts: &Counts, costs: &[ByPipe], scale: &Scale<'_>) -> Vec<Line> {
+/// The lines of `source` that cost anything, the dearest first. `costs` are the machine instructions of each instruction,
+/// `joined` the part of one that it is.
+pub(super) fn lines(
+    source: &str,
+    counts: &Counts,
+    (costs, joined): (&[ByPipe], &[f64]),
+    scale: &Scale<'_>,
+) -> Vec<Line> {
     let mut sums: BTreeMap<u32, Sums> = BTreeMap::new();
-    for ((instruction, counted), cost) in counts.loaded.program.code.iter().zip(&counts.instructions).zip(costs) {
+    let counted = counts.loaded.program.code.iter().zip(&counts.instructions);
+    for (((instruction, counted), cost), joined) in counted.zip(costs).zip(joined) {
         let sum = sums.entry(instruction.line).or_default();
         sum.machine.iter_mut().zip(cost).for_each(|(sum, cost)| *sum += counted.issued as f64 * cost);
-        sum.counted.shared_cycles += counted.shared_cycles;
+        sum.shared_cycles += cycles_of(counted, *joined);
         sum.counted.same_address += counted.same_address;
         sum.counted.tags += counted.tags;
         sum.counted.sectors += counted.sectors;
@@ -73,14 +81,14 @@ pub(super) fn lines(source: &str, counts: &Counts, costs: &[ByPipe], scale: &Sca
 }
 
 impl Scale<'_> {
-    fn line(&self, line: u32, text: &str, Sums { machine, counted }: &Sums) -> Line {
+    fn line(&self, line: u32, text: &str, Sums { machine, shared_cycles, counted }: &Sums) -> Line {
         let all = |count: u64| count as f64 * self.scale;
         let present = Pipe::ALL.into_iter().zip(machine).filter(|(_, number)| **number > 0.0);
         let mut line = Line {
             line,
             text: text.to_string(),
             machine: present.map(|(pipe, number)| (pipe, number * self.scale)).collect(),
-            shared_cycles: all(counted.shared_cycles),
+            shared_cycles: shared_cycles * self.scale,
             conflicts: all(counted.same_address) / 32.0,
             tags: all(counted.tags),
             sectors: all(counted.sectors),

@@ -13,6 +13,7 @@ pub mod layer;
 pub mod lines;
 pub mod passes;
 pub mod pipes;
+pub mod predictions;
 pub mod rates;
 pub mod raw;
 pub mod sample;
@@ -157,7 +158,12 @@ impl Profile {
             predicted: rates.launch_gap + time,
             gap: rates.launch_gap,
             times: Vec::new(),
-            lines: lines::lines(&report.kernel.source, counts, &costs, &lines::Scale { gpu, rates, cubes, scale }),
+            lines: lines::lines(
+                &report.kernel.source,
+                counts,
+                (&costs, &joined),
+                &lines::Scale { gpu, rates, cubes, scale },
+            ),
         };
         profile.times = profile.times(counts, gpu, rates, scale);
         Ok(Some(profile))
@@ -217,11 +223,14 @@ fn by_pipe(counts: &Counts, costs: &[ByPipe], scale: f64) -> (ByPipe, ByPipe) {
     (ptx, machine)
 }
 
-/// Cycles of shared memory. Loads that `ptxas` has joined move all their words, but take the cycle that the least takes once.
+/// Cycles of shared memory.
 fn shared_cycles(counts: &Counts, joined: &[f64]) -> f64 {
-    let cycles =
-        |(counted, joined): (&Counted, &f64)| (joined * counted.shared_cycles as f64).max(counted.words as f64 / 32.0);
-    counts.instructions.iter().zip(joined).map(cycles).sum()
+    counts.instructions.iter().zip(joined).map(|(counted, joined)| cycles_of(counted, *joined)).sum()
+}
+
+/// Cycles of shared memory of one instruction. Loads that `ptxas` has joined move all their words, but take the cycle that the least takes once.
+fn cycles_of(counted: &Counted, joined: f64) -> f64 {
+    (joined * counted.shared_cycles as f64).max(counted.words as f64 / 32.0)
 }
 
 /// A pipe binds where its time is this share of what the launch takes.

@@ -73,12 +73,12 @@ impl Default for Rates {
 }
 
 impl Rates {
-    /// The rates of a GPU. Clocks are boost clocks of the data sheets, on H100, H200 and B200 less what they fall to under load (*assumed*: 1.7
-    /// of the H100's 1.98 GHz); an A100 holds its own, or cuBLAS could not reach 19.0 TFLOP/s in f32 on it (README of Boehm's SGEMM_CUDA).
-    /// Memory is nine tenths of the data sheets' bandwidth, as published copies reach. Lanes are those of the CUDA programming
+    /// The rates of a GPU. Clocks are boost clocks of the data sheets, on H100, H200 and B200 less what they fall to under load (*assumed*:
+    /// 1.7 of the H100's 1.98 GHz); an A100 holds its own, or cuBLAS could not reach 19.0 TFLOP/s in f32 on it (README of Boehm's
+    /// SGEMM_CUDA). Memory is nine tenths of the data sheets' bandwidth, as published copies reach. Lanes are those of the CUDA programming
     /// guide's table of arithmetic throughput. The rest is *assumed*: cache (5.5 TB/s on an H100, by multiprocessors and clock elsewhere),
-    /// tags, products of integers at half the multiply-adds, and the cycles of atomics that hit one address, which nobody publishes. Matrix
-    /// units are those of products with sums in f32: on a GeForce half of what the data sheet has for sums in f16.
+    /// tags, products of integers at half the multiply-adds, and the cycles of atomics that hit one address, which nobody publishes.
+    /// Matrix units are those of products with sums in f32: on a GeForce half of what the data sheet has for sums in f16.
     ///
     /// Latencies of memory are those that Luo and others measured on an A100, an H100 and an RTX 4090 (*Benchmarking and Dissecting the
     /// Nvidia Hopper GPU Architecture through Microbenchmarking*, arXiv:2402.13499). That of arithmetic is the four cycles at which a

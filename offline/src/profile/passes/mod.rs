@@ -38,6 +38,19 @@ pub struct Staged {
     pub profile: Profile,
 }
 
+/// Launches of one kernel over as many blocks, of one stage, together, in the order of the first.
+pub fn by_kernel(staged: &[Staged]) -> Vec<Vec<&Staged>> {
+    let mut rows: Vec<Vec<&Staged>> = Vec::new();
+    for it in staged {
+        let key = |it: &Staged| (it.stage, it.profile.kernel.clone(), it.profile.cubes, it.profile.counted);
+        match rows.iter_mut().find(|row| key(row[0]) == key(it)) {
+            Some(row) => row.push(it),
+            None => rows.push(vec![it]),
+        }
+    }
+    rows
+}
+
 /// A layer, what it is given, and the GPU that it is counted for.
 #[derive(Debug, Clone, Copy)]
 pub struct Subject<'a> {
