@@ -206,7 +206,7 @@ impl<'a> Count<'a> {
                 moved.by_block += u64::from(*touched != block);
                 *touched = block;
             }
-            if access.kind == Kind::Load {
+            if access.kind == Kind::Load || access.kind.is_atomic() {
                 moved.loaded[sectors].fill(true);
             }
             if access.kind.stores() {
