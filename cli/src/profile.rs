@@ -1,7 +1,8 @@
 //! `ultramem profile`: what each kernel of a pass would cost a GPU, counted without one. Each pipe's time, the caches' and the memory's, and
-//! what it is predicted to take.
+//! what it is predicted to take; with `--backend cuda` also what its stages take.
 
 mod lines;
+mod measured;
 mod pass;
 mod plot;
 mod table;
@@ -14,7 +15,7 @@ use ultramem::{MemoryConfig, Weights};
 use ultramem_offline::profile::Rates;
 use ultramem_offline::profile::passes::{Subject, hidden_states};
 
-use self::pass::{Counted, Passes};
+use self::pass::{Counted, Pass, Passes};
 use crate::Common;
 use crate::bench::layer::{SEED, Shape};
 use crate::bench::picture::Picture;
@@ -73,6 +74,14 @@ pub fn run(args: &ProfileArgs, common: &Common) -> Result<Report> {
     for counted in &found {
         text += &passage(counted, gather, args.lines);
     }
+    let forward = found.iter().find(|counted| counted.pass == Pass::Forward).map(|it| &it.staged[..]);
+    let measured = match forward {
+        Some(staged) => measured::measure(common, &config, &weights, &input, staged)?,
+        None => None,
+    };
+    if let Some((device, stages)) = &measured {
+        text += &measured::table(device, stages);
+    }
     if let Some(picture) = picture {
         let bars = found.iter().flat_map(Counted::bars).collect();
         let title = "A memory layer by count: stages by what binds their kernels".to_string();
@@ -90,6 +99,7 @@ pub fn run(args: &ProfileArgs, common: &Common) -> Result<Report> {
         "launches": launches.collect::<Vec<_>>(),
         "predicted_us": found.iter().map(Counted::predicted).sum::<f64>(),
         "gather_us": gather,
+        "measured": measured.map(|(device, stages)| measured::json(&device, &stages)),
     });
     Ok(Report { text, json, passed: true })
 }

@@ -83,3 +83,17 @@ fn bad_arguments_are_refused() {
         ultramem(&format!("profile {args}")).refused(words);
     }
 }
+
+#[test]
+fn a_device_that_is_there_is_measured_beside_what_is_predicted() {
+    let args = format!("profile {SIZES} --backend wgpu");
+    let report = ultramem(&format!("{args} --json")).json();
+    let stages = report["measured"]["stages"].as_array().expect("stages are measured");
+    let names: Vec<&str> = stages.iter().filter_map(|it| it["stage"].as_str()).collect();
+    assert_eq!(names, ["query", "score", "combine", "expand"]);
+    let predicted: f64 = stages.iter().filter_map(|it| it["predicted_us"].as_f64()).sum();
+    assert!((predicted / report["predicted_us"].as_f64().unwrap() - 1.0).abs() < 1e-9, "{report}");
+    assert!(stages.iter().all(|it| it["measured_us"].as_f64() > Some(0.0)), "{report}");
+    assert!(ultramem(&args).well().contains("measured over predicted"));
+    assert!(ultramem(&format!("profile {SIZES} --json")).json()["measured"].is_null());
+}

@@ -65,7 +65,11 @@ fn of_pass(tokens: usize, staged: &[Staged]) -> Vec<Row> {
     let row = |launches: Vec<&Staged>| {
         let sum = |of: &dyn Fn(&Profile) -> f64| launches.iter().map(|it| of(&it.profile)).sum::<f64>();
         let (stage, profile) = (launches[0].stage.to_string(), &launches[0].profile);
-        let times = TIMES.map(|name| format!("{:.1}", sum(&|it| it.time(name)))).join(" | ");
+        let time = |name| match sum(&|it| it.time(name)) {
+            time if time < 0.05 => "–".to_string(),
+            time => format!("{time:.1}"),
+        };
+        let times = TIMES.map(time).join(" | ");
         let cells = format!("{} | {} | {times} | {}", launches.len(), profile.cubes, profile.binds());
         Row { tokens, stage, kernel: profile.kernel.clone(), cells, predicted: sum(&|it| it.predicted) }
     };
