@@ -125,13 +125,18 @@ fn passage(counted: &Counted, gather: f64, lines: Option<u32>) -> String {
     }
     text += &format!("\n{}", table::table(&counted.staged));
     let sum = counted.predicted();
-    text += &format!("  {sum:.0} µs in all, {:.1} times the gather's {gather:.0} µs\n", sum / gather);
+    text += &format!("  {sum:.0} µs in all, {:.1} times the gather's {} µs\n", sum / gather, microseconds(gather));
+    text += &format!("  The host: {}, {:.0} µs\n", of_tasks(counted.tasks()), counted.host());
     for staged in counted.staged.iter().filter(|_| lines.is_some()) {
         let (kernel, predicted) = (&staged.profile.kernel, microseconds(staged.profile.predicted));
         text += &format!("\n{}: {kernel}, {predicted} µs\n", staged.stage);
         text += &lines::table(&staged.profile, lines.unwrap_or(0) as usize);
     }
     text
+}
+
+fn of_tasks(tasks: usize) -> String {
+    counted(tasks, "task")
 }
 
 fn rates(args: &ProfileArgs, common: &Common) -> Result<Rates> {

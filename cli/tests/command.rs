@@ -84,6 +84,12 @@ fn a_forward_pass_is_profiled_without_a_gpu() {
     let of_stage = |name: &str| launches.iter().filter(|launch| launch["stage"] == name).count();
     assert!(["query", "combine", "expand"].iter().all(|stage| of_stage(stage) > 0), "{report}");
     assert!(launches.iter().all(|launch| launch["registers"].as_u64() > Some(0)), "{report}");
+    let (pass, rates) = (&report["passes"][0], &report["rates"]);
+    assert!(pass["host_tasks"].as_u64() > Some(launches.len() as u64), "a launch has room for what it writes: {pass}");
+    assert_eq!(
+        pass["host_us"].as_f64(),
+        Some(pass["host_tasks"].as_f64().unwrap() * rates["host_task"].as_f64().unwrap())
+    );
     let text = ultramem(&format!("profile {sizes} --tokens 128 --device a100")).well();
     assert!(text.starts_with("a100 for 128 tokens, f32") && text.contains("the gather's"), "{text}");
     let folder = directory();

@@ -44,6 +44,8 @@ pub struct OfflineServer {
     kernels: HashMap<KernelId, Arc<Kernel>>,
     /// What launches failed with since the last flush.
     errors: Vec<ServerError>,
+    /// Pieces of memory that were asked for since the last launch.
+    allocations: usize,
 }
 
 impl std::fmt::Debug for OfflineServer {
@@ -76,6 +78,7 @@ impl DeviceService for OfflineServer {
             timestamps: TimestampProfiler::default(),
             kernels: HashMap::new(),
             errors: Vec::new(),
+            allocations: 0,
         }
     }
 
@@ -204,6 +207,7 @@ impl OfflineServer {
             gaps: Vec::new(),
             products: 0,
             loops: 0,
+            allocations: std::mem::take(&mut self.allocations),
             counts: None,
             executed: false,
         };
@@ -273,6 +277,7 @@ impl ComputeServer for OfflineServer {
     type Storage = HostStorage;
 
     fn initialize_memory(&mut self, memory: ManagedMemoryHandle, size: u64, _: StreamId) {
+        self.allocations += 1;
         let bound = self.memory.reserve(size).and_then(|reserved| {
             self.memory.bind(reserved, memory.clone(), 0)?;
             self.memory.get_resource(memory.binding(), None, None)

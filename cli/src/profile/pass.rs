@@ -115,6 +115,16 @@ impl Counted {
         self.staged.iter().map(|it| it.profile.predicted).sum()
     }
 
+    /// Launches and allocations.
+    pub fn tasks(&self) -> usize {
+        self.staged.iter().map(|it| it.profile.tasks).sum()
+    }
+
+    /// Microseconds that the host takes for them.
+    pub fn host(&self) -> f64 {
+        self.staged.iter().map(|it| it.profile.host).sum()
+    }
+
     /// What `--json` says of it.
     pub fn json(&self, gather: f64) -> Value {
         json!({
@@ -125,6 +135,8 @@ impl Counted {
             "cubes": self.staged.iter().map(|it| it.profile.cubes).sum::<u64>(),
             "choices": self.popularity,
             "predicted_us": self.predicted(),
+            "host_tasks": self.tasks(),
+            "host_us": self.host(),
             "over_gather": self.predicted() / gather,
         })
     }

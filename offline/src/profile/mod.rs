@@ -101,6 +101,10 @@ pub struct Profile {
     pub predicted: f64,
     /// Of that, the gap.
     pub gap: f64,
+    /// What the host does for it meanwhile: a task for the launch, and one for each piece of memory that is asked for before it.
+    pub tasks: usize,
+    /// How long that takes it.
+    pub host: f64,
     /// What takes time, and how long, as if nothing else took any.
     pub times: Vec<(String, f64)>,
     /// The lines of the source, the dearest first.
@@ -157,6 +161,8 @@ impl Profile {
             replayed,
             predicted: rates.launch_gap + time,
             gap: rates.launch_gap,
+            tasks: 1 + report.allocations,
+            host: (1 + report.allocations) as f64 * rates.host_task,
             times: Vec::new(),
             lines: lines::lines(
                 &report.kernel.source,
