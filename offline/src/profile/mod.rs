@@ -3,7 +3,7 @@
 //! A launch's blocks are interpreted and counted ([`ultramem_ptx::count`]); where the tokens repeat, as many of them as the first period
 //! of tokens needs, and the results are repeated. Counts of PTX instructions become those of machine instructions by what `ptxas` made of each
 //! line ([`sass`]). The time of a pipe is its instructions on the busiest multiprocessor over its rate ([`Rates`]). The longest of these
-//! times is what the launch takes at least. What it is predicted to take is a replay of the busiest multiprocessor's blocks ([`time`]):
+//! times is what the launch takes at least. What it is predicted to take is a replay of the busiest multiprocessor's blocks (`time.rs`):
 //! in order, with latencies and what hides them, in waves, behind a gap.
 
 mod copies;
