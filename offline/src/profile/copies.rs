@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use ultramem_ptx::Program;
 use ultramem_ptx::program::{Instruction, Op};
 
-use super::sass::Machine;
+use super::listing::Machine;
 
 /// Fewer are no copies: an instruction was moved to another line, or a load is done in two parts now and then.
 const LEAST: f64 = 1.5;
@@ -119,7 +119,7 @@ fn machine_kind(mnemonic: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sass::listed;
+    use super::super::listing::listed;
     use super::*;
 
     #[test]

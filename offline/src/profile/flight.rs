@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::sass::{Machine, listed};
+use super::listing::{Machine, listed};
 
 /// Of each line of the source, for loads from shared memory and for all others: the most that are under way.
 pub type Flight = HashMap<(u32, bool), usize>;

@@ -7,7 +7,7 @@ use ultramem_ptx::operand::Space;
 use ultramem_ptx::program::Op;
 
 use super::Counts;
-use super::sass::Machine;
+use super::listing::Machine;
 
 /// Of each instruction, the part of a machine instruction that it is: 1 but for loads that were joined.
 pub fn joined(counts: &Counts, machine: &[Machine<'_>]) -> Vec<f64> {

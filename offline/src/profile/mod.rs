@@ -11,6 +11,7 @@ mod flight;
 mod joined;
 pub mod layer;
 pub mod lines;
+mod listing;
 pub mod passes;
 pub mod pipes;
 pub mod predictions;
@@ -122,7 +123,7 @@ impl Profile {
         let resources = compile(&report.kernel, architecture)?.resources;
         let listing = machine_code(&report.kernel, architecture)?;
         let costs = sass::costs(&counts.loaded.program, &listing);
-        let joined = joined::joined(counts, &sass::listed(&listing));
+        let joined = joined::joined(counts, &listing::listed(&listing));
         let units: u64 = report.kernel.dim.iter().map(|&n| u64::from(n)).product();
         let cubes: u64 = report.count.iter().map(|&n| u64::from(n)).product();
         let shared = report.kernel.shared + resources.shared;

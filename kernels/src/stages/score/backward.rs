@@ -10,7 +10,7 @@
 
 use cubecl::prelude::*;
 
-use super::backward_plan::{ScoreBackwardPlan, ScoreBackwardPlans};
+use super::backward_plan::{FEW_RANKS, ScoreBackwardPlan, ScoreBackwardPlans};
 use super::{Normalisation, PreparedKeys, Queries, ScoreSizes};
 use crate::launch::device::Device;
 use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, float_type, index, positive, u32_storage, zeros};
@@ -242,9 +242,6 @@ impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
         norm_backward(self.client, &normed, &grad.gradients, groups)
     }
 }
-
-/// Ranks whose products are added in one go.
-pub(super) const FEW_RANKS: usize = 4;
 
 /// The key of a slot on one side, below `side_keys` whatever the slot is.
 #[cube]

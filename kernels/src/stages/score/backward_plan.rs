@@ -1,13 +1,15 @@
 //! How the stage's backward pass is launched, from sizes and a device alone.
 
 use super::ScoreSizes;
-use super::backward::FEW_RANKS;
 use crate::Result;
 use crate::launch::device::Device;
 use crate::launch::plan::{Launch, check_all};
 use crate::stages::norm::{Norm, NormPlans, NormSizes};
 use crate::table::group::SortPlans;
 use crate::table::segment_sum::{SumPlans, SumSizes};
+
+/// Ranks whose products are added in one go.
+pub(super) const FEW_RANKS: usize = 4;
 
 /// What is fixed when the kernels are compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
