@@ -387,31 +387,3 @@ fn what_the_manual_does_not_have_is_not_known() {
         assert!(testing::program(&text, 1).is_err(), "{text}");
     }
 }
-
-/// Not a check: how long a product takes. `cargo test --release -- --ignored --nocapture microseconds`
-#[test]
-#[ignore = "measures"]
-fn microseconds() {
-    let sums = registers(30, 8);
-    let count = 20_000;
-    let loops = |inside: String| {
-        format!(
-            "mov.u32 %r400, 0;\nL:\n{}add.u32 %r400, %r400, 1;\nsetp.lt.u32 %p0, %r400, {count};\n@%p0 bra L;\n",
-            inside.repeat(10)
-        )
-    };
-    let measured = |text: String| {
-        let started = std::time::Instant::now();
-        testing::run(&loops(text), &mut [vec![0; 2048]]).unwrap();
-        started.elapsed().as_secs_f64() * 1e6 / f64::from(count * 10)
-    };
-    for (types, factor) in [("f32.f32", 8), ("f32.bf16.bf16.f32", 4)] {
-        let factor = registers(0, factor);
-        let text = format!("wmma.mma.sync.aligned.row.row.m16n16k16.{types} {sums}, {factor}, {factor}, {sums};\n");
-        println!("wmma.mma m16n16k16 {types}: {:.2} µs", measured(text));
-    }
-    let text = format!("wmma.load.a.sync.aligned.row.m16n16k16.global.f16 {}, [%a0];\n", registers(0, 8));
-    println!("wmma.load.a m16n16k16 f16: {:.2} µs", measured(text));
-    let text = format!("wmma.store.d.sync.aligned.row.m16n16k16.global.f32 [%a0], {sums};\n");
-    println!("wmma.store.d m16n16k16 f32: {:.2} µs", measured(text));
-}
