@@ -107,9 +107,11 @@ const CUBES: usize = 8192;
 /// The best of products of growing sides, square and tall, by each of the strategies.
 fn matrix_flop_ms<R: Runtime>(client: &ComputeClient<R>, dtype: ElementType) -> Result<f64> {
     let mut best = 0.0f64;
-    for (strategy, tall) in
-        [ProjectStrategy::Tile, ProjectStrategy::Cubek].into_iter().flat_map(|it| [(it, 1), (it, TALL)])
-    {
+    let units = match ProjectStrategy::choose(client, LARGEST_SIDE, dtype.storage()) {
+        ProjectStrategy::Tile => ProjectStrategy::Cubek,
+        units => units,
+    };
+    for (strategy, tall) in [ProjectStrategy::Tile, units].into_iter().flat_map(|it| [(it, 1), (it, TALL)]) {
         let mut side = SMALLEST_SIDE;
         while side <= LARGEST_SIDE {
             let input = empty(client, "input", &[tall * side, side], dtype.storage())?;

@@ -18,7 +18,7 @@ pub use launch::loops::{LOOPS_TARGET, MAX_LOOPS};
 pub use launch::random::random;
 pub use launch::tensor::{Tensor, check, empty, fits_binding, from_f32, from_u32, supports, u32_storage};
 pub use linear::column_sum::{ColumnSumPlans, column_sum_rows};
-pub use linear::outer::{OuterPlan, OuterPlans, WeightTiles};
+pub use linear::outer::{OuterPlan, OuterPlans, OuterSizes, WeightTiles};
 pub use linear::transpose::transpose;
 pub use select::order_key;
 pub use stages::norm::{Norm, NormPlan, NormPlans, NormSizes};

@@ -97,13 +97,14 @@ fn family() -> [Dimensions; 3] {
 }
 
 /// Each stage by each of its strategies.
-fn strategies() -> [Strategies; 3] {
-    let (tile, cubek) = (ProjectStrategy::Tile, ProjectStrategy::Cubek);
+fn strategies() -> [Strategies; 4] {
+    let (tile, matrix, cubek) = (ProjectStrategy::Tile, ProjectStrategy::Matrix, ProjectStrategy::Cubek);
     let whole = ScoreStrategy::Whole;
     [
         Strategies { query: tile, score: whole, expand: ExpandStrategy::Fused },
         Strategies { query: tile, score: ScoreStrategy::Split { splits: 2 }, expand: ExpandStrategy::Pooled(tile) },
         Strategies { query: cubek, score: whole, expand: ExpandStrategy::Pooled(cubek) },
+        Strategies { query: matrix, score: whole, expand: ExpandStrategy::Pooled(matrix) },
     ]
 }
 
@@ -340,6 +341,7 @@ fn every_kernel_compiles_without_spills_and_loads_rows_whole() {
         "pool",
         "row_products",
         "matmul",
+        "matrix",
         "norm_backward",
         "sum_rows",
         "join_rows",

@@ -83,8 +83,8 @@ fn layers() -> Vec<Dimensions> {
 }
 
 /// Each stage by each of its strategies.
-fn strategies() -> [Strategies; 4] {
-    let (tile, cubek) = (ProjectStrategy::Tile, ProjectStrategy::Cubek);
+fn strategies() -> [Strategies; 5] {
+    let (tile, matrix, cubek) = (ProjectStrategy::Tile, ProjectStrategy::Matrix, ProjectStrategy::Cubek);
     let split = |splits| ScoreStrategy::Split { splits };
     let by = |query, score, expand| Strategies { query, score, expand };
     [
@@ -92,6 +92,7 @@ fn strategies() -> [Strategies; 4] {
         by(tile, split(3), ExpandStrategy::Pooled(tile)),
         by(cubek, split(20), ExpandStrategy::Pooled(cubek)),
         by(cubek, split(2), ExpandStrategy::Fused),
+        by(matrix, split(2), ExpandStrategy::Pooled(matrix)),
     ]
 }
 
@@ -215,12 +216,13 @@ fn assert_step(
 }
 
 /// All kernels of a training step whose keys are not split.
-const KERNELS: [&str; 36] = [
+const KERNELS: [&str; 38] = [
     "accumulate_kernel",
     "adagrad_kernel",
     "adam_kernel",
     "add_bias_kernel",
     "add_kernel",
+    "add_parts_kernel",
     "cast_kernel",
     "column_sum_kernel",
     "combine_kernel",
@@ -236,6 +238,7 @@ const KERNELS: [&str; 36] = [
     "list_keys_kernel",
     "locate_kernel",
     "mark_heads_kernel",
+    "matrix_kernel",
     "norm_backward_kernel",
     "normalise_kernel",
     "outer_kernel",

@@ -6,9 +6,9 @@
 use cubecl::Runtime;
 use ultramem_kernels::combine::core_shares;
 use ultramem_kernels::launch::Device;
-use ultramem_kernels::linear::ProjectStrategy;
+use ultramem_kernels::linear::ProjectSizes;
 use ultramem_kernels::optimiser::Rule;
-use ultramem_kernels::{NormPlan, NormSizes, SortPlans, WeightTiles, block_of, column_sum_rows};
+use ultramem_kernels::{NormPlan, NormSizes, OuterPlans, OuterSizes, SortPlans, block_of, column_sum_rows};
 
 use super::{Caches, Choices, Cost, Sizes, StageCost, WORD, sectors, sum, wide};
 use crate::{ElementType, MemoryConfig, MemoryLayer, Scores};
@@ -272,13 +272,16 @@ impl<R: Runtime> Moves<'_, R> {
         let of = &config.capabilities;
         let pooled = sizes.tokens * sizes.pooled_dim();
         let output = sizes.tokens * sizes.hidden;
-        let grad_element = if sizes.finishes() { WORD } else { sizes.element };
-        // Through the gate, or to f32 alone.
-        let through = of.output_gated || grad_element != sizes.element;
+        let grad_element = if of.output_gated { WORD } else { sizes.element };
+        // Through the gate, or to f32 alone, for the bias or where nothing projects.
+        let through = of.output_gated || sizes.finishes() && sizes.element != WORD;
         let finished = if through { sizes.input() + output * WORD } else { 0 };
         let output_gate = if of.output_gated { (output + 2 * sizes.tokens) * WORD } else { 0 };
         let through_weight = match of.projects {
-            true => output * grad_element + self.weight(sizes.output() * sizes.element) + pooled * WORD,
+            true => {
+                let weight = self.weight(sizes.output() * sizes.element);
+                output * grad_element + weight + pooled * WORD + self.parts(config.hidden_size, config.pooled_dim())
+            }
             false => 0,
         };
         let rows = self.rows(sizes.value_dim);
@@ -386,8 +389,15 @@ impl<R: Runtime> Moves<'_, R> {
         let of_map = |map: &InputMap| {
             let bias = if map.biased { self.column_sum(self.tokens, map.width) } else { 0 };
             let through = self.weight(sizes.hidden * map.width * sizes.element);
-            let own = self.outer(map.width as usize, sizes.config.hidden_size, WORD, sizes.element);
-            sizes.tokens * map.width * WORD + through + own + bias
+            let grad = sizes.tokens * map.width;
+            // For matrix units it is rounded first.
+            let (element, cast) = match self.layer.backward_product(self.tokens).rounds(self.layer.dtype()) {
+                true => (sizes.element, grad * (WORD + sizes.element)),
+                false => (WORD, 0),
+            };
+            let own = self.outer(map.width as usize, sizes.config.hidden_size, element, sizes.element);
+            let parts = self.parts(map.width as usize, sizes.config.hidden_size);
+            cast + grad * element + through + parts + own + bias
         };
         let parts = wide(maps.len() + usize::from(sizes.weighs_input()));
         let part = sizes.tokens * sizes.hidden * WORD;
@@ -399,6 +409,13 @@ impl<R: Runtime> Moves<'_, R> {
     /// What a weight of `bytes` moves that every tile of tokens reads whole.
     fn weight(&self, bytes: u128) -> u128 {
         self.caches.weight(bytes, self.tokens, self.device.tile)
+    }
+
+    /// What a product `[tokens, depth] · [depth, width]` writes in parts, and reads to add them up.
+    fn parts(&self, depth: usize, width: usize) -> u128 {
+        let sizes = ProjectSizes { tokens: self.tokens, depth, width, dtype: self.layer.dtype() };
+        let plans = self.layer.backward_product(self.tokens).plan(&self.device, &sizes).ok().flatten();
+        2 * wide(plans.map_or(0, |plans| plans.parts_bytes()))
     }
 
     /// Entries of all tokens.
@@ -455,13 +472,22 @@ impl<R: Runtime> Moves<'_, R> {
     /// The gradient of a weight `[m, n]`, of which the left factor's numbers have `left` bytes and the right one's `right`.
     fn outer(&self, m: usize, n: usize, left: u128, right: u128) -> u128 {
         let (tokens, area) = (self.sizes.tokens, wide(m) * wide(n) * WORD);
-        let cut = WeightTiles::of(&self.device, self.tokens, m, n);
         let factor = |bytes: u128, times: usize| if self.caches.hold(bytes) { bytes } else { bytes * wide(times) };
-        let read = factor(tokens * wide(m) * left, cut.columns) + factor(tokens * wide(n) * right, cut.rows);
-        let (splits, chunks) = match self.layer.backward_product(self.tokens) {
-            ProjectStrategy::Tile => (cut.splits, cut.chunks()),
-            ProjectStrategy::Cubek => (1, 1),
+        let read = |rows: usize, columns: usize| {
+            factor(tokens * wide(m) * left, columns) + factor(tokens * wide(n) * right, rows)
         };
+        let of_outer = OuterSizes { tokens: self.tokens, m, n, dtype: self.layer.dtype() };
+        let cut = match OuterPlans::of(&self.device, &of_outer, self.layer.backward_product(self.tokens)) {
+            Some(OuterPlans::Tile { tiles, .. }) => tiles,
+            Some(OuterPlans::Matrix(plans)) => {
+                let plan = plans.product.plan;
+                let parts = 2 * wide(plans.parts_bytes());
+                return read(m.div_ceil(plan.rows()), n.div_ceil(plan.columns())) + parts + area;
+            }
+            // cubek's tiles are not known here.
+            None => return read(1, 1) + area,
+        };
+        let (read, splits, chunks) = (read(cut.rows, cut.columns), cut.splits, cut.chunks());
         let added = if splits > 1 { self.column_sum(splits, wide(m) * wide(n)) } else { 0 };
         // A part's sums are written after each chunk, and read again before the next is added.
         let sums = wide(splits) * area;

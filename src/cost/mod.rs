@@ -8,8 +8,7 @@
 mod backward;
 
 use ultramem_kernels::expand::ExpandPlans;
-use ultramem_kernels::launch::Planned;
-use ultramem_kernels::linear::ProjectPlan;
+use ultramem_kernels::linear::ProductPlans;
 
 use crate::{ElementType, MemoryConfig, Plans, Scores};
 
@@ -153,7 +152,9 @@ impl MemoryConfig {
     ) -> Vec<(&'static str, u64)> {
         let sizes = Sizes::new(self, plans.tokens, dtype);
         let weight = |bytes, tile| caches.weight(bytes, plans.tokens, tile);
-        let tile_of = |product: Option<Planned<ProjectPlan>>| product.map_or(plans.tile, |it| it.plan.tile);
+        let tile_of = |product: Option<ProductPlans>| product.map_or(plans.tile, |it| it.tile());
+        // Parts are written by the product and read by their sum.
+        let parts = |product: Option<ProductPlans>| 2 * wide(product.map_or(0, |it| it.parts_bytes()));
         let gather = |table, reads, distinct, width| caches.gather(table, reads, wide(distinct), width);
         let (heads, side_keys) = (wide(self.heads), wide(self.side_keys));
         let keys = heads * 2 * side_keys * sizes.key_dim * WORD;
@@ -176,7 +177,7 @@ impl MemoryConfig {
             // The bias itself, and what it is added to, read and written again.
             let bias = if biased { (1 + 2 * sizes.tokens) * width * WORD } else { 0 };
             let map = weight(width * sizes.hidden * sizes.element, tile_of(product)) + sizes.tokens * width * WORD;
-            sizes.input() + map + bias
+            sizes.input() + map + parts(product) + bias
         };
         let of = &self.capabilities;
         let mut stages = vec![
@@ -197,7 +198,8 @@ impl MemoryConfig {
         let (pooled, tile) = match plans.expand {
             ExpandPlans::Fused { expand, .. } => (0, expand.plan.tile),
             ExpandPlans::Pooled { project, .. } => {
-                (2 * sizes.tokens * wide(self.pooled_dim()) * sizes.pooled_element(), tile_of(project))
+                let pooled = 2 * sizes.tokens * wide(self.pooled_dim()) * sizes.pooled_element();
+                (pooled + parts(project), tile_of(project))
             }
         };
         let finished = if of.projects && sizes.finishes() { 2 * sizes.tokens * sizes.hidden * WORD } else { 0 };

@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 use ultramem_kernels::combine::CombineSizes;
 use ultramem_kernels::expand::{ExpandPlans, ExpandSizes, ExpandStrategy};
 use ultramem_kernels::launch::{Device, Launch, Planned};
-use ultramem_kernels::linear::{ProjectPlan, ProjectSizes, ProjectStrategy};
+use ultramem_kernels::linear::{ProductPlans, ProjectSizes, ProjectStrategy};
 use ultramem_kernels::query::QueryPlans;
 use ultramem_kernels::score::{ScoreSizes, ScoreStrategy};
 use ultramem_kernels::weigh::{WeighPlan, WeighSizes};
@@ -51,7 +51,7 @@ pub struct Plans {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WeighPlans {
     /// The map to `z`, where it is not the input itself.
-    pub z: Option<Planned<ProjectPlan>>,
+    pub z: Option<ProductPlans>,
     /// Looks slots up in a shuffle of several pages.
     pub shuffle: ShufflePlan,
     /// Reads the rows of one page of the pre-values and multiplies the scores.
@@ -80,9 +80,9 @@ impl Plans {
 impl WeighPlans {
     /// The launches in their order.
     fn launches(&self) -> Vec<Launch> {
-        let z = self.z.map(|planned| planned.launch);
+        let z = self.z.iter().flat_map(ProductPlans::launches);
         let weigh = vec![self.weigh.launch; self.pages];
-        z.into_iter().chain(self.shuffle.launches()).chain(weigh).collect()
+        z.chain(self.shuffle.launches()).chain(weigh).collect()
     }
 }
 

@@ -25,6 +25,8 @@ impl<R: Runtime> MemoryLayer<R> {
     /// | pooled values | element size · `pooled_blocks · value_dim`; in f32 for a table of several pages or without a projection | values are pooled |
     /// | projected values | `4 · hidden_size` | they are projected, and there is a bias or an output gate |
     ///
+    /// Products on matrix units that are cut along their depth take [`parts_bytes`](ultramem_kernels::linear::ProductPlans::parts_bytes) more.
+    ///
     /// Slots and scores live as long as the [`Forward`](crate::Forward) that holds them, the others as long as the call. The
     /// allocator rounds each of these buffers up to its alignment, 256 bytes on most devices, and keeps what it
     /// has reserved for the next call.
@@ -52,5 +54,17 @@ impl<R: Runtime> MemoryLayer<R> {
         plans
             .tokens
             .saturating_mul(queries + candidates + kept + chosen + addresses + weighed + gates + pooled + projected)
+            .saturating_add(parts(plans))
     }
+}
+
+/// Bytes of sums that products write in parts.
+fn parts(plans: &Plans) -> usize {
+    let maps = [Some(plans.query), plans.gate, plans.output_gate];
+    let maps = maps.into_iter().flatten().filter_map(|map| map.product);
+    let project = match plans.expand {
+        ExpandPlans::Fused { .. } => None,
+        ExpandPlans::Pooled { project, .. } => project,
+    };
+    maps.chain(plans.weigh.and_then(|weigh| weigh.z)).chain(project).map(|product| product.parts_bytes()).sum()
 }

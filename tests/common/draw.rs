@@ -78,7 +78,13 @@ impl<'a, R: Runtime> Draw<'a, R> {
     }
 
     pub fn product(&mut self) -> ProjectStrategy {
-        if self.one_in(3) { ProjectStrategy::Cubek } else { ProjectStrategy::Tile }
+        // What the device would take for many tokens of 16 bits, too.
+        let many = ProjectStrategy::choose(self.client, 1 << 10, ElementType::F16.storage());
+        match self.rng.random_range(0..3) {
+            0 => ProjectStrategy::Cubek,
+            1 => many,
+            _ => ProjectStrategy::Tile,
+        }
     }
 
     pub fn split(&mut self) -> ScoreStrategy {

@@ -394,7 +394,7 @@ fn stage_plans<R: Runtime>(
     let weigh = WeighSizes { tokens: a, slots: e, cores, address, pre_dim: d, dtype, activation, pages };
     let backward = BackwardSizes { score, combine, expand, weigh, product };
     let by = if draw.one_in(2) { ExpandStrategy::Fused } else { ExpandStrategy::Pooled(product) };
-    let forward: [Result<Vec<Launch>, Error>; 6] = [
+    let forward: [Result<Vec<Launch>, Error>; 7] = [
         ScorePlans::of(&device, &score, strategy).map(|plans| plans.launches()),
         CombinePlan::of(&device, &combine).map(|planned| vec![planned.launch]),
         RetrievePlans::of(&device, &score, strategy, &combine).map(|plans| plans.launches()),
@@ -402,6 +402,9 @@ fn stage_plans<R: Runtime>(
         WeighPlan::of(&device, &weigh).map(|planned| vec![planned.launch]),
         ProjectPlan::of(&device, &ProjectSizes { tokens: a, depth: b, width: c, dtype })
             .map(|planned| vec![planned.launch]),
+        product
+            .plan(&device, &ProjectSizes { tokens: a, depth: b, width: c, dtype })
+            .map(|plans| plans.map_or(Vec::new(), |plans| plans.launches())),
     ];
     let plans = forward.into_iter().chain(backward.plans(draw, &device)).collect::<Vec<_>>();
     let refused = plans.iter().find_map(|plan| plan.as_ref().err()).cloned();

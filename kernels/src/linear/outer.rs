@@ -8,14 +8,16 @@
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
-use crate::Result;
 use crate::launch::device::Device;
 use crate::launch::plan::{Launch, Planned};
 use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, float_type, sizes, zeros};
 use crate::linear::ProjectStrategy;
 use crate::linear::column_sum::{ColumnSumPlans, column_sum};
+use crate::linear::matrix::launch_matrix;
+use crate::linear::matrix_plan::{MatrixPlans, MatrixSizes};
 use crate::linear::project::launch_cubek;
 use crate::linear::tile::{Columns, zero_sums};
+use crate::{ElementType, Result};
 
 /// What is fixed when the kernel is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,11 +43,12 @@ const CHUNK: usize = 512;
 /// The most tokens of a split.
 const MAX_SHARE: usize = 128 * CHUNK;
 
-/// `outer` f32 `[m, n]` of `left` `[tokens, m]` and `right` `[tokens, n]`, each f32, f16 or bf16; sums in f32.
+/// `outer` f32 `[m, n]` of `left` `[tokens, m]` and `right` `[tokens, n]`, each f32, f16 or bf16; sums in f32. Matrix units round both to `dtype`.
 pub(crate) fn outer<R: Runtime>(
     client: &ComputeClient<R>,
     left: &Tensor<R>,
     right: &Tensor<R>,
+    dtype: ElementType,
     strategy: ProjectStrategy,
 ) -> Result<Tensor<R>> {
     float_type(client, left, "left")?;
@@ -56,10 +59,16 @@ pub(crate) fn outer<R: Runtime>(
     if tokens * m * n == 0 {
         return zeros(client, "outer product", &[m, n]);
     }
-    match strategy {
+    let outer = || empty(client, "outer product", &[m, n], f32_storage());
+    match strategy.of_type(dtype) {
         ProjectStrategy::Tile => launch_tile(client, left, right),
+        ProjectStrategy::Matrix => {
+            let outer = outer()?;
+            launch_matrix(client, left, right, &outer, dtype.storage(), true)?;
+            Ok(outer)
+        }
         ProjectStrategy::Cubek => {
-            let outer = empty(client, "outer product", &[m, n], f32_storage())?;
+            let outer = outer()?;
             let left = Tensor::new(client, TensorHandle::new(left.handle.clone(), [m, tokens], [1, m], left.dtype));
             launch_cubek(client, &left, right, &outer)?;
             Ok(outer)
@@ -113,30 +122,63 @@ impl WeightTiles {
     }
 }
 
-/// The launches of a weight's gradient by [`ProjectStrategy::Tile`].
+/// The sizes of the gradient of a weight `[m, n]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OuterSizes {
+    /// Tokens that are summed over.
+    pub tokens: usize,
+    /// Columns of the left factor.
+    pub m: usize,
+    /// Columns of the right factor.
+    pub n: usize,
+    /// What matrix units multiply.
+    pub dtype: ElementType,
+}
+
+/// The launches of a weight's gradient.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OuterPlans {
-    /// Sums the parts.
-    pub tiles: WeightTiles,
-    /// Adds up the parts, where there are several.
-    pub sum: Option<ColumnSumPlans>,
+pub enum OuterPlans {
+    /// By [`ProjectStrategy::Tile`].
+    Tile {
+        /// Sums the parts.
+        tiles: WeightTiles,
+        /// Adds up the parts, where there are several.
+        sum: Option<ColumnSumPlans>,
+    },
+    /// By [`ProjectStrategy::Matrix`].
+    Matrix(MatrixPlans),
 }
 
 impl OuterPlans {
-    /// Plans the gradient of a weight `[m, n]` over so many tokens. None where a size is 0, and for cubek, which plans its own.
-    pub fn of(device: &Device, tokens: usize, m: usize, n: usize, strategy: ProjectStrategy) -> Option<Self> {
-        if strategy == ProjectStrategy::Cubek || [tokens, m, n].contains(&0) {
+    /// Plans the gradient of a weight. None where a size is 0, and for cubek, which plans its own.
+    pub fn of(device: &Device, sizes: &OuterSizes, strategy: ProjectStrategy) -> Option<Self> {
+        let OuterSizes { tokens, m, n, dtype } = *sizes;
+        if [tokens, m, n].contains(&0) {
             return None;
         }
-        let tiles = WeightTiles::of(device, tokens, m, n);
-        let sum = (tiles.splits > 1).then(|| ColumnSumPlans::of(device, tiles.splits, m.saturating_mul(n)));
-        Some(Self { tiles, sum })
+        match strategy.of_type(dtype) {
+            ProjectStrategy::Tile => {
+                let tiles = WeightTiles::of(device, tokens, m, n);
+                let sum = (tiles.splits > 1).then(|| ColumnSumPlans::of(device, tiles.splits, m.saturating_mul(n)));
+                Some(Self::Tile { tiles, sum })
+            }
+            ProjectStrategy::Matrix => {
+                let sizes = MatrixSizes { rows: m, columns: n, depth: tokens, turned: true };
+                Some(Self::Matrix(MatrixPlans::of(device, &sizes)))
+            }
+            ProjectStrategy::Cubek => None,
+        }
     }
 
     /// The launches in their order.
     pub fn launches(&self) -> Vec<Launch> {
-        let sums = self.sum.iter().flat_map(|sum| sum.launches.iter().copied());
-        core::iter::once(self.tiles.outer.launch).chain(sums).collect()
+        match self {
+            Self::Tile { tiles, sum } => {
+                let sums = sum.iter().flat_map(|sum| sum.launches.iter().copied());
+                core::iter::once(tiles.outer.launch).chain(sums).collect()
+            }
+            Self::Matrix(plans) => plans.launches(),
+        }
     }
 }
 

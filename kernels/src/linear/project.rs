@@ -1,9 +1,10 @@
-//! Linear maps, `output[t, o] = Σ_k input[t, k] · weight[k, o]`, by cubek's product or by ours, which takes any device and shape.
+//! Linear maps, `output[t, o] = Σ_k input[t, k] · weight[k, o]`, on matrix units, by cubek's product or by a tile, which takes any device and
+//! type.
 //!
 //! Shapes: input `[tokens, depth]`, weight `[depth, width]` (the transpose of PyTorch's `Linear.weight`), output `[tokens, width]`; f32, f16 or bf16,
 //! summed in f32. Sizes or types that do not fit are an error, and nothing is launched.
 //!
-//! Ours: a tile of tokens by a tile of columns in each cube.
+//! The tile: some tokens by some columns in each cube.
 //! A unit reads the input rows of its tile and its own columns of the weight straight from global memory: units of a cube read the
 //! same rows at the same time, which caches serve, and there is no barrier to wait at. Moves the input once per column tile,
 //! the weight once per token tile (from cache where it fits: tiles of tokens run next to each other) and the output once. At few
@@ -18,6 +19,8 @@ use cubek::std::InputBinding;
 use crate::launch::device::Device;
 use crate::launch::plan::{Launch, Planned};
 use crate::launch::tensor::{Tensor, arg, check, empty, float_type, positive, sizes, supports, tokens_of};
+use crate::linear::matrix::{has_units, launch_matrix};
+use crate::linear::matrix_plan::{MatrixPlans, MatrixSizes};
 use crate::linear::tile::{Columns, Outputs, Product, Rows, Sharing, multiply};
 use crate::{ElementType, Error, Result};
 
@@ -26,6 +29,8 @@ use crate::{ElementType, Error, Result};
 pub enum ProjectStrategy {
     /// A tile of tokens against a tile of columns, read through the caches: any device, any shape.
     Tile,
+    /// Our product on matrix units, of 16-bit numbers; of others, the tile. The device has to have them as NVIDIA's CUDA shows them.
+    Matrix,
     /// cubek's matrix product, which uses matrix units for 16-bit numbers where the device has them.
     Cubek,
 }
@@ -33,18 +38,68 @@ pub enum ProjectStrategy {
 impl ProjectStrategy {
     /// Matrix units for prefill where they take this element type, the tile otherwise.
     pub fn choose<R: Runtime>(client: &ComputeClient<R>, tokens: usize, weight: StorageType) -> Self {
-        let units = client.features().matmul.cmma.iter().any(|unit| unit.a_type == weight && unit.b_type == weight);
-        if units && tokens >= 64 { Self::Cubek } else { Self::Tile }
+        let cmma = || client.features().matmul.cmma.iter().any(|unit| unit.a_type == weight && unit.b_type == weight);
+        match tokens >= 64 {
+            true if has_units(client, weight) => Self::Matrix,
+            true if cmma() => Self::Cubek,
+            _ => Self::Tile,
+        }
     }
 
-    /// The launch of a product; None for cubek, which plans its own.
+    /// The launches of a product; None for cubek, which plans its own.
     ///
     /// # Errors
     /// Sizes that don't fit the device.
-    pub fn plan(self, device: &Device, sizes: &ProjectSizes) -> Result<Option<Planned<ProjectPlan>>> {
-        match self {
-            Self::Tile => ProjectPlan::of(device, sizes).map(Some),
+    pub fn plan(self, device: &Device, sizes: &ProjectSizes) -> Result<Option<ProductPlans>> {
+        match self.of_type(sizes.dtype) {
+            Self::Tile => ProjectPlan::of(device, sizes).map(|planned| Some(ProductPlans::Tile(planned))),
+            Self::Matrix => sizes.on_units(device).map(|plans| Some(ProductPlans::Matrix(plans))),
             Self::Cubek => Ok(None),
+        }
+    }
+
+    /// Whether an f32 factor of a product with numbers of this type is rounded to it: what is multiplied twice is rounded once, before.
+    pub fn rounds(self, dtype: ElementType) -> bool {
+        self != Self::Tile && dtype != ElementType::F32
+    }
+
+    /// The same for numbers of this type: matrix units would round f32.
+    pub(crate) fn of_type(self, dtype: ElementType) -> Self {
+        if self == Self::Matrix && dtype == ElementType::F32 { Self::Tile } else { self }
+    }
+}
+
+/// The launches of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProductPlans {
+    /// Of [`ProjectStrategy::Tile`].
+    Tile(Planned<ProjectPlan>),
+    /// Of [`ProjectStrategy::Matrix`].
+    Matrix(MatrixPlans),
+}
+
+impl ProductPlans {
+    /// The launches in their order.
+    pub fn launches(&self) -> Vec<Launch> {
+        match self {
+            Self::Tile(planned) => vec![planned.launch],
+            Self::Matrix(plans) => plans.launches(),
+        }
+    }
+
+    /// Tokens that share one reading of the weight.
+    pub fn tile(&self) -> usize {
+        match self {
+            Self::Tile(planned) => planned.plan.tile,
+            Self::Matrix(plans) => plans.product.plan.rows(),
+        }
+    }
+
+    /// Bytes of sums that are written in parts, to be added up.
+    pub fn parts_bytes(&self) -> usize {
+        match self {
+            Self::Tile(_) => 0,
+            Self::Matrix(plans) => plans.parts_bytes(),
         }
     }
 }
@@ -78,8 +133,9 @@ pub fn project<R: Runtime>(
     if tokens * width == 0 {
         return Ok(output);
     }
-    match strategy {
+    match strategy.of_type(dtype) {
         ProjectStrategy::Tile => launch_tile(client, input, weight, &output, dtype)?,
+        ProjectStrategy::Matrix => launch_matrix(client, input, weight, &output, weight.dtype, false)?,
         ProjectStrategy::Cubek => launch_cubek(client, input, weight, &output)?,
     }
     Ok(output)
@@ -96,6 +152,15 @@ pub struct ProjectSizes {
     pub width: usize,
     /// Element type of the weight.
     pub dtype: ElementType,
+}
+
+impl ProjectSizes {
+    /// The plans of [`ProjectStrategy::Matrix`].
+    fn on_units(&self, device: &Device) -> Result<MatrixPlans> {
+        let Self { tokens, depth, width, .. } = *self;
+        positive(&[("rows of the weight", depth), ("columns of the weight", width)])?;
+        MatrixPlans::of(device, &MatrixSizes { rows: tokens, columns: width, depth, turned: false }).checked(device)
+    }
 }
 
 /// What is fixed when the kernel is compiled. Which columns and how much depth there is, is known only when the kernel runs, so that every
@@ -190,6 +255,73 @@ pub(crate) fn launch_cubek<R: Runtime>(
             &mut types,
         )
     };
+    // PROBE
+    if let Ok(spec) = std::env::var("CUBEK") {
+        use cubek::matmul::components::stage::PartitionBuffering;
+        use cubek::matmul::components::tile::TileMatmulKind;
+        use cubek::matmul::definition::{MatmulProblem, TilingBlueprint, TilingScheme};
+        use cubek::matmul::routines::BlueprintStrategy;
+        use cubek::std::{MatrixLayout, PartitionSize, StageSize, TileSize};
+        let words: Vec<&str> = spec.split(',').collect();
+        let n: Vec<u32> = words[2..].iter().map(|it| it.parse().unwrap()).collect();
+        let mma = words[1] == "mma";
+        let kind = if mma { TileMatmulKind::Mma } else { TileMatmulKind::Cmma };
+        let blueprint = || {
+            let elems = MatmulElems::from_single_dtype(weight.dtype.into()).as_global_elems();
+            let lhs = if input.strides()[1] == 1 { MatrixLayout::RowMajor } else { MatrixLayout::ColMajor };
+            let problem = MatmulProblem::from_parameters(
+                output.shape()[0],
+                output.shape()[1],
+                weight.shape()[0],
+                cubecl::zspace::shape![1],
+                cubecl::zspace::shape![1],
+                lhs,
+                MatrixLayout::RowMajor,
+                MatrixLayout::RowMajor,
+                None,
+                None,
+                elems,
+                cubecl::ir::AddressType::U32,
+            );
+            let scheme = TilingScheme::builder()
+                .with_tile_size(TileSize { m: n[0], n: n[1], k: n[2] })
+                .with_partition_size(PartitionSize { m: n[3] as u8, n: n[4] as u8, k: n[5] as u8 })
+                .with_stage_size(StageSize { m: n[6] as u8, n: n[7] as u8, k: 1 })
+                .build()
+                .unwrap();
+            TilingBlueprint::builder(kind, scheme, 32, &problem)
+                .partition_buffering(if n[4] > 1 { PartitionBuffering::Double } else { PartitionBuffering::Single })
+                .build()
+        };
+        macro_rules! strategy {
+            ($cmma:ident, $mma:ident) => {{
+                if mma {
+                    Strategy::$mma(if n.is_empty() {
+                        Default::default()
+                    } else {
+                        BlueprintStrategy::Forced(blueprint())
+                    })
+                } else {
+                    Strategy::$cmma(if n.is_empty() {
+                        Default::default()
+                    } else {
+                        BlueprintStrategy::Forced(blueprint())
+                    })
+                }
+            }};
+        }
+        let strategy = match words[0] {
+            "simple" => strategy!(SimpleCyclicCmma, SimpleCyclicMma),
+            "simpletile" => strategy!(SimpleTilewiseCmma, SimpleTilewiseMma),
+            "double" => strategy!(DoubleCyclicCmma, DoubleCyclicMma),
+            "tilewise" => strategy!(DoubleTilewiseCmma, DoubleTilewiseMma),
+            "hybrid" => strategy!(DoubleHybridCmma, DoubleHybridMma),
+            "ordered" => strategy!(OrderedDoubleCmma, OrderedDoubleMma),
+            _ => strategy!(DoubleAsyncCyclicCmma, DoubleAsyncCyclicMma),
+        };
+        return launch(strategy).map_err(|reason| Error::Matmul { m: 0, k: 0, n: 0, reason: format!("{reason:?}") });
+    }
+    // END PROBE
     let (matrix_units, units) =
         (Strategy::SimpleCyclicCmma(Default::default()), Strategy::SimpleUnit(Default::default()));
     // Matrix units would round f32 to tf32, which has ten bits.

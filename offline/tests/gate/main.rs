@@ -38,19 +38,20 @@ fn tolerances(dtype: ElementType) -> (f64, f64) {
     if dtype == ElementType::F32 { (1e-5, 1e-4) } else { (1e-2, 1e-2) }
 }
 
+const PRODUCTS: [ProjectStrategy; 3] = [ProjectStrategy::Tile, ProjectStrategy::Matrix, ProjectStrategy::Cubek];
+
 /// Every way to compute a layer.
 fn every_strategy() -> Vec<Strategies> {
-    let products = [ProjectStrategy::Tile, ProjectStrategy::Cubek];
-    let expands = [ExpandStrategy::Fused].into_iter().chain(products.map(ExpandStrategy::Pooled));
+    let expands = [ExpandStrategy::Fused].into_iter().chain(PRODUCTS.map(ExpandStrategy::Pooled));
     let scores = [ScoreStrategy::Whole, ScoreStrategy::Split { splits: 3 }];
     // The query's product and the score's split are independent of the rest: each in turn is enough.
     expands
-        .zip([0, 1, 2])
+        .zip([0, 1, 2, 3])
         .flat_map(|(expand, turn)| {
-            let (query, score) = (products[turn % 2], scores[(turn + 1) % 2]);
+            let (query, score) = (PRODUCTS[turn % 3], scores[(turn + 1) % 2]);
             [
                 Strategies { query, score, expand },
-                Strategies { query: products[(turn + 1) % 2], score: scores[turn % 2], expand },
+                Strategies { query: PRODUCTS[(turn + 1) % 3], score: scores[turn % 2], expand },
             ]
         })
         .collect()
@@ -349,6 +350,18 @@ fn gradients_agree_with_the_oracle() {
     Case::random(product_keys(Kind::MemoryPlus), 20, ElementType::BF16, 7).hold_backward("Memory+");
 }
 
+/// As many tokens as matrix units take: gates, whose gradients are f32, too.
+#[test]
+fn gradients_by_matrix_units_agree_with_the_oracle() {
+    let gates = Capabilities { output_gated: true, ..Kind::LinguaMemoryPlus.capabilities() };
+    let gated = Dimensions { capabilities: gates, ..product_keys(Kind::Peer) };
+    for (name, dims) in [("UltraMem", dimensions()), ("lingua's Memory+, both gates", gated)] {
+        let case = Case::random(dims, 70, ElementType::BF16, 17);
+        assert_eq!(case.layer.strategies(70).query, ProjectStrategy::Matrix);
+        case.hold_backward(name);
+    }
+}
+
 /// The capabilities that UltraMem and product keys don't have, each in its kind and in another type.
 #[test]
 fn the_family_agrees_with_the_oracle() {
@@ -403,9 +416,8 @@ fn tables_in_pages_agree_with_the_oracle() {
     for dtype in TYPES {
         let case = Case::random(dimensions(), 33, dtype, 13).in_pages(25);
         assert_eq!(case.layer.table().page_rows(), [25, 25, 14]);
-        let products = [ProjectStrategy::Tile, ProjectStrategy::Cubek];
         let strategies =
-            products.map(|product| Strategies { expand: ExpandStrategy::Pooled(product), ..case.layer.strategies(33) });
+            PRODUCTS.map(|product| Strategies { expand: ExpandStrategy::Pooled(product), ..case.layer.strategies(33) });
         case.hold_forward("pages", &strategies);
         case.hold_backward("pages");
     }
@@ -533,7 +545,7 @@ fn dense_ffns_attention_and_residuals_agree_with_the_oracle() {
     for dtype in TYPES {
         let bench = Bench::new(dtype);
         let (hidden, inner) = (32, 24);
-        for (tokens, strategy) in [(3, ProjectStrategy::Tile), (70, ProjectStrategy::Cubek)] {
+        for (tokens, strategy) in [(3, ProjectStrategy::Tile), (70, ProjectStrategy::Cubek), (70, ProjectStrategy::Matrix)] {
             let (input, up) = (bench.stored(&[tokens, hidden], 1), bench.stored(&[hidden, 2 * inner], 2));
             let down = bench.stored(&[inner, hidden], 3);
             let activation = Activation::SwiGlu;

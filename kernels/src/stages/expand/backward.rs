@@ -103,8 +103,10 @@ pub fn expand_backward<R: Runtime>(
     let plans = ExpandBackwardPlans::of(&stage.device, &sizes, strategy)?;
     let finished = stage.finished(&saved, grad_output, strategy)?;
     let grad_projected = finished.as_ref().map_or(grad_output, |finished| &finished.values);
+    // A bias alone changes nothing of what is multiplied.
+    let factor = if memory.output_gate.is_some() { grad_projected } else { grad_output };
     let mut grad_pooled = match weight {
-        Some(weight) => project(client, grad_projected, weight, f32_storage(), strategy)?,
+        Some(weight) => project(client, factor, weight, f32_storage(), strategy)?,
         None => grad_projected.clone(),
     };
     let mut pooled = match saved.pooled {
@@ -134,7 +136,7 @@ pub fn expand_backward<R: Runtime>(
     Ok(ExpandGradients {
         scores,
         values,
-        weight: weight.map(|_| outer(client, grad_projected, &pooled, strategy)).transpose()?,
+        weight: weight.map(|_| outer(client, factor, &pooled, stage.sizes.dtype, strategy)).transpose()?,
         bias: memory.bias.map(|_| column_sum(client, grad_projected)).transpose()?,
         gate: grad_gate,
         output_gate: finished.and_then(|finished| finished.gate),

@@ -7,8 +7,8 @@ use crate::launch::plan::{Launch, Planned, check_all};
 use crate::launch::tensor::index;
 use crate::linear::cast::cast_launch;
 use crate::linear::column_sum::ColumnSumPlans;
-use crate::linear::outer::OuterPlans;
-use crate::linear::{ProjectPlan, ProjectSizes, ProjectStrategy};
+use crate::linear::outer::{OuterPlans, OuterSizes};
+use crate::linear::{ProductPlans, ProjectSizes, ProjectStrategy};
 use crate::table::group::SortPlans;
 use crate::table::locate::locate_launch;
 use crate::table::row_products::ProductPlan;
@@ -35,7 +35,7 @@ pub struct ExpandBackwardPlans {
     /// Goes back through the output gate, or makes the output's gradient f32 where projected values are finished otherwise.
     pub finish: Option<Launch>,
     /// The pooled values' gradient; None where nothing projects, or cubek.
-    pub project: Option<Planned<ProjectPlan>>,
+    pub project: Option<ProductPlans>,
     /// Pools anew, where the pooled values are not left.
     pub pool: Option<PoolPlans>,
     /// Goes back through the gate.
@@ -79,7 +79,8 @@ impl ExpandBackwardPlans {
         let products = Planned { plan: product, launch: product.launch("row_products_kernel", entries, 0) };
         let used = entries.min(address.table_rows);
         let sums = SumSizes { entries, rows: used, factors: cores, slice: value_dim / cores, shared: false };
-        let outer = || OuterPlans::of(device, tokens, hidden_size, pooled_dim, strategy);
+        let of_outer = OuterSizes { tokens, m: hidden_size, n: pooled_dim, dtype };
+        let outer = || OuterPlans::of(device, &of_outer, strategy);
         let gate = || Launch::flat(device, "gate_backward_kernel", tokens.saturating_mul(value_dim), 0);
         let plans = Self {
             projected: anew.map(ExpandPlans::unfinished),
@@ -103,7 +104,7 @@ impl ExpandBackwardPlans {
     /// The launches in their order; of no cubes where there are no tokens.
     pub fn launches(&self) -> Vec<Launch> {
         let anew = self.projected.iter().flat_map(ExpandPlans::launches);
-        let project = self.project.map(|planned| planned.launch);
+        let project = self.project.iter().flat_map(ProductPlans::launches);
         let pooled = anew.chain(self.finish).chain(project).chain(self.pool.iter().flat_map(PoolPlans::launches));
         let products = vec![self.products.launch; self.pages];
         let places = [self.shuffle.launches(), vec![self.locate], products].concat();

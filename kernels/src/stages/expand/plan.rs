@@ -7,7 +7,7 @@ use crate::launch::loops::{fits_loops, strided};
 use crate::launch::plan::{Launch, Planned};
 use crate::launch::tensor::{index, positive};
 use crate::linear::tile::{Product, Sharing};
-use crate::linear::{ProjectPlan, ProjectSizes};
+use crate::linear::{ProductPlans, ProjectSizes};
 use crate::table::source::{AddressPlan, ShufflePlan};
 use crate::{ElementType, Error, Result};
 
@@ -284,7 +284,7 @@ pub enum ExpandPlans {
         /// Pools.
         pool: PoolPlans,
         /// Projects what is pooled; None where nothing does, or cubek.
-        project: Option<Planned<ProjectPlan>>,
+        project: Option<ProductPlans>,
         /// Makes the output of what is pooled or projected, where something is done to that.
         finish: Option<Launch>,
     },
@@ -350,7 +350,8 @@ impl ExpandPlans {
         match self {
             Self::Fused { shuffle, expand } => [shuffle.launches(), vec![expand.launch]].concat(),
             Self::Pooled { pool, project, finish } => {
-                pool.launches().into_iter().chain(project.map(|planned| planned.launch)).chain(*finish).collect()
+                let project = project.iter().flat_map(ProductPlans::launches);
+                pool.launches().into_iter().chain(project).chain(*finish).collect()
             }
         }
     }

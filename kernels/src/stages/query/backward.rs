@@ -1,6 +1,8 @@
 //! Backward of the linear maps of an input: `∂input[t, k] = Σ_o ∂map[t, o] · weight[o, k]`, summed over the maps, and of each
 //! `∂weight[o, k] = Σ_t ∂map[t, o] · input[t, k]` and `∂bias[o] = Σ_t ∂map[t, o]`.
 //!
+//! Matrix units take a map's gradient in the type of its weight: it is rounded once, for both products.
+//!
 //! Moves each weight and its gradient once, the input and a map's gradient once or, from cache, once per tile; of several maps, a sum of the
 //! input's gradient once for each.
 
@@ -12,6 +14,7 @@ use super::{ProjectStrategy, project};
 use crate::launch::device::Device;
 use crate::launch::plan::Launch;
 use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, float_type, sizes, zeros};
+use crate::linear::cast::cast;
 use crate::linear::column_sum::column_sum;
 use crate::linear::outer::outer;
 use crate::{Error, Result};
@@ -62,28 +65,32 @@ pub fn query_backward<R: Runtime>(
     let mut of_maps = Vec::new();
     for map in maps {
         let [_, width] = sizes(map.grad, "gradient of the map")?;
+        check(client, map.grad, "gradient of the map", &[tokens, width], f32_storage())?;
         check(client, map.weight, "weight", &[width, hidden_size], input.dtype)?;
         of_maps.push(MapSizes { width, biased: map.biased });
     }
     let sizes = QueryBackwardSizes { tokens, hidden_size, dtype, maps: of_maps, more: more.is_some() };
     let plans = QueryBackwardPlans::of(&Device::of(client), &sizes, strategy)?;
     let (mut sum, last) = (more.cloned(), maps.len() - 1);
+    let mut factors = Vec::new();
     for (at, (map, plan)) in maps.iter().zip(&plans.maps).enumerate() {
-        let through = |dtype| project(client, map.grad, map.weight, dtype, strategy);
-        let dtype = if at == last { input.dtype } else { f32_storage() };
+        let factor = if strategy.rounds(dtype) { cast(client, map.grad, input.dtype)? } else { map.grad.clone() };
+        let through = |output| project(client, &factor, map.weight, output, strategy);
+        let output = if at == last { input.dtype } else { f32_storage() };
         sum = Some(match sum.zip(plan.add) {
-            Some((sum, launch)) => add(client, launch, &sum, &through(f32_storage())?, input, dtype)?,
-            None => through(dtype)?,
+            Some((sum, launch)) => add(client, launch, &sum, &through(f32_storage())?, input, output)?,
+            None => through(output)?,
         });
+        factors.push(factor);
     }
     let grad_input = sum.ok_or(Error::Zero { what: "maps of the input" })?;
-    let of_map = |map: &Map<'_, R>| {
+    let of_map = |(map, factor): (&Map<'_, R>, &Tensor<R>)| {
         Ok(MapGradients {
-            weight: outer(client, map.grad, input, strategy)?,
+            weight: outer(client, factor, input, sizes.dtype, strategy)?,
             bias: map.biased.then(|| bias_gradient(client, map.grad)).transpose()?,
         })
     };
-    Ok(QueryGradients { input: grad_input, maps: maps.iter().map(of_map).collect::<Result<_>>()? })
+    Ok(QueryGradients { input: grad_input, maps: maps.iter().zip(&factors).map(of_map).collect::<Result<_>>()? })
 }
 
 /// `Σ_t grad[t, o]`; of no tokens, zeros.

@@ -2,18 +2,19 @@
 
 use super::bias::bias_launch;
 use crate::launch::device::Device;
-use crate::launch::plan::{Launch, Planned, check_all};
+use crate::launch::plan::{Launch, check_all};
 use crate::launch::tensor::{index, positive};
+use crate::linear::cast::cast_launch;
 use crate::linear::column_sum::ColumnSumPlans;
-use crate::linear::outer::OuterPlans;
-use crate::linear::{ProjectPlan, ProjectSizes, ProjectStrategy};
+use crate::linear::outer::{OuterPlans, OuterSizes};
+use crate::linear::{ProductPlans, ProjectSizes, ProjectStrategy};
 use crate::{ElementType, Result};
 
 /// The launches of a map of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueryPlans {
     /// The product; None for cubek.
-    pub product: Option<Planned<ProjectPlan>>,
+    pub product: Option<ProductPlans>,
     /// Adds the bias.
     pub bias: Option<Launch>,
 }
@@ -30,7 +31,7 @@ impl QueryPlans {
 
     /// The launches in their order.
     pub fn launches(&self) -> Vec<Launch> {
-        self.product.map(|planned| planned.launch).into_iter().chain(self.bias).collect()
+        self.product.iter().flat_map(ProductPlans::launches).chain(self.bias).collect()
     }
 }
 
@@ -68,8 +69,10 @@ pub struct QueryBackwardPlans {
 /// The launches of one map's backward pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MapPlans {
+    /// Rounds the gradient of what the map gave, where matrix units multiply it.
+    pub cast: Option<Launch>,
     /// To the input; None for cubek.
-    pub input: Option<Planned<ProjectPlan>>,
+    pub input: Option<ProductPlans>,
     /// Adds that to what has come to the input before.
     pub add: Option<Launch>,
     /// To the weight; None for cubek.
@@ -91,10 +94,12 @@ impl QueryBackwardPlans {
             positive(&[("width of a map", map.width)])?;
             index("width of a map", map.width)?;
             let input = ProjectSizes { tokens, depth: map.width, width: hidden_size, dtype };
+            let outer = OuterSizes { tokens, m: map.width, n: hidden_size, dtype };
             Ok(MapPlans {
+                cast: strategy.rounds(dtype).then(|| cast_launch(device, tokens.saturating_mul(map.width))),
                 input: strategy.plan(device, &input)?,
                 add: (at > 0 || more).then(|| add_launch(device, tokens.saturating_mul(hidden_size))),
-                weight: OuterPlans::of(device, tokens, map.width, hidden_size, strategy),
+                weight: OuterPlans::of(device, &outer, strategy),
                 bias: map.biased.then(|| ColumnSumPlans::of(device, tokens, map.width)),
             })
         };
@@ -105,7 +110,8 @@ impl QueryBackwardPlans {
 
     /// The launches in their order; of no cubes where there are no tokens.
     pub fn launches(&self) -> Vec<Launch> {
-        let to_input = self.maps.iter().flat_map(|map| map.input.map(|it| it.launch).into_iter().chain(map.add));
+        let products = |map: &MapPlans| map.input.as_ref().map_or(Vec::new(), ProductPlans::launches);
+        let to_input = self.maps.iter().flat_map(|map| map.cast.into_iter().chain(products(map)).chain(map.add));
         let own = |map: &MapPlans| {
             let bias = map.bias.as_ref().map_or(Vec::new(), |sum| sum.launches.clone());
             [map.weight.as_ref().map_or(Vec::new(), OuterPlans::launches), bias].concat()
