@@ -38,8 +38,14 @@ fn main() {
     for report in device.take_reports() {
         let spills = ultramem_offline::compile::compile(
             &report.kernel, ultramem_offline::compile::Architecture::of(Gpu::H100)).unwrap().resources;
+        if let Ok(path) = std::env::var("DUMP") {
+            let code = ultramem_offline::compile::machine_code(&report.kernel, ultramem_offline::compile::Architecture::of(Gpu::H100)).unwrap();
+            std::fs::write(format!("{path}.sass"), code.as_str()).unwrap();
+            std::fs::write(format!("{path}.cu"), &report.kernel.source).unwrap();
+        }
         let Some(it) = Profile::of(&report, Gpu::H100, &rates).unwrap() else { continue };
         let times: Vec<String> = it.times.iter().filter(|(_, t)| *t > 0.5).map(|(n, t)| format!("{n} {t:.1}")).collect();
+        if std::env::var("LINES").is_ok() { for line in it.lines.iter().take(12) { println!("{line:?}"); } }
         println!("{:40.40} cubes {:5} x {:3} regs {:3} spills {:?} shared {:6} resident {} counted {} pred {:7.1} | {}",
             it.kernel, it.cubes, it.units, it.registers, (spills.spill_stores, spills.spill_loads, spills.stack), it.shared, it.resident, it.counted, it.predicted, times.join(", "));
     }

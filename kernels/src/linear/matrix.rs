@@ -18,7 +18,7 @@ use cubecl::prelude::*;
 use super::matrix_plan::{BUFFERS, MatrixPlan, MatrixPlans, MatrixSizes, PLANE, Panel, SIXTEEN};
 use crate::launch::device::Device;
 use crate::launch::plan::Planned;
-use crate::launch::tensor::{Tensor, arg, empty, f32_storage, index};
+use crate::launch::tensor::{Tensor, arg, empty, f32_storage, index, u32_storage};
 use crate::{Error, Result};
 
 /// Numbers that a unit has side by side in a fragment.
@@ -59,8 +59,7 @@ pub(crate) fn launch_matrix<R: Runtime>(
         None => output.clone(),
     };
     let Planned { plan, launch } = plans.product;
-    let (left_width, right_width) = (width(&device, left), width(&device, right));
-    let pair = device.width(4, &[columns]).min(2);
+    let (of_left, of_right) = (Loads::of(&device, left, dtype), Loads::of(&device, right, dtype));
     let (grid, cube_dim) = launch.start(&device)?;
     // SAFETY: shapes are checked; a unit reads places below the factors' sizes and writes below those of the output or of its part.
     unsafe {
@@ -68,20 +67,21 @@ pub(crate) fn launch_matrix<R: Runtime>(
             client,
             grid,
             cube_dim,
-            left_width,
-            right_width,
-            pair,
-            arg(left, left_width),
-            arg(right, right_width),
-            arg(&parts, pair),
+            of_left.width,
+            of_left.words,
+            of_right.width,
+            of_right.words,
+            arg(left, 2 * of_left.words),
+            arg(right, 2 * of_right.words),
+            arg(&parts, 2),
             rows as u32,
             columns as u32,
             depth as u32,
             plans.share as u32,
             launch.cubes as u32,
             plan,
-            left.dtype,
-            right.dtype,
+            of_left.dtype,
+            of_right.dtype,
             dtype,
             parts.dtype,
         );
@@ -107,9 +107,24 @@ pub(crate) fn launch_matrix<R: Runtime>(
     Ok(())
 }
 
-/// Numbers of a load of a factor's lines.
-fn width<R: Runtime>(device: &Device, factor: &Tensor<R>) -> usize {
-    device.width(factor.dtype.size(), &[factor.shape()[1]])
+/// How a factor is read: numbers of the units' type in pairs, as words of 32 bits, others as they are.
+struct Loads {
+    dtype: StorageType,
+    /// Numbers or words of a load.
+    width: usize,
+    /// Words that become of them.
+    words: usize,
+}
+
+impl Loads {
+    fn of<R: Runtime>(device: &Device, factor: &Tensor<R>, dtype: StorageType) -> Self {
+        let numbers = device.width(factor.dtype.size(), &[factor.shape()[1]]);
+        let words = numbers / 2;
+        match factor.dtype == dtype {
+            true => Self { dtype: u32_storage(), width: words, words },
+            false => Self { dtype: factor.dtype, width: numbers, words },
+        }
+    }
 }
 
 /// Where a cube, and a plane of it, stand in the product.
@@ -135,10 +150,10 @@ struct Extent {
 
 /// `CUBE_POS` runs over tiles of rows, then of columns, then over parts of the depth.
 #[cube(launch_unchecked)]
-pub(crate) fn matrix_kernel<A: Float, B: Float, E: Float, O: Float, W: Size, N: Size, V: Size>(
-    left: &Array<Vector<A, W>>,
-    right: &Array<Vector<B, N>>,
-    output: &mut Array<Vector<O, V>>,
+pub(crate) fn matrix_kernel<A: Numeric, B: Numeric, E: Float, O: Float, VA: Size, WA: Size, VB: Size, WB: Size>(
+    left: &Array<Vector<A, VA>>,
+    right: &Array<Vector<B, VB>>,
+    output: &mut Array<Vector<O, Pair>>,
     rows: u32,
     columns: u32,
     depth: u32,
@@ -166,37 +181,42 @@ pub(crate) fn matrix_kernel<A: Float, B: Float, E: Float, O: Float, W: Size, N: 
         end: min((split + 1) * share as usize, depth as usize),
     };
     let (of_left, of_right) = comptime!((plan.left(), plan.right()));
-    let (left_width, right_width) = (W::value(), N::value());
+    let (left_words, right_words) = (WA::value(), WB::value());
+    let (left_numbers, right_numbers) = comptime!((2 * left_words, 2 * right_words));
     let left_lines = if comptime!(plan.turned) { depth } else { rows };
     let left_run = if comptime!(plan.turned) { rows } else { depth };
-    let left_extent = Extent { lines: left_lines as usize, vectors: left_run as usize / left_width };
-    let right_extent = Extent { lines: depth as usize, vectors: columns as usize / right_width };
+    let left_extent = Extent { lines: left_lines as usize, vectors: left_run as usize / left_numbers };
+    let right_extent = Extent { lines: depth as usize, vectors: columns as usize / right_numbers };
     let mut left_stage =
-        SharedMemory::<Vector<E, W>>::new_aligned(comptime!(BUFFERS * of_left.buffer() / left_width), 16usize);
+        SharedMemory::<Vector<u32, WA>>::new_aligned(comptime!(BUFFERS * of_left.buffer() / left_numbers), 16usize);
     let mut right_stage =
-        SharedMemory::<Vector<E, N>>::new_aligned(comptime!(BUFFERS * of_right.buffer() / right_width), 16usize);
-    let mut left_next = Array::<Vector<A, W>>::new(comptime!(of_left.loads(left_width)));
-    let mut right_next = Array::<Vector<B, N>>::new(comptime!(of_right.loads(right_width)));
+        SharedMemory::<Vector<u32, WB>>::new_aligned(comptime!(BUFFERS * of_right.buffer() / right_numbers), 16usize);
+    let mut left_next = Array::<Vector<A, VA>>::new(comptime!(of_left.loads(left_numbers)));
+    let mut right_next = Array::<Vector<B, VB>>::new(comptime!(of_right.loads(right_numbers)));
     let mut sums = no_sums(comptime!(plan.tiles[0] * plan.tiles[1] * 2));
 
-    fetch::<A, W>(left, &mut left_next, left_extent, place.row, place.first, of_left);
-    fetch::<B, N>(right, &mut right_next, right_extent, place.column, place.first, of_right);
-    keep::<A, E, W>(&left_next, &mut left_stage, 0usize, place.first, place.end, of_left);
-    keep::<B, E, N>(&right_next, &mut right_stage, 0usize, place.first, place.end, of_right);
+    fetch::<A, VA>(left, &mut left_next, left_extent, place.row, place.first, left_numbers, of_left);
+    fetch::<B, VB>(right, &mut right_next, right_extent, place.column, place.first, right_numbers, of_right);
+    keep::<A, E, VA, WA>(&left_next, &mut left_stage, 0usize, place.first, place.end, of_left);
+    keep::<B, E, VB, WB>(&right_next, &mut right_stage, 0usize, place.first, place.end, of_right);
+    let second = place.first + plan.stage;
+    fetch::<A, VA>(left, &mut left_next, left_extent, place.row, second, left_numbers, of_left);
+    fetch::<B, VB>(right, &mut right_next, right_extent, place.column, second, right_numbers, of_right);
     sync_cube();
     let stages = (place.end - place.first).div_ceil(plan.stage);
     for stage in 0..stages {
         let next = place.first + (stage + 1) * plan.stage;
         let (buffer, other) = (stage % BUFFERS, (stage + 1) % BUFFERS);
-        // Behind the last stage comes one that is read again and never multiplied.
-        fetch::<A, W>(left, &mut left_next, left_extent, place.row, next, of_left);
-        fetch::<B, N>(right, &mut right_next, right_extent, place.column, next, of_right);
-        multiply_stage::<E, W, N>(&left_stage, &right_stage, &mut sums, buffer, place, plan);
-        keep::<A, E, W>(&left_next, &mut left_stage, other, next, place.end, of_left);
-        keep::<B, E, N>(&right_next, &mut right_stage, other, next, place.end, of_right);
+        multiply_stage::<E, WA, WB>(&left_stage, &right_stage, &mut sums, buffer, place, plan);
+        keep::<A, E, VA, WA>(&left_next, &mut left_stage, other, next, place.end, of_left);
+        keep::<B, E, VB, WB>(&right_next, &mut right_stage, other, next, place.end, of_right);
+        // Read here, kept by the next iteration: a compiler would put off what is read and used in one.
+        let behind = next + plan.stage;
+        fetch::<A, VA>(left, &mut left_next, left_extent, place.row, behind, left_numbers, of_left);
+        fetch::<B, VB>(right, &mut right_next, right_extent, place.column, behind, right_numbers, of_right);
         sync_cube();
     }
-    store::<O, V>(&mut sums, output, split, rows as usize, columns as usize, place, plan);
+    store::<O>(&mut sums, output, split, rows as usize, columns as usize, place, plan);
 }
 
 /// The plane's sums of 16 rows by 8 columns each, all zero.
@@ -213,23 +233,23 @@ fn no_sums(#[comptime] count: usize) -> Sequence<Array<Vector<f32, Pair>>> {
     sums
 }
 
-/// Reads a unit's vectors of the stage that begins at `depth`. Places behind the factor's end are read as its last; sums of theirs are not
-/// written, or they are not kept.
+/// Reads a unit's vectors, of `numbers` numbers, of the stage that begins at `depth`. Places behind the factor's end are read as its last;
+/// sums of theirs are not written, or they are not kept.
 #[cube]
-fn fetch<A: Float, W: Size>(
-    factor: &Array<Vector<A, W>>,
-    next: &mut Array<Vector<A, W>>,
+fn fetch<A: Numeric, V: Size>(
+    factor: &Array<Vector<A, V>>,
+    next: &mut Array<Vector<A, V>>,
     extent: Extent,
     first: usize,
     depth: usize,
+    #[comptime] numbers: usize,
     #[comptime] panel: Panel,
 ) {
-    let width = W::value();
-    let per_line = comptime!(panel.run / width);
+    let per_line = comptime!(panel.run / numbers);
     let (first_line, first_number) = if comptime!(panel.across) { (depth, first) } else { (first, depth) };
-    let first_vector = first_number / width;
+    let first_vector = first_number / numbers;
     #[unroll]
-    for i in 0..comptime!(panel.loads(width)) {
+    for i in 0..comptime!(panel.loads(numbers)) {
         let item = UNIT_POS as usize + comptime!(i * panel.units);
         let line = min(first_line + item / per_line, extent.lines - 1);
         let vector = min(first_vector + item % per_line, extent.vectors - 1);
@@ -239,39 +259,47 @@ fn fetch<A: Float, W: Size>(
 
 /// Writes a unit's vectors of the stage that begins at `depth` into a buffer, zeros for those of `end` and behind.
 #[cube]
-fn keep<A: Float, E: Float, W: Size>(
-    next: &Array<Vector<A, W>>,
-    stage: &mut SharedMemory<Vector<E, W>>,
+fn keep<A: Numeric, E: Float, V: Size, W: Size>(
+    next: &Array<Vector<A, V>>,
+    stage: &mut SharedMemory<Vector<u32, W>>,
     buffer: usize,
     depth: usize,
     end: usize,
     #[comptime] panel: Panel,
 ) {
-    let width = W::value();
-    let per_line = comptime!(panel.run / width);
-    let across = comptime!(if panel.across { panel.lines } else { panel.run });
-    let whole = depth + across <= end;
+    let words = W::value();
+    let numbers = comptime!(2 * words);
+    let (per_line, loads) = comptime!((panel.run / numbers, panel.loads(numbers)));
+    let first = buffer * comptime!(panel.buffer() / numbers);
+    let whole = depth + comptime!(panel.depth()) <= end;
     #[unroll]
-    for i in 0..comptime!(panel.loads(width)) {
+    for i in 0..loads {
         let item = UNIT_POS as usize + comptime!(i * panel.units);
         let (line, vector) = (item / per_line, item % per_line);
-        let place = buffer * comptime!(panel.buffer() / width) + line * comptime!(panel.pitch() / width) + vector;
-        let mut numbers = Vector::<E, W>::cast_from(next[i]);
-        if !whole {
-            let at = if comptime!(panel.across) { line } else { vector * width };
-            if depth + at >= end {
-                numbers = Vector::new(E::from_int(0));
-            }
-        }
-        stage[place] = numbers;
+        let at = if comptime!(panel.across) { line } else { vector * numbers };
+        let held = whole || depth + at < end;
+        let pairs = in_pairs::<A, E, V, W>(next[i]);
+        stage[first + line * comptime!(panel.pitch() / numbers) + vector] =
+            select(held, pairs, Vector::<u32, W>::new(0u32));
+    }
+}
+
+/// Numbers in pairs of the units' type: words are such pairs already.
+#[cube]
+fn in_pairs<A: Numeric, E: Float, V: Size, W: Size>(numbers: Vector<A, V>) -> Vector<u32, W> {
+    let (width, words) = (V::value(), W::value());
+    if comptime!(width == words) {
+        Vector::<u32, W>::reinterpret(numbers)
+    } else {
+        Vector::<u32, W>::reinterpret(Vector::<E, V>::cast_from(numbers))
     }
 }
 
 /// Adds a stage's products to the sums of a plane.
 #[cube]
-fn multiply_stage<E: Float, W: Size, N: Size>(
-    left: &SharedMemory<Vector<E, W>>,
-    right: &SharedMemory<Vector<E, N>>,
+fn multiply_stage<E: Float, WA: Size, WB: Size>(
+    left: &SharedMemory<Vector<u32, WA>>,
+    right: &SharedMemory<Vector<u32, WB>>,
     sums: &mut Sequence<Array<Vector<f32, Pair>>>,
     buffer: usize,
     place: Place,
@@ -280,18 +308,18 @@ fn multiply_stage<E: Float, W: Size, N: Size>(
     let (of_left, of_right) = comptime!((plan.left(), plan.right()));
     let (rows, columns) = comptime!((plan.tiles[0], plan.tiles[1]));
     let units = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
-    let left_first = first_of::<W>(buffer, place.plane_row, of_left, comptime!(plan.turned));
-    let right_first = first_of::<N>(buffer, place.plane_column, of_right, false);
+    let left_first = first_of::<WA>(buffer, place.plane_row, of_left, comptime!(plan.turned));
+    let right_first = first_of::<WB>(buffer, place.plane_column, of_right, false);
     #[unroll]
     for k in 0..comptime!(plan.stage / SIXTEEN) {
         let mut lefts = Sequence::<Array<Vector<E, Pair>>>::new();
         #[unroll]
         for i in 0..rows {
-            lefts.push(fragment::<E, W>(left, left_first, i, k, of_left));
+            lefts.push(fragment::<E, WA>(left, left_first, i, k, of_left));
         }
         #[unroll]
         for j in 0..columns {
-            let both = fragment::<E, N>(right, right_first, j, k, of_right);
+            let both = fragment::<E, WB>(right, right_first, j, k, of_right);
             #[unroll]
             for half in 0..2usize {
                 let mut one = Array::<Vector<E, Pair>>::new(2usize);
@@ -313,7 +341,8 @@ fn multiply_stage<E: Float, W: Size, N: Size>(
 /// These follow each other down the lines, then along them; where the left factor is turned, the other way about.
 #[cube]
 fn first_of<W: Size>(buffer: usize, plane: usize, #[comptime] panel: Panel, #[comptime] turned: bool) -> usize {
-    let width = W::value();
+    let words = W::value();
+    let width = comptime!(2 * words);
     let lane = UNIT_POS as usize % PLANE;
     let (down, along) = (lane / 8 % 2 * 8, lane / 16 * 8);
     let (lines, numbers) = if comptime!(turned) { (along, down) } else { (down, along) };
@@ -325,54 +354,48 @@ fn first_of<W: Size>(buffer: usize, plane: usize, #[comptime] panel: Panel, #[co
 /// Four matrices of 8 by 8: of the plane's 16 rows or columns number `tile`, and of the stage's 16 numbers of the depth number `k`.
 #[cube]
 fn fragment<E: Float, W: Size>(
-    stage: &SharedMemory<Vector<E, W>>,
+    stage: &SharedMemory<Vector<u32, W>>,
     first: usize,
     #[comptime] tile: usize,
     #[comptime] k: usize,
     #[comptime] panel: Panel,
 ) -> Array<Vector<E, Pair>> {
-    let width = W::value();
+    let words = W::value();
+    let width = comptime!(2 * words);
     let (line, number) = comptime!(if panel.across { (k, tile) } else { (tile, k) });
     let start = first + comptime!((line * panel.pitch() + number) * SIXTEEN / width);
     let ident = comptime!(if panel.across { MatrixIdent::B } else { MatrixIdent::A });
     let units = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
-    let lines = stage.slice(start, start + comptime!(8 / width));
-    units.load_matrix::<Vector<E, W>, Pair>(&lines, ident, 4usize, panel.across)
+    let row = stage.slice(start, start + comptime!(8 / width));
+    // SAFETY: a line of a matrix is read by its address; the words are pairs of such numbers.
+    let line = unsafe { row.downcast_unchecked::<Vector<E, Pair>>() };
+    units.load_matrix::<Vector<E, Pair>, Pair>(&line, ident, 4usize, panel.across)
 }
 
 /// Writes the sums of a plane: a lane has two columns of a row, and those of the row eight below.
 #[cube]
-fn store<O: Float, V: Size>(
+fn store<O: Float>(
     sums: &mut Sequence<Array<Vector<f32, Pair>>>,
-    output: &mut Array<Vector<O, V>>,
+    output: &mut Array<Vector<O, Pair>>,
     split: usize,
     rows: usize,
     columns: usize,
     place: Place,
     #[comptime] plan: MatrixPlan,
 ) {
-    let width = V::value();
     let lane = UNIT_POS as usize % PLANE;
     let (row, column) = (place.row + place.plane_row + lane / 4, place.column + place.plane_column + lane % 4 * 2);
     #[unroll]
     for i in 0..plan.tiles[0] {
         #[unroll]
-        for j in 0..comptime!(2 * plan.tiles[1]) {
-            let sum = sums.index(comptime!(i * 2 * plan.tiles[1] + j));
+        for half in 0..2usize {
+            let line = row + comptime!(i * SIXTEEN + half * 8);
+            let start = (split * rows + line) * columns + column;
             #[unroll]
-            for half in 0..2usize {
-                let line = row + comptime!(i * SIXTEEN + half * 8);
-                #[unroll]
-                for c in 0..comptime!(2 / width) {
-                    let at = column + comptime!(j * 8 + c * width);
-                    let mut numbers = Vector::<O, V>::empty();
-                    #[unroll]
-                    for v in 0..width {
-                        numbers[v] = O::cast_from(sum[half][comptime!(c * width + v)]);
-                    }
-                    if line < rows && at < columns {
-                        output[((split * rows + line) * columns + at) / width] = numbers;
-                    }
+            for j in 0..comptime!(2 * plan.tiles[1]) {
+                let sum = sums.index(comptime!(i * 2 * plan.tiles[1] + j));
+                if line < rows && column + comptime!(j * 8) < columns {
+                    output[start / 2 + comptime!(j * 4)] = Vector::cast_from(sum[half]);
                 }
             }
         }

@@ -114,6 +114,11 @@ impl Panel {
         self.lines * self.run / width / self.units
     }
 
+    /// Numbers of the depth.
+    pub fn depth(&self) -> usize {
+        if self.across { self.lines } else { self.run }
+    }
+
     /// Numbers from one line of a buffer to the next.
     pub fn pitch(&self) -> usize {
         self.run + PAD
