@@ -386,12 +386,13 @@ impl<R: Runtime> Moves<'_, R> {
     /// The gradients of what the input is mapped to, through the maps' weights, and these weights' own; of several maps, their sum.
     fn query(&self) -> u128 {
         let (sizes, maps) = (&self.sizes, self.sizes.maps());
+        let strategy = self.layer.backward_product(self.tokens);
         let of_map = |map: &InputMap| {
             let bias = if map.biased { self.column_sum(self.tokens, map.width) } else { 0 };
             let through = self.weight(sizes.hidden * map.width * sizes.element);
             let grad = sizes.tokens * map.width;
             // For matrix units it is rounded first.
-            let (element, cast) = match self.layer.backward_product(self.tokens).rounds(self.layer.dtype()) {
+            let (element, cast) = match strategy.rounds(self.layer.dtype(), [map.width as usize, sizes.config.hidden_size]) {
                 true => (sizes.element, grad * (WORD + sizes.element)),
                 false => (WORD, 0),
             };

@@ -88,11 +88,11 @@ const CACHE: f64 = 24.0;
 /// Multiply-adds that the matrix units of a multiprocessor do in a cycle: an H100's, and about half of an A100's.
 const PRODUCTS: f64 = 1365.0;
 /// Cycles until the numbers of a stage are there.
-const LATENCY: f64 = 500.0;
+const LATENCY: f64 = 650.0;
 /// Cycles that a second launch takes, whatever it does.
-const LAUNCH: f64 = 5000.0;
-/// Cubes of a multiprocessor at once, as registers allow.
-const RESIDENT: usize = 2;
+const LAUNCH: f64 = 3000.0;
+/// Units of a multiprocessor at once, as the registers of these kernels allow.
+const RESIDENT: usize = 512;
 
 /// Units of a plane, on every device that has such matrix units.
 pub(super) const PLANE: usize = 32;
@@ -145,16 +145,10 @@ pub struct MatrixPlans {
     pub sum: Option<Launch>,
 }
 
-/// Tiles of a cube: the large read least, the small reach the whole device.
-const TILES: [MatrixPlan; 5] = [
-    plan([2, 2], [4, 4], 32),
-    plan([2, 2], [4, 3], 64),
-    plan([2, 2], [4, 2], 64),
-    plan([2, 2], [2, 2], 64),
-    plan([1, 1], [1, 1], 128),
-];
+/// Tiles of a cube: the largest reads least, the smallest reaches the whole device.
+const TILES: [MatrixPlan; 3] = [plan([4, 2], [2, 3], 32), plan([2, 2], [2, 2], 64), plan([2, 2], [1, 1], 64)];
 /// Parts of the depth.
-const SPLITS: [usize; 7] = [1, 2, 3, 4, 6, 8, 16];
+const SPLITS: [usize; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
 
 const fn plan(planes: [usize; 2], tiles: [usize; 2], stage: usize) -> MatrixPlan {
     MatrixPlan { planes, tiles, stage, turned: false }
@@ -164,22 +158,19 @@ impl MatrixPlans {
     /// Plans a product; no rows are no launch, a depth of 0 counts as 1. The launches are checked when they are made.
     pub fn of(device: &Device, sizes: &MatrixSizes) -> Self {
         let sizes = MatrixSizes { depth: sizes.depth.max(1), ..*sizes };
-        if let Ok(forced) = std::env::var("MATRIX_PLAN") {
-            let n: Vec<usize> = forced.split(',').map(|it| it.parse().unwrap()).collect();
-            return Self::with(device, &sizes, plan([n[0], n[1]], [n[2], n[3]], n[4]), n[5]);
-        }
         let all = TILES.iter().flat_map(|&plan| SPLITS.map(|splits| Self::with(device, &sizes, plan, splits)));
         let least = |it: &Self, other: &Self| it.cycles(device).total_cmp(&other.cycles(device));
         all.min_by(least).unwrap_or_else(|| Self::with(device, &sizes, TILES[0], 1))
     }
 
     /// Cycles of the busiest multiprocessor, roughly: what its cubes read from the second-level cache or what they compute, whichever is more, but
-    /// at least the stages of one after the other; then adding up the parts.
+    /// at least the stages of one after the other; then adding up the parts. Of tiles and parts it
+    /// picks those that a replay of the kernels on an H100 found to be the fastest, or next to them.
     fn cycles(&self, device: &Device) -> f64 {
         let Planned { plan, launch } = self.product;
         let (stages, cubes) = (launch.loops as f64, launch.cubes.div_ceil(device.processors) as f64);
-        let resident = (device.shared_bytes / launch.shared_bytes).clamp(1, RESIDENT) as f64;
-        let stage = (cubes * plan.busy()).max((cubes / resident).ceil() * (LATENCY + plan.busy()));
+        let waves = (cubes / (RESIDENT / launch.units) as f64).ceil();
+        let stage = (cubes * plan.busy()).max(waves * (LATENCY + plan.busy()));
         let parts = self.area as f64 * (8 * self.splits) as f64 / (device.processors as f64 * CACHE);
         stages * stage + self.sum.map_or(0.0, |_| LAUNCH + parts)
     }

@@ -60,7 +60,7 @@ pub(crate) fn outer<R: Runtime>(
         return zeros(client, "outer product", &[m, n]);
     }
     let outer = || empty(client, "outer product", &[m, n], f32_storage());
-    match strategy.of_type(dtype) {
+    match strategy.of_numbers(dtype, [m, n]) {
         ProjectStrategy::Tile => launch_tile(client, left, right),
         ProjectStrategy::Matrix => {
             let outer = outer()?;
@@ -156,7 +156,7 @@ impl OuterPlans {
         if [tokens, m, n].contains(&0) {
             return None;
         }
-        match strategy.of_type(dtype) {
+        match strategy.of_numbers(dtype, [m, n]) {
             ProjectStrategy::Tile => {
                 let tiles = WeightTiles::of(device, tokens, m, n);
                 let sum = (tiles.splits > 1).then(|| ColumnSumPlans::of(device, tiles.splits, m.saturating_mul(n)));

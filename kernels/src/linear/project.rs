@@ -29,7 +29,8 @@ use crate::{ElementType, Error, Result};
 pub enum ProjectStrategy {
     /// A tile of tokens against a tile of columns, read through the caches: any device, any shape.
     Tile,
-    /// Our product on matrix units, of 16-bit numbers; of others, the tile. The device has to have them as NVIDIA's CUDA shows them.
+    /// Our product on matrix units, of 16-bit numbers in pairs; for f32 and odd sizes, the tile. The device has to have matrix units as CubeCL's
+    /// CUDA shows them.
     Matrix,
     /// cubek's matrix product, which uses matrix units for 16-bit numbers where the device has them.
     Cubek,
@@ -51,21 +52,23 @@ impl ProjectStrategy {
     /// # Errors
     /// Sizes that don't fit the device.
     pub fn plan(self, device: &Device, sizes: &ProjectSizes) -> Result<Option<ProductPlans>> {
-        match self.of_type(sizes.dtype) {
+        match self.of_numbers(sizes.dtype, [sizes.depth, sizes.width]) {
             Self::Tile => ProjectPlan::of(device, sizes).map(|planned| Some(ProductPlans::Tile(planned))),
             Self::Matrix => sizes.on_units(device).map(|plans| Some(ProductPlans::Matrix(plans))),
             Self::Cubek => Ok(None),
         }
     }
 
-    /// Whether an f32 factor of a product with numbers of this type is rounded to it: what is multiplied twice is rounded once, before.
-    pub fn rounds(self, dtype: ElementType) -> bool {
-        self != Self::Tile && dtype != ElementType::F32
+    /// Whether an f32 factor of a product with numbers of this type, in rows of so many, is rounded to it: what is multiplied twice is rounded
+    /// once, before.
+    pub fn rounds(self, dtype: ElementType, rows: [usize; 2]) -> bool {
+        self.of_numbers(dtype, rows) != Self::Tile && dtype != ElementType::F32
     }
 
-    /// The same for numbers of this type: matrix units would round f32.
-    pub(crate) fn of_type(self, dtype: ElementType) -> Self {
-        if self == Self::Matrix && dtype == ElementType::F32 { Self::Tile } else { self }
+    /// The same for numbers of this type, in rows of so many: matrix units would round f32, and they are given pairs.
+    pub(crate) fn of_numbers(self, dtype: ElementType, rows: [usize; 2]) -> Self {
+        let pairs = rows.iter().all(|row| row.is_multiple_of(2));
+        if self == Self::Matrix && (dtype == ElementType::F32 || !pairs) { Self::Tile } else { self }
     }
 }
 
@@ -133,7 +136,7 @@ pub fn project<R: Runtime>(
     if tokens * width == 0 {
         return Ok(output);
     }
-    match strategy.of_type(dtype) {
+    match strategy.of_numbers(dtype, [depth, width]) {
         ProjectStrategy::Tile => launch_tile(client, input, weight, &output, dtype)?,
         ProjectStrategy::Matrix => launch_matrix(client, input, weight, &output, weight.dtype, false)?,
         ProjectStrategy::Cubek => launch_cubek(client, input, weight, &output)?,
@@ -255,73 +258,6 @@ pub(crate) fn launch_cubek<R: Runtime>(
             &mut types,
         )
     };
-    // PROBE
-    if let Ok(spec) = std::env::var("CUBEK") {
-        use cubek::matmul::components::stage::PartitionBuffering;
-        use cubek::matmul::components::tile::TileMatmulKind;
-        use cubek::matmul::definition::{MatmulProblem, TilingBlueprint, TilingScheme};
-        use cubek::matmul::routines::BlueprintStrategy;
-        use cubek::std::{MatrixLayout, PartitionSize, StageSize, TileSize};
-        let words: Vec<&str> = spec.split(',').collect();
-        let n: Vec<u32> = words[2..].iter().map(|it| it.parse().unwrap()).collect();
-        let mma = words[1] == "mma";
-        let kind = if mma { TileMatmulKind::Mma } else { TileMatmulKind::Cmma };
-        let blueprint = || {
-            let elems = MatmulElems::from_single_dtype(weight.dtype.into()).as_global_elems();
-            let lhs = if input.strides()[1] == 1 { MatrixLayout::RowMajor } else { MatrixLayout::ColMajor };
-            let problem = MatmulProblem::from_parameters(
-                output.shape()[0],
-                output.shape()[1],
-                weight.shape()[0],
-                cubecl::zspace::shape![1],
-                cubecl::zspace::shape![1],
-                lhs,
-                MatrixLayout::RowMajor,
-                MatrixLayout::RowMajor,
-                None,
-                None,
-                elems,
-                cubecl::ir::AddressType::U32,
-            );
-            let scheme = TilingScheme::builder()
-                .with_tile_size(TileSize { m: n[0], n: n[1], k: n[2] })
-                .with_partition_size(PartitionSize { m: n[3] as u8, n: n[4] as u8, k: n[5] as u8 })
-                .with_stage_size(StageSize { m: n[6] as u8, n: n[7] as u8, k: 1 })
-                .build()
-                .unwrap();
-            TilingBlueprint::builder(kind, scheme, 32, &problem)
-                .partition_buffering(if n[4] > 1 { PartitionBuffering::Double } else { PartitionBuffering::Single })
-                .build()
-        };
-        macro_rules! strategy {
-            ($cmma:ident, $mma:ident) => {{
-                if mma {
-                    Strategy::$mma(if n.is_empty() {
-                        Default::default()
-                    } else {
-                        BlueprintStrategy::Forced(blueprint())
-                    })
-                } else {
-                    Strategy::$cmma(if n.is_empty() {
-                        Default::default()
-                    } else {
-                        BlueprintStrategy::Forced(blueprint())
-                    })
-                }
-            }};
-        }
-        let strategy = match words[0] {
-            "simple" => strategy!(SimpleCyclicCmma, SimpleCyclicMma),
-            "simpletile" => strategy!(SimpleTilewiseCmma, SimpleTilewiseMma),
-            "double" => strategy!(DoubleCyclicCmma, DoubleCyclicMma),
-            "tilewise" => strategy!(DoubleTilewiseCmma, DoubleTilewiseMma),
-            "hybrid" => strategy!(DoubleHybridCmma, DoubleHybridMma),
-            "ordered" => strategy!(OrderedDoubleCmma, OrderedDoubleMma),
-            _ => strategy!(DoubleAsyncCyclicCmma, DoubleAsyncCyclicMma),
-        };
-        return launch(strategy).map_err(|reason| Error::Matmul { m: 0, k: 0, n: 0, reason: format!("{reason:?}") });
-    }
-    // END PROBE
     let (matrix_units, units) =
         (Strategy::SimpleCyclicCmma(Default::default()), Strategy::SimpleUnit(Default::default()));
     // Matrix units would round f32 to tf32, which has ten bits.

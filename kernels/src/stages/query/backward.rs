@@ -74,7 +74,7 @@ pub fn query_backward<R: Runtime>(
     let (mut sum, last) = (more.cloned(), maps.len() - 1);
     let mut factors = Vec::new();
     for (at, (map, plan)) in maps.iter().zip(&plans.maps).enumerate() {
-        let factor = if strategy.rounds(dtype) { cast(client, map.grad, input.dtype)? } else { map.grad.clone() };
+        let factor = if plan.cast.is_some() { cast(client, map.grad, input.dtype)? } else { map.grad.clone() };
         let through = |output| project(client, &factor, map.weight, output, strategy);
         let output = if at == last { input.dtype } else { f32_storage() };
         sum = Some(match sum.zip(plan.add) {
