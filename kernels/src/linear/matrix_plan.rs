@@ -89,6 +89,8 @@ const CACHE: f64 = 24.0;
 const PRODUCTS: f64 = 1365.0;
 /// Cycles until the numbers of a stage are there.
 const LATENCY: f64 = 650.0;
+/// Cycles until the first stage of a cube is there, and until its sums are written.
+const EDGES: f64 = 5000.0;
 /// Cycles that a second launch takes, whatever it does.
 const LAUNCH: f64 = 3000.0;
 /// Units of a multiprocessor at once, as the registers of these kernels allow.
@@ -164,15 +166,15 @@ impl MatrixPlans {
     }
 
     /// Cycles of the busiest multiprocessor, roughly: what its cubes read from the second-level cache or what they compute, whichever is more, but
-    /// at least the stages of one after the other; then adding up the parts. Of tiles and parts it
-    /// picks those that a replay of the kernels on an H100 found to be the fastest, or next to them.
+    /// at least the stages of one after the other; then adding up the parts. A replay of these kernels on an H100 takes about as long.
     fn cycles(&self, device: &Device) -> f64 {
         let Planned { plan, launch } = self.product;
         let (stages, cubes) = (launch.loops as f64, launch.cubes.div_ceil(device.processors) as f64);
         let waves = (cubes / (RESIDENT / launch.units) as f64).ceil();
         let stage = (cubes * plan.busy()).max(waves * (LATENCY + plan.busy()));
+        let product = stages * stage + waves * EDGES;
         let parts = self.area as f64 * (8 * self.splits) as f64 / (device.processors as f64 * CACHE);
-        stages * stage + self.sum.map_or(0.0, |_| LAUNCH + parts)
+        product + self.sum.map_or(0.0, |_| LAUNCH + parts)
     }
 
     /// With a tile and so many parts of the depth, as far as there are as many stages.

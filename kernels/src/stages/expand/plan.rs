@@ -270,6 +270,7 @@ impl ExpandPlan {
 }
 
 /// The launches of the stage for so many tokens.
+#[expect(clippy::large_enum_variant, reason = "there is one of them a pass, and it is copied")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExpandPlans {
     /// One kernel.
