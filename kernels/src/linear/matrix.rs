@@ -8,7 +8,8 @@
 //! barrier. Lines of a buffer are 16 bytes longer than what they hold, and the eight that a load of a fragment reads lie in different banks.
 //!
 //! Reads left once per tile of columns and right once per tile of rows, from the second-level cache where they fit, and writes the output
-//! once. Where tiles leave multiprocessors idle, the depth is cut into parts; these are written in f32 and added up in their order by a
+//! once. For few tokens tiles are small, and a cube's planes share out the depth of a stage, slice by slice. Where the tiles of a weight's
+//! gradient leave multiprocessors idle, the depth is cut into parts; these are written in f32 and added up in their order by a
 //! second launch: the same bits in every run.
 
 use cubecl::cmma::MmaDefinition;
@@ -136,6 +137,8 @@ struct Place {
     /// The plane's, of the cube's.
     plane_row: usize,
     plane_column: usize,
+    /// Where the plane's slice of a stage begins.
+    slice: usize,
     /// The depth of the cube's part, from its first number to behind its last.
     first: usize,
     end: usize,
@@ -171,12 +174,14 @@ pub(crate) fn matrix_kernel<A: Numeric, B: Numeric, E: Float, O: Float, VA: Size
     let row_tiles = rows.div_ceil(comptime!(plan.rows() as u32)) as usize;
     let column_tiles = columns.div_ceil(comptime!(plan.columns() as u32)) as usize;
     let split = CUBE_POS / (row_tiles * column_tiles);
-    let plane = UNIT_POS as usize / PLANE;
+    let plane = UNIT_POS as usize / PLANE % comptime!(plan.planes[0] * plan.planes[1]);
+    let slice = UNIT_POS as usize / comptime!(plan.units() / plan.slices);
     let place = Place {
         row: CUBE_POS % row_tiles * comptime!(plan.rows()),
         column: CUBE_POS / row_tiles % column_tiles * comptime!(plan.columns()),
         plane_row: plane / comptime!(plan.planes[1]) * comptime!(plan.tiles[0] * SIXTEEN),
         plane_column: plane % comptime!(plan.planes[1]) * comptime!(plan.tiles[1] * SIXTEEN),
+        slice: slice * comptime!(plan.stage / plan.slices),
         first: split * share as usize,
         end: min((split + 1) * share as usize, depth as usize),
     };
@@ -193,7 +198,7 @@ pub(crate) fn matrix_kernel<A: Numeric, B: Numeric, E: Float, O: Float, VA: Size
         SharedMemory::<Vector<u32, WB>>::new_aligned(comptime!(BUFFERS * of_right.buffer() / right_numbers), 16usize);
     let mut left_next = Array::<Vector<A, VA>>::new(comptime!(of_left.loads(left_numbers)));
     let mut right_next = Array::<Vector<B, VB>>::new(comptime!(of_right.loads(right_numbers)));
-    let mut sums = no_sums(comptime!(plan.tiles[0] * plan.tiles[1] * 2));
+    let mut sums = no_sums(comptime!(plan.pairs() / 2));
 
     fetch::<A, VA>(left, &mut left_next, left_extent, place.row, place.first, left_numbers, of_left);
     fetch::<B, VB>(right, &mut right_next, right_extent, place.column, place.first, right_numbers, of_right);
@@ -216,7 +221,12 @@ pub(crate) fn matrix_kernel<A: Numeric, B: Numeric, E: Float, O: Float, VA: Size
         fetch::<B, VB>(right, &mut right_next, right_extent, place.column, behind, right_numbers, of_right);
         sync_cube();
     }
-    store::<O>(&mut sums, output, split, rows as usize, columns as usize, place, plan);
+    if comptime!(plan.slices > 1) {
+        add_slices(&mut sums, plan);
+    }
+    if slice == 0 {
+        store::<O>(&mut sums, output, split, rows as usize, columns as usize, place, plan);
+    }
 }
 
 /// The plane's sums of 16 rows by 8 columns each, all zero.
@@ -308,10 +318,10 @@ fn multiply_stage<E: Float, WA: Size, WB: Size>(
     let (of_left, of_right) = comptime!((plan.left(), plan.right()));
     let (rows, columns) = comptime!((plan.tiles[0], plan.tiles[1]));
     let units = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
-    let left_first = first_of::<WA>(buffer, place.plane_row, of_left, comptime!(plan.turned));
-    let right_first = first_of::<WB>(buffer, place.plane_column, of_right, false);
+    let left_first = first_of::<WA>(buffer, place.plane_row, place.slice, of_left, comptime!(plan.turned));
+    let right_first = first_of::<WB>(buffer, place.plane_column, place.slice, of_right, false);
     #[unroll]
-    for k in 0..comptime!(plan.stage / SIXTEEN) {
+    for k in 0..comptime!(plan.stage / SIXTEEN / plan.slices) {
         let mut lefts = Sequence::<Array<Vector<E, Pair>>>::new();
         #[unroll]
         for i in 0..rows {
@@ -340,14 +350,20 @@ fn multiply_stage<E: Float, WA: Size, WB: Size>(
 /// Where a lane's line of a plane's first fragment begins, in vectors: it names one of the eight lines of one of four matrices of 8 by 8.
 /// These follow each other down the lines, then along them; where the left factor is turned, the other way about.
 #[cube]
-fn first_of<W: Size>(buffer: usize, plane: usize, #[comptime] panel: Panel, #[comptime] turned: bool) -> usize {
+fn first_of<W: Size>(
+    buffer: usize,
+    plane: usize,
+    slice: usize,
+    #[comptime] panel: Panel,
+    #[comptime] turned: bool,
+) -> usize {
     let words = W::value();
     let width = comptime!(2 * words);
     let lane = UNIT_POS as usize % PLANE;
     let (down, along) = (lane / 8 % 2 * 8, lane / 16 * 8);
     let (lines, numbers) = if comptime!(turned) { (along, down) } else { (down, along) };
-    let (line, number) =
-        if comptime!(panel.across) { (lines + lane % 8, numbers + plane) } else { (lines + lane % 8 + plane, numbers) };
+    let (first_line, first_number) = if comptime!(panel.across) { (slice, plane) } else { (plane, slice) };
+    let (line, number) = (first_line + lines + lane % 8, first_number + numbers);
     buffer * comptime!(panel.buffer() / width) + line * comptime!(panel.pitch() / width) + number / width
 }
 
@@ -370,6 +386,34 @@ fn fragment<E: Float, W: Size>(
     // SAFETY: a line of a matrix is read by its address; the words are pairs of such numbers.
     let line = unsafe { row.downcast_unchecked::<Vector<E, Pair>>() };
     units.load_matrix::<Vector<E, Pair>, Pair>(&line, ident, 4usize, panel.across)
+}
+
+/// Adds up what the slices of the stages have summed, in their order; the first slice's planes end up with the totals.
+#[cube]
+fn add_slices(sums: &mut Sequence<Array<Vector<f32, Pair>>>, #[comptime] plan: MatrixPlan) {
+    let (units, count) = comptime!((plan.units() / plan.slices, plan.pairs()));
+    let mut others = SharedMemory::<Vector<f32, Pair>>::new(comptime!((plan.slices - 1) * units * count));
+    let (slice, own) = (UNIT_POS as usize / units, UNIT_POS as usize % units);
+    if slice > 0 {
+        #[unroll]
+        for i in 0..count {
+            let sum = sums.index(comptime!(i / 2));
+            others[((slice - 1) * count + i) * units + own] = sum[comptime!(i % 2)];
+        }
+    }
+    sync_cube();
+    if slice == 0 {
+        #[unroll]
+        for i in 0..count {
+            let sum = sums.index_mut(comptime!(i / 2));
+            let mut total = sum[comptime!(i % 2)];
+            #[unroll]
+            for other in 0..comptime!(plan.slices - 1) {
+                total += others[comptime!((other * count + i) * units) + own];
+            }
+            sum[comptime!(i % 2)] = total;
+        }
+    }
 }
 
 /// Writes the sums of a plane: a lane has two columns of a row, and those of the row eight below.

@@ -25,7 +25,9 @@ pub struct MatrixSizes {
 /// What is fixed when the kernel is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MatrixPlan {
-    /// Planes of a cube, down its rows and along its columns.
+    /// Slices of a stage's depth, each with planes of its own.
+    pub slices: usize,
+    /// Planes of a slice, down its rows and along its columns.
     pub planes: [usize; 2],
     /// Sixteens of rows and of columns of a plane.
     pub tiles: [usize; 2],
@@ -48,7 +50,7 @@ impl MatrixPlan {
 
     /// Units of a cube.
     pub fn units(&self) -> usize {
-        self.planes[0] * self.planes[1] * PLANE
+        self.slices * self.planes[0] * self.planes[1] * PLANE
     }
 
     /// The left factor's panel.
@@ -65,9 +67,15 @@ impl MatrixPlan {
         Panel { lines: self.stage, run: self.columns(), across: true, units: self.units() }
     }
 
-    /// Bytes of the buffers of a cube.
+    /// Pairs of sums of a unit: four of each sixteen of rows and of columns.
+    pub(super) fn pairs(&self) -> usize {
+        4 * self.tiles[0] * self.tiles[1]
+    }
+
+    /// Bytes of the buffers of a cube, and of the sums of all slices but the first.
     fn shared_bytes(&self) -> usize {
-        BUFFERS * 2 * (self.left().buffer() + self.right().buffer())
+        let sums = (self.slices - 1) * self.units() / self.slices * self.pairs();
+        BUFFERS * 2 * (self.left().buffer() + self.right().buffer()) + 8 * sums
     }
 
     /// Cycles of a multiprocessor for a stage of a cube, when others hide its latency.
@@ -148,19 +156,26 @@ pub struct MatrixPlans {
 }
 
 /// Tiles of a cube: the largest reads least, the smallest reaches the whole device.
-const TILES: [MatrixPlan; 3] = [plan([4, 2], [2, 3], 32), plan([2, 2], [2, 2], 64), plan([2, 2], [1, 1], 64)];
+const TILES: [MatrixPlan; 4] = [
+    plan(1, [4, 2], [2, 3], 32),
+    plan(1, [2, 2], [2, 2], 64),
+    plan(2, [2, 2], [1, 1], 128),
+    plan(4, [1, 1], [1, 1], 256),
+];
 /// Parts of the depth.
 const SPLITS: [usize; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
 
-const fn plan(planes: [usize; 2], tiles: [usize; 2], stage: usize) -> MatrixPlan {
-    MatrixPlan { planes, tiles, stage, turned: false }
+const fn plan(slices: usize, planes: [usize; 2], tiles: [usize; 2], stage: usize) -> MatrixPlan {
+    MatrixPlan { slices, planes, tiles, stage, turned: false }
 }
 
 impl MatrixPlans {
-    /// Plans a product; no rows are no launch, a depth of 0 counts as 1. The launches are checked when they are made.
+    /// Plans a product; no rows are no launch, a depth of 0 counts as 1. A weight's gradient alone is cut into parts: a second launch is little
+    /// beside the backward pass. The launches are checked when they are made.
     pub fn of(device: &Device, sizes: &MatrixSizes) -> Self {
         let sizes = MatrixSizes { depth: sizes.depth.max(1), ..*sizes };
-        let all = TILES.iter().flat_map(|&plan| SPLITS.map(|splits| Self::with(device, &sizes, plan, splits)));
+        let splits = if sizes.turned { &SPLITS[..] } else { &SPLITS[..1] };
+        let all = TILES.iter().flat_map(|plan| splits.iter().map(|&splits| Self::with(device, &sizes, *plan, splits)));
         let least = |it: &Self, other: &Self| it.cycles(device).total_cmp(&other.cycles(device));
         all.min_by(least).unwrap_or_else(|| Self::with(device, &sizes, TILES[0], 1))
     }
