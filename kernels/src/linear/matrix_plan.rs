@@ -156,9 +156,10 @@ pub struct MatrixPlans {
 }
 
 /// Tiles of a cube: the largest reads least, the smallest reaches the whole device.
-const TILES: [MatrixPlan; 4] = [
+const TILES: [MatrixPlan; 5] = [
     plan(1, [4, 2], [2, 3], 32),
     plan(1, [2, 2], [2, 2], 64),
+    plan(1, [2, 2], [1, 1], 64),
     plan(2, [2, 2], [1, 1], 128),
     plan(4, [1, 1], [1, 1], 256),
 ];
