@@ -267,7 +267,7 @@ fn every_launch_of_a_training_step_is_its_plan() {
         let config = MemoryConfig::new(dims).unwrap();
         for (dtype, pages) in dtypes.map(|dtype| (dtype, 1)).into_iter().chain([(dtypes[at % 3], 3)]) {
             let mut layer = layer(&client, &config, dtype, pages);
-            for tokens in [0, 1, 64, 301] {
+            for tokens in [0, 1, 64, 301, 2049] {
                 let what = format!("{:?}, layer {at}, {dtype}, {pages} pages, {tokens} tokens", config.kind());
                 kernels.extend(assert_step(&what, &device, &mut layer, tokens));
             }

@@ -18,7 +18,7 @@ use cubecl::prelude::*;
 
 use super::matrix_plan::{BUFFERS, MatrixPlan, MatrixPlans, MatrixSizes, PLANE, Panel, SIXTEEN};
 use crate::launch::device::Device;
-use crate::launch::plan::Planned;
+use crate::launch::plan::{Launch, Planned};
 use crate::launch::tensor::{Tensor, arg, empty, f32_storage, index, u32_storage};
 use crate::{Error, Result};
 
@@ -54,7 +54,7 @@ pub(crate) fn launch_matrix<R: Runtime>(
     }
     let plans = MatrixPlans::of(&device, &MatrixSizes { rows, columns, depth, turned });
     index("numbers of a factor", depth.saturating_mul(rows.max(columns)))?;
-    let area = index("numbers of a product", rows.saturating_mul(columns).saturating_mul(plans.splits))?;
+    index("numbers of a product", plans.area.saturating_mul(plans.splits))?;
     let parts = match plans.sum {
         Some(_) => empty(client, "parts of a product", &[plans.splits, rows, columns], f32_storage())?,
         None => output.clone(),
@@ -87,9 +87,23 @@ pub(crate) fn launch_matrix<R: Runtime>(
             parts.dtype,
         );
     }
-    let Some(sum) = plans.sum else { return Ok(()) };
-    let width = device.width(4, &[rows * columns]);
-    let (grid, cube_dim) = sum.start(&device)?;
+    match plans.sum {
+        Some(sum) => add_parts(client, &parts, output, sum),
+        None => Ok(()),
+    }
+}
+
+/// `output = Σ_s parts[s]`, of f32 `[splits, rows, columns]`.
+fn add_parts<R: Runtime>(
+    client: &ComputeClient<R>,
+    parts: &Tensor<R>,
+    output: &Tensor<R>,
+    launch: Launch,
+) -> Result<()> {
+    let device = Device::of(client);
+    let (splits, area) = (parts.shape()[0], output.shape().iter().product::<usize>());
+    let width = device.width(4, &[area]);
+    let (grid, cube_dim) = launch.start(&device)?;
     // SAFETY: the parts have the output's shape each, and a unit touches its own vector below their number.
     unsafe {
         add_parts_kernel::launch_unchecked::<R>(
@@ -97,11 +111,11 @@ pub(crate) fn launch_matrix<R: Runtime>(
             grid,
             cube_dim,
             width,
-            arg(&parts, width),
+            arg(parts, width),
             arg(output, width),
-            area / (plans.splits * width) as u32,
-            plans.splits,
-            sum.units,
+            (area / width) as u32,
+            splits,
+            launch.units,
             output.dtype,
         );
     }
@@ -139,7 +153,8 @@ struct Place {
     plane_column: usize,
     /// Where the plane's slice of a stage begins.
     slice: usize,
-    /// The depth of the cube's part, from its first number to behind its last.
+    /// The cube's part of the depth, and its numbers, from the first to behind the last.
+    split: usize,
     first: usize,
     end: usize,
 }
@@ -171,20 +186,7 @@ pub(crate) fn matrix_kernel<A: Numeric, B: Numeric, E: Float, O: Float, VA: Size
     if CUBE_POS >= cubes as usize {
         terminate!();
     }
-    let row_tiles = rows.div_ceil(comptime!(plan.rows() as u32)) as usize;
-    let column_tiles = columns.div_ceil(comptime!(plan.columns() as u32)) as usize;
-    let split = CUBE_POS / (row_tiles * column_tiles);
-    let plane = UNIT_POS as usize / PLANE % comptime!(plan.planes[0] * plan.planes[1]);
-    let slice = UNIT_POS as usize / comptime!(plan.units() / plan.slices);
-    let place = Place {
-        row: CUBE_POS % row_tiles * comptime!(plan.rows()),
-        column: CUBE_POS / row_tiles % column_tiles * comptime!(plan.columns()),
-        plane_row: plane / comptime!(plan.planes[1]) * comptime!(plan.tiles[0] * SIXTEEN),
-        plane_column: plane % comptime!(plan.planes[1]) * comptime!(plan.tiles[1] * SIXTEEN),
-        slice: slice * comptime!(plan.stage / plan.slices),
-        first: split * share as usize,
-        end: min((split + 1) * share as usize, depth as usize),
-    };
+    let place = place_of(rows as usize, columns as usize, depth as usize, share as usize, plan);
     let (of_left, of_right) = comptime!((plan.left(), plan.right()));
     let (left_words, right_words) = (WA::value(), WB::value());
     let (left_numbers, right_numbers) = comptime!((2 * left_words, 2 * right_words));
@@ -224,8 +226,28 @@ pub(crate) fn matrix_kernel<A: Numeric, B: Numeric, E: Float, O: Float, VA: Size
     if comptime!(plan.slices > 1) {
         add_slices(&mut sums, plan);
     }
-    if slice == 0 {
-        store::<O>(&mut sums, output, split, rows as usize, columns as usize, place, plan);
+    if place.slice == 0 {
+        store::<O>(&mut sums, output, rows as usize, columns as usize, place, plan);
+    }
+}
+
+/// The place of a plane in a product of such sizes, whose parts have `share` numbers of the depth.
+#[cube]
+fn place_of(rows: usize, columns: usize, depth: usize, share: usize, #[comptime] plan: MatrixPlan) -> Place {
+    let (row_tiles, column_tiles) =
+        (rows.div_ceil(comptime!(plan.rows())), columns.div_ceil(comptime!(plan.columns())));
+    let split = CUBE_POS / (row_tiles * column_tiles);
+    let plane = UNIT_POS as usize / PLANE % comptime!(plan.planes[0] * plan.planes[1]);
+    let slice = UNIT_POS as usize / comptime!(plan.units() / plan.slices);
+    Place {
+        row: CUBE_POS % row_tiles * comptime!(plan.rows()),
+        column: CUBE_POS / row_tiles % column_tiles * comptime!(plan.columns()),
+        plane_row: plane / comptime!(plan.planes[1]) * comptime!(plan.tiles[0] * SIXTEEN),
+        plane_column: plane % comptime!(plan.planes[1]) * comptime!(plan.tiles[1] * SIXTEEN),
+        slice: slice * comptime!(plan.stage / plan.slices),
+        split,
+        first: split * share,
+        end: min((split + 1) * share, depth),
     }
 }
 
@@ -421,7 +443,6 @@ fn add_slices(sums: &mut Sequence<Array<Vector<f32, Pair>>>, #[comptime] plan: M
 fn store<O: Float>(
     sums: &mut Sequence<Array<Vector<f32, Pair>>>,
     output: &mut Array<Vector<O, Pair>>,
-    split: usize,
     rows: usize,
     columns: usize,
     place: Place,
@@ -434,7 +455,7 @@ fn store<O: Float>(
         #[unroll]
         for half in 0..2usize {
             let line = row + comptime!(i * SIXTEEN + half * 8);
-            let start = (split * rows + line) * columns + column;
+            let start = (place.split * rows + line) * columns + column;
             #[unroll]
             for j in 0..comptime!(2 * plan.tiles[1]) {
                 let sum = sums.index(comptime!(i * 2 * plan.tiles[1] + j));
