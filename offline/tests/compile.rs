@@ -24,7 +24,7 @@ const TOKENS: usize = 1000;
 const TYPES: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::BF16];
 
 /// Stack and spills that are known: the beginning of the entry point, the most bytes of a thread, and why.
-const KNOWN: [(&str, usize, &str); 18] = [
+const KNOWN: [(&str, usize, &str); 15] = [
     // `ptxas` stops at 32, 40, 56, 64, 80 or 128 registers of 255, for more warps at once, and keeps these few words on the stack.
     ("prepare_kernel", 8, OCCUPANCY),
     ("project_kernel", 16, OCCUPANCY),
@@ -40,9 +40,6 @@ const KNOWN: [(&str, usize, &str); 18] = [
     ("matmul_entry_lhs_f32_lhs_size_1_rhs_f32", 136, UNITS),
     ("matmul_entry_lhs_bf16_lhs_size_8_rhs_bf16", 700, CROWDED),
     ("matmul_entry_lhs_f16_lhs_size_8_rhs_f16", 700, CROWDED),
-    ("matmul_entry_lhs_f32_lhs_size_4_rhs_bf16", 20_000, MIXED),
-    ("matmul_entry_lhs_bf16_lhs_size_8_rhs_f32", 20_000, MIXED),
-    ("matmul_entry_lhs_f32_lhs_size_2_rhs_bf16", 400, MIXED),
     (
         "matmul_entry_lhs_bf16_lhs_size_1_rhs_bf16",
         1000,
@@ -53,8 +50,6 @@ const OCCUPANCY: &str = "ptxas trades a few words for more warps at once";
 const UNITS: &str =
     "cubek without matrix units: what a thread stages and its tile of the product are more than ptxas gives registers";
 const CROWDED: &str = "cubek: 512 threads of a block leave 128 registers for its fragments and what it stages";
-/// Only the backward pass in bf16 asks for it.
-const MIXED: &str = "cubek: an f32 gradient is converted to bf16 through an array of each thread's own";
 
 /// Value rows that are known to be loaded in parts: the entry point's beginning and where.
 const NARROW: [(&str, Architecture, &str); 2] =
