@@ -392,10 +392,11 @@ impl<R: Runtime> Moves<'_, R> {
             let through = self.weight(sizes.hidden * map.width * sizes.element);
             let grad = sizes.tokens * map.width;
             // For matrix units it is rounded first.
-            let (element, cast) = match strategy.rounds(self.layer.dtype(), [map.width as usize, sizes.config.hidden_size]) {
-                true => (sizes.element, grad * (WORD + sizes.element)),
-                false => (WORD, 0),
-            };
+            let (element, cast) =
+                match strategy.rounds(self.layer.dtype(), [map.width as usize, sizes.config.hidden_size]) {
+                    true => (sizes.element, grad * (WORD + sizes.element)),
+                    false => (WORD, 0),
+                };
             let own = self.outer(map.width as usize, sizes.config.hidden_size, element, sizes.element);
             let parts = self.parts(map.width as usize, sizes.config.hidden_size);
             cast + grad * element + through + parts + own + bias

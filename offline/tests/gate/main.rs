@@ -545,7 +545,9 @@ fn dense_ffns_attention_and_residuals_agree_with_the_oracle() {
     for dtype in TYPES {
         let bench = Bench::new(dtype);
         let (hidden, inner) = (32, 24);
-        for (tokens, strategy) in [(3, ProjectStrategy::Tile), (70, ProjectStrategy::Cubek), (70, ProjectStrategy::Matrix)] {
+        for (tokens, strategy) in
+            [(3, ProjectStrategy::Tile), (70, ProjectStrategy::Cubek), (70, ProjectStrategy::Matrix)]
+        {
             let (input, up) = (bench.stored(&[tokens, hidden], 1), bench.stored(&[hidden, 2 * inner], 2));
             let down = bench.stored(&[inner, hidden], 3);
             let activation = Activation::SwiGlu;

@@ -96,7 +96,9 @@ impl QueryBackwardPlans {
             let input = ProjectSizes { tokens, depth: map.width, width: hidden_size, dtype };
             let outer = OuterSizes { tokens, m: map.width, n: hidden_size, dtype };
             Ok(MapPlans {
-                cast: strategy.rounds(dtype, [map.width, hidden_size]).then(|| cast_launch(device, tokens.saturating_mul(map.width))),
+                cast: strategy
+                    .rounds(dtype, [map.width, hidden_size])
+                    .then(|| cast_launch(device, tokens.saturating_mul(map.width))),
                 input: strategy.plan(device, &input)?,
                 add: (at > 0 || more).then(|| add_launch(device, tokens.saturating_mul(hidden_size))),
                 weight: OuterPlans::of(device, &outer, strategy),
