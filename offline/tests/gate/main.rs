@@ -56,13 +56,6 @@ fn every_strategy() -> Vec<Strategies> {
         .collect()
 }
 
-/// The weights as a device holds them, in f32 numbers.
-fn rounded(weights: &Weights<'_>, dtype: ElementType) -> Weights<'static> {
-    let wide = |tensor: &HostTensor<'_>| HostTensor::from_f32(tensor.shape(), &tensor.to_f32()).unwrap();
-    let rounded = weights.rounded(dtype);
-    Weights { tensors: PerWeight::from_fn(|weight| rounded.get(weight).map(wide)), ..rounded }
-}
-
 /// Numbers between -1 and 1, other ones for each seed.
 fn numbers(count: usize, seed: usize) -> Vec<f32> {
     (0..count).map(|at| ((at * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
@@ -135,7 +128,7 @@ impl Case {
     ) -> Self {
         let device = OfflineDevice::of(gpu);
         let client = OfflineRuntime::client(&device);
-        let weights = rounded(weights, dtype);
+        let weights = weights.rounded(dtype);
         let layer = MemoryLayer::new(&client, config.clone(), &weights, dtype).unwrap();
         let round = |numbers: &[f32]| HostTensor::from_f32([numbers.len()], numbers).unwrap().cast(dtype).to_f32();
         let case = Self { device, layer, weights, input: round(input), grad_output: round(grad_output) };

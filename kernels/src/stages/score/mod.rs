@@ -10,6 +10,7 @@
 mod backward;
 mod backward_plan;
 mod forward;
+mod matrix;
 mod plan;
 mod prepare;
 
@@ -19,6 +20,7 @@ pub use self::backward::{ScoreGradients, Scored, score_backward};
 pub use self::backward_plan::ScoreBackwardPlans;
 pub(crate) use self::forward::{Place, merge, write_keys};
 use self::forward::{merge_kernel, score_kernel};
+use self::matrix::score_matrix_kernel;
 use self::plan::shared_bytes;
 pub use self::plan::{ScorePlan, ScorePlans, ScoreSizes};
 use self::prepare::{PreparePlan, prepare_kernel};
@@ -28,15 +30,16 @@ use crate::launch::plan::Planned;
 use crate::launch::tensor::{
     Tensor, arg, check, empty, f32_storage, float_type, from_f32, positive, tokens_of, u32_storage,
 };
-use crate::select::{FOUR, scratch_bytes};
+use crate::select::{FOUR, SelectPlan};
 use crate::stages::norm::Norm;
 use crate::{Error, Result};
 
-/// Keys of a layer in the two forms that scoring reads, both f32.
+/// Keys of a layer in the two forms that scoring reads, both in the type of the keys: queries are rounded to it too, so that products of
+/// halves are what matrix units compute (DESIGN §2, half precision).
 pub struct PreparedKeys<R: Runtime> {
     /// `[heads, 2, side_keys, rank, key_dim]`.
     pub normalised: Tensor<R>,
-    /// `[heads, 2, key_dim, padded]`, `padded` being `side_keys` rounded up to whole vectors.
+    /// `[heads, 2, key_dim, padded]`, `padded` being `side_keys` rounded up to a multiple of 16.
     pub projected: Tensor<R>,
     /// Whether the approximate score of a key is its score: rank 1 with a factor of one, as product keys have it.
     direct: bool,
@@ -141,9 +144,9 @@ pub fn prepare_keys<R: Runtime>(
     if let Some((_, _, weight)) = factors.norm {
         check(client, weight, "keys_norm", &[key_dim], f32_storage())?;
     }
-    let padded = side_keys.next_multiple_of(FOUR);
-    let normalised = empty(client, "normalised keys", &[heads, 2, side_keys, rank, key_dim], f32_storage())?;
-    let projected = empty(client, "projected keys", &[heads, 2, key_dim, padded], f32_storage())?;
+    let padded = padded(side_keys);
+    let normalised = empty(client, "normalised keys", &[heads, 2, side_keys, rank, key_dim], keys.dtype)?;
+    let projected = empty(client, "projected keys", &[heads, 2, key_dim, padded], keys.dtype)?;
     let (norm, eps, weight) = match factors.norm {
         Some((norm, eps, weight)) => (Some(norm), eps, weight),
         None => (None, 0.0, u),
@@ -171,6 +174,14 @@ pub fn prepare_keys<R: Runtime>(
     Ok(PreparedKeys { normalised, projected, direct: factors.vectors.is_none() && rank == 1 })
 }
 
+/// Keys of a side, filled up to whole groups of a matrix unit.
+fn padded(side_keys: usize) -> usize {
+    side_keys.next_multiple_of(GROUP)
+}
+
+/// Keys that a matrix unit takes at a time.
+const GROUP: usize = 16;
+
 /// How the keys of a side are shared out among cubes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ScoreStrategy {
@@ -186,23 +197,20 @@ pub enum ScoreStrategy {
 
 impl ScoreStrategy {
     /// Splits where whole sides would leave most of the device idle or would not fit its shared memory.
-    pub fn choose<R: Runtime>(
-        client: &ComputeClient<R>,
-        tokens: usize,
-        heads: usize,
-        side_keys: usize,
-        key_dim: usize,
-        top_m: usize,
-    ) -> Self {
+    pub fn choose<R: Runtime>(client: &ComputeClient<R>, sizes: &ScoreSizes) -> Self {
         let device = Device::of(client);
-        let [heads, side_keys, key_dim, top_m] = [heads, side_keys, key_dim, top_m].map(|size| size.min(MOST));
-        let sides = tokens.saturating_mul(heads * 2).max(1);
+        let [heads, side_keys, top_m] = [sizes.heads, sizes.side_keys, sizes.top_m].map(|size| size.min(MOST));
+        let sizes = ScoreSizes { heads, side_keys, top_m, key_dim: sizes.key_dim.min(MOST), ..*sizes };
+        let tile = sizes.matrix_tile(&device).unwrap_or(1);
+        let sides = sizes.tokens.div_ceil(tile).saturating_mul(heads * 2).max(1);
         let wanted = (device.busy_cubes / sides).min(side_keys / (2 * top_m).max(MIN_RANGE));
         let fitting = (1..=side_keys).find(|&splits| {
             let range = side_keys.div_ceil(splits).next_multiple_of(FOUR);
-            shared_bytes(1, range, key_dim, top_m.min(range), device.units(range)) <= device.shared_bytes
+            let select = SelectPlan::new(1, device.units(range), top_m.min(range), device.exchange);
+            shared_bytes(range, sizes.key_dim, &select) <= device.shared_bytes
         });
-        match wanted.max(fitting.unwrap_or(1)) {
+        // Matrix units hold no more than a tile of a range.
+        match wanted.max(if tile > 1 { 1 } else { fitting.unwrap_or(1) }) {
             0 | 1 => Self::Whole,
             splits => Self::Split { splits },
         }
@@ -258,13 +266,25 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
         };
         positive(&[("key_dim", key_dim)])?;
         let (tokens, query_pairs) = queries.check(client, heads, key_dim)?;
-        check(client, &keys.normalised, "normalised keys", &[heads, 2, side_keys, rank, key_dim], f32_storage())?;
-        let padded = side_keys.next_multiple_of(FOUR);
-        check(client, &keys.projected, "projected keys", &[heads, 2, key_dim, padded], f32_storage())?;
+        let dtype = float_type(client, &keys.normalised, "normalised keys")?;
+        let stored = dtype.storage();
+        check(client, &keys.normalised, "normalised keys", &[heads, 2, side_keys, rank, key_dim], stored)?;
+        check(client, &keys.projected, "projected keys", &[heads, 2, key_dim, padded(side_keys)], stored)?;
         let heads_per_pair = queries.heads_per_pair;
         let (norm, direct) = (queries.norm.map(|(norm, ..)| norm), keys.direct);
-        let sizes =
-            ScoreSizes { tokens, heads, query_pairs, heads_per_pair, side_keys, key_dim, rank, top_m, norm, direct };
+        let sizes = ScoreSizes {
+            tokens,
+            heads,
+            query_pairs,
+            heads_per_pair,
+            side_keys,
+            key_dim,
+            rank,
+            top_m,
+            norm,
+            direct,
+            dtype,
+        };
         let plans = ScorePlans::of(&device, &sizes, strategy)?;
         let (_, eps, query_norm) = queries.norm.unwrap_or((Norm::Rms, 0.0, queries.numbers));
         Ok(Self { client, device, query: queries.numbers, query_norm, eps, keys, sizes, plans })
@@ -315,6 +335,29 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
     pub fn launch_score(&self, kept: &Kept<R>) -> Result<()> {
         let Planned { plan, launch } = self.plans.score;
         let (grid, cube_dim) = launch.start(&self.device)?;
+        if plan.matrix {
+            // SAFETY: as below; a group of keys begins where whole groups are left.
+            unsafe {
+                score_matrix_kernel::launch_unchecked::<R>(
+                    self.client,
+                    grid,
+                    cube_dim,
+                    plan.width,
+                    arg(self.query, plan.width),
+                    arg(self.query_norm, plan.width),
+                    arg(&self.keys.projected, 1),
+                    arg(&self.keys.normalised, 1),
+                    arg(&kept.keys, 1),
+                    arg(&kept.scores, 1),
+                    self.eps,
+                    self.sizes.tokens as u32,
+                    launch.cubes as u32,
+                    plan,
+                    self.keys.normalised.dtype,
+                );
+            }
+            return Ok(());
+        }
         // SAFETY: `check` has seen every shape; keys stay below `side_keys` and tokens below `tokens`.
         unsafe {
             score_kernel::launch_unchecked::<R>(
@@ -332,6 +375,7 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
                 self.sizes.tokens as u32,
                 launch.cubes as u32,
                 plan,
+                self.keys.normalised.dtype,
             );
         }
         Ok(())
@@ -359,6 +403,7 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
                 self.sizes.tokens as u32,
                 launch.cubes as u32,
                 plan,
+                self.keys.normalised.dtype,
             );
         }
         Ok(())
