@@ -19,7 +19,7 @@ pub struct Device {
     pub tile: usize,
     /// Column vectors of a weight that a unit keeps sums for.
     pub(crate) block: usize,
-    /// Whether matrix units multiply f16 and bf16, 16 by 16 by 16, with sums in f32.
+    /// Whether matrix units multiply f16 and bf16, 16 by 8 by 16, with sums in f32.
     pub(crate) matrix: [bool; 2],
     /// Whether planes are a processor's vector registers.
     pub(crate) on_cpu: bool,
@@ -39,7 +39,7 @@ pub struct Device {
 pub struct Features {
     /// Units of a plane exchange numbers through shared memory.
     pub exchange: bool,
-    /// Matrix units multiply f16, and bf16, 16 by 16 by 16, with sums in f32.
+    /// Matrix units multiply f16, and bf16, 16 by 8 by 16, with sums in f32.
     pub matrix: [bool; 2],
 }
 
@@ -52,8 +52,8 @@ impl Device {
         let exchange = planes.contains(Plane::Ops) && planes.contains(Plane::Sync) && ordered;
         let matrix = [ElementType::F16, ElementType::BF16].map(|dtype| {
             let (factor, sum) = (dtype.storage(), ElementType::F32.storage());
-            let sixteen = MmaConfig { a_type: factor, b_type: factor, cd_type: sum, m: 16, n: 16, k: 16 };
-            client.properties().features.matmul.cmma.contains(&sixteen)
+            let product = MmaConfig { a_type: factor, b_type: factor, cd_type: sum, m: 16, n: 8, k: 16 };
+            client.properties().features.matmul.mma.contains(&product)
         });
         Self::new(&client.properties().hardware, R::max_cube_count(), Features { exchange, matrix })
     }

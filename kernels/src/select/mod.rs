@@ -183,7 +183,7 @@ impl SelectPlan {
 
     /// Words of what lanes count.
     fn sums(&self) -> usize {
-        if self.lanes == 1 { 1 } else { self.rows * self.lanes }
+        if self.lanes == 1 || self.lanes == self.plane { 1 } else { self.rows * self.lanes }
     }
 }
 
@@ -192,9 +192,9 @@ impl SelectPlan {
 pub(crate) struct Scratch {
     /// `[rows, PASSES, BINS]`.
     bins: SharedMemory<Atomic<u32>>,
-    /// `[rows, lanes]`: a lane's candidates before the threshold, and at it; of rows that are scored tile by tile, what is listed and the bound.
-    pub better: SharedMemory<u32>,
-    pub equal: SharedMemory<u32>,
+    /// `[rows, lanes]`: a lane's candidates before the threshold, and at it.
+    better: SharedMemory<u32>,
+    equal: SharedMemory<u32>,
     /// `[rows, slots, plane]`: order keys and positions of what can still be among the best.
     pub keys: SharedMemory<u32>,
     pub positions: SharedMemory<u32>,
@@ -286,7 +286,9 @@ fn plane_of(at: Lane, #[comptime] plan: SelectPlan) -> Lane {
 #[cube]
 pub(crate) fn lanes_before(own: u32, scratch: &mut Scratch, at: Lane) -> u32 {
     let mut before = 0u32;
-    if comptime!(at.lanes > 1) {
+    if comptime!(at.lanes == at.plane) {
+        before = plane_exclusive_sum(own);
+    } else if comptime!(at.lanes > 1) {
         scratch.better[at.row * at.lanes + at.lane] = own;
         sync_cube();
         before = sum_before(&scratch.better, at);

@@ -26,7 +26,7 @@ fn ranks(count: usize, lanes: usize, plane: usize) -> bool {
 /// Loop iterations of a lane in [`sort_pairs`].
 pub(super) fn loops(count: usize, lanes: usize, plane: usize) -> usize {
     if ranks(count, lanes, plane) {
-        return 2 * strided(count, lanes) + count * (1 + strided(count, lanes));
+        return 3 * strided(count, lanes) + 2 * count * (1 + strided(count, lanes));
     }
     let merges = merges(count) as usize;
     merges + merges * (merges + 1) / 2 * (1 + strided(count.next_power_of_two() / 2, lanes))
@@ -48,7 +48,8 @@ pub(crate) fn sort_pairs(
     }
 }
 
-/// Each lane takes some of the pairs to where as many others come before them.
+/// Each lane takes some of the pairs to where as many others come before them. Keys alone are compared first: items count where keys are equal, and
+/// then the ranks do not add up to those of `count` pairs.
 #[cube]
 fn rank_pairs(
     keys: &mut SharedMemory<u32>,
@@ -70,10 +71,26 @@ fn rank_pairs(
         ranks[i] = 0u32;
     }
     for other in 0..count {
-        let (key, item) = (keys[first + other], items[first + other]);
+        let key = keys[first + other];
         #[unroll]
         for i in 0..share {
-            ranks[i] += u32::cast_from(comes_before(key, item, own_keys[i], own_items[i]));
+            ranks[i] += u32::cast_from(key < own_keys[i]);
+        }
+    }
+    let mut sum = 0u32;
+    #[unroll]
+    for i in 0..share {
+        if i * at.lanes + at.lane < count {
+            sum += ranks[i];
+        }
+    }
+    if plane_sum(sum) != comptime!((count * (count - 1) / 2) as u32) {
+        for other in 0..count {
+            let (key, item) = (keys[first + other], items[first + other]);
+            #[unroll]
+            for i in 0..share {
+                ranks[i] += u32::cast_from(key == own_keys[i] && item < own_items[i]);
+            }
         }
     }
     sync_plane();

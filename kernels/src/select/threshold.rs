@@ -13,8 +13,8 @@ use cubecl::prelude::*;
 use super::{Candidates, CandidatesExpand, FOUR, Four, Lane, NOTHING, Scratch, SelectPlan};
 use crate::launch::loops::strided;
 
-/// Slots of a lane whose order keys it holds in registers while it bisects.
-const IN_REGISTERS: usize = 16;
+/// Order keys that a lane holds in registers while it bisects.
+const IN_REGISTERS: usize = 40;
 
 impl SelectPlan {
     /// Entries of a lane's list: what is left after a bisection, one lane having one more than another, and what is free.
@@ -42,58 +42,214 @@ pub(super) fn loops(plan: &SelectPlan, vectors: usize) -> usize {
     strided(vectors, plan.plane) + bisections * (3 + u32::BITS as usize) * (1 + plan.slots())
 }
 
-/// What a plane has of a row so far.
-#[derive(CubeType, Clone, Copy)]
-pub(crate) struct Listed {
-    /// Candidates in the lane's list.
-    pub count: u32,
-    /// What is to be listed has a smaller order key; [`NOTHING`] at first.
-    pub bound: u32,
-}
-
 /// Where a row's lists begin.
 #[cube]
 pub(crate) fn first_of(row: usize, #[comptime] plan: SelectPlan) -> usize {
     row * comptime!(plan.plane * plan.slots())
 }
 
-/// Lists what may be among the best of four candidates of a lane, at `position` and after. The row's whole plane comes here, with what
-/// follows all that it has come with before.
-#[cube]
-pub(crate) fn list(
-    scratch: &mut Scratch,
+/// What a plane has of `rows` rows, one behind the other, that it selects side by side: what one waits for is time for the others.
+#[derive(CubeType)]
+pub(crate) struct Listing {
+    /// Where the first row's lists begin.
     first: usize,
     lane: usize,
-    so_far: Listed,
-    keys: Vector<u32, Four>,
-    position: u32,
-) -> Listed {
-    let plan = comptime!(scratch.plan);
-    let slots = comptime!(plan.slots());
-    let mut count = so_far.count;
-    let mut bound = so_far.bound;
-    if plane_any(count > comptime!((slots - FOUR) as u32)) {
-        let left = bisect(scratch, first, lane, count, comptime!(plan.most()));
-        bound = min(bound, left.key);
-        count = keep_best(scratch, first, lane, count, left);
-    }
-    #[unroll]
-    for n in 0..FOUR {
-        if keys[n] < bound {
-            let place = first + count as usize * plan.plane + lane;
-            scratch.keys[place] = keys[n];
-            scratch.positions[place] = position + comptime!(n as u32);
-            count += 1;
-        }
-    }
-    Listed { count, bound }
+    /// Candidates in the lane's list of each row.
+    counts: Array<u32>,
+    /// What is still to be listed has a smaller order key.
+    bounds: Array<u32>,
+    #[cube(comptime)]
+    rows: usize,
+    #[cube(comptime)]
+    plan: SelectPlan,
 }
 
-/// Leaves the best `keep` of what is listed, from place `first` on, in no order. Ends with a barrier of the plane.
 #[cube]
-pub(crate) fn leave_best(scratch: &mut Scratch, first: usize, lane: usize, listed: Listed) {
-    let left = bisect(scratch, first, lane, listed.count, comptime!(scratch.plan.keep));
-    keep_best(scratch, first, lane, listed.count, left);
+impl Listing {
+    /// Nothing listed, of `rows` rows from `row` on, and nothing passed over.
+    pub fn new(row: usize, lane: usize, #[comptime] rows: usize, #[comptime] plan: SelectPlan) -> Listing {
+        let mut counts = Array::<u32>::new(rows);
+        let mut bounds = Array::<u32>::new(rows);
+        #[unroll]
+        for r in 0..rows {
+            counts[r] = 0u32;
+            bounds[r] = NOTHING;
+        }
+        Listing { first: first_of(row, plan), lane, counts, bounds, rows, plan }
+    }
+
+    /// The lane's place in slot `slot` of the lists of row `r`.
+    fn place(&self, #[comptime] r: usize, slot: usize) -> usize {
+        self.first + comptime!(r * self.plan.plane * self.plan.slots()) + slot * self.plan.plane + self.lane
+    }
+
+    /// Lists what may be among the best of four candidates of each row, at `position` and after. The rows' whole plane comes here, with what follows
+    /// all that it has come with before.
+    pub fn list(&mut self, scratch: &mut Scratch, keys: &Array<Vector<u32, Four>>, position: u32) {
+        let most = comptime!((self.plan.slots() - FOUR) as u32);
+        let mut full = false;
+        #[unroll]
+        for r in 0..self.rows {
+            full = full || self.counts[r] > most;
+        }
+        if plane_any(full) {
+            let left = self.bisect(scratch, comptime!(self.plan.most()));
+            #[unroll]
+            for r in 0..self.rows {
+                self.bounds[r] = min(self.bounds[r], left.keys[r]);
+            }
+            self.keep(scratch, &left);
+        }
+        #[unroll]
+        for r in 0..self.rows {
+            #[unroll]
+            for n in 0..FOUR {
+                let key = keys[r][n];
+                if key < self.bounds[r] {
+                    let place = self.place(r, self.counts[r] as usize);
+                    scratch.keys[place] = key;
+                    scratch.positions[place] = position + comptime!(n as u32);
+                    self.counts[r] += 1;
+                }
+            }
+        }
+    }
+
+    /// Leaves the best `keep` of each row, in no order, at the beginning of its lists. Ends with a barrier of the plane.
+    pub fn leave_best(&mut self, scratch: &mut Scratch) {
+        let left = self.bisect(scratch, self.plan.keep);
+        self.keep(scratch, &left);
+    }
+
+    /// Bounds that hold `keep` to `most` of each row's listed candidates; all, where they are no more.
+    fn bisect(&self, scratch: &Scratch, #[comptime] most: usize) -> Bounds {
+        let (rows, slots) = (self.rows, comptime!(self.plan.slots()));
+        let cached = comptime!(slots * self.rows <= IN_REGISTERS);
+        let (keep, limit) = comptime!((self.plan.keep as u32, most as u32));
+        let mut own = Array::<u32>::new(comptime!(if cached { slots * self.rows } else { 1 }));
+        let mut search = Search::new(rows);
+        #[unroll]
+        for r in 0..rows {
+            let mut low = NOTHING.runtime();
+            let mut high = 0u32.runtime();
+            #[unroll(cached)]
+            for slot in 0..slots {
+                let mut key = NOTHING.runtime();
+                if (slot as u32) < self.counts[r] {
+                    key = scratch.keys[self.place(r, slot)];
+                    high = max(high, key);
+                }
+                low = min(low, key);
+                if cached {
+                    own[r * slots + slot] = key;
+                }
+            }
+            search.low[r] = plane_min(low);
+            search.high[r] = plane_max(high);
+            search.held[r] = plane_sum(self.counts[r]);
+            search.below[r] = 0u32;
+            search.all[r] = search.held[r] <= limit;
+        }
+        let mut halve = false;
+        while search.goes_on(limit) {
+            let middles = search.middles(halve, comptime!((keep as usize + most + 1) as f32 / 2.0));
+            halve = !halve;
+            let mut within = Array::<u32>::new(rows);
+            #[unroll]
+            for r in 0..rows {
+                let mut count = 0u32;
+                #[unroll(cached)]
+                for slot in 0..slots {
+                    if cached {
+                        count += u32::cast_from(own[r * slots + slot] <= middles[r]);
+                    } else if (slot as u32) < self.counts[r] {
+                        count += u32::cast_from(scratch.keys[self.place(r, slot)] <= middles[r]);
+                    }
+                }
+                within[r] = count;
+            }
+            sum_rows(&mut within, rows);
+            search.narrow(&middles, &within, keep, limit);
+        }
+        let mut bounds = Bounds { keys: Array::<u32>::new(rows), positions: Array::<u32>::new(rows) };
+        #[unroll]
+        for r in 0..rows {
+            bounds.keys[r] = select(search.all[r], NOTHING, search.high[r]);
+            bounds.positions[r] = NOTHING;
+            if search.held[r] > limit {
+                bounds.positions[r] = self.bisect_positions(scratch, search.high[r], r);
+            }
+        }
+        bounds
+    }
+
+    /// The position up to which candidates of row `r` with order key `key` are among the best `keep`: too many are equal.
+    fn bisect_positions(&self, scratch: &Scratch, key: u32, #[comptime] r: usize) -> u32 {
+        let mut low = 0u32.runtime();
+        let mut high = NOTHING.runtime();
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let mut within = 0u32;
+            for slot in 0..self.counts[r] as usize {
+                let place = self.place(r, slot);
+                within += u32::cast_from(holds(key, middle, scratch.keys[place], scratch.positions[place]));
+            }
+            within = plane_sum(within);
+            if within >= comptime!(self.plan.keep as u32) {
+                high = middle;
+            } else {
+                low = middle + 1;
+            }
+        }
+        high
+    }
+
+    /// Drops what `bounds` do not hold. What is left fills a row's lists slot by slot. An entry never moves to a later slot, so that one barrier
+    /// between reading a slot and writing will do.
+    fn keep(&mut self, scratch: &mut Scratch, bounds: &Bounds) {
+        let plane = self.plan.plane;
+        let mut left = Array::<u32>::new(self.rows);
+        #[unroll]
+        for r in 0..self.rows {
+            left[r] = 0u32;
+        }
+        let before = (1u32 << self.lane as u32) - 1;
+        for slot in 0..comptime!(self.plan.slots()) {
+            let mut keys = Array::<u32>::new(self.rows);
+            let mut positions = Array::<u32>::new(self.rows);
+            let mut ballots = Array::<u32>::new(self.rows);
+            #[unroll]
+            for r in 0..self.rows {
+                let place = self.place(r, slot);
+                let mut held = false;
+                keys[r] = 0u32;
+                positions[r] = 0u32;
+                if (slot as u32) < self.counts[r] {
+                    keys[r] = scratch.keys[place];
+                    positions[r] = scratch.positions[place];
+                    held = holds(bounds.keys[r], bounds.positions[r], keys[r], positions[r]);
+                }
+                ballots[r] = plane_ballot(held)[0];
+            }
+            sync_plane();
+            #[unroll]
+            for r in 0..self.rows {
+                if (ballots[r] >> self.lane as u32) % 2 == 1 {
+                    let to = left[r] + (ballots[r] & before).count_ones();
+                    let place = self.first + comptime!(r * plane * self.plan.slots()) + to as usize;
+                    scratch.keys[place] = keys[r];
+                    scratch.positions[place] = positions[r];
+                }
+                left[r] += ballots[r].count_ones();
+            }
+        }
+        sync_plane();
+        #[unroll]
+        for r in 0..self.rows {
+            let units = comptime!(plane as u32);
+            self.counts[r] = left[r] / units + u32::cast_from((self.lane as u32) < left[r] % units);
+        }
+    }
 }
 
 /// Leaves the order keys and positions of the best `keep` of each row, in no order, in `scratch.keys` and `scratch.positions` from the returned
@@ -101,145 +257,118 @@ pub(crate) fn leave_best(scratch: &mut Scratch, first: usize, lane: usize, liste
 #[cube]
 pub(super) fn best<C: Candidates>(candidates: &C, vectors: usize, at: Lane, scratch: &mut Scratch) -> usize {
     let plan = comptime!(scratch.plan);
-    let first = first_of(at.row, plan);
-    let mut count = 0u32;
-    let mut bound = NOTHING.runtime();
+    let mut listing = Listing::new(at.row, at.lane, 1usize, plan);
     for start in range_stepped(0usize, vectors, plan.plane) {
         let vector = start + at.lane;
-        let mut keys = Vector::<u32, Four>::new(NOTHING);
+        let mut keys = Array::<Vector<u32, Four>>::new(1usize);
+        keys[0] = Vector::new(NOTHING);
         if vector < vectors {
-            keys = candidates.keys(vector);
+            keys[0] = candidates.keys(vector);
         }
-        let listed = list(scratch, first, at.lane, Listed { count, bound }, keys, (vector * FOUR) as u32);
-        count = listed.count;
-        bound = listed.bound;
+        listing.list(scratch, &keys, (vector * FOUR) as u32);
     }
-    leave_best(scratch, first, at.lane, Listed { count, bound });
-    first
+    listing.leave_best(scratch);
+    listing.first
 }
 
-/// What is listed and left: what has an order key below `key`, or this one and at most this position.
-#[derive(CubeType, Clone, Copy)]
-struct Bound {
-    key: u32,
-    position: u32,
+/// Of each row what is listed and left: what has an order key below the row's, or this one and at most the position.
+#[derive(CubeType)]
+struct Bounds {
+    keys: Array<u32>,
+    positions: Array<u32>,
 }
 
 #[cube]
-impl Bound {
-    fn holds(self, key: u32, position: u32) -> bool {
-        key < self.key || (key == self.key && position <= self.position)
-    }
+fn holds(bound: u32, last: u32, key: u32, position: u32) -> bool {
+    key < bound || (key == bound && position <= last)
 }
 
-/// A bound that holds `keep` to `most` of the plane's listed candidates; all, where they are no more.
+/// A bisection of each row: `held` candidates, no fewer than are kept, have order key `high` or a smaller one; `below`, fewer than are kept, one
+/// smaller than `low`.
+#[derive(CubeType)]
+struct Search {
+    low: Array<u32>,
+    high: Array<u32>,
+    held: Array<u32>,
+    below: Array<u32>,
+    /// Whether a row has so few candidates that all are left.
+    all: Array<bool>,
+    #[cube(comptime)]
+    rows: usize,
+}
+
 #[cube]
-fn bisect(scratch: &Scratch, first: usize, lane: usize, listed: u32, #[comptime] most: usize) -> Bound {
-    let plan = comptime!(scratch.plan);
-    let slots = comptime!(plan.slots());
-    let cached = comptime!(slots <= IN_REGISTERS);
-    let keep = comptime!(plan.keep as u32);
-    let mut own = Array::<u32>::new(comptime!(if cached { slots } else { 1 }));
-    let mut low = NOTHING.runtime();
-    let mut high = 0u32.runtime();
-    #[unroll(cached)]
-    for slot in 0..slots {
-        let mut key = NOTHING.runtime();
-        if (slot as u32) < listed {
-            key = scratch.keys[first + slot * plan.plane + lane];
-            high = max(high, key);
-        }
-        low = min(low, key);
-        if cached {
-            own[slot] = key;
+impl Search {
+    fn new(#[comptime] rows: usize) -> Search {
+        Search {
+            low: Array::new(rows),
+            high: Array::new(rows),
+            held: Array::new(rows),
+            below: Array::new(rows),
+            all: Array::new(rows),
+            rows,
         }
     }
-    low = plane_min(low);
-    high = plane_max(high);
-    let mut bound = Bound { key: NOTHING.runtime(), position: NOTHING.runtime() };
-    let mut held = plane_sum(listed);
-    if held > comptime!(most as u32) {
-        bound.key = high;
-        // `keep` or more have `high` or a smaller key, fewer a smaller key than `low`.
-        while low < high && held > comptime!(most as u32) {
-            let middle = low + (high - low) / 2;
-            let mut within = 0u32;
-            #[unroll(cached)]
-            for slot in 0..slots {
-                if cached {
-                    within += u32::cast_from(own[slot] <= middle);
-                } else if (slot as u32) < listed {
-                    within += u32::cast_from(scratch.keys[first + slot * plan.plane + lane] <= middle);
+
+    /// Whether a row is bisected on: more than `limit` are held, and not all of them by one order key.
+    fn open(&self, limit: u32, #[comptime] r: usize) -> bool {
+        self.low[r] < self.high[r] && self.held[r] > limit
+    }
+
+    fn goes_on(&self, limit: u32) -> bool {
+        let mut any = false;
+        #[unroll]
+        for r in 0..self.rows {
+            any = any || self.open(limit, r);
+        }
+        any
+    }
+
+    /// Where each row is cut: in the middle, or where evenly spread order keys would leave `wanted`.
+    fn middles(&self, halve: bool, #[comptime] wanted: f32) -> Array<u32> {
+        let mut middles = Array::<u32>::new(self.rows);
+        #[unroll]
+        for r in 0..self.rows {
+            let span = self.high[r] - self.low[r];
+            let mut step = span / 2;
+            if !halve {
+                let share = (wanted - f32::cast_from(self.below[r])) / f32::cast_from(self.held[r] - self.below[r]);
+                step = u32::cast_from(f32::cast_from(span) * share);
+            }
+            middles[r] = self.low[r] + min(step, max(span, 1) - 1);
+        }
+        middles
+    }
+
+    /// Takes the half of each row in which its bound lies.
+    fn narrow(&mut self, middles: &Array<u32>, within: &Array<u32>, keep: u32, limit: u32) {
+        #[unroll]
+        for r in 0..self.rows {
+            if self.open(limit, r) {
+                if within[r] >= keep {
+                    self.high[r] = middles[r];
+                    self.held[r] = within[r];
+                } else {
+                    self.low[r] = middles[r] + 1;
+                    self.below[r] = within[r];
                 }
             }
-            within = plane_sum(within);
-            if within >= keep {
-                high = middle;
-                held = within;
-            } else {
-                low = middle + 1;
-            }
-        }
-        bound.key = high;
-        if held > comptime!(most as u32) {
-            bound.position = bisect_positions(scratch, first, lane, listed, high);
         }
     }
-    bound
 }
 
-/// The position up to which candidates of order key `key` are among the best `keep`: too many are equal.
+/// Sums over the plane of what its lanes have counted in each row, two rows in a word.
 #[cube]
-fn bisect_positions(scratch: &Scratch, first: usize, lane: usize, listed: u32, key: u32) -> u32 {
-    let plan = comptime!(scratch.plan);
-    let mut low = 0u32.runtime();
-    let mut high = NOTHING.runtime();
-    while low < high {
-        let middle = low + (high - low) / 2;
-        let bound = Bound { key, position: middle };
-        let mut within = 0u32;
-        for slot in 0..listed as usize {
-            let place = first + slot * plan.plane + lane;
-            within += u32::cast_from(bound.holds(scratch.keys[place], scratch.positions[place]));
-        }
-        within = plane_sum(within);
-        if within >= comptime!(plan.keep as u32) {
-            high = middle;
+fn sum_rows(counts: &mut Array<u32>, #[comptime] rows: usize) {
+    #[unroll]
+    for pair in 0..comptime!(rows.div_ceil(2)) {
+        let (first, second) = comptime!((2 * pair, 2 * pair + 1));
+        if comptime!(second < rows) {
+            let sum = plane_sum(counts[first] | (counts[second] << 16));
+            counts[first] = sum % 65_536;
+            counts[second] = sum / 65_536;
         } else {
-            low = middle + 1;
+            counts[first] = plane_sum(counts[first]);
         }
     }
-    high
-}
-
-/// Drops what `bound` does not hold. What is left fills the plane's lists slot by slot; returns the lane's part of it. An entry never
-/// moves to a later slot, so that one barrier between reading a slot and writing will do.
-#[cube]
-fn keep_best(scratch: &mut Scratch, first: usize, lane: usize, listed: u32, bound: Bound) -> u32 {
-    let plan = comptime!(scratch.plan);
-    let slots = comptime!(plan.slots());
-    let mut left = 0u32;
-    let before = (1u32 << lane as u32) - 1;
-    for slot in 0..slots {
-        let place = first + slot * plan.plane + lane;
-        let mut key = 0u32;
-        let mut position = 0u32;
-        let mut held = false;
-        if (slot as u32) < listed {
-            key = scratch.keys[place];
-            position = scratch.positions[place];
-            held = bound.holds(key, position);
-        }
-        let ballot = plane_ballot(held)[0];
-        sync_plane();
-        if held {
-            let to = first + (left + (ballot & before).count_ones()) as usize;
-            scratch.keys[to] = key;
-            scratch.positions[to] = position;
-        }
-        left += ballot.count_ones();
-    }
-    sync_plane();
-    let plane = comptime!(plan.plane as u32);
-    left / plane + u32::cast_from((lane as u32) < left % plane)
 }

@@ -28,7 +28,7 @@ use crate::launch::device::Device;
 use crate::launch::loops::check_loops;
 use crate::launch::plan::Planned;
 use crate::launch::tensor::{
-    Tensor, arg, check, empty, f32_storage, float_type, from_f32, positive, tokens_of, u32_storage,
+    Tensor, arg, check, empty, f32_storage, float_type, from_f32, positive, tokens_of, u32_storage, zeros,
 };
 use crate::select::{FOUR, SelectPlan};
 use crate::stages::norm::Norm;
@@ -41,13 +41,16 @@ pub struct PreparedKeys<R: Runtime> {
     pub normalised: Tensor<R>,
     /// `[heads, 2, key_dim, padded]`, `padded` being `side_keys` rounded up to a multiple of 16.
     pub projected: Tensor<R>,
+    /// The same `[heads, 2, padded, key_dim]`, where matrix units read it.
+    by_key: Option<Tensor<R>>,
     /// Whether the approximate score of a key is its score: rank 1 with a factor of one, as product keys have it.
     direct: bool,
 }
 
 impl<R: Runtime> Clone for PreparedKeys<R> {
     fn clone(&self) -> Self {
-        Self { normalised: self.normalised.clone(), projected: self.projected.clone(), direct: self.direct }
+        let Self { normalised, projected, by_key, direct } = self;
+        Self { normalised: normalised.clone(), projected: projected.clone(), by_key: by_key.clone(), direct: *direct }
     }
 }
 
@@ -128,7 +131,7 @@ pub fn prepare_keys<R: Runtime>(
         let (found, expected) = (keys.shape().to_vec(), "[heads, 2, side_keys, key_dim, rank]");
         return Err(Error::Dimensions { tensor: "keys", found, expected });
     };
-    float_type(client, keys, "keys")?;
+    let dtype = float_type(client, keys, "keys")?;
     positive(&[("heads", heads), ("side_keys", side_keys), ("key_dim", key_dim), ("rank", rank)])?;
     check(client, keys, "keys", &[heads, 2, side_keys, key_dim, rank], keys.dtype)?;
     let (u, v) = match factors.vectors {
@@ -151,7 +154,13 @@ pub fn prepare_keys<R: Runtime>(
         Some((norm, eps, weight)) => (Some(norm), eps, weight),
         None => (None, 0.0, u),
     };
-    let plan = PreparePlan { heads, side_keys, padded, key_dim, rank, norm };
+    let twice = device.multiplies(dtype) && key_dim.is_multiple_of(GROUP);
+    let by_key = match twice {
+        true => empty(client, BY_KEY, &[heads, 2, padded, key_dim], keys.dtype)?,
+        // Nobody writes or reads it.
+        false => zeros(client, BY_KEY, &[1])?,
+    };
+    let plan = PreparePlan { heads, side_keys, padded, key_dim, rank, norm, by_key: twice };
     check_loops("prepare_kernel", key_dim + rank * (1 + 3 * key_dim))?;
     let units = device.units(usize::MAX);
     // SAFETY: shapes are checked; a unit writes its own key's numbers only, units past the last side leave at once.
@@ -166,12 +175,18 @@ pub fn prepare_keys<R: Runtime>(
             arg(v, 1),
             arg(&normalised, 1),
             arg(&projected, 1),
+            arg(&by_key, 1),
             eps,
             plan,
             keys.dtype,
         );
     }
-    Ok(PreparedKeys { normalised, projected, direct: factors.vectors.is_none() && rank == 1 })
+    Ok(PreparedKeys {
+        normalised,
+        projected,
+        by_key: twice.then_some(by_key),
+        direct: factors.vectors.is_none() && rank == 1,
+    })
 }
 
 /// Keys of a side, filled up to whole groups of a matrix unit.
@@ -179,6 +194,7 @@ fn padded(side_keys: usize) -> usize {
     side_keys.next_multiple_of(GROUP)
 }
 
+const BY_KEY: &str = "projected keys by key";
 /// Keys that a matrix unit takes at a time.
 const GROUP: usize = 16;
 
@@ -270,6 +286,9 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
         let stored = dtype.storage();
         check(client, &keys.normalised, "normalised keys", &[heads, 2, side_keys, rank, key_dim], stored)?;
         check(client, &keys.projected, "projected keys", &[heads, 2, key_dim, padded(side_keys)], stored)?;
+        if let Some(by_key) = &keys.by_key {
+            check(client, by_key, BY_KEY, &[heads, 2, padded(side_keys), key_dim], stored)?;
+        }
         let heads_per_pair = queries.heads_per_pair;
         let (norm, direct) = (queries.norm.map(|(norm, ..)| norm), keys.direct);
         let sizes = ScoreSizes {
@@ -335,18 +354,17 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
     pub fn launch_score(&self, kept: &Kept<R>) -> Result<()> {
         let Planned { plan, launch } = self.plans.score;
         let (grid, cube_dim) = launch.start(&self.device)?;
-        if plan.matrix {
+        if let (true, Some(by_key)) = (plan.matrix, &self.keys.by_key) {
             // SAFETY: as below; a group of keys begins where whole groups are left.
             unsafe {
                 score_matrix_kernel::launch_unchecked::<R>(
                     self.client,
                     grid,
                     cube_dim,
-                    plan.width,
-                    arg(self.query, plan.width),
-                    arg(self.query_norm, plan.width),
-                    arg(&self.keys.projected, 1),
-                    arg(&self.keys.normalised, 1),
+                    arg(self.query, FOUR),
+                    arg(self.query_norm, FOUR),
+                    arg(by_key, 2 * FOUR),
+                    arg(&self.keys.normalised, 2 * FOUR),
                     arg(&kept.keys, 1),
                     arg(&kept.scores, 1),
                     self.eps,

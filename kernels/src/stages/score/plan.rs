@@ -102,7 +102,7 @@ pub struct ScorePlan {
     pub block: usize,
     /// Units of a plane that can select a row; 0 where none can.
     pub plane: usize,
-    /// Whether matrix units score: a cube has [`MATRIX_PLANES`] planes for each [`MATRIX_ROWS`] tokens then.
+    /// Whether matrix units score: a cube has eight planes for each 32 tokens then.
     pub matrix: bool,
 }
 
@@ -143,7 +143,7 @@ impl ScorePlan {
     /// fewer tokens than half of it.
     fn on_matrix_units(self, device: &Device, sizes: &ScoreSizes) -> Option<Planned<Self>> {
         let fits = device.multiplies(sizes.dtype) && device.exchange == MATRIX_PLANE;
-        let whole = self.key_dim.is_multiple_of(GROUP) && self.side_keys >= GROUP;
+        let whole = self.key_dim.is_multiple_of(DEPTH) && self.width == FOUR && self.side_keys >= GROUP;
         let range = self.range.next_multiple_of(GROUP);
         let cut = Self { matrix: true, range, splits: self.side_keys.div_ceil(range), ..self };
         let with = |rows: usize| Self { tile: rows, units: rows / MATRIX_ROWS * MATRIX_PLANES * MATRIX_PLANE, ..cut };
@@ -219,20 +219,16 @@ impl ScorePlan {
 
     /// Shared memory of a cube on matrix units: rounded queries, the scores of [`MATRIX_KEYS`] keys, each row filled up, and the selection's scratch.
     fn matrix_bytes(&self) -> usize {
-        self.tile * (2 * (self.key_dim + PADDING) + 4 * (MATRIX_KEYS + PADDING)) + self.select().bytes()
+        self.tile * (16 * query_pitch(self.key_dim) + 8 * SCORE_PITCH) + self.select().bytes()
     }
 
     /// Loop iterations of a unit of such a cube.
     fn matrix_loops(&self) -> usize {
         let (rows, tiles) = (self.tile / (self.units / self.plane), self.range.div_ceil(MATRIX_KEYS));
         let norm = 3 * strided(self.key_dim / self.width, self.plane);
-        let depth = self.key_dim / GROUP;
         let select = self.select().loops(self.range / FOUR) + strided(self.keep, self.plane);
-        let kept = if self.splits > 1 || self.direct { 0 } else { self.rank * (1 + tiles * (1 + depth + 2 * rows)) };
-        rows * (1 + norm + select)
-            + tiles * (1 + depth + rows)
-            + kept
-            + self.rank * strided(self.top_m, self.plane) * rows
+        let kept = if self.splits > 1 || self.direct { 0 } else { self.rank * (1 + tiles * (1 + 2 * rows)) };
+        rows * (1 + norm + select) + tiles * (1 + rows) + kept + self.rank * strided(self.top_m, self.plane) * rows
     }
 
     fn norm_loops(&self) -> usize {
@@ -301,18 +297,27 @@ impl ScorePlans {
 
 const STAGE: &str = "score";
 
-/// Tokens that a plane multiplies at a time: two groups of a matrix unit.
-pub(super) const MATRIX_ROWS: usize = 32;
-/// Planes that stand side by side on the keys, a group each.
+/// Tokens that eight planes select for.
+const MATRIX_ROWS: usize = 32;
+/// Planes that multiply, a group of keys each.
 pub(super) const MATRIX_PLANES: usize = 8;
 /// Keys of a tile.
 pub(super) const MATRIX_KEYS: usize = MATRIX_PLANES * GROUP;
-/// What fills up a row in shared memory, so that rows of a matrix do not fall into the same banks.
-pub(super) const PADDING: usize = 8;
+/// Pairs of scores from a row of a tile to the next, so that the rows of a matrix fall into different banks.
+pub(super) const SCORE_PITCH: usize = MATRIX_KEYS / 2 + 4;
+/// Numbers of the depth that a plane reads at a time.
+const DEPTH: usize = 32;
+
+/// Loads of eight numbers from a query in shared memory to the next, four more than a multiple of eight: two rows that are read together fall
+/// into different banks.
+pub(super) fn query_pitch(key_dim: usize) -> usize {
+    (key_dim / 8 + 4) / 8 * 8 + 4
+}
+
 /// Units of a plane that multiplies.
 const MATRIX_PLANE: usize = 32;
 /// See [`SelectPlan`]: less than elsewhere, for a cube has many rows.
-const MATRIX_FREE: usize = 6;
+const MATRIX_FREE: usize = 7;
 
 /// The plan of a cube that selects among `range` keys, with the largest tile of tokens that fits; more units for one token where they would
 /// go through too many iterations. `plan` is that of a tile and units.

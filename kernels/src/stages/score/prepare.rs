@@ -4,7 +4,7 @@
 //! - `projected[h, s, d, i] = Σ_ρ w_s[h, ρ] · K̂[h, s, i, d, ρ]` with `w_0 = u`, `w_1 = v`: the approximate score of a key is one dot
 //!   product with it. Keys run innermost, zero-padded to whole groups, so that neighbouring units read neighbouring keys.
 //!
-//! Both are rounded to the keys' type. Reads the keys three times (twice for RMSNorm) and writes both forms.
+//! Both are rounded to the keys' type; for matrix units the projected keys are written key by key as well. Reads the keys three times (twice for RMSNorm) and writes both forms.
 
 use cubecl::prelude::*;
 
@@ -21,6 +21,8 @@ pub(crate) struct PreparePlan {
     pub rank: usize,
     /// None takes the keys as they are.
     pub norm: Option<Norm>,
+    /// Whether the projected keys are written key by key as well.
+    pub by_key: bool,
 }
 
 /// One unit prepares one key of one side of one head.
@@ -32,6 +34,7 @@ pub(crate) fn prepare_kernel<E: Float>(
     core_v: &Array<f32>,
     normalised: &mut Array<E>,
     projected: &mut Array<E>,
+    by_key: &mut Array<E>,
     eps: f32,
     #[comptime] plan: PreparePlan,
     #[define(E)] _dtype: StorageType,
@@ -72,10 +75,16 @@ pub(crate) fn prepare_kernel<E: Float>(
                 sum += factor * value;
             }
             projected[columns + d * plan.padded] = E::cast_from(sum);
+            if comptime!(plan.by_key) {
+                by_key[ABSOLUTE_POS * plan.key_dim + d] = E::cast_from(sum);
+            }
         }
     } else {
         for d in 0..plan.key_dim {
             projected[columns + d * plan.padded] = E::cast_from(0.0f32);
+            if comptime!(plan.by_key) {
+                by_key[ABSOLUTE_POS * plan.key_dim + d] = E::cast_from(0.0f32);
+            }
         }
     }
 }
