@@ -156,7 +156,9 @@ impl MemoryConfig {
         let tile_of = |product: Option<Planned<ProjectPlan>>| product.map_or(plans.tile, |it| it.plan.tile);
         let gather = |table, reads, distinct, width| caches.gather(table, reads, wide(distinct), width);
         let (heads, side_keys) = (wide(self.heads), wide(self.side_keys));
-        let keys = heads * 2 * side_keys * sizes.key_dim * sizes.element;
+        let key = sizes.key_dim * sizes.element;
+        let keys = heads * 2 * side_keys * key;
+        let projected = heads * 2 * wide(plans.retrieve.keys_read()) * key;
         let candidates = wide(plans.retrieve.candidates());
         let listed = sizes.tokens * heads * 2 * candidates * 2 * WORD;
         let exact = if self.tucker() { sizes.rank } else { 0 };
@@ -165,7 +167,7 @@ impl MemoryConfig {
         let normalised = if plans.retrieve.on_matrix_units() {
             weight(keys * exact, plans.retrieve.tile())
         } else {
-            gather(keys * exact, kept_rows, choices.kept, exact * sizes.key_dim * sizes.element)
+            gather(keys * exact, kept_rows, choices.kept, exact * key)
         };
         let query_reads = if candidates > 0 { 2 * sizes.queries() } else { sizes.queries() };
         let shuffle = if self.capabilities.shuffled {
@@ -186,7 +188,10 @@ impl MemoryConfig {
         let of = &self.capabilities;
         let mut stages = vec![
             ("query", sum(&[map(plans.query.product, sizes.query_width(), of.biased)])),
-            ("score", sum(&[query_reads, weight(keys, plans.retrieve.tile()), 2 * listed, normalised, sizes.kept()])),
+            (
+                "score",
+                sum(&[query_reads, weight(projected, plans.retrieve.tile()), 2 * listed, normalised, sizes.kept()]),
+            ),
             ("combine", sum(&[sizes.kept(), sizes.chosen()])),
         ];
         if let Some(weigh) = of.weigh {

@@ -115,10 +115,23 @@ impl Listing {
         }
     }
 
-    /// Leaves the best `keep` of each row, in no order, at the beginning of its lists. Ends with a barrier of the plane.
-    pub fn leave_best(&mut self, scratch: &mut Scratch) {
+    /// Leaves the best `keep` of each row, in no order, at the beginning of its lists. Of rows with fewer candidates, whose positions end at
+    /// `end`, the last positions fill up the rest: no candidate has them. Ends with a barrier of the plane.
+    pub fn leave_best(&mut self, scratch: &mut Scratch, end: usize) {
         let left = self.bisect(scratch, self.plan.keep);
         self.keep(scratch, &left);
+        #[unroll]
+        for r in 0..self.rows {
+            let found = plane_sum(self.counts[r]) as usize;
+            if found < self.plan.keep {
+                for i in range_stepped(found + self.lane, self.plan.keep, self.plan.plane) {
+                    let place = self.first + comptime!(r * self.plan.plane * self.plan.slots()) + i;
+                    scratch.keys[place] = NOTHING;
+                    scratch.positions[place] = (end - self.plan.keep + i) as u32;
+                }
+            }
+        }
+        sync_plane();
     }
 
     /// Bounds that hold `keep` to `most` of each row's listed candidates; all, where they are no more.
@@ -267,7 +280,7 @@ pub(super) fn best<C: Candidates>(candidates: &C, vectors: usize, at: Lane, scra
         }
         listing.list(scratch, &keys, (vector * FOUR) as u32);
     }
-    listing.leave_best(scratch);
+    listing.leave_best(scratch, vectors * FOUR);
     listing.first
 }
 

@@ -14,7 +14,8 @@ use crate::launch::tensor::{Parts, Tensor, arg, f32_storage, u32_storage};
 use crate::select::select_lane;
 use crate::stages::combine::{self, Chosen, CombinePlan, CombineSizes, HeadRow, PairScore, choose_pairs};
 use crate::stages::score::{
-    Kept, Place, PreparedKeys, Queries, ScoreCall, ScorePlan, ScorePlans, ScoreSizes, ScoreStrategy, merge, write_keys,
+    Kept, Place, PreparedKeys, Queries, ScoreCall, ScorePlan, ScorePlans, ScoreSizes, ScoreStrategy, merge, padded,
+    write_keys,
 };
 
 /// Launches [`score`](crate::stages::score::score()), then [`combine`](crate::stages::combine::combine()); as one kernel what follows a split of the keys, where
@@ -131,12 +132,23 @@ impl RetrievePlans {
         Ok(Self::Apart { score, combine: CombinePlan::of(device, combine)? })
     }
 
+    /// How keys are scored.
+    fn score(&self) -> &ScorePlan {
+        match self {
+            Self::Together { score, .. } => &score.plan,
+            Self::Apart { score, .. } => &score.score.plan,
+        }
+    }
+
     /// Tokens that share one reading of the keys.
     pub fn tile(&self) -> usize {
-        match self {
-            Self::Together { score, .. } => score.plan.tile,
-            Self::Apart { score, .. } => score.score.plan.tile,
-        }
+        self.score().tile
+    }
+
+    /// Projected keys of a side that are read: matrix units fill up the last group.
+    pub fn keys_read(&self) -> usize {
+        let ScorePlan { matrix, side_keys, .. } = *self.score();
+        if matrix { padded(side_keys) } else { side_keys }
     }
 
     /// Whether all keys are scored on matrix units, and what is kept of them is taken from there.

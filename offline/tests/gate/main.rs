@@ -162,7 +162,8 @@ impl Case {
             let queries = layer.query(&input, strategies.query).unwrap();
             products += self.hold_launches(&format!("{what}, query"), modelled["query"], most.query());
             let (_, chosen) = layer.retrieve(&queries, strategies.score).unwrap();
-            let retrieve = modelled["score"] + modelled["combine"];
+            // With the queries' norm weight, which the model leaves out.
+            let retrieve = modelled["score"] + modelled["combine"] + 4 * config.key_dim as u64;
             products += self.hold_launches(&format!("{what}, retrieve"), retrieve, most.retrieve());
             let weighed = layer.weigh(&input, &chosen, strategies.query).unwrap();
             if weighed.is_some() {
@@ -319,6 +320,31 @@ fn every_strategy_and_type_agrees_with_the_oracle() {
         let case = Case::random(dimensions(), 33, dtype, 3);
         let products = case.hold_forward("forward", &every_strategy());
         assert_eq!(products > 0, dtype != ElementType::F32, "{dtype}: {products} products of matrix units");
+    }
+}
+
+/// Keys that fill no whole tile, no whole group of 16 and no whole split, tokens that leave a tile half empty, and a tile of the smaller kind.
+#[test]
+fn scores_of_matrix_units_agree_with_the_oracle() {
+    let wide = Dimensions { side_keys: 150, key_dim: 64, top_m: 24, ..dimensions() };
+    let pairs = Dimensions { side_keys: 30, ..product_keys(Kind::ProductKey) };
+    let v2 = Kind::UltraMemV2.capabilities();
+    let shapes = [
+        ("UltraMem", 70, ElementType::BF16, wide.clone()),
+        ("rank 3, LayerNorm", 33, ElementType::F16, Dimensions { tucker_rank: 3, norm: Norm::Layer, ..wide.clone() }),
+        ("long queries", 20, ElementType::BF16, Dimensions { key_dim: 256, ..wide.clone() }),
+        ("product keys", 70, ElementType::F16, Dimensions { key_dim: 32, ..pairs }),
+        ("a pair for two heads", 40, ElementType::BF16, Dimensions { capabilities: v2, heads: 4, pre_dim: 8, ..wide }),
+    ];
+    for (what, tokens, dtype, dims) in shapes {
+        let case = Case::random(dims, tokens, dtype, tokens);
+        for score in [ScoreStrategy::Whole, ScoreStrategy::Split { splits: 2 }, ScoreStrategy::Split { splits: 5 }] {
+            let (query, expand) = (ProjectStrategy::Tile, ExpandStrategy::Fused);
+            let strategies = Strategies { query, score, expand };
+            let launches = case.layer.plans(tokens, strategies).unwrap().launches();
+            assert!(launches.iter().any(|(_, it)| it.kernel == "score_matrix_kernel"), "{what}: {launches:?}");
+            case.hold_forward(what, &[strategies]);
+        }
     }
 }
 

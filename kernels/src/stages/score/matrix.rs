@@ -89,7 +89,7 @@ pub(crate) fn score_matrix_kernel<E: Float>(
         listing.list(&mut scratch, &keys, (tile + plane.lane * FOUR) as u32);
         sync_cube();
     }
-    listing.leave_best(&mut scratch);
+    listing.leave_best(&mut scratch, plan.range);
 
     let listed = comptime!(plan.splits > 1 || plan.direct);
     for r in 0..rows {

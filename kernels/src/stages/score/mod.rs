@@ -190,7 +190,7 @@ pub fn prepare_keys<R: Runtime>(
 }
 
 /// Keys of a side, filled up to whole groups of a matrix unit.
-fn padded(side_keys: usize) -> usize {
+pub(crate) fn padded(side_keys: usize) -> usize {
     side_keys.next_multiple_of(GROUP)
 }
 
