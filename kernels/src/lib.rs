@@ -21,6 +21,7 @@ pub use linear::column_sum::{ColumnSumPlans, column_sum_rows};
 pub use linear::outer::{OuterPlan, OuterPlans, OuterSizes, WeightTiles};
 pub use linear::transpose::transpose;
 pub use select::order_key;
+pub use select::top_m::{TopMPlan, top_m};
 pub use stages::norm::{Norm, NormPlan, NormPlans, NormSizes};
 pub use stages::retrieve::{RetrievePlan, RetrievePlans, retrieve};
 pub use stages::{combine, expand, query, score, weigh};

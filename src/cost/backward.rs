@@ -94,7 +94,7 @@ impl Sizes<'_> {
         self.slots() * 2 * self.rank * WORD
     }
 
-    /// The bytes of a normalised key of every rank.
+    /// The bytes of the gradient of a key of every rank.
     fn key(&self) -> u128 {
         self.rank * self.key_dim * WORD
     }
@@ -355,9 +355,10 @@ impl<R: Runtime> Moves<'_, R> {
     fn score(&self) -> u128 {
         let (sizes, config) = (&self.sizes, self.sizes.config);
         let normalised = config.capabilities.normalises_queries;
-        let normalise = if normalised { 2 * sizes.queries() } else { 0 };
-        let table = sizes.all_keys() * sizes.key();
-        let of_keys = self.caches.gather(table, 2 * sizes.slots(), wide(self.choices.keys), sizes.key());
+        let rounds = sizes.element < WORD;
+        let normalise = if normalised || rounds { 2 * sizes.queries() } else { 0 };
+        let key = sizes.rank * sizes.key_dim * sizes.element;
+        let of_keys = self.caches.gather(sizes.all_keys() * key, 2 * sizes.slots(), wide(self.choices.keys), key);
         let grad_queries = sizes.slot_numbers() + sizes.grad_sides() + of_keys + sizes.queries();
         let vectors = self.tokens.saturating_mul(config.query_pairs() * 2);
         let through_norm = if normalised { 3 * sizes.queries() + self.norm_parts(vectors, 1) } else { 0 };

@@ -157,12 +157,19 @@ impl MemoryConfig {
         let parts = |product: Option<ProductPlans>| 2 * wide(product.map_or(0, |it| it.parts_bytes()));
         let gather = |table, reads, distinct, width| caches.gather(table, reads, wide(distinct), width);
         let (heads, side_keys) = (wide(self.heads), wide(self.side_keys));
-        let keys = heads * 2 * side_keys * sizes.key_dim * WORD;
+        let key = sizes.key_dim * sizes.element;
+        let keys = heads * 2 * side_keys * key;
+        let projected = heads * 2 * wide(plans.retrieve.keys_read()) * key;
         let candidates = wide(plans.retrieve.candidates());
         let listed = sizes.tokens * heads * 2 * candidates * 2 * WORD;
         let exact = if self.tucker() { sizes.rank } else { 0 };
         let kept_rows = sizes.tokens * sizes.entries * 2;
-        let normalised = gather(keys * exact, kept_rows, choices.kept, exact * sizes.key_dim * WORD);
+        // Matrix units multiply every normalised key; elsewhere the kept ones are read.
+        let normalised = if plans.retrieve.on_matrix_units() {
+            weight(keys * exact, plans.retrieve.tile())
+        } else {
+            gather(keys * exact, kept_rows, choices.kept, exact * key)
+        };
         let query_reads = if candidates > 0 { 2 * sizes.queries() } else { sizes.queries() };
         let shuffle = if self.capabilities.shuffled {
             gather(wide(self.slots()) * WORD, sizes.tokens * sizes.entries, choices.slots, WORD)
@@ -182,7 +189,10 @@ impl MemoryConfig {
         let of = &self.capabilities;
         let mut stages = vec![
             ("query", sum(&[map(plans.query.product, sizes.query_width(), of.biased)])),
-            ("score", sum(&[query_reads, weight(keys, plans.retrieve.tile()), 2 * listed, normalised, sizes.kept()])),
+            (
+                "score",
+                sum(&[query_reads, weight(projected, plans.retrieve.tile()), 2 * listed, normalised, sizes.kept()]),
+            ),
             ("combine", sum(&[sizes.kept(), sizes.chosen()])),
         ];
         if let Some(weigh) = of.weigh {
@@ -268,10 +278,10 @@ impl<'a> Sizes<'a> {
 
     fn score(&self) -> StageCost {
         let (heads, side_keys) = (wide(self.config.heads), wide(self.config.side_keys));
-        let projected = heads * 2 * self.key_dim * side_keys * WORD;
+        let projected = heads * 2 * self.key_dim * side_keys * self.element;
         let exact = if self.config.tucker() { self.rank } else { 0 };
         let rows = (self.tokens * wide(self.config.top_m)).min(side_keys);
-        let normalised = rows * heads * 2 * exact * self.key_dim * WORD;
+        let normalised = rows * heads * 2 * exact * self.key_dim * self.element;
         let dots = side_keys + wide(self.config.top_m) * exact;
         StageCost {
             bytes: sum(&[self.queries(), projected, normalised, self.kept()]),
@@ -393,7 +403,7 @@ fn sum(parts: &[u128]) -> u64 {
 #[cfg(test)]
 mod tests {
     use cubecl::ir::HardwareProperties;
-    use ultramem_kernels::launch::Device;
+    use ultramem_kernels::launch::{Device, Features};
     use ultramem_kernels::{expand::ExpandStrategy, linear::ProjectStrategy, score::ScoreStrategy};
 
     use super::*;
@@ -475,7 +485,7 @@ mod tests {
             num_cpu_cores: None,
             max_vector_size: 16,
         };
-        Device::new(&hardware, hardware.max_cube_count)
+        Device::new(&hardware, hardware.max_cube_count, Features { exchange: true, matrix: [true; 2] })
     }
 
     /// What an H100 launches for 4,096 tokens of the preset, by what it chooses in bf16, and in f32.

@@ -127,12 +127,12 @@ impl MemoryConfig {
 impl<R: Runtime> MemoryLayer<R> {
     /// The strategies that [`forward`](Self::forward) picks for this device and number of tokens.
     pub fn strategies(&self, tokens: usize) -> Strategies {
-        let (client, config) = (&self.client, &self.config);
-        let (side_keys, key_dim, top_m) = (config.side_keys, config.key_dim, config.top_m);
+        let (client, device) = (&self.client, Device::of(&self.client));
+        let pass = self.pass(tokens, &device);
         Strategies {
             query: ProjectStrategy::choose(client, tokens, self.dtype().storage()),
-            score: ScoreStrategy::choose(client, tokens, config.heads, side_keys, key_dim, top_m),
-            expand: ExpandStrategy::choose(client, &self.pass(tokens, &Device::of(client)).expand()),
+            score: ScoreStrategy::choose(client, &pass.score()),
+            expand: ExpandStrategy::choose(client, &pass.expand()),
         }
     }
 
@@ -210,6 +210,7 @@ impl Pass<'_> {
             top_m: config.top_m,
             norm: config.capabilities.normalises_queries.then_some(config.norm),
             direct: !config.tucker(),
+            dtype: self.dtype,
         }
     }
 

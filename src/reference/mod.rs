@@ -9,7 +9,8 @@
 //! | [`expand`] | the output `[tokens, hidden_size]` |
 //!
 //! [`forward`] runs them in turn. Weights of any element type are widened to f64 as they are, so an f16 layer is judged on its rounded
-//! weights. All cores share the tokens, to the same bits. No token sees another one: a NaN or an infinity in one input row spoils that row
+//! weights. Where its keys are f16 or bf16, the queries and keys that are multiplied are rounded to that type (DESIGN §2, half precision); of an
+//! f32 layer nothing is rounded. All cores share the tokens, to the same bits. No token sees another one: a NaN or an infinity in one input row spoils that row
 //! alone.
 //!
 //! An oracle of other stages checks its slices with [`whole_rows`] and [`length`], and counts with [`to_f64`], [`dot`] and
@@ -35,7 +36,7 @@ pub use query::query;
 pub use score::{Kept, score};
 pub use weigh::{Weighed, weigh};
 
-use crate::{Error, MemoryConfig, Norm, Result, Weight, Weights};
+use crate::{ElementType, Error, HostTensor, MemoryConfig, Norm, Result, Weight, Weights};
 
 /// What one forward pass gives.
 #[derive(Debug, Clone, PartialEq)]
@@ -129,6 +130,17 @@ fn affine(matrix: &[f64], bias: &[f64], x: &[f64]) -> Vec<f64> {
     let mut product = linear(matrix, x);
     product.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
     product
+}
+
+/// Rounds what is scored, queries and keys, as a layer of these weights does: to the type of its keys, but for f32.
+fn round(weights: &Weights<'_>, numbers: &mut [f64]) {
+    let dtype = weights.get(Weight::Keys).map_or(ElementType::F32, HostTensor::dtype);
+    let round: fn(f64) -> f64 = match dtype {
+        ElementType::F32 => return,
+        ElementType::F16 => |x| half::f16::from_f64(x).to_f64(),
+        ElementType::BF16 => |x| half::bf16::from_f64(x).to_f64(),
+    };
+    numbers.iter_mut().for_each(|x| *x = round(*x));
 }
 
 /// RMSNorm or LayerNorm without bias, in place.

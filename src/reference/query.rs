@@ -1,14 +1,14 @@
-//! Query: `q = norm(W_q x + b_q)`, the bias and the norm where the layer has them.
+//! Query: `q = norm(W_q x + b_q)`, the bias and the norm where the layer has them, rounded as it is multiplied with keys.
 //!
 //! `input` `[tokens, hidden_size]` and `W_q` `[query_pairs · 2 · key_dim, hidden_size]` give `[tokens, query_pairs, 2,
 //! key_dim]`: a row query and a column query, each normalised over `key_dim` with the weight that all of them share.
 
 use rayon::prelude::*;
 
-use super::{affine, normalise, numbers, to_f64, whole_rows};
+use super::{affine, normalise, numbers, round, to_f64, whole_rows};
 use crate::{MemoryConfig, Result, Weight, Weights};
 
-/// The normalised queries `[tokens, query_pairs, 2, key_dim]` of `input` `[tokens, hidden_size]` (arXiv 1907.05242
+/// The normalised and rounded queries `[tokens, query_pairs, 2, key_dim]` of `input` `[tokens, hidden_size]` (arXiv 1907.05242
 /// section 3.1).
 ///
 /// # Errors
@@ -22,6 +22,7 @@ pub fn query(config: &MemoryConfig, weights: &Weights<'_>, input: &[f32]) -> Res
     if config.capabilities.normalises_queries {
         queries.par_chunks_exact_mut(config.key_dim).for_each(|half| normalise(config, &norm_weight, half));
     }
+    round(weights, &mut queries);
     Ok(queries)
 }
 

@@ -1,12 +1,13 @@
 //! Score: how well each key of a side answers the query, and which keys are kept.
 //!
-//! `S_side[head, i, ρ] = q[side] · K̂[head, side, i, :, ρ]`, judged by `p_side[i] = Σ_ρ w_side[head, ρ] · S_side[i, ρ]`.
+//! `S_side[head, i, ρ] = q[side] · K̂[head, side, i, :, ρ]`, judged by `p_side[i] = q[side] · Σ_ρ w_side[head, ρ] · K̂[head, side, i, :, ρ]`.
+//! In f16 and bf16 both forms of a key are rounded before they are multiplied.
 //! `query` `[tokens, query_pairs, 2, key_dim]` and `keys` `[heads, 2, side_keys, key_dim, tucker_rank]` give the `top_m`
 //! keys of each side and their `S` `[tokens, heads, 2, top_m, tucker_rank]`.
 
 use rayon::prelude::*;
 
-use super::{dot, normalise, numbers, selection_order, whole_rows};
+use super::{dot, normalise, numbers, round, selection_order, whole_rows};
 use crate::{MemoryConfig, Result, Weight, Weights};
 
 /// The keys that [`score`] keeps.
@@ -33,17 +34,17 @@ pub fn score(config: &MemoryConfig, weights: &Weights<'_>, query: &[f64]) -> Res
     weights.check(config)?;
     let query_width = config.query_pairs() * 2 * config.key_dim;
     whole_rows("query", query.len(), "query_pairs · 2 · key_dim", query_width)?;
-    let keys = scored_keys(config, weights);
-    let side_len = config.side_keys * config.tucker_rank * config.key_dim;
+    let (keys, projected) = (scored_keys(config, weights), projected_keys(config, weights));
+    let side_len = config.side_keys * config.key_dim;
     let of_token = |token: &[f64]| {
         let mut kept = Kept::default();
         for head in 0..config.heads {
             let pair = head / config.heads_per_pair();
             for side in 0..2 {
                 let query = &token[(pair * 2 + side) * config.key_dim..][..config.key_dim];
-                let keys = &keys[(head * 2 + side) * side_len..][..side_len];
-                let judge = judge(config, weights, head, side);
-                keep(config, keys, query, &judge, &mut kept);
+                let first = (head * 2 + side) * side_len;
+                let keys = &keys[first * config.tucker_rank..][..side_len * config.tucker_rank];
+                keep(config, keys, &projected[first..][..side_len], query, &mut kept);
             }
         }
         kept
@@ -60,19 +61,39 @@ pub fn score(config: &MemoryConfig, weights: &Weights<'_>, query: &[f64]) -> Res
 
 /// The keys as they are scored, rank before width: `[heads, 2, side_keys, tucker_rank, key_dim]`.
 pub(super) fn scored_keys(config: &MemoryConfig, weights: &Weights<'_>) -> Vec<f64> {
+    let mut keys = normalised_keys(config, weights);
+    round(weights, &mut keys);
+    keys
+}
+
+fn normalised_keys(config: &MemoryConfig, weights: &Weights<'_>) -> Vec<f64> {
     let keys = numbers(weights, Weight::Keys);
     let norm_weight = numbers(weights, Weight::KeysNorm);
-    let mut scored = Vec::with_capacity(keys.len());
+    let mut normalised = Vec::with_capacity(keys.len());
     for key in keys.chunks_exact(config.key_dim * config.tucker_rank) {
         for rank in 0..config.tucker_rank {
             let mut vector: Vec<f64> = key.iter().skip(rank).step_by(config.tucker_rank).copied().collect();
             if config.capabilities.normalises_keys {
                 normalise(config, &norm_weight, &mut vector);
             }
-            scored.extend(vector);
+            normalised.extend(vector);
         }
     }
-    scored
+    normalised
+}
+
+/// The keys as they are judged, `Σ_ρ w_side[head, ρ] · K̂[.., ρ]`: `[heads, 2, side_keys, key_dim]`.
+fn projected_keys(config: &MemoryConfig, weights: &Weights<'_>) -> Vec<f64> {
+    let mut projected = Vec::new();
+    for (at, key) in normalised_keys(config, weights).chunks_exact(config.tucker_rank * config.key_dim).enumerate() {
+        let side = at / config.side_keys;
+        let judge = judge(config, weights, side / 2, side % 2);
+        let number =
+            |d: usize| judge.iter().enumerate().map(|(rank, w)| w * key[rank * config.key_dim + d]).sum::<f64>();
+        projected.extend((0..config.key_dim).map(number));
+    }
+    round(weights, &mut projected);
+    projected
 }
 
 /// `w_side[head, :]`: the weight of each rank in `p`. 1 for product keys.
@@ -85,12 +106,12 @@ fn judge(config: &MemoryConfig, weights: &Weights<'_>, head: usize, side: usize)
 }
 
 /// Scores the keys of one side for one token and head, and appends what is kept to `kept`.
-fn keep(config: &MemoryConfig, keys: &[f64], query: &[f64], judge: &[f64], kept: &mut Kept) {
-    let scores: Vec<f64> = keys.chunks_exact(config.key_dim).map(|key| dot(query, key)).collect();
-    let approximate: Vec<f64> = scores.chunks_exact(config.tucker_rank).map(|score| dot(judge, score)).collect();
+fn keep(config: &MemoryConfig, keys: &[f64], projected: &[f64], query: &[f64], kept: &mut Kept) {
+    let approximate: Vec<f64> = projected.chunks_exact(config.key_dim).map(|key| dot(query, key)).collect();
+    let size = config.tucker_rank * config.key_dim;
     for key in largest(&approximate, config.top_m) {
         kept.keys.push(key as u32);
-        kept.scores.extend(&scores[key * config.tucker_rank..][..config.tucker_rank]);
+        kept.scores.extend(keys[key * size..][..size].chunks_exact(config.key_dim).map(|vector| dot(query, vector)));
     }
     kept.approximate.extend(approximate);
 }

@@ -175,7 +175,7 @@ pub struct Case {
 
 impl Case {
     pub fn new(config: &MemoryConfig, weights: &Weights<'_>, input: &[f32], dtype: ElementType) -> Self {
-        let weights = rounded(weights, dtype);
+        let weights = weights.rounded(dtype);
         let layer = MemoryLayer::new(&client(), config.clone(), &weights, dtype).unwrap();
         let input = HostTensor::from_f32([input.len()], input).unwrap().cast(dtype).to_f32();
         Self { layer, weights, input }
@@ -227,13 +227,6 @@ impl Found {
         let floats = row(&self.output, tokens, token).iter().chain(row(&self.scores, tokens, token));
         floats.map(|x| x.to_bits()).chain(row(&self.slots, tokens, token).iter().copied()).collect()
     }
-}
-
-/// The weights as a device holds them: all that is stored in the layer's element type is rounded to it.
-pub fn rounded(weights: &Weights<'_>, dtype: ElementType) -> Weights<'static> {
-    let wide = |tensor: &HostTensor<'_>| HostTensor::from_f32(tensor.shape(), &tensor.to_f32()).unwrap();
-    let rounded = weights.rounded(dtype);
-    Weights { tensors: PerWeight::from_fn(|weight| rounded.get(weight).map(wide)), ..rounded }
 }
 
 /// Tokens that were compared, and how many of them chose otherwise than the oracle because two scores are equal but for

@@ -333,7 +333,20 @@ fn plans<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
     let most = [0, 1, 65_535, 65_536, 1 << 20, u32::MAX as usize, usize::MAX / 2, usize::MAX];
     let [a, b, c, d, e] =
         [(); 5].map(|()| if draw.one_in(3) { *most.choose(&mut draw.rng).unwrap() } else { draw.size() });
-    ScoreStrategy::choose(draw.client, a, b, c.min(1 << 12), d, e);
+    let sizes = ScoreSizes {
+        tokens: a,
+        heads: b,
+        query_pairs: 1,
+        heads_per_pair: b,
+        side_keys: c.min(1 << 12),
+        key_dim: d,
+        rank: 1,
+        top_m: e,
+        norm: None,
+        direct: true,
+        dtype: ElementType::F16,
+    };
+    ScoreStrategy::choose(draw.client, &sizes);
     ProjectStrategy::choose(draw.client, a, ElementType::F16.storage());
     let strategy = draw.split();
     core_shares(a, b);
@@ -370,6 +383,7 @@ fn stage_plans<R: Runtime>(
         top_m: e,
         norm: draw.one_in(2).then_some(Norm::Layer),
         direct: rank == 1 && draw.one_in(2),
+        dtype,
     };
     let combine = CombineSizes { tokens: a, heads: b, side_keys: c, top_m: e, rank, cores, additive: rank == 1 };
     let address =

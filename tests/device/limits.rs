@@ -107,7 +107,7 @@ fn score_refuses_what_does_not_fit() {
     let queries = Queries { numbers: &query, norm: Some((Norm::Rms, 1e-5, &norm)), heads_per_pair: 1 };
     let found = score(&client, &queries, &odd, 2, ScoreStrategy::Whole);
 
-    assert_says(found, &["projected keys", "[3, 2, 5, 4]", "[3, 2, 5, 8]"]);
+    assert_says(found, &["projected keys", "[3, 2, 5, 4]", "[3, 2, 5, 16]"]);
 }
 
 #[test]
@@ -285,10 +285,11 @@ fn more_keys_than_shared_memory_holds_are_split() {
             top_m: config.top_m,
             norm: Some(config.norm),
             direct: true,
+            dtype: ElementType::F32,
         };
         let plan = |strategy| ScorePlans::of(&launch::Device::of(&client), &sizes, strategy);
         assert_eq!(plan(ScoreStrategy::Whole).map(|_| ()), refused, "the plan says it before");
-        let strategy = ScoreStrategy::choose(&client, tokens, 1, side_keys, 4, config.top_m);
+        let strategy = ScoreStrategy::choose(&client, &sizes);
         assert!(matches!(strategy, ScoreStrategy::Split { .. }), "{tokens} tokens: {strategy:?}");
         assert!(plan(strategy).unwrap().candidates() >= config.top_m);
         poison(&client, 1 << 20);

@@ -9,6 +9,8 @@ mod common;
 mod device;
 #[path = "../common/large.rs"]
 mod large;
+#[path = "../common/top_m.rs"]
+mod top_m;
 
 mod backward;
 mod goldens;
@@ -24,4 +26,5 @@ mod optimiser;
 mod order;
 mod pages;
 mod random;
+mod selection;
 mod shapes;

@@ -5,7 +5,7 @@ use ultramem::HostTensor;
 use ultramem::Weight;
 use ultramem::kernels::combine::{PairScore, combine};
 use ultramem::kernels::score::Queries;
-use ultramem::kernels::score::{KeyFactors, ScoreStrategy, prepare_keys, score};
+use ultramem::kernels::score::{KeyFactors, ScoreSizes, ScoreStrategy, prepare_keys, score};
 use ultramem::kernels::{Error, from_f32};
 use ultramem::{Dimensions, ElementType, Kept, Kind, MemoryConfig, MemoryLayer, Norm, Weights, reference};
 
@@ -93,7 +93,20 @@ fn the_most_keys_of_a_side_agree_with_the_oracle() {
         let query_norm = from_f32(&client, &[key_dim], &weights.numbers(Weight::QueryNorm)).unwrap();
         let products: Vec<f32> = (0..tokens * 2 * key_dim).map(|i| ((i * 37 % 23) as f32 - 11.0) / 7.0).collect();
         let query = from_f32(&client, &[tokens, 2 * key_dim], &products).unwrap();
-        let strategy = ScoreStrategy::choose(&client, tokens, 1, side_keys, key_dim, top_m);
+        let sizes = ScoreSizes {
+            tokens,
+            heads: 1,
+            query_pairs: 1,
+            heads_per_pair: 1,
+            side_keys,
+            key_dim,
+            rank: 1,
+            top_m,
+            norm: Some(config.norm),
+            direct: true,
+            dtype: ElementType::F32,
+        };
+        let strategy = ScoreStrategy::choose(&client, &sizes);
         let norm = Some((config.norm, config.norm_eps, &query_norm));
         let queries = Queries { numbers: &query, norm, heads_per_pair: 1 };
         let kept: Kept<_> = score(&client, &queries, &prepared, top_m, strategy).unwrap();

@@ -1,9 +1,10 @@
 //! What the strategies ask of a device: shared memory, planes, units and cubes. Read from its properties, never assumed.
 
+use cubecl::features::{MmaConfig, Plane};
 use cubecl::ir::HardwareProperties;
 use cubecl::prelude::*;
 
-use crate::{Error, Result};
+use crate::{ElementType, Error, Result};
 
 /// The properties that choose a strategy: how large a cube is, how wide its loads, how many cubes there are.
 #[derive(Debug, Clone, Copy)]
@@ -12,10 +13,14 @@ pub struct Device {
     pub shared_bytes: usize,
     /// Units of a plane.
     pub(crate) plane_size: usize,
+    /// Units of a plane that exchange numbers through shared memory behind a barrier of the plane; 0 where they can't.
+    pub(crate) exchange: usize,
     /// Tokens that share one reading of a weight.
     pub tile: usize,
     /// Column vectors of a weight that a unit keeps sums for.
     pub(crate) block: usize,
+    /// Whether matrix units multiply f16 and bf16, 16 by 8 by 16, with sums in f32.
+    pub(crate) matrix: [bool; 2],
     /// Whether planes are a processor's vector registers.
     pub(crate) on_cpu: bool,
     planes: usize,
@@ -29,15 +34,33 @@ pub struct Device {
     pub(crate) busy_cubes: usize,
 }
 
+/// What kernels can use where a device has it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Features {
+    /// Units of a plane exchange numbers through shared memory.
+    pub exchange: bool,
+    /// Matrix units multiply f16, and bf16, 16 by 8 by 16, with sums in f32.
+    pub matrix: [bool; 2],
+}
+
 impl Device {
     /// The device of `client`.
     pub fn of<R: Runtime>(client: &ComputeClient<R>) -> Self {
-        Self::new(&client.properties().hardware, R::max_cube_count())
+        let planes = &client.properties().features.plane;
+        // On Vulkan CubeCL's barrier of a plane orders no memory: what a unit writes before it, others may not see behind it.
+        let ordered = !R::name(client).contains("spirv");
+        let exchange = planes.contains(Plane::Ops) && planes.contains(Plane::Sync) && ordered;
+        let matrix = [ElementType::F16, ElementType::BF16].map(|dtype| {
+            let (factor, sum) = (dtype.storage(), ElementType::F32.storage());
+            let product = MmaConfig { a_type: factor, b_type: factor, cd_type: sum, m: 16, n: 8, k: 16 };
+            client.properties().features.matmul.mma.contains(&product)
+        });
+        Self::new(&client.properties().hardware, R::max_cube_count(), Features { exchange, matrix })
     }
 
     /// A device of `hardware`, driven by a runtime that launches at most `most_cubes` cubes in each dimension. Some adapters report more
     /// than their drivers take: NVIDIA's on Vulkan.
-    pub fn new(hardware: &HardwareProperties, most_cubes: (u32, u32, u32)) -> Self {
+    pub fn new(hardware: &HardwareProperties, most_cubes: (u32, u32, u32), features: Features) -> Self {
         // A device without planes says nothing, or 0: cubes are as large then as where planes are the usual 32.
         let plane_size = if hardware.plane_size_max == 0 { USUAL_PLANE } else { hardware.plane_size_max };
         // Planes this narrow are a processor's vector registers: a load costs it many times a multiplication, so a unit
@@ -45,6 +68,8 @@ impl Device {
         let on_cpu = plane_size <= CPU_PLANE;
         let processors = hardware.num_streaming_multiprocessors.unwrap_or(16) as usize;
         let (tile, block, planes) = if on_cpu { (16, 4, 1) } else { (8, 1, 8) };
+        let one_size = hardware.plane_size_min == plane_size && (16..=32).contains(&plane_size);
+        let exchange = if features.exchange && one_size { plane_size as usize } else { 0 };
         Self {
             tile,
             block,
@@ -52,6 +77,8 @@ impl Device {
             on_cpu,
             shared_bytes: hardware.max_shared_memory_size,
             plane_size: plane_size.min(64) as usize,
+            exchange,
+            matrix: features.matrix,
             load_bytes: hardware.load_width as usize / 8,
             max_width: hardware.max_vector_size,
             max_units: (hardware.max_units_per_cube.min(hardware.max_cube_dim.0)) as usize,
@@ -68,6 +95,20 @@ impl Device {
         1 << wanted.ilog2()
     }
 
+    /// Whether matrix units multiply numbers of `dtype`.
+    pub(crate) fn multiplies(&self, dtype: ElementType) -> bool {
+        match dtype {
+            ElementType::F32 => false,
+            ElementType::F16 => self.matrix[0],
+            ElementType::BF16 => self.matrix[1],
+        }
+    }
+
+    /// The most units of a cube whose planes multiply on matrix units, which hold sums for each other's rows.
+    pub(crate) fn most_matrix_units(&self) -> usize {
+        self.max_units
+    }
+
     /// The most units of a cube, a power of two.
     pub(crate) fn most_units(&self) -> usize {
         1 << self.max_units.clamp(1, MAX_UNITS).ilog2()
@@ -80,10 +121,10 @@ impl Device {
         if items >= most * self.busy_cubes { most } else { most.min(FEW_UNITS) }
     }
 
-    /// Units of a cube that selects among `work` candidates for each row of a tile. A CPU plane's lanes are best spent on a row
-    /// each: [`select`](crate::select) needs no barrier then.
+    /// Units of a cube that selects among `work` candidates for each row of a tile: a plane a row, where a plane can select. A CPU plane's
+    /// lanes are best spent on a row each: [`select`](crate::select) needs no barrier then.
     pub(crate) fn units_for(&self, tile: usize, work: usize) -> usize {
-        let units = self.units(work);
+        let units = self.units(work).max((tile * self.exchange).min(self.most_units()));
         if self.on_cpu { units.min(tile.max(self.plane_size)) } else { units }
     }
 
@@ -170,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_grid_has_no_more_cubes_in_a_dimension_than_the_runtime_takes() {
-        let device = Device::new(&hardware(), WGPU);
+        let device = Device::new(&hardware(), WGPU, Features::default());
         for cubes in [1, 65_535, 65_536, 1 << 20, 65_535 * 65_535] {
             let CubeCount::Static(x, y, z) = device.grid(cubes).unwrap() else { panic!("a grid of known size") };
             assert!(x <= 65_535 && y <= 65_535 && z == 1, "{cubes}: {x} · {y} · {z}");
@@ -180,7 +221,8 @@ mod tests {
         let error = device.grid(65_535 * 65_535 + 1).unwrap_err().to_string();
         assert!(error.contains("4294836226") && error.contains("4294836225"), "{error}");
         // And where the adapter takes fewer than the runtime.
-        let small = Device::new(&HardwareProperties { max_cube_count: (16, 8, 1), ..hardware() }, WGPU);
+        let small =
+            Device::new(&HardwareProperties { max_cube_count: (16, 8, 1), ..hardware() }, WGPU, Features::default());
         let CubeCount::Static(x, y, _) = small.grid(128).unwrap() else { panic!("a grid of known size") };
         assert_eq!((x, y), (16, 8));
         assert!(small.grid(129).is_err());
@@ -196,7 +238,7 @@ mod tests {
                     max_units_per_cube: most,
                     ..hardware()
                 };
-                let device = Device::new(&hardware, WGPU);
+                let device = Device::new(&hardware, WGPU, Features { exchange: true, matrix: [true; 2] });
                 let what = format!("planes of {plane}, {most} units");
                 for work in [1, 3, 64, 1000, usize::MAX] {
                     for units in [device.units(work), device.units_for(4, work), device.flat(work), device.most_units()]

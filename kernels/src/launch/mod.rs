@@ -14,7 +14,7 @@ pub(crate) mod plan;
 pub(crate) mod random;
 pub(crate) mod tensor;
 
-pub use self::device::Device;
+pub use self::device::{Device, Features};
 pub use self::loops::{check_loops, strided};
 pub use self::plan::{Launch, Planned};
 pub use self::tensor::{arg, float_type, positive, tokens_of};

@@ -1,32 +1,24 @@
 //! Exact top-m of a row of scores, in the defined order: larger score first, equal scores by smaller position, NaN never
 //! before a number.
 //!
-//! A radix select over 32-bit order keys that never sorts the row. At most eight passes over 4-bit digits find the order key of the
-//! m-th best candidate and how many candidates equal to it are kept; one more pass writes the kept positions in ascending
-//! order. A lane counts a pass's digits in registers, packed four to a word, and the lanes of a row add up what they counted.
+//! Rows are worked on side by side: a cube of `rows · lanes` units gives each row `lanes` of them. Two ways to the same result:
 //!
-//! Rows are worked on side by side: a cube of `rows · lanes` units gives each row `lanes` of them. With several lanes the passes and
-//! barriers are the same whatever the scores are, so control flow stays uniform, as WebGPU asks. A lane alone needs no
-//! barrier, and stops as soon as what is left is all kept.
+//! - [`threshold`]: a plane goes through a row once and lists what can still be among the best. Where the units of a plane can exchange
+//!   numbers through shared memory.
+//! - [`digits`]: a radix select over the digits of order keys, without plane operations. A lane alone needs no barrier.
 
 #![expect(missing_docs, reason = "CubeCL's macros document nothing of what they make of a public function")]
 
+mod digits;
 pub(crate) mod sort;
+pub(crate) mod threshold;
+pub(crate) mod top_m;
 
-use cubecl::prelude::{select as select_value, *};
+use cubecl::prelude::*;
 
+use self::sort::sort_pairs;
 use crate::launch::device::Device;
 use crate::launch::loops::strided;
-
-/// Bits of a digit.
-const DIGIT: u32 = 4;
-const BINS: usize = 1 << DIGIT;
-const PASSES: usize = 32 / DIGIT as usize;
-/// Counters of one byte in a word.
-const PACKED: u32 = 4;
-const WORDS: usize = BINS / PACKED as usize;
-/// Candidates that a lane may count before a byte could overflow.
-const BYTE: usize = 255;
 
 /// Order keys that are read at a time.
 pub(crate) type Four = Const<4>;
@@ -103,13 +95,23 @@ pub(crate) struct Lane {
     pub lane: usize,
     #[cube(comptime)]
     pub lanes: usize,
+    /// Units of a plane whose units exchange through shared memory, or 0.
+    #[cube(comptime)]
+    pub plane: usize,
 }
 
 /// The unit's row and lane in a cube of `units` that gives `units / rows` lanes to each row.
 #[cube]
 pub(crate) fn lane_of(#[comptime] rows: usize, #[comptime] units: usize) -> Lane {
     let lanes = comptime!(units / rows);
-    Lane { row: UNIT_POS as usize / lanes, lane: UNIT_POS as usize % lanes, lanes }
+    Lane { row: UNIT_POS as usize / lanes, lane: UNIT_POS as usize % lanes, lanes, plane: 0usize }
+}
+
+/// The same for rows that are selected from.
+#[cube]
+pub(crate) fn select_lane(#[comptime] plan: SelectPlan) -> Lane {
+    let lanes = plan.lanes;
+    Lane { row: UNIT_POS as usize / lanes, lane: UNIT_POS as usize % lanes, lanes, plane: plan.plane }
 }
 
 /// Lanes that share a row of `vectors` vectors: whole sectors in a few loads side by side.
@@ -136,7 +138,56 @@ pub(crate) fn lane_sum(own: f32, partial: &mut SharedMemory<f32>, at: Lane) -> f
     sum
 }
 
-/// Shared memory of [`select`], for rows of several lanes.
+/// How rows of a cube are selected from: what is fixed when a kernel is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct SelectPlan {
+    /// Rows of a cube.
+    pub rows: usize,
+    /// Units of a row.
+    pub lanes: usize,
+    /// Candidates that a row keeps.
+    pub keep: usize,
+    /// Units of the plane that selects, the first of a row's; 0 where lanes go by digits.
+    pub plane: usize,
+    /// Candidates that a lane of a plane can list at least before it has to bisect again.
+    pub free: usize,
+}
+
+/// Enough for two or three bisections of a long row.
+const FREE: usize = 12;
+
+impl SelectPlan {
+    /// The plan of cubes of `rows · lanes` units: by planes where each row has one at least, of `plane` units.
+    pub fn new(rows: usize, lanes: usize, keep: usize, plane: usize) -> Self {
+        let plane = if plane > 0 && lanes.is_multiple_of(plane) { plane } else { 0 };
+        Self { rows, lanes, keep, plane, free: FREE }
+    }
+
+    /// Bytes of [`Scratch`].
+    pub fn bytes(&self) -> usize {
+        4 * (digits::bins(self) + 2 * self.sums() + 2 * threshold::entries(self))
+    }
+
+    /// Loop iterations of a lane in [`select`], among candidates in `vectors` vectors.
+    pub fn loops(&self, vectors: usize) -> usize {
+        if self.plane == 0 {
+            return digits::loops(vectors, self.lanes);
+        }
+        threshold::loops(self, vectors) + self.sort_loops(self.keep) + strided(self.keep, self.plane)
+    }
+
+    /// Loop iterations of a lane in [`sort_pairs`].
+    pub fn sort_loops(&self, count: usize) -> usize {
+        sort::loops(count, self.lanes, self.plane)
+    }
+
+    /// Words of what lanes count.
+    fn sums(&self) -> usize {
+        if self.lanes == 1 || self.lanes == self.plane { 1 } else { self.rows * self.lanes }
+    }
+}
+
+/// Shared memory of [`select`].
 #[derive(CubeType)]
 pub(crate) struct Scratch {
     /// `[rows, PASSES, BINS]`.
@@ -144,42 +195,30 @@ pub(crate) struct Scratch {
     /// `[rows, lanes]`: a lane's candidates before the threshold, and at it.
     better: SharedMemory<u32>,
     equal: SharedMemory<u32>,
-}
-
-/// Words of [`Scratch`]: bins, and twice one a lane.
-fn scratch_words(rows: usize, lanes: usize) -> (usize, usize) {
-    if lanes == 1 { (1, 1) } else { (rows * PASSES * BINS, rows * lanes) }
-}
-
-/// Bytes of [`Scratch`].
-pub(crate) fn scratch_bytes(rows: usize, lanes: usize) -> usize {
-    let (bins, sums) = scratch_words(rows, lanes);
-    4 * (bins + 2 * sums)
+    /// `[rows, slots, plane]`: order keys and positions of what can still be among the best.
+    pub keys: SharedMemory<u32>,
+    pub positions: SharedMemory<u32>,
+    #[cube(comptime)]
+    plan: SelectPlan,
 }
 
 #[cube]
 impl Scratch {
-    pub fn new(#[comptime] rows: usize, #[comptime] lanes: usize) -> Scratch {
+    pub fn new(#[comptime] plan: SelectPlan) -> Scratch {
         Scratch {
-            bins: SharedMemory::new(comptime!(scratch_words(rows, lanes).0)),
-            better: SharedMemory::new(comptime!(scratch_words(rows, lanes).1)),
-            equal: SharedMemory::new(comptime!(scratch_words(rows, lanes).1)),
+            bins: SharedMemory::new(comptime!(digits::bins(&plan))),
+            better: SharedMemory::new(comptime!(plan.sums())),
+            equal: SharedMemory::new(comptime!(plan.sums())),
+            keys: SharedMemory::new(comptime!(threshold::entries(&plan))),
+            positions: SharedMemory::new(comptime!(threshold::entries(&plan))),
+            plan,
         }
     }
 }
 
-/// Loop iterations of a lane in [`select`], among candidates in `vectors` vectors.
-pub(crate) fn select_loops(vectors: usize, lanes: usize) -> usize {
-    let own = vectors.div_ceil(lanes);
-    let count = strided(vectors, BYTE / FOUR * lanes) + own;
-    // Of several lanes each clears its bins, counts twice before it gathers, and adds up what the lanes before it counted.
-    let shared = if lanes > 1 { strided(PASSES * BINS, lanes) + own + 2 * lanes } else { 0 };
-    1 + PASSES * (1 + count) + own + shared
-}
-
-/// Writes the positions of the best `keep` of each row's candidates, given in `vectors` vectors, to `kept[row · keep ..]`, ascending.
+/// Writes the positions of the best of each row's candidates, given in `vectors` vectors, to `kept[row · keep ..]`, ascending.
 ///
-/// There are at least `keep` candidates. Uniform over the cube where rows have several lanes; ends with a barrier.
+/// There are at least `keep` candidates. All units of the cube come here together, where rows have several lanes; ends with a barrier.
 #[cube]
 pub(crate) fn select<C: Candidates>(
     candidates: &C,
@@ -187,154 +226,69 @@ pub(crate) fn select<C: Candidates>(
     at: Lane,
     kept: &mut SharedMemory<u32>,
     scratch: &mut Scratch,
-    #[comptime] keep: usize,
 ) {
-    let shared = comptime!(at.lanes > 1);
-    if shared {
-        for bin in range_stepped(at.lane, comptime!(PASSES * BINS), at.lanes) {
-            scratch.bins[at.row * comptime!(PASSES * BINS) + bin].store(0u32);
+    let plan = comptime!(scratch.plan);
+    if comptime!(plan.plane > 0) {
+        if at.lane < plan.plane {
+            let first = threshold::best::<C>(candidates, vectors, at, scratch);
+            let plane = plane_of(at, plan);
+            sort_pairs(&mut scratch.positions, &mut scratch.keys, first, plane, plan.keep);
+            for i in range_stepped(at.lane, plan.keep, plan.plane) {
+                kept[at.row * plan.keep + i] = scratch.positions[first + i];
+            }
         }
         sync_cube();
-    }
-    let mut threshold = 0u32;
-    let mut remaining = comptime!(keep as u32).runtime();
-    let mut shift = 32u32;
-    let mut settled = false;
-    while shift > 0 && !settled {
-        shift -= DIGIT;
-        let mut counts = count_digits::<C>(candidates, vectors, at, threshold, shift);
-        if shared {
-            let bins = (at.row * PASSES + (shift / DIGIT) as usize) * BINS;
-            add_up(&mut counts, scratch, bins);
-        }
-        let mut before = 0u32;
-        let mut digit = 0u32;
-        let mut rest = 0u32;
-        let mut inside = 0u32;
-        #[unroll]
-        for bin in 0..BINS {
-            let after = before + counts[bin];
-            if before < remaining && remaining <= after {
-                digit = comptime!(bin as u32).runtime();
-                rest = remaining - before;
-                inside = counts[bin];
-            }
-            before = after;
-        }
-        threshold = (threshold << DIGIT) | digit;
-        remaining = rest;
-        if !shared {
-            settled = inside == rest;
-        }
-    }
-    // Everything with a settled threshold's digits is kept: none of it comes after the largest such key.
-    threshold = (threshold << shift) | ((1u32 << shift) - 1);
-    gather::<C>(candidates, vectors, at, threshold, remaining, kept, scratch, keep);
-}
-
-/// How many of a lane's candidates have each next digit, of those whose higher digits are the threshold's.
-#[cube]
-fn count_digits<C: Candidates>(candidates: &C, vectors: usize, at: Lane, threshold: u32, shift: u32) -> Array<u32> {
-    let mut counts = Array::<u32>::new(BINS);
-    #[unroll]
-    for bin in 0..BINS {
-        counts[bin] = 0u32;
-    }
-    let block = comptime!(BYTE / FOUR * at.lanes);
-    for start in range_stepped(0usize, vectors, block) {
-        let mut words = Array::<u32>::new(WORDS);
-        #[unroll]
-        for word in 0..WORDS {
-            words[word] = 0u32;
-        }
-        for vector in range_stepped(start + at.lane, min(start + block, vectors), at.lanes) {
-            let keys = candidates.keys(vector);
-            #[unroll]
-            for n in 0..FOUR {
-                let prefix = keys[n] >> shift;
-                let digit = prefix % comptime!(1 << DIGIT);
-                let one = u32::cast_from(prefix >> DIGIT == threshold) << (digit % PACKED * 8);
-                #[unroll]
-                for word in 0..WORDS {
-                    words[word] += select_value(digit / PACKED == comptime!(word as u32), one, 0u32);
-                }
-            }
-        }
-        #[unroll]
-        for bin in 0..BINS {
-            counts[bin] += (words[bin / PACKED as usize] >> comptime!(8 * (bin as u32 % PACKED))) & 255;
-        }
-    }
-    counts
-}
-
-/// Turns a lane's counts into its row's, through `bins`. Holds a barrier.
-#[cube]
-fn add_up(counts: &mut Array<u32>, scratch: &mut Scratch, bins: usize) {
-    #[unroll]
-    for bin in 0..BINS {
-        scratch.bins[bins + bin].fetch_add(counts[bin]);
-    }
-    sync_cube();
-    #[unroll]
-    for bin in 0..BINS {
-        counts[bin] = scratch.bins[bins + bin].load();
+    } else {
+        digits::select::<C>(candidates, vectors, at, kept, scratch, plan.keep);
     }
 }
 
-/// Writes the positions of the candidates before the threshold and of the first `ties` at it, in ascending order.
+/// The same from the best on, with their order keys in `keys[row · keep ..]`.
 #[cube]
-fn gather<C: Candidates>(
+pub(crate) fn select_sorted<C: Candidates>(
     candidates: &C,
     vectors: usize,
     at: Lane,
-    threshold: u32,
-    ties: u32,
+    keys: &mut SharedMemory<u32>,
     kept: &mut SharedMemory<u32>,
     scratch: &mut Scratch,
-    #[comptime] keep: usize,
 ) {
-    let chunk = vectors.div_ceil(at.lanes);
-    let first = at.lane * chunk;
-    let last = min(first + chunk, vectors);
-    let mut better_before = 0u32;
-    let mut equal_before = 0u32;
-    if comptime!(at.lanes > 1) {
-        for vector in first..last {
-            let keys = candidates.keys(vector);
-            #[unroll]
-            for n in 0..FOUR {
-                better_before += u32::cast_from(keys[n] < threshold);
-                equal_before += u32::cast_from(keys[n] == threshold);
+    let plan = comptime!(scratch.plan);
+    let row = at.row * plan.keep;
+    if comptime!(plan.plane > 0) {
+        if at.lane < plan.plane {
+            let first = threshold::best::<C>(candidates, vectors, at, scratch);
+            let plane = plane_of(at, plan);
+            sort_pairs(&mut scratch.keys, &mut scratch.positions, first, plane, plan.keep);
+            for i in range_stepped(at.lane, plan.keep, plan.plane) {
+                keys[row + i] = scratch.keys[first + i];
+                kept[row + i] = scratch.positions[first + i];
             }
         }
-        scratch.better[at.row * at.lanes + at.lane] = better_before;
-        scratch.equal[at.row * at.lanes + at.lane] = equal_before;
         sync_cube();
-        better_before = sum_before(&scratch.better, at);
-        equal_before = sum_before(&scratch.equal, at);
-    }
-    for vector in first..last {
-        let keys = candidates.keys(vector);
-        #[unroll]
-        for n in 0..FOUR {
-            let tied = keys[n] == threshold;
-            if keys[n] < threshold || (tied && equal_before < ties) {
-                let place = better_before + min(equal_before, ties);
-                kept[at.row * keep + place as usize] = (vector * FOUR + n) as u32;
-            }
-            better_before += u32::cast_from(keys[n] < threshold);
-            equal_before += u32::cast_from(tied);
+    } else {
+        digits::select::<C>(candidates, vectors, at, kept, scratch, plan.keep);
+        for i in range_stepped(at.lane, plan.keep, at.lanes) {
+            keys[row + i] = key_at::<C>(candidates, kept[row + i] as usize);
         }
+        sync_cube();
+        sort_pairs(keys, kept, row, at, plan.keep);
     }
-    sync_cube();
+}
+
+/// The place among the units of a row's plane.
+#[cube]
+fn plane_of(at: Lane, #[comptime] plan: SelectPlan) -> Lane {
+    Lane { row: at.row, lane: at.lane, lanes: plan.plane, plane: plan.plane }
 }
 
 /// The sum of what the row's lanes before this one have. With several lanes all units of the cube come here together.
 #[cube]
 pub(crate) fn lanes_before(own: u32, scratch: &mut Scratch, at: Lane) -> u32 {
     let mut before = 0u32;
-    if comptime!(at.lanes > 1) {
+    if comptime!(at.lanes == at.plane) {
+        before = plane_exclusive_sum(own);
+    } else if comptime!(at.lanes > 1) {
         scratch.better[at.row * at.lanes + at.lane] = own;
         sync_cube();
         before = sum_before(&scratch.better, at);

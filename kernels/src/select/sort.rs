@@ -2,7 +2,8 @@
 //!
 //! A bitonic network in which every comparison puts the smaller pair first: what is missing up to a power of two stands for largest
 //! pairs, which never move, so any number of pairs will do. The lanes of a row share out each of its `log²(count) / 2` steps of `count / 2`
-//! comparisons, with a barrier after each where there are several; control flow is the same whatever the pairs are.
+//! comparisons, with a barrier after each where there are several; control flow is the same whatever the pairs are. A plane that sorts a few
+//! pairs counts instead, for each of its own, how many come before it.
 
 use cubecl::prelude::*;
 
@@ -14,8 +15,19 @@ fn merges(count: usize) -> u32 {
     count.next_power_of_two().ilog2()
 }
 
+/// Pairs that a plane ranks by counting: more take fewer comparisons in the network.
+const RANKED: usize = 128;
+
+/// Whether the lanes of a row, a plane of `plane` units or none, rank `count` pairs by counting.
+fn ranks(count: usize, lanes: usize, plane: usize) -> bool {
+    lanes == plane && count <= RANKED
+}
+
 /// Loop iterations of a lane in [`sort_pairs`].
-pub(crate) fn sort_loops(count: usize, lanes: usize) -> usize {
+pub(super) fn loops(count: usize, lanes: usize, plane: usize) -> usize {
+    if ranks(count, lanes, plane) {
+        return 3 * strided(count, lanes) + 2 * count * (1 + strided(count, lanes));
+    }
     let merges = merges(count) as usize;
     merges + merges * (merges + 1) / 2 * (1 + strided(count.next_power_of_two() / 2, lanes))
 }
@@ -23,6 +35,83 @@ pub(crate) fn sort_loops(count: usize, lanes: usize) -> usize {
 /// Sorts the `count` pairs of each row from `first` on. Begins after a barrier, and ends with one where rows have several lanes.
 #[cube]
 pub(crate) fn sort_pairs(
+    keys: &mut SharedMemory<u32>,
+    items: &mut SharedMemory<u32>,
+    first: usize,
+    at: Lane,
+    #[comptime] count: usize,
+) {
+    if comptime!(ranks(count, at.lanes, at.plane)) {
+        rank_pairs(keys, items, first, at, count);
+    } else {
+        merge_pairs(keys, items, first, at, count);
+    }
+}
+
+/// Each lane takes some of the pairs to where as many others come before them. Keys alone are compared first: items count where keys are equal, and
+/// then the ranks do not add up to those of `count` pairs.
+#[cube]
+fn rank_pairs(
+    keys: &mut SharedMemory<u32>,
+    items: &mut SharedMemory<u32>,
+    first: usize,
+    at: Lane,
+    #[comptime] count: usize,
+) {
+    let share = comptime!(count.div_ceil(at.lanes));
+    let mut own_keys = Array::<u32>::new(share);
+    let mut own_items = Array::<u32>::new(share);
+    let mut ranks = Array::<u32>::new(share);
+    #[unroll]
+    for i in 0..share {
+        // Past the last pair the last again, which isn't written then.
+        let pair = first + min(i * at.lanes + at.lane, count - 1);
+        own_keys[i] = keys[pair];
+        own_items[i] = items[pair];
+        ranks[i] = 0u32;
+    }
+    for other in 0..count {
+        let key = keys[first + other];
+        #[unroll]
+        for i in 0..share {
+            ranks[i] += u32::cast_from(key < own_keys[i]);
+        }
+    }
+    let mut sum = 0u32;
+    #[unroll]
+    for i in 0..share {
+        if i * at.lanes + at.lane < count {
+            sum += ranks[i];
+        }
+    }
+    if plane_sum(sum) != comptime!((count * (count - 1) / 2) as u32) {
+        for other in 0..count {
+            let (key, item) = (keys[first + other], items[first + other]);
+            #[unroll]
+            for i in 0..share {
+                ranks[i] += u32::cast_from(key == own_keys[i] && item < own_items[i]);
+            }
+        }
+    }
+    sync_plane();
+    #[unroll]
+    for i in 0..share {
+        if i * at.lanes + at.lane < count {
+            keys[first + ranks[i] as usize] = own_keys[i];
+            items[first + ranks[i] as usize] = own_items[i];
+        }
+    }
+    sync_plane();
+}
+
+#[cube]
+fn comes_before(key: u32, item: u32, other_key: u32, other_item: u32) -> bool {
+    key < other_key || (key == other_key && item < other_item)
+}
+
+/// The network.
+#[cube]
+fn merge_pairs(
     keys: &mut SharedMemory<u32>,
     items: &mut SharedMemory<u32>,
     first: usize,
@@ -44,7 +133,9 @@ pub(crate) fn sort_pairs(
                 }
                 order_pair(keys, items, first, (block + within) as usize, other as usize, count);
             }
-            if comptime!(at.lanes > 1) {
+            if comptime!(at.lanes == at.plane) {
+                sync_plane();
+            } else if comptime!(at.lanes > 1) {
                 sync_cube();
             }
         }
@@ -64,7 +155,7 @@ fn order_pair(
     if high < count {
         let (a, b) = (first + low, first + high);
         let (key_a, key_b, item_a, item_b) = (keys[a], keys[b], items[a], items[b]);
-        if key_b < key_a || (key_b == key_a && item_b < item_a) {
+        if comes_before(key_b, item_b, key_a, item_a) {
             keys[a] = key_b;
             keys[b] = key_a;
             items[a] = item_b;

@@ -11,10 +11,11 @@ use crate::Result;
 use crate::launch::device::Device;
 use crate::launch::plan::{Launch, Planned};
 use crate::launch::tensor::{Parts, Tensor, arg, f32_storage, u32_storage};
-use crate::select::lane_of;
+use crate::select::select_lane;
 use crate::stages::combine::{self, Chosen, CombinePlan, CombineSizes, HeadRow, PairScore, choose_pairs};
 use crate::stages::score::{
-    Kept, Place, PreparedKeys, Queries, ScoreCall, ScorePlan, ScorePlans, ScoreSizes, ScoreStrategy, merge, write_keys,
+    Kept, Place, PreparedKeys, Queries, ScoreCall, ScorePlan, ScorePlans, ScoreSizes, ScoreStrategy, merge, padded,
+    write_keys,
 };
 
 /// Launches [`score`](crate::stages::score::score()), then [`combine`](crate::stages::combine::combine()); as one kernel what follows a split of the keys, where
@@ -60,10 +61,10 @@ impl RetrievePlan {
     /// The plan whose working set fits, with the grid of pairs in shared memory if it can be there.
     fn of(device: &Device, score: &ScorePlan, tokens: usize, sizes: &CombineSizes) -> Result<Option<Planned<Self>>> {
         let units = device.units(usize::MAX);
-        let score = ScorePlan { tile: 2, units, ..*score };
-        let combine = CombinePlan::of_row(sizes, units)?;
+        let score = ScorePlan { tile: 2, units, matrix: false, ..*score };
+        let combine = CombinePlan::of_row(device, sizes, units)?;
         let plan = |stored| Self { score, combine: CombinePlan { stored, ..combine } }.merging(tokens);
-        Ok([true, false].map(plan).into_iter().find(|planned| planned.launch.fits(device)))
+        Ok([device.exchange == 0, false].map(plan).into_iter().find(|planned| planned.launch.fits(device)))
     }
 
     /// The launch for so many tokens.
@@ -131,12 +132,28 @@ impl RetrievePlans {
         Ok(Self::Apart { score, combine: CombinePlan::of(device, combine)? })
     }
 
+    /// How keys are scored.
+    fn score(&self) -> &ScorePlan {
+        match self {
+            Self::Together { score, .. } => &score.plan,
+            Self::Apart { score, .. } => &score.score.plan,
+        }
+    }
+
     /// Tokens that share one reading of the keys.
     pub fn tile(&self) -> usize {
-        match self {
-            Self::Together { score, .. } => score.plan.tile,
-            Self::Apart { score, .. } => score.score.plan.tile,
-        }
+        self.score().tile
+    }
+
+    /// Projected keys of a side that are read: matrix units fill up the last group.
+    pub fn keys_read(&self) -> usize {
+        let ScorePlan { matrix, side_keys, .. } = *self.score();
+        if matrix { padded(side_keys) } else { side_keys }
+    }
+
+    /// Whether all keys are scored on matrix units, and what is kept of them is taken from there.
+    pub fn on_matrix_units(&self) -> bool {
+        matches!(self, Self::Apart { score, .. } if score.score.plan.matrix && score.merge.is_none())
     }
 
     /// Candidates per token and side that the scores of split keys leave; 0 where keys are not split.
@@ -211,6 +228,7 @@ fn launch<R: Runtime>(
             kept_scores,
             launch.cubes as u32,
             plan,
+            stage.keys.normalised.dtype,
         );
     }
     Ok(chosen)
@@ -219,11 +237,11 @@ fn launch<R: Runtime>(
 /// `work` holds candidate keys, their scores from `candidate_scores` on, and room for the kept keys and scores from `kept_keys` and
 /// `kept_scores` on; scores as bits. `CUBE_POS` is `token · heads + head`.
 #[cube(launch_unchecked)]
-fn retrieve_kernel<D: Size>(
+fn retrieve_kernel<E: Float, D: Size>(
     query: &Array<Vector<f32, D>>,
     query_norm: &Array<Vector<f32, D>>,
     work: &mut Array<u32>,
-    normalised: &Array<Vector<f32, D>>,
+    normalised: &Array<Vector<E, D>>,
     core: &Array<f32>,
     slots: &mut Array<u32>,
     scores: &mut Array<f32>,
@@ -234,16 +252,17 @@ fn retrieve_kernel<D: Size>(
     kept_scores: u32,
     cubes: u32,
     #[comptime] plan: RetrievePlan,
+    #[define(E)] _dtype: StorageType,
 ) {
     if CUBE_POS >= cubes as usize {
         terminate!();
     }
     let head = CUBE_POS % plan.score.heads;
-    let side = lane_of(plan.score.tile, plan.score.units);
+    let side = select_lane(comptime!(plan.score.select_merged()));
     let place = Place { token: CUBE_POS / plan.score.heads, side: head * 2 + side.row, tokens: tokens as usize };
     let size = comptime!(plan.score.top_m * plan.score.rank);
     let mut vectors = SharedMemory::<f32>::new(comptime!(plan.score.tile * size));
-    let keys = merge::<D>(
+    let keys = merge::<E, D>(
         query,
         query_norm,
         &work.slice(0, candidate_scores as usize),
@@ -269,7 +288,7 @@ fn retrieve_kernel<D: Size>(
         work[kept_scores as usize + (CUBE_POS * 2 + side.row) * size + i] = u32::reinterpret(score);
     }
     let row = HeadRow { source: 0usize.runtime(), out: CUBE_POS, rows: cubes as usize, head };
-    let at = lane_of(plan.combine.tile, plan.combine.units);
+    let at = select_lane(comptime!(plan.combine.select()));
     let (keys, vectors) = (keys.to_slice(), vectors.to_slice());
     choose_pairs(&keys, &vectors, core, slots, scores, row, at, comptime!(plan.combine));
 }

@@ -57,13 +57,6 @@ fn every_strategy() -> Vec<Strategies> {
         .collect()
 }
 
-/// The weights as a device holds them, in f32 numbers.
-fn rounded(weights: &Weights<'_>, dtype: ElementType) -> Weights<'static> {
-    let wide = |tensor: &HostTensor<'_>| HostTensor::from_f32(tensor.shape(), &tensor.to_f32()).unwrap();
-    let rounded = weights.rounded(dtype);
-    Weights { tensors: PerWeight::from_fn(|weight| rounded.get(weight).map(wide)), ..rounded }
-}
-
 /// Numbers between -1 and 1, other ones for each seed.
 fn numbers(count: usize, seed: usize) -> Vec<f32> {
     (0..count).map(|at| ((at * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
@@ -136,7 +129,7 @@ impl Case {
     ) -> Self {
         let device = OfflineDevice::of(gpu);
         let client = OfflineRuntime::client(&device);
-        let weights = rounded(weights, dtype);
+        let weights = weights.rounded(dtype);
         let layer = MemoryLayer::new(&client, config.clone(), &weights, dtype).unwrap();
         let round = |numbers: &[f32]| HostTensor::from_f32([numbers.len()], numbers).unwrap().cast(dtype).to_f32();
         let case = Self { device, layer, weights, input: round(input), grad_output: round(grad_output) };
@@ -170,7 +163,8 @@ impl Case {
             let queries = layer.query(&input, strategies.query).unwrap();
             products += self.hold_launches(&format!("{what}, query"), modelled["query"], most.query());
             let (_, chosen) = layer.retrieve(&queries, strategies.score).unwrap();
-            let retrieve = modelled["score"] + modelled["combine"];
+            // With the queries' norm weight, which the model leaves out.
+            let retrieve = modelled["score"] + modelled["combine"] + 4 * config.key_dim as u64;
             products += self.hold_launches(&format!("{what}, retrieve"), retrieve, most.retrieve());
             let weighed = layer.weigh(&input, &chosen, strategies.query).unwrap();
             if weighed.is_some() {
@@ -327,6 +321,31 @@ fn every_strategy_and_type_agrees_with_the_oracle() {
         let case = Case::random(dimensions(), 33, dtype, 3);
         let products = case.hold_forward("forward", &every_strategy());
         assert_eq!(products > 0, dtype != ElementType::F32, "{dtype}: {products} products of matrix units");
+    }
+}
+
+/// Keys that fill no whole tile, no whole group of 16 and no whole split, tokens that leave a tile half empty, and a tile of the smaller kind.
+#[test]
+fn scores_of_matrix_units_agree_with_the_oracle() {
+    let wide = Dimensions { side_keys: 150, key_dim: 64, top_m: 24, ..dimensions() };
+    let pairs = Dimensions { side_keys: 30, ..product_keys(Kind::ProductKey) };
+    let v2 = Kind::UltraMemV2.capabilities();
+    let shapes = [
+        ("UltraMem", 70, ElementType::BF16, wide.clone()),
+        ("rank 3, LayerNorm", 33, ElementType::F16, Dimensions { tucker_rank: 3, norm: Norm::Layer, ..wide.clone() }),
+        ("long queries", 20, ElementType::BF16, Dimensions { key_dim: 256, ..wide.clone() }),
+        ("product keys", 70, ElementType::F16, Dimensions { key_dim: 32, ..pairs }),
+        ("a pair for two heads", 40, ElementType::BF16, Dimensions { capabilities: v2, heads: 4, pre_dim: 8, ..wide }),
+    ];
+    for (what, tokens, dtype, dims) in shapes {
+        let case = Case::random(dims, tokens, dtype, tokens);
+        for score in [ScoreStrategy::Whole, ScoreStrategy::Split { splits: 2 }, ScoreStrategy::Split { splits: 5 }] {
+            let (query, expand) = (ProjectStrategy::Tile, ExpandStrategy::Fused);
+            let strategies = Strategies { query, score, expand };
+            let launches = case.layer.plans(tokens, strategies).unwrap().launches();
+            assert!(launches.iter().any(|(_, it)| it.kernel == "score_matrix_kernel"), "{what}: {launches:?}");
+            case.hold_forward(what, &[strategies]);
+        }
     }
 }
 

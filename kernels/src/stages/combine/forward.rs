@@ -11,8 +11,8 @@ use cubecl::prelude::*;
 use super::plan::CombinePlan;
 use crate::select::sort::sort_pairs;
 use crate::select::{
-    Candidates, CandidatesExpand, FOUR, Four, Lane, NOTHING, Scratch, Stored, key_at, lane_of, lane_sum, lanes_before,
-    order_key, score_of, select,
+    Candidates, CandidatesExpand, FOUR, Four, Lane, NOTHING, Scratch, Stored, lane_sum, lanes_before, order_key,
+    score_of, select_lane, select_sorted,
 };
 
 /// Pairs of kept keys by row key; the total of `(a, b)` is `left[a] · right[b]`, in the order of slots, or `left[a] + columns[b]`, the
@@ -106,7 +106,7 @@ pub(crate) fn combine_kernel(
     if CUBE_POS * plan.tile >= rows as usize {
         terminate!();
     }
-    let at = lane_of(plan.tile, plan.units);
+    let at = select_lane(comptime!(plan.select()));
     let row = CUBE_POS * plan.tile + at.row;
     // A row past the last one computes the last one again and writes nothing.
     let source = min(row, rows as usize - 1);
@@ -139,7 +139,7 @@ pub(crate) fn choose_pairs(
 ) {
     let mut kept = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
     let mut chosen = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
-    let mut scratch = Scratch::new(plan.tile, at.lanes);
+    let mut scratch = Scratch::new(comptime!(plan.select()));
     let pairs = load_pairs(kept_scores, core, row, at, &mut chosen, &mut kept, &mut scratch, plan);
     if comptime!(plan.stored) {
         let mut keys = SharedMemory::<Vector<u32, Four>>::new(comptime!(plan.tile * plan.vectors));
@@ -148,17 +148,12 @@ pub(crate) fn choose_pairs(
         }
         sync_cube();
         let grid = Stored { keys, first: at.row * plan.vectors };
-        select::<Stored>(&grid, plan.vectors, at, &mut kept, &mut scratch, plan.top_m);
+        select_sorted::<Stored>(&grid, plan.vectors, at, &mut chosen, &mut kept, &mut scratch);
     } else {
-        select::<Pairs>(&pairs, plan.vectors, at, &mut kept, &mut scratch, plan.top_m);
+        select_sorted::<Pairs>(&pairs, plan.vectors, at, &mut chosen, &mut kept, &mut scratch);
     }
 
     let first = at.row * plan.top_m;
-    for i in range_stepped(at.lane, plan.top_m, at.lanes) {
-        chosen[first + i] = key_at::<Pairs>(&pairs, kept[first + i] as usize);
-    }
-    sync_cube();
-    sort_pairs(&mut chosen, &mut kept, first, at, plan.top_m);
     let mut sum = 1.0f32;
     if comptime!(plan.additive) {
         sum = softmax_sum(&chosen, first, at, plan);

@@ -4,8 +4,7 @@ use crate::launch::device::Device;
 use crate::launch::loops::strided;
 use crate::launch::plan::{Launch, Planned};
 use crate::launch::tensor::{index, positive};
-use crate::select::sort::sort_loops;
-use crate::select::{FOUR, scratch_bytes, select_loops};
+use crate::select::{FOUR, SelectPlan};
 use crate::{Error, Result};
 
 /// The sizes of the stage.
@@ -73,6 +72,8 @@ pub struct CombinePlan {
     pub tile: usize,
     /// Units of a cube.
     pub units: usize,
+    /// Units of a plane that can select a row; 0 where none can.
+    pub plane: usize,
 }
 
 impl CombinePlan {
@@ -83,23 +84,40 @@ impl CombinePlan {
     /// Sizes that don't fit the device, or more keys than slots can be counted of.
     pub fn of(device: &Device, sizes: &CombineSizes) -> Result<Planned<Self>> {
         sizes.check()?;
-        tiled(device, Self::single(sizes), sizes.tokens.saturating_mul(sizes.heads)).checked("combine", device)
+        tiled(device, Self::single(device, sizes), sizes.tokens.saturating_mul(sizes.heads)).checked("combine", device)
     }
 
     /// The plan of a cube of one row and one unit, for checked sizes.
-    fn single(sizes: &CombineSizes) -> Self {
+    fn single(device: &Device, sizes: &CombineSizes) -> Self {
         let CombineSizes { heads, side_keys, top_m, rank, cores, additive, .. } = *sizes;
         let vectors = if additive { listed_vectors(top_m) } else { top_m * top_m.div_ceil(FOUR) };
-        Self { heads, side_keys, top_m, rank, cores, vectors, additive, stored: true, tile: 1, units: 1 }
+        Self {
+            heads,
+            side_keys,
+            top_m,
+            rank,
+            cores,
+            vectors,
+            additive,
+            stored: true,
+            tile: 1,
+            units: 1,
+            plane: device.exchange,
+        }
+    }
+
+    /// How the pairs are selected from.
+    pub(crate) fn select(&self) -> SelectPlan {
+        SelectPlan::new(self.tile, self.units / self.tile, self.top_m, self.plane)
     }
 
     /// The plan of one row that has all of a cube's `units`.
     ///
     /// # Errors
     /// As [`of`](Self::of), but for the device.
-    pub(crate) fn of_row(sizes: &CombineSizes, units: usize) -> Result<Self> {
+    pub(crate) fn of_row(device: &Device, sizes: &CombineSizes, units: usize) -> Result<Self> {
         sizes.check()?;
-        Ok(Self { units, ..Self::single(sizes) })
+        Ok(Self { units, ..Self::single(device, sizes) })
     }
 
     /// The launch for `rows` rows.
@@ -113,7 +131,7 @@ impl CombinePlan {
     pub(crate) fn loops(&self) -> usize {
         let Self { top_m, rank, cores, vectors, .. } = *self;
         let lanes = self.units / self.tile;
-        let (own, sort) = (strided(top_m, lanes), sort_loops(top_m, lanes));
+        let (own, sort) = (strided(top_m, lanes), self.select().sort_loops(top_m));
         let (load, write) = if self.additive {
             (4 * own + 2 * sort + lanes + vectors.min(own * (1 + top_m.div_ceil(FOUR))), 2 * own + lanes)
         } else {
@@ -122,7 +140,7 @@ impl CombinePlan {
             (through_core.saturating_add(transposed), own.saturating_mul(1 + cores * (1 + rank * (1 + rank))))
         };
         let grid = if self.stored { strided(vectors, lanes) } else { 0 };
-        load.saturating_add(grid + select_loops(vectors, lanes) + own + sort).saturating_add(write)
+        load.saturating_add(grid + self.select().loops(vectors) + own + sort).saturating_add(write)
     }
 
     /// Shared memory of a cube: both sides, what is kept, the lists of product keys, the grid and the selection's scratch.
@@ -131,7 +149,7 @@ impl CombinePlan {
         let sides = if self.additive { 3 * top_m + vectors } else { rank * (top_m + top_m.next_multiple_of(FOUR)) };
         let grid = if self.stored { FOUR * vectors } else { 0 };
         let sums = if self.additive { units } else { 0 };
-        4 * (tile * (sides + 2 * top_m + grid) + sums + FOUR) + scratch_bytes(tile, units / tile)
+        4 * (tile * (sides + 2 * top_m + grid) + sums + FOUR) + self.select().bytes()
     }
 }
 
@@ -146,12 +164,15 @@ fn listed_vectors(top_m: usize) -> usize {
 
 fn tiled(device: &Device, plan: CombinePlan, rows: usize) -> Planned<CombinePlan> {
     let tile_of = |stored, tile: usize| {
-        let lanes = (device.units_for(tile, usize::MAX) / tile).max(1);
+        // Planes without a row of their own would wait in cubes that shared memory allows few of.
+        let crowded = device.exchange > 0 && tile < device.tile_of(rows);
+        let lanes = if crowded { device.exchange } else { (device.units_for(tile, usize::MAX) / tile).max(1) };
         CombinePlan { stored, tile, units: tile * lanes, ..plan }.choosing(rows)
     };
     let tiles = [16, 8, 4, 2, 1].into_iter().filter(|&tile| tile <= device.tile_of(rows));
     let fits = |planned: &Planned<CombinePlan>| planned.launch.fits(device);
-    let stored = tiles.clone().map(|tile| tile_of(true, tile)).find(fits);
+    // A plane looks at a pair once.
+    let stored = tiles.clone().filter(|_| device.exchange == 0).map(|tile| tile_of(true, tile)).find(fits);
     let anew = tiles.map(|tile| tile_of(false, tile)).find(fits);
     let crowded = |planned: &Planned<CombinePlan>| device.on_cpu && planned.plan.units > planned.plan.tile;
     let most = CombinePlan { stored: false, tile: 1, units: device.most_units(), ..plan };

@@ -100,13 +100,13 @@ impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
             ("key_dim", key_dim),
         ])?;
         index("keys of all heads and sides", heads.saturating_mul(2).saturating_mul(side_keys))?;
-        float_type(client, scored.keys, "keys")?;
+        let dtype = float_type(client, scored.keys, "keys")?;
         check(client, grad_sides, "gradient of the side scores", &[tokens, heads, top_m, 2, rank], f32_storage())?;
         let (_, query_pairs) = scored.queries.check(client, heads, key_dim)?;
         check(client, scored.queries.numbers, "query", &[tokens, query_pairs * 2 * key_dim], f32_storage())?;
         check(client, scored.keys, "keys", &[heads, 2, side_keys, key_dim, rank], scored.keys.dtype)?;
         let normalised = [heads, 2, side_keys, rank, key_dim];
-        check(client, &scored.prepared.normalised, "normalised keys", &normalised, f32_storage())?;
+        check(client, &scored.prepared.normalised, "normalised keys", &normalised, scored.keys.dtype)?;
         if let Some((_, _, weight)) = scored.keys_norm {
             check(client, weight, "keys_norm", &[key_dim], f32_storage())?;
         }
@@ -123,6 +123,7 @@ impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
             top_m,
             norm: scored.queries.norm.map(|(norm, ..)| norm),
             direct: false,
+            dtype,
         };
         let plans = ScoreBackwardPlans::of(&device, &sizes, scored.keys_norm.map(|(norm, ..)| norm))?;
         Ok(Self { client, device, scored, tokens, plan: plans.plan, plans })
@@ -145,12 +146,11 @@ impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
         self.tokens * self.plan.query_pairs * 2
     }
 
-    /// The normalised queries, as scoring has them.
+    /// The normalised queries, rounded to the keys' type, as scoring has them.
     fn normalise(&self) -> Result<Tensor<R>> {
         let Queries { numbers, norm, .. } = self.scored.queries;
-        let (Some((norm, eps, weight)), Some(launch)) = (norm, self.plans.normalise) else {
-            return Ok(numbers.clone());
-        };
+        let Some(launch) = self.plans.normalise else { return Ok(numbers.clone()) };
+        let (norm, eps, weight) = norm.map_or((None, 0.0, numbers), |(norm, eps, weight)| (Some(norm), eps, weight));
         let queries = empty(self.client, "normalised queries", numbers.shape(), f32_storage())?;
         let (grid, cube_dim) = launch.start(&self.device)?;
         // SAFETY: shapes are checked; a unit reads and writes its own query.
@@ -166,6 +166,7 @@ impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
                 self.queries() as u32,
                 norm,
                 self.plans.compiled(launch),
+                self.scored.keys.dtype,
             );
         }
         Ok(queries)
@@ -190,6 +191,7 @@ impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
                 arg(&grad, width),
                 self.queries() as u32,
                 self.plans.compiled(launch),
+                self.scored.keys.dtype,
             );
         }
         Ok(grad)
@@ -260,37 +262,50 @@ fn query_of(head: usize, side: usize, #[comptime] plan: ScoreBackwardPlan) -> us
     head / plan.heads_per_pair * 2 + side
 }
 
-/// A unit normalises one query.
+/// A unit normalises one query, or takes it as it is, and rounds it to the keys' type.
 #[cube(launch_unchecked)]
-fn normalise_kernel(
+fn normalise_kernel<E: Float>(
     query: &Array<f32>,
     weight: &Array<f32>,
     queries: &mut Array<f32>,
     eps: f32,
     count: u32,
-    #[comptime] norm: Norm,
+    #[comptime] norm: Option<Norm>,
     #[comptime] plan: ScoreBackwardPlan,
+    #[define(E)] _dtype: StorageType,
 ) {
     let item = CUBE_POS * plan.units + UNIT_POS as usize;
     if item >= count as usize {
         terminate!();
     }
     let first = item * plan.key_dim;
-    let of = moments::<f32>(query, first, eps, plan.key_dim, 1usize, norm);
+    let normalised = comptime!(norm.is_some());
+    let mut mean = 0.0f32;
+    let mut scale = 1.0f32;
+    if normalised {
+        let of = moments::<f32>(query, first, eps, plan.key_dim, 1usize, comptime!(norm.unwrap_or(Norm::Rms)));
+        mean = of.mean;
+        scale = of.scale;
+    }
     for d in 0..plan.key_dim {
-        queries[first + d] = (query[first + d] - of.mean) * of.scale * weight[d];
+        let mut value = query[first + d];
+        if normalised {
+            value = (value - mean) * scale * weight[d];
+        }
+        queries[first + d] = f32::cast_from(E::cast_from(value));
     }
 }
 
 /// A unit sums `block` vectors of one query's gradient, over the slots of the heads that it serves.
 #[cube(launch_unchecked)]
-fn grad_queries_kernel<D: Size>(
+fn grad_queries_kernel<E: Float, D: Size>(
     slots: &Array<u32>,
     grad_sides: &Array<f32>,
-    normalised: &Array<Vector<f32, D>>,
+    normalised: &Array<Vector<E, D>>,
     grad: &mut Array<Vector<f32, D>>,
     count: u32,
     #[comptime] plan: ScoreBackwardPlan,
+    #[define(E)] _dtype: StorageType,
 ) {
     let width = D::value();
     let depth = comptime!(plan.key_dim / width);
@@ -316,7 +331,7 @@ fn grad_queries_kernel<D: Size>(
                 let base = (key * plan.rank + rho) * depth + first;
                 #[unroll]
                 for b in 0..plan.block {
-                    sums[b] += factor * normalised[base + b];
+                    sums[b] += factor * Vector::cast_from(normalised[base + b]);
                 }
             }
         }

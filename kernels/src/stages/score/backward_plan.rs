@@ -1,12 +1,12 @@
 //! How the stage's backward pass is launched, from sizes and a device alone.
 
 use super::ScoreSizes;
-use crate::Result;
 use crate::launch::device::Device;
 use crate::launch::plan::{Launch, check_all};
 use crate::stages::norm::{Norm, NormPlans, NormSizes};
 use crate::table::group::SortPlans;
 use crate::table::segment_sum::{SumPlans, SumSizes};
+use crate::{ElementType, Result};
 
 /// Ranks whose products are added in one go.
 pub(super) const FEW_RANKS: usize = 4;
@@ -39,7 +39,7 @@ impl ScoreBackwardPlan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScoreBackwardPlans {
     pub(super) plan: ScoreBackwardPlan,
-    /// Normalises the queries; None where they are taken as they are.
+    /// Normalises the queries and rounds them; None where f32 queries are taken as they are.
     pub normalise: Option<Launch>,
     /// The normalised queries' gradient.
     pub queries: Launch,
@@ -75,11 +75,11 @@ impl ScoreBackwardPlans {
         let of_norm = |norm, groups, step, listed| {
             NormPlans::of(device, &NormSizes { norm, groups, size: key_dim, step, listed })
         };
-        let normalise = |_| Launch::flat(device, "normalise_kernel", queries, 3 * key_dim);
+        let normalises = sizes.norm.is_some() || sizes.dtype != ElementType::F32;
         let pieces = queries.saturating_mul(vectors / block);
         let plans = Self {
             plan,
-            normalise: sizes.norm.map(normalise),
+            normalise: normalises.then(|| Launch::flat(device, "normalise_kernel", queries, 3 * key_dim)),
             queries: Launch::flat(device, "grad_queries_kernel", pieces, plan.grad_loops()),
             query_norm: sizes.norm.map(|norm| of_norm(norm, queries, 1, false)),
             list: Launch::flat(device, "list_keys_kernel", entries, 0),

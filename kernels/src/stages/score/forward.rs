@@ -7,11 +7,13 @@
 
 use cubecl::prelude::*;
 
+use super::padded;
 use super::plan::ScorePlan;
 use crate::linear::tile::{Columns, Rows, accumulate, component_sum, zero_sums};
+use crate::select::top_m::Scores;
 use crate::select::{
-    Candidates, CandidatesExpand, FOUR, Four, Lane, NOTHING, Scratch, Stored, key_at, lane_of, order_key, score_of,
-    select,
+    Candidates, CandidatesExpand, FOUR, Four, Lane, NOTHING, Scratch, Stored, key_at, order_key, score_of, select,
+    select_lane,
 };
 use crate::stages::norm::{Norm, scale_of};
 
@@ -24,51 +26,29 @@ pub(crate) struct Place {
     pub tokens: usize,
 }
 
-/// Scores of a row's candidates where the splits left them, as bits, from `first` on.
-#[derive(CubeType)]
-struct Listed {
-    scores: Slice<u32>,
-    first: usize,
-    #[cube(comptime)]
-    count: usize,
-}
-
-#[cube]
-impl Candidates for Listed {
-    fn keys(&self, vector: usize) -> Vector<u32, Four> {
-        let mut keys = Vector::<u32, Four>::new(NOTHING);
-        #[unroll]
-        for n in 0..FOUR {
-            if vector * FOUR + n < self.count {
-                keys[n] = order_key(f32::reinterpret(self.scores[self.first + vector * FOUR + n]));
-            }
-        }
-        keys
-    }
-}
-
 /// Scores one range of keys; where the range is all of them, writes the result of the stage, else the split's candidates.
 ///
 /// `CUBE_POS` runs over splits, then sides, then tiles of tokens.
 #[cube(launch_unchecked)]
-pub(crate) fn score_kernel<D: Size>(
+pub(crate) fn score_kernel<E: Float, D: Size>(
     query: &Array<Vector<f32, D>>,
     query_norm: &Array<Vector<f32, D>>,
-    projected: &Array<Vector<f32, Four>>,
-    normalised: &Array<Vector<f32, D>>,
+    projected: &Array<Vector<E, Four>>,
+    normalised: &Array<Vector<E, D>>,
     kept_keys: &mut Array<u32>,
     kept_scores: &mut Array<f32>,
     eps: f32,
     tokens: u32,
     cubes: u32,
     #[comptime] plan: ScorePlan,
+    #[define(E)] _dtype: StorageType,
 ) {
     if CUBE_POS >= cubes as usize {
         terminate!();
     }
     let split = CUBE_POS % plan.splits;
     let sides = comptime!(plan.heads * 2);
-    let at = lane_of(plan.tile, plan.units);
+    let at = select_lane(comptime!(plan.select()));
     let place = Place {
         token: CUBE_POS / plan.splits / sides * plan.tile + at.row,
         side: CUBE_POS / plan.splits % sides,
@@ -82,13 +62,13 @@ pub(crate) fn score_kernel<D: Size>(
     let mut queries = SharedMemory::<Vector<f32, D>>::new(comptime!(plan.tile * depth));
     let mut order = SharedMemory::<Vector<u32, Four>>::new(comptime!(plan.tile * plan.range / FOUR));
     let mut kept = SharedMemory::<u32>::new(comptime!(plan.tile * plan.keep));
-    let mut scratch = Scratch::new(plan.tile, comptime!(plan.units / plan.tile));
+    let mut scratch = Scratch::new(comptime!(plan.select()));
 
-    normalise_queries::<D>(query, query_norm, &mut queries, place, at, eps, plan);
-    approximate_scores::<D>(&queries, projected, &mut order, place.side, first_key, count, plan);
+    normalise_queries::<E, D>(query, query_norm, &mut queries, place, at, eps, plan);
+    approximate_scores::<E, D>(&queries, projected, &mut order, place.side, first_key, count, plan);
     let vectors = comptime!(plan.range / FOUR);
     let candidates = Stored { keys: order, first: at.row * vectors };
-    select::<Stored>(&candidates, vectors, at, &mut kept, &mut scratch, plan.keep);
+    select::<Stored>(&candidates, vectors, at, &mut kept, &mut scratch);
 
     let list = (place.token * sides + place.side) * plan.splits + split;
     if place.token < place.tokens {
@@ -103,7 +83,7 @@ pub(crate) fn score_kernel<D: Size>(
     }
     if comptime!(plan.splits == 1 && !plan.direct) {
         let out = list * comptime!(plan.top_m * plan.rank);
-        score_kept::<D>(&queries, normalised, &kept, &mut kept_scores.to_slice_mut(), out, place, at, plan);
+        score_kept::<E, D>(&queries, normalised, &kept, &mut kept_scores.to_slice_mut(), out, place, at, plan);
     }
 }
 
@@ -111,30 +91,31 @@ pub(crate) fn score_kernel<D: Size>(
 ///
 /// `candidate_keys` and `candidate_scores`, as bits, are `[tokens, heads, 2, splits · keep]`; `CUBE_POS` runs over sides, then tiles.
 #[cube(launch_unchecked)]
-pub(crate) fn merge_kernel<D: Size>(
+pub(crate) fn merge_kernel<E: Float, D: Size>(
     query: &Array<Vector<f32, D>>,
     query_norm: &Array<Vector<f32, D>>,
     candidate_keys: &Array<u32>,
     candidate_scores: &Array<u32>,
-    normalised: &Array<Vector<f32, D>>,
+    normalised: &Array<Vector<E, D>>,
     kept_keys: &mut Array<u32>,
     kept_scores: &mut Array<f32>,
     eps: f32,
     tokens: u32,
     cubes: u32,
     #[comptime] plan: ScorePlan,
+    #[define(E)] _dtype: StorageType,
 ) {
     if CUBE_POS >= cubes as usize {
         terminate!();
     }
     let sides = comptime!(plan.heads * 2);
-    let at = lane_of(plan.tile, plan.units);
+    let at = select_lane(comptime!(plan.select_merged()));
     let token = CUBE_POS / sides * plan.tile + at.row;
     let place = Place { token, side: CUBE_POS % sides, tokens: tokens as usize };
     let out = (place.token * sides + place.side) * plan.top_m;
     let scores = &mut kept_scores.to_slice_mut();
     let first = out * plan.rank;
-    let kept = merge::<D>(
+    let kept = merge::<E, D>(
         query,
         query_norm,
         &candidate_keys.to_slice(),
@@ -154,12 +135,12 @@ pub(crate) fn merge_kernel<D: Size>(
 /// barrier.
 #[cube]
 #[allow(clippy::collapsible_if, reason = "the outer one is decided when the kernel is compiled")]
-pub(crate) fn merge<D: Size>(
+pub(crate) fn merge<E: Float, D: Size>(
     query: &Array<Vector<f32, D>>,
     query_norm: &Array<Vector<f32, D>>,
     candidate_keys: &Slice<u32>,
     candidate_scores: &Slice<u32>,
-    normalised: &Array<Vector<f32, D>>,
+    normalised: &Array<Vector<E, D>>,
     scores: &mut SliceMut<f32>,
     first: usize,
     place: Place,
@@ -176,10 +157,10 @@ pub(crate) fn merge<D: Size>(
     let mut queries = SharedMemory::<Vector<f32, D>>::new(comptime!(plan.tile * depth));
     let vectors = comptime!(count.div_ceil(FOUR));
     let mut keys = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
-    let mut scratch = Scratch::new(plan.tile, comptime!(plan.units / plan.tile));
+    let mut scratch = Scratch::new(comptime!(plan.select_merged()));
 
-    normalise_queries::<D>(query, query_norm, &mut queries, place, at, eps, plan);
-    let listed = Listed { scores: *candidate_scores, first: list, count };
+    normalise_queries::<E, D>(query, query_norm, &mut queries, place, at, eps, plan);
+    let listed = Scores { bits: *candidate_scores, first: list, count };
     if comptime!(plan.stored) {
         let mut order = SharedMemory::<Vector<u32, Four>>::new(comptime!(plan.tile * vectors));
         for vector in range_stepped(at.lane, vectors, at.lanes) {
@@ -187,9 +168,9 @@ pub(crate) fn merge<D: Size>(
         }
         sync_cube();
         let stored = Stored { keys: order, first: at.row * vectors };
-        select::<Stored>(&stored, vectors, at, &mut keys, &mut scratch, plan.top_m);
+        select::<Stored>(&stored, vectors, at, &mut keys, &mut scratch);
     } else {
-        select::<Listed>(&listed, vectors, at, &mut keys, &mut scratch, plan.top_m);
+        select::<Scores>(&listed, vectors, at, &mut keys, &mut scratch);
     }
 
     // From positions in the list to keys.
@@ -199,13 +180,13 @@ pub(crate) fn merge<D: Size>(
         keys[row + i] = min(candidate_keys[list + position], comptime!(plan.side_keys as u32 - 1));
         if comptime!(plan.direct) {
             if place.token < place.tokens {
-                scores[first + i] = score_of(key_at::<Listed>(&listed, position));
+                scores[first + i] = score_of(key_at::<Scores>(&listed, position));
             }
         }
     }
     sync_cube();
     if comptime!(!plan.direct) {
-        score_kept::<D>(&queries, normalised, &keys, scores, first, place, at, plan);
+        score_kept::<E, D>(&queries, normalised, &keys, scores, first, place, at, plan);
         sync_cube();
     }
     keys
@@ -229,9 +210,19 @@ pub(crate) fn write_keys(
     }
 }
 
-/// Normalises each row's query into `[tile, key_dim]`; zeros past the last token. Ends with a barrier.
+/// The query of a side of a token, of all tokens' queries.
 #[cube]
-fn normalise_queries<D: Size>(
+pub(super) fn query_of(token: usize, side: usize, #[comptime] plan: ScorePlan) -> usize {
+    let mut pair = 0usize.runtime();
+    if comptime!(plan.heads_per_pair < plan.heads) {
+        pair = side / comptime!(2 * plan.heads_per_pair);
+    }
+    (token * plan.query_pairs + pair) * 2 + side % 2
+}
+
+/// Normalises each row's query into `[tile, key_dim]` and rounds it to the keys' type; zeros past the last token. Ends with a barrier.
+#[cube]
+fn normalise_queries<E: Float, D: Size>(
     query: &Array<Vector<f32, D>>,
     query_norm: &Array<Vector<f32, D>>,
     queries: &mut SharedMemory<Vector<f32, D>>,
@@ -242,11 +233,7 @@ fn normalise_queries<D: Size>(
 ) {
     let width = D::value();
     let depth = comptime!(plan.key_dim / width);
-    let mut pair = 0usize;
-    if comptime!(plan.heads_per_pair < plan.heads) {
-        pair = place.side / comptime!(2 * plan.heads_per_pair);
-    }
-    let first = ((place.token * plan.query_pairs + pair) * 2 + place.side % 2) * depth;
+    let first = query_of(place.token, place.side, plan) * depth;
     let row = at.row * depth;
     let mut partial = SharedMemory::<f32>::new(plan.units);
     for d in range_stepped(at.lane, depth, at.lanes) {
@@ -266,6 +253,9 @@ fn normalise_queries<D: Size>(
         for d in range_stepped(at.lane, depth, at.lanes) {
             queries[row + d] = (queries[row + d] - Vector::new(mean)) * Vector::new(scale) * query_norm[d];
         }
+    }
+    for d in range_stepped(at.lane, depth, at.lanes) {
+        queries[row + d] = Vector::cast_from(Vector::<E, D>::cast_from(queries[row + d]));
     }
     sync_cube();
 }
@@ -299,9 +289,9 @@ fn row_sum<D: Size>(
 /// The order keys of `Σ_d queries[t, d] · projected[side, d, first_key + i]` for the `count` keys of a range, `[tile, range]`; nothing past
 /// the last. Ends with a barrier.
 #[cube]
-fn approximate_scores<D: Size>(
+fn approximate_scores<E: Float, D: Size>(
     queries: &SharedMemory<Vector<f32, D>>,
-    projected: &Array<Vector<f32, Four>>,
+    projected: &Array<Vector<E, Four>>,
     order: &mut SharedMemory<Vector<u32, Four>>,
     side: usize,
     first_key: usize,
@@ -310,7 +300,7 @@ fn approximate_scores<D: Size>(
 ) {
     let width = D::value();
     let depth = comptime!(plan.key_dim / width);
-    let padded = comptime!(plan.side_keys.div_ceil(FOUR));
+    let padded = comptime!(padded(plan.side_keys) / FOUR);
     let vectors = comptime!(plan.range / FOUR);
     let base = side * plan.key_dim * padded + first_key / FOUR;
     let rows = Rows::of_tile(depth, plan.tile).places();
@@ -318,7 +308,7 @@ fn approximate_scores<D: Size>(
         let last = min(vectors, padded - first_key / FOUR) - 1;
         let columns = Columns { first, last, stride: plan.units, count: plan.block };
         let mut sums = zero_sums::<Four>(comptime!(plan.tile * plan.block));
-        accumulate::<f32, f32, Four, D>(&queries.to_slice(), &rows, projected, &mut sums, base, columns, padded);
+        accumulate::<f32, E, Four, D>(&queries.to_slice(), &rows, projected, &mut sums, base, columns, padded);
         #[unroll]
         for c in 0..plan.block {
             let column = first + comptime!(c * plan.units);
@@ -342,9 +332,9 @@ fn approximate_scores<D: Size>(
 
 /// `scores[first + i · rank + ρ] = queries[row] · normalised[side, kept[row, i], ρ]`. A unit takes all ρ of one key of its row.
 #[cube]
-fn score_kept<D: Size>(
+fn score_kept<E: Float, D: Size>(
     queries: &SharedMemory<Vector<f32, D>>,
-    normalised: &Array<Vector<f32, D>>,
+    normalised: &Array<Vector<E, D>>,
     kept: &SharedMemory<u32>,
     scores: &mut SliceMut<f32>,
     first: usize,
@@ -363,7 +353,7 @@ fn score_kept<D: Size>(
                 let query = queries[at.row * depth + d];
                 #[unroll]
                 for rho in 0..plan.rank {
-                    sums[rho] += query * normalised[vectors + rho * depth + d];
+                    sums[rho] += query * Vector::cast_from(normalised[vectors + rho * depth + d]);
                 }
             }
             #[unroll]

@@ -10,6 +10,7 @@
 mod backward;
 mod backward_plan;
 mod forward;
+mod matrix;
 mod plan;
 mod prepare;
 
@@ -19,6 +20,7 @@ pub use self::backward::{ScoreGradients, Scored, score_backward};
 pub use self::backward_plan::ScoreBackwardPlans;
 pub(crate) use self::forward::{Place, merge, write_keys};
 use self::forward::{merge_kernel, score_kernel};
+use self::matrix::score_matrix_kernel;
 use self::plan::shared_bytes;
 pub use self::plan::{ScorePlan, ScorePlans, ScoreSizes};
 use self::prepare::{PreparePlan, prepare_kernel};
@@ -26,25 +28,29 @@ use crate::launch::device::Device;
 use crate::launch::loops::check_loops;
 use crate::launch::plan::Planned;
 use crate::launch::tensor::{
-    Tensor, arg, check, empty, f32_storage, float_type, from_f32, positive, tokens_of, u32_storage,
+    Tensor, arg, check, empty, f32_storage, float_type, from_f32, positive, tokens_of, u32_storage, zeros,
 };
-use crate::select::{FOUR, scratch_bytes};
+use crate::select::{FOUR, SelectPlan};
 use crate::stages::norm::Norm;
 use crate::{Error, Result};
 
-/// Keys of a layer in the two forms that scoring reads, both f32.
+/// Keys of a layer in the two forms that scoring reads, both in the type of the keys: queries are rounded to it too, so that products of
+/// halves are what matrix units compute (DESIGN §2, half precision).
 pub struct PreparedKeys<R: Runtime> {
     /// `[heads, 2, side_keys, rank, key_dim]`.
     pub normalised: Tensor<R>,
-    /// `[heads, 2, key_dim, padded]`, `padded` being `side_keys` rounded up to whole vectors.
+    /// `[heads, 2, key_dim, padded]`, `padded` being `side_keys` rounded up to a multiple of 16.
     pub projected: Tensor<R>,
+    /// The same `[heads, 2, padded, key_dim]`, where matrix units read it.
+    by_key: Option<Tensor<R>>,
     /// Whether the approximate score of a key is its score: rank 1 with a factor of one, as product keys have it.
     direct: bool,
 }
 
 impl<R: Runtime> Clone for PreparedKeys<R> {
     fn clone(&self) -> Self {
-        Self { normalised: self.normalised.clone(), projected: self.projected.clone(), direct: self.direct }
+        let Self { normalised, projected, by_key, direct } = self;
+        Self { normalised: normalised.clone(), projected: projected.clone(), by_key: by_key.clone(), direct: *direct }
     }
 }
 
@@ -125,7 +131,7 @@ pub fn prepare_keys<R: Runtime>(
         let (found, expected) = (keys.shape().to_vec(), "[heads, 2, side_keys, key_dim, rank]");
         return Err(Error::Dimensions { tensor: "keys", found, expected });
     };
-    float_type(client, keys, "keys")?;
+    let dtype = float_type(client, keys, "keys")?;
     positive(&[("heads", heads), ("side_keys", side_keys), ("key_dim", key_dim), ("rank", rank)])?;
     check(client, keys, "keys", &[heads, 2, side_keys, key_dim, rank], keys.dtype)?;
     let (u, v) = match factors.vectors {
@@ -141,14 +147,20 @@ pub fn prepare_keys<R: Runtime>(
     if let Some((_, _, weight)) = factors.norm {
         check(client, weight, "keys_norm", &[key_dim], f32_storage())?;
     }
-    let padded = side_keys.next_multiple_of(FOUR);
-    let normalised = empty(client, "normalised keys", &[heads, 2, side_keys, rank, key_dim], f32_storage())?;
-    let projected = empty(client, "projected keys", &[heads, 2, key_dim, padded], f32_storage())?;
+    let padded = padded(side_keys);
+    let normalised = empty(client, "normalised keys", &[heads, 2, side_keys, rank, key_dim], keys.dtype)?;
+    let projected = empty(client, "projected keys", &[heads, 2, key_dim, padded], keys.dtype)?;
     let (norm, eps, weight) = match factors.norm {
         Some((norm, eps, weight)) => (Some(norm), eps, weight),
         None => (None, 0.0, u),
     };
-    let plan = PreparePlan { heads, side_keys, padded, key_dim, rank, norm };
+    let twice = device.multiplies(dtype) && key_dim.is_multiple_of(GROUP);
+    let by_key = match twice {
+        true => empty(client, BY_KEY, &[heads, 2, padded, key_dim], keys.dtype)?,
+        // Nobody writes or reads it.
+        false => zeros(client, BY_KEY, &[1])?,
+    };
+    let plan = PreparePlan { heads, side_keys, padded, key_dim, rank, norm, by_key: twice };
     check_loops("prepare_kernel", key_dim + rank * (1 + 3 * key_dim))?;
     let units = device.units(usize::MAX);
     // SAFETY: shapes are checked; a unit writes its own key's numbers only, units past the last side leave at once.
@@ -163,13 +175,28 @@ pub fn prepare_keys<R: Runtime>(
             arg(v, 1),
             arg(&normalised, 1),
             arg(&projected, 1),
+            arg(&by_key, 1),
             eps,
             plan,
             keys.dtype,
         );
     }
-    Ok(PreparedKeys { normalised, projected, direct: factors.vectors.is_none() && rank == 1 })
+    Ok(PreparedKeys {
+        normalised,
+        projected,
+        by_key: twice.then_some(by_key),
+        direct: factors.vectors.is_none() && rank == 1,
+    })
 }
+
+/// Keys of a side, filled up to whole groups of a matrix unit.
+pub(crate) fn padded(side_keys: usize) -> usize {
+    side_keys.next_multiple_of(GROUP)
+}
+
+const BY_KEY: &str = "projected keys by key";
+/// Keys that a matrix unit takes at a time.
+const GROUP: usize = 16;
 
 /// How the keys of a side are shared out among cubes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -186,23 +213,20 @@ pub enum ScoreStrategy {
 
 impl ScoreStrategy {
     /// Splits where whole sides would leave most of the device idle or would not fit its shared memory.
-    pub fn choose<R: Runtime>(
-        client: &ComputeClient<R>,
-        tokens: usize,
-        heads: usize,
-        side_keys: usize,
-        key_dim: usize,
-        top_m: usize,
-    ) -> Self {
+    pub fn choose<R: Runtime>(client: &ComputeClient<R>, sizes: &ScoreSizes) -> Self {
         let device = Device::of(client);
-        let [heads, side_keys, key_dim, top_m] = [heads, side_keys, key_dim, top_m].map(|size| size.min(MOST));
-        let sides = tokens.saturating_mul(heads * 2).max(1);
+        let [heads, side_keys, top_m] = [sizes.heads, sizes.side_keys, sizes.top_m].map(|size| size.min(MOST));
+        let sizes = ScoreSizes { heads, side_keys, top_m, key_dim: sizes.key_dim.min(MOST), ..*sizes };
+        let tile = sizes.matrix_tile(&device).unwrap_or(1);
+        let sides = sizes.tokens.div_ceil(tile).saturating_mul(heads * 2).max(1);
         let wanted = (device.busy_cubes / sides).min(side_keys / (2 * top_m).max(MIN_RANGE));
         let fitting = (1..=side_keys).find(|&splits| {
             let range = side_keys.div_ceil(splits).next_multiple_of(FOUR);
-            shared_bytes(1, range, key_dim, top_m.min(range), device.units(range)) <= device.shared_bytes
+            let select = SelectPlan::new(1, device.units(range), top_m.min(range), device.exchange);
+            shared_bytes(range, sizes.key_dim, &select) <= device.shared_bytes
         });
-        match wanted.max(fitting.unwrap_or(1)) {
+        // Matrix units hold no more than a tile of a range.
+        match wanted.max(if tile > 1 { 1 } else { fitting.unwrap_or(1) }) {
             0 | 1 => Self::Whole,
             splits => Self::Split { splits },
         }
@@ -258,13 +282,28 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
         };
         positive(&[("key_dim", key_dim)])?;
         let (tokens, query_pairs) = queries.check(client, heads, key_dim)?;
-        check(client, &keys.normalised, "normalised keys", &[heads, 2, side_keys, rank, key_dim], f32_storage())?;
-        let padded = side_keys.next_multiple_of(FOUR);
-        check(client, &keys.projected, "projected keys", &[heads, 2, key_dim, padded], f32_storage())?;
+        let dtype = float_type(client, &keys.normalised, "normalised keys")?;
+        let stored = dtype.storage();
+        check(client, &keys.normalised, "normalised keys", &[heads, 2, side_keys, rank, key_dim], stored)?;
+        check(client, &keys.projected, "projected keys", &[heads, 2, key_dim, padded(side_keys)], stored)?;
+        if let Some(by_key) = &keys.by_key {
+            check(client, by_key, BY_KEY, &[heads, 2, padded(side_keys), key_dim], stored)?;
+        }
         let heads_per_pair = queries.heads_per_pair;
         let (norm, direct) = (queries.norm.map(|(norm, ..)| norm), keys.direct);
-        let sizes =
-            ScoreSizes { tokens, heads, query_pairs, heads_per_pair, side_keys, key_dim, rank, top_m, norm, direct };
+        let sizes = ScoreSizes {
+            tokens,
+            heads,
+            query_pairs,
+            heads_per_pair,
+            side_keys,
+            key_dim,
+            rank,
+            top_m,
+            norm,
+            direct,
+            dtype,
+        };
         let plans = ScorePlans::of(&device, &sizes, strategy)?;
         let (_, eps, query_norm) = queries.norm.unwrap_or((Norm::Rms, 0.0, queries.numbers));
         Ok(Self { client, device, query: queries.numbers, query_norm, eps, keys, sizes, plans })
@@ -315,6 +354,28 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
     pub fn launch_score(&self, kept: &Kept<R>) -> Result<()> {
         let Planned { plan, launch } = self.plans.score;
         let (grid, cube_dim) = launch.start(&self.device)?;
+        if let (true, Some(by_key)) = (plan.matrix, &self.keys.by_key) {
+            // SAFETY: as below; a group of keys begins where whole groups are left.
+            unsafe {
+                score_matrix_kernel::launch_unchecked::<R>(
+                    self.client,
+                    grid,
+                    cube_dim,
+                    arg(self.query, FOUR),
+                    arg(self.query_norm, FOUR),
+                    arg(by_key, 2 * FOUR),
+                    arg(&self.keys.normalised, 2 * FOUR),
+                    arg(&kept.keys, 1),
+                    arg(&kept.scores, 1),
+                    self.eps,
+                    self.sizes.tokens as u32,
+                    launch.cubes as u32,
+                    plan,
+                    self.keys.normalised.dtype,
+                );
+            }
+            return Ok(());
+        }
         // SAFETY: `check` has seen every shape; keys stay below `side_keys` and tokens below `tokens`.
         unsafe {
             score_kernel::launch_unchecked::<R>(
@@ -332,6 +393,7 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
                 self.sizes.tokens as u32,
                 launch.cubes as u32,
                 plan,
+                self.keys.normalised.dtype,
             );
         }
         Ok(())
@@ -359,6 +421,7 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
                 self.sizes.tokens as u32,
                 launch.cubes as u32,
                 plan,
+                self.keys.normalised.dtype,
             );
         }
         Ok(())

@@ -1,13 +1,13 @@
 //! How the stage is launched, from sizes and a device alone: how the keys of a side are cut, tiles, units and shared memory.
 
-use super::{FOUR, ScoreStrategy, scratch_bytes};
+use super::{FOUR, GROUP, ScoreStrategy};
 use crate::launch::device::Device;
 use crate::launch::loops::strided;
 use crate::launch::plan::{Launch, Planned};
 use crate::launch::tensor::{index, positive};
-use crate::select::select_loops;
+use crate::select::SelectPlan;
 use crate::stages::norm::Norm;
-use crate::{Error, Result};
+use crate::{ElementType, Error, Result};
 
 /// The sizes of the stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub struct ScoreSizes {
     pub norm: Option<Norm>,
     /// Whether the approximate score of a key is its score: rank 1 with a factor of one, as product keys have it.
     pub direct: bool,
+    /// Of the keys; queries are rounded to it.
+    pub dtype: ElementType,
 }
 
 impl ScoreSizes {
@@ -43,6 +45,12 @@ impl ScoreSizes {
             return Err(Error::Exceeds { what: "top_m", value, limit_name: "side_keys", limit });
         }
         Ok(())
+    }
+
+    /// Tokens of a tile that matrix units score, where they do.
+    pub(super) fn matrix_tile(&self, device: &Device) -> Option<usize> {
+        let planned = ScorePlan::cut(device, self, ScoreStrategy::Whole).on_matrix_units(device, self);
+        planned.map(|it| it.plan.tile)
     }
 
     /// What the backward pass, too, asks of them.
@@ -92,6 +100,10 @@ pub struct ScorePlan {
     pub units: usize,
     /// Vectors of projected keys that a unit scores at a time.
     pub block: usize,
+    /// Units of a plane that can select a row; 0 where none can.
+    pub plane: usize,
+    /// Whether matrix units score: a cube has eight planes for each 32 tokens then.
+    pub matrix: bool,
 }
 
 impl ScorePlan {
@@ -118,11 +130,45 @@ impl ScorePlan {
             range,
             splits: side_keys.div_ceil(range),
             keep: top_m.min(range),
-            stored: true,
+            stored: device.exchange == 0,
             tile: 1,
             units: 1,
             block: 1,
+            plane: device.exchange,
+            matrix: false,
         }
+    }
+
+    /// The same on matrix units, with the largest tile of tokens whose working set fits; None where they can't score, or a tile would have
+    /// fewer tokens than half of it.
+    fn on_matrix_units(self, device: &Device, sizes: &ScoreSizes) -> Option<Planned<Self>> {
+        let fits = device.multiplies(sizes.dtype) && device.exchange == MATRIX_PLANE;
+        let whole = self.key_dim.is_multiple_of(DEPTH) && self.width == FOUR && self.side_keys >= GROUP;
+        let range = self.range.next_multiple_of(GROUP);
+        let cut = Self { matrix: true, range, splits: self.side_keys.div_ceil(range), ..self };
+        let with = |rows: usize| Self { tile: rows, units: rows / MATRIX_ROWS * MATRIX_PLANES * MATRIX_PLANE, ..cut };
+        let tiles = [2 * MATRIX_ROWS, MATRIX_ROWS].into_iter().filter(|&rows| fits && whole && 2 * sizes.tokens > rows);
+        tiles
+            .map(|rows| with(rows).scoring(sizes.tokens))
+            .find(|it| it.launch.fits(device) && it.launch.units <= device.most_matrix_units())
+    }
+
+    /// How a range of keys is selected from.
+    pub(crate) fn select(&self) -> SelectPlan {
+        self.select_plan(self.keep)
+    }
+
+    /// How the candidates of all splits are.
+    pub(crate) fn select_merged(&self) -> SelectPlan {
+        self.select_plan(self.top_m)
+    }
+
+    fn select_plan(&self, keep: usize) -> SelectPlan {
+        if self.matrix {
+            let (rows, plane) = (self.tile, self.plane);
+            return SelectPlan { rows, lanes: plane, keep, plane, free: MATRIX_FREE };
+        }
+        SelectPlan::new(self.tile, self.units / self.tile, keep, self.plane)
     }
 
     /// Candidates of a side that all splits hand on.
@@ -132,13 +178,13 @@ impl ScorePlan {
 
     /// The launch that scores one range a cube.
     fn scoring(self, tokens: usize) -> Planned<Self> {
-        let Self { heads, splits, key_dim, range, keep, tile, units, .. } = self;
+        let Self { heads, splits, key_dim, range, tile, units, .. } = self;
         let launch = Launch {
-            kernel: "score_kernel",
+            kernel: if self.matrix { "score_matrix_kernel" } else { "score_kernel" },
             cubes: tokens.div_ceil(tile).saturating_mul(heads * 2 * splits),
             units,
-            shared_bytes: shared_bytes(tile, range, key_dim, keep, units),
-            loops: self.score_loops(),
+            shared_bytes: if self.matrix { self.matrix_bytes() } else { shared_bytes(range, key_dim, &self.select()) },
+            loops: if self.matrix { self.matrix_loops() } else { self.score_loops() },
         };
         Planned { plan: self, launch }
     }
@@ -160,7 +206,7 @@ impl ScorePlan {
         let (lanes, vectors) = (self.units / self.tile, self.range / FOUR);
         let scores = strided(vectors, self.units * self.block) * (1 + self.key_dim / self.width);
         let kept = if self.splits == 1 && !self.direct { self.kept_loops() } else { 0 };
-        self.norm_loops() + scores + select_loops(vectors, lanes) + strided(self.keep, lanes) + kept
+        self.norm_loops() + scores + self.select().loops(vectors) + strided(self.keep, lanes) + kept
     }
 
     /// Loop iterations of a unit that merges what the splits keep.
@@ -168,12 +214,26 @@ impl ScorePlan {
         let (lanes, vectors) = (self.units / self.tile, self.listed().div_ceil(FOUR));
         let load = if self.stored { strided(vectors, lanes) } else { 0 };
         let kept = if self.direct { 0 } else { self.kept_loops() };
-        self.norm_loops() + load + select_loops(vectors, lanes) + 2 * strided(self.top_m, lanes) + kept
+        self.norm_loops() + load + self.select_merged().loops(vectors) + 2 * strided(self.top_m, lanes) + kept
+    }
+
+    /// Shared memory of a cube on matrix units: rounded queries, the scores of [`MATRIX_KEYS`] keys, each row filled up, and the selection's scratch.
+    fn matrix_bytes(&self) -> usize {
+        self.tile * (16 * query_pitch(self.key_dim) + 8 * SCORE_PITCH) + self.select().bytes()
+    }
+
+    /// Loop iterations of a unit of such a cube.
+    fn matrix_loops(&self) -> usize {
+        let (rows, tiles) = (self.tile / (self.units / self.plane), self.range.div_ceil(MATRIX_KEYS));
+        let norm = 3 * strided(self.key_dim / self.width, self.plane);
+        let select = self.select().loops(self.range / FOUR) + strided(self.keep, self.plane);
+        let kept = if self.splits > 1 || self.direct { 0 } else { self.rank * (1 + tiles * (1 + 2 * rows)) };
+        rows * (1 + norm + select) + tiles * (1 + rows) + kept + self.rank * strided(self.top_m, self.plane) * rows
     }
 
     fn norm_loops(&self) -> usize {
         let lanes = self.units / self.tile;
-        4 * strided(self.key_dim / self.width, lanes) + 2 * lanes
+        5 * strided(self.key_dim / self.width, lanes) + 2 * lanes
     }
 
     fn kept_loops(&self) -> usize {
@@ -183,7 +243,7 @@ impl ScorePlan {
     /// Shared memory of [`merge`](super::forward::merge): as [`shared_bytes`] for the candidates, where they are stored.
     pub(crate) fn merge_bytes(&self) -> usize {
         let candidates = if self.stored { self.listed() } else { 0 };
-        shared_bytes(self.tile, candidates, self.key_dim, self.top_m, self.units)
+        shared_bytes(candidates, self.key_dim, &self.select_merged())
     }
 }
 
@@ -204,20 +264,22 @@ impl ScorePlans {
     pub fn of(device: &Device, sizes: &ScoreSizes, strategy: ScoreStrategy) -> Result<Self> {
         sizes.check()?;
         let (cut, tokens) = (ScorePlan::cut(device, sizes, strategy), sizes.tokens);
-        let score = tiled(device, tokens, cut.range, |tile, units| {
-            let block = (cut.range / FOUR / units).clamp(1, device.block);
-            ScorePlan { tile, units, block, ..cut }.scoring(tokens)
-        })?;
-        let score = score.checked(STAGE, device)?;
-        if cut.splits == 1 {
+        let by_units = || {
+            tiled(device, tokens, cut.range, |tile, units| {
+                let block = (cut.range / FOUR / units).clamp(1, device.block);
+                ScorePlan { tile, units, block, ..cut }.scoring(tokens)
+            })
+        };
+        let score = cut.on_matrix_units(device, sizes).map_or_else(by_units, Ok)?.checked(STAGE, device)?;
+        if score.plan.splits == 1 {
             return Ok(Self { score, merge: None });
         }
         let with = |stored| {
-            tiled(device, tokens, cut.listed(), |tile, units| {
-                ScorePlan { tile, units, stored, ..score.plan }.merging(tokens)
+            tiled(device, tokens, score.plan.listed(), |tile, units| {
+                ScorePlan { tile, units, stored, matrix: false, ..score.plan }.merging(tokens)
             })
         };
-        let merge = with(true).or_else(|_| with(false))?.checked(STAGE, device)?;
+        let merge = with(score.plan.stored).or_else(|_| with(false))?.checked(STAGE, device)?;
         Ok(Self { score, merge: Some(merge) })
     }
 
@@ -234,6 +296,28 @@ impl ScorePlans {
 }
 
 const STAGE: &str = "score";
+
+/// Tokens that eight planes select for.
+const MATRIX_ROWS: usize = 32;
+/// Planes that multiply, a group of keys each.
+pub(super) const MATRIX_PLANES: usize = 8;
+/// Keys of a tile.
+pub(super) const MATRIX_KEYS: usize = MATRIX_PLANES * GROUP;
+/// Pairs of scores from a row of a tile to the next, so that the rows of a matrix fall into different banks.
+pub(super) const SCORE_PITCH: usize = MATRIX_KEYS / 2 + 4;
+/// Numbers of the depth that a plane reads at a time.
+const DEPTH: usize = 32;
+
+/// Loads of eight numbers from a query in shared memory to the next, four more than a multiple of eight: two rows that are read together fall
+/// into different banks.
+pub(super) fn query_pitch(key_dim: usize) -> usize {
+    (key_dim / 8 + 4) / 8 * 8 + 4
+}
+
+/// Units of a plane that multiplies.
+const MATRIX_PLANE: usize = 32;
+/// See [`SelectPlan`]: less than elsewhere, for a cube has many rows.
+const MATRIX_FREE: usize = 7;
 
 /// The plan of a cube that selects among `range` keys, with the largest tile of tokens that fits; more units for one token where they would
 /// go through too many iterations. `plan` is that of a tile and units.
@@ -255,7 +339,8 @@ fn tiled(
     Ok(planned)
 }
 
-/// Shared memory of a cube: queries, scores, kept positions, the norm's partial sums and the selection's scratch.
-pub(super) fn shared_bytes(tile: usize, range: usize, key_dim: usize, keep: usize, units: usize) -> usize {
-    4 * (tile * (key_dim + range.next_multiple_of(FOUR) + keep) + units) + scratch_bytes(tile, units / tile)
+/// Shared memory of a cube: queries, the scores of `range` keys, kept positions, the norm's partial sums and the selection's scratch.
+pub(super) fn shared_bytes(range: usize, key_dim: usize, select: &SelectPlan) -> usize {
+    let SelectPlan { rows, lanes, keep, .. } = *select;
+    4 * (rows * (key_dim + range.next_multiple_of(FOUR) + keep + lanes)) + select.bytes()
 }

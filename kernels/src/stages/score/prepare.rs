@@ -2,9 +2,9 @@
 //!
 //! - `normalised[h, s, i, ρ, d] = K̂[h, s, i, d, ρ]`, the keys normalised over `key_dim`, each ρ's vector contiguous;
 //! - `projected[h, s, d, i] = Σ_ρ w_s[h, ρ] · K̂[h, s, i, d, ρ]` with `w_0 = u`, `w_1 = v`: the approximate score of a key is one dot
-//!   product with it. Keys run innermost, zero-padded to whole vectors, so that neighbouring units read neighbouring keys.
+//!   product with it. Keys run innermost, zero-padded to whole groups, so that neighbouring units read neighbouring keys.
 //!
-//! Reads the keys three times (twice for RMSNorm) and writes both forms in f32.
+//! Both are rounded to the keys' type; for matrix units the projected keys are written key by key as well. Reads the keys three times (twice for RMSNorm) and writes both forms.
 
 use cubecl::prelude::*;
 
@@ -15,12 +15,14 @@ use crate::stages::norm::{Norm, moments};
 pub(crate) struct PreparePlan {
     pub heads: usize,
     pub side_keys: usize,
-    /// `side_keys` rounded up to whole vectors.
+    /// `side_keys` rounded up to whole groups.
     pub padded: usize,
     pub key_dim: usize,
     pub rank: usize,
     /// None takes the keys as they are.
     pub norm: Option<Norm>,
+    /// Whether the projected keys are written key by key as well.
+    pub by_key: bool,
 }
 
 /// One unit prepares one key of one side of one head.
@@ -30,8 +32,9 @@ pub(crate) fn prepare_kernel<E: Float>(
     weight: &Array<f32>,
     core_u: &Array<f32>,
     core_v: &Array<f32>,
-    normalised: &mut Array<f32>,
-    projected: &mut Array<f32>,
+    normalised: &mut Array<E>,
+    projected: &mut Array<E>,
+    by_key: &mut Array<E>,
     eps: f32,
     #[comptime] plan: PreparePlan,
     #[define(E)] _dtype: StorageType,
@@ -42,32 +45,45 @@ pub(crate) fn prepare_kernel<E: Float>(
         terminate!();
     }
     let columns = side * plan.key_dim * plan.padded + key;
-    for d in 0..plan.key_dim {
-        projected[columns + d * plan.padded] = 0.0;
-    }
     if key < plan.side_keys {
         let first = (side * plan.side_keys + key) * plan.key_dim * plan.rank;
+        let mut means = Array::<f32>::new(plan.rank);
+        let mut scales = Array::<f32>::new(plan.rank);
         for rho in 0..plan.rank {
-            let core = side / 2 * plan.rank + rho;
-            let mut factor = core_u[core];
-            if side % 2 == 1 {
-                factor = core_v[core];
-            }
-            let mut mean = 0.0f32;
-            let mut scale = 1.0f32;
+            means[rho] = 0.0;
+            scales[rho] = 1.0;
             if comptime!(plan.norm.is_some()) {
                 let norm = comptime!(plan.norm.unwrap_or(Norm::Rms));
                 let of_key = moments::<E>(keys, first + rho, eps, plan.key_dim, plan.rank, norm);
-                mean = of_key.mean;
-                scale = of_key.scale;
+                means[rho] = of_key.mean;
+                scales[rho] = of_key.scale;
             }
-            for d in 0..plan.key_dim {
-                let mut value = (f32::cast_from(keys[first + d * plan.rank + rho]) - mean) * scale;
+        }
+        for d in 0..plan.key_dim {
+            let mut sum = 0.0f32;
+            for rho in 0..plan.rank {
+                let mut value = (f32::cast_from(keys[first + d * plan.rank + rho]) - means[rho]) * scales[rho];
                 if comptime!(plan.norm.is_some()) {
                     value *= weight[d];
                 }
-                normalised[first + rho * plan.key_dim + d] = value;
-                projected[columns + d * plan.padded] += factor * value;
+                normalised[first + rho * plan.key_dim + d] = E::cast_from(value);
+                let core = side / 2 * plan.rank + rho;
+                let mut factor = core_u[core];
+                if side % 2 == 1 {
+                    factor = core_v[core];
+                }
+                sum += factor * value;
+            }
+            projected[columns + d * plan.padded] = E::cast_from(sum);
+            if comptime!(plan.by_key) {
+                by_key[ABSOLUTE_POS * plan.key_dim + d] = E::cast_from(sum);
+            }
+        }
+    } else {
+        for d in 0..plan.key_dim {
+            projected[columns + d * plan.padded] = E::cast_from(0.0f32);
+            if comptime!(plan.by_key) {
+                by_key[ABSOLUTE_POS * plan.key_dim + d] = E::cast_from(0.0f32);
             }
         }
     }
