@@ -295,7 +295,7 @@ fn more_keys_than_shared_memory_holds_are_split() {
         poison(&client, 1 << 20);
         let kept = run(strategy).unwrap();
         let queries = normalised(&config, &weights, &products);
-        judge_kept(&config, &host(&client, &kept), &reference::score(&config, &weights, &queries).unwrap());
+        judge_kept(&config, &weights, &host(&client, &kept), &reference::score(&config, &weights, &queries).unwrap());
     }
 }
 

@@ -112,7 +112,7 @@ fn the_most_keys_of_a_side_agree_with_the_oracle() {
         let kept: Kept<_> = score(&client, &queries, &prepared, top_m, strategy).unwrap();
         let found = host(&client, &kept);
         let queries = normalised(&config, &weights, &products);
-        judge_kept(&config, &found, &reference::score(&config, &weights, &queries).unwrap());
+        judge_kept(&config, &weights, &found, &reference::score(&config, &weights, &queries).unwrap());
         let chosen = combine(&client, &kept, side_keys, &PairScore::Additive).unwrap();
         let expected = reference::combine(&config, &weights, &found).unwrap();
         let scores = crate::device::read_f32(&client, &chosen.scores);

@@ -49,6 +49,7 @@ impl ScoreSizes {
 
     /// Tokens of a tile that matrix units score, where they do.
     pub(super) fn matrix_tile(&self, device: &Device) -> Option<usize> {
+        self.check().ok()?;
         let planned = ScorePlan::cut(device, self, ScoreStrategy::Whole).on_matrix_units(device, self);
         planned.map(|it| it.plan.tile)
     }
@@ -147,7 +148,7 @@ impl ScorePlan {
         let range = self.range.next_multiple_of(GROUP);
         let cut = Self { matrix: true, range, splits: self.side_keys.div_ceil(range), ..self };
         let with = |rows: usize| Self { tile: rows, units: rows / MATRIX_ROWS * MATRIX_PLANES * MATRIX_PLANE, ..cut };
-        let tiles = [2 * MATRIX_ROWS, MATRIX_ROWS].into_iter().filter(|&rows| fits && whole && 2 * sizes.tokens > rows);
+        let tiles = [2 * MATRIX_ROWS, MATRIX_ROWS].into_iter().filter(|&rows| fits && whole && sizes.tokens > rows / 2);
         tiles
             .map(|rows| with(rows).scoring(sizes.tokens))
             .find(|it| it.launch.fits(device) && it.launch.units <= device.most_matrix_units())

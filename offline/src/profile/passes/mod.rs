@@ -23,7 +23,7 @@ pub use self::choices::{Choices, Popularity};
 pub use self::input::hidden_states;
 pub use self::versus::Versus;
 use super::{Profile, Rates};
-use crate::{Blocks, Execution, Gpu, OfflineDevice, OfflineRuntime, Options};
+use crate::{Adapter, Blocks, Execution, Gpu, OfflineDevice, OfflineRuntime, Options};
 
 /// Tokens of the forward pass that are looked at. The rest repeat them.
 const PERIOD: usize = 64;
@@ -64,6 +64,8 @@ pub struct Subject<'a> {
     pub dtype: ElementType,
     /// The GPU.
     pub gpu: Gpu,
+    /// What it reports of itself, where it is not all that it has.
+    pub adapter: Option<Adapter>,
     /// Its rates.
     pub rates: &'a Rates,
 }
@@ -77,8 +79,9 @@ struct Counting<'a> {
 }
 
 impl<'a> Counting<'a> {
-    fn new(gpu: Gpu, rates: &'a Rates) -> Self {
-        let device = OfflineDevice::new(Options { gpu, execution: Execution::Counted, ..Options::default() });
+    fn new(subject: &Subject<'a>) -> Self {
+        let Subject { gpu, adapter, rates, .. } = *subject;
+        let device = OfflineDevice::new(Options { gpu, adapter, execution: Execution::Counted, ..Options::default() });
         let client = OfflineRuntime::client(&device);
         Self { device, client, gpu, rates }
     }
@@ -137,7 +140,7 @@ impl<'a> Subject<'a> {
     pub fn forward(&self) -> Result<Vec<Staged>> {
         let tokens = self.tokens()?;
         let period = if tokens.is_multiple_of(PERIOD) { PERIOD } else { tokens };
-        let counting = Counting::new(self.gpu, self.rates);
+        let counting = Counting::new(self);
         let layer = self.layer(&counting)?;
         counting.drop_taken()?;
         let input = layer.upload(&self.input[..period * self.config.hidden_size].repeat(tokens / period))?;
@@ -165,7 +168,7 @@ impl<'a> Subject<'a> {
     /// As [`forward`](Self::forward).
     pub fn backward(&self, choices: &Choices) -> Result<Vec<Staged>> {
         let tokens = self.tokens()?;
-        let counting = Counting::new(self.gpu, self.rates);
+        let counting = Counting::new(self);
         counting.run(Blocks::None)?;
         let layer = self.layer(&counting)?;
         let hidden = |name| counting.unwritten(name, &[tokens, self.config.hidden_size], self.dtype);
@@ -194,7 +197,7 @@ impl<'a> Subject<'a> {
     /// As [`forward`](Self::forward), and a rule of numbers that make no sense.
     pub fn update(&self, choices: &Choices, rule: Rule) -> Result<Vec<Staged>> {
         let tokens = self.tokens()?;
-        let counting = Counting::new(self.gpu, self.rates);
+        let counting = Counting::new(self);
         counting.run(Blocks::None)?;
         let mut layer = self.layer(&counting)?;
         let hidden = |name| counting.unwritten(name, &[tokens, self.config.hidden_size], self.dtype);
