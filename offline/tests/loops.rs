@@ -14,6 +14,10 @@ use ultramem::kernels::{expand::ExpandStrategy, linear::ProjectStrategy, score::
 use ultramem::{Dimensions, ElementType, Kind, MemoryConfig, MemoryLayer, Norm, Strategies, Weights};
 use ultramem_offline::{Gpu, LaunchReport, OfflineDevice, OfflineRuntime, Options};
 
+/// Kernels that select.
+const SELECTING: [&str; 5] =
+    ["score_kernel", "score_matrix_kernel", "merge_kernel", "retrieve_kernel", "combine_kernel"];
+
 /// What launches told, in their order.
 #[derive(Clone, Default)]
 struct Told(Arc<Mutex<Vec<Count>>>);
@@ -73,7 +77,9 @@ fn hold(what: &str, device: &OfflineDevice, planned: &[Count]) -> Vec<String> {
         };
         *turn += 1;
         assert!(loops <= *most, "{what}: {name} loops {loops} times, its plan counts {most}");
-        assert!(*most <= 4 * loops + 300, "{what}: {name} loops {loops} times, its plan counts {most}");
+        // How often a plane bisects, and how long, hangs on the numbers: few rows of few candidates need neither.
+        let factor = if SELECTING.contains(&name.as_str()) { 8 } else { 4 };
+        assert!(*most <= factor * loops + 300, "{what}: {name} loops {loops} times, its plan counts {most}");
         kernels.push(name);
     }
     kernels

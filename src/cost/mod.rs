@@ -170,7 +170,10 @@ impl MemoryConfig {
         } else {
             gather(keys * exact, kept_rows, choices.kept, exact * key)
         };
-        let query_reads = if candidates > 0 { 2 * sizes.queries() } else { sizes.queries() };
+        // A layer may have more pairs of queries than its heads use.
+        let pairs = wide(self.heads.div_ceil(self.heads_per_pair()));
+        let queries = sizes.queries() / wide(self.query_pairs()) * pairs;
+        let query_reads = if candidates > 0 { 2 * queries } else { queries };
         let shuffle = if self.capabilities.shuffled {
             gather(wide(self.slots()) * WORD, sizes.tokens * sizes.entries, choices.slots, WORD)
         } else {

@@ -183,7 +183,7 @@ impl SelectPlan {
 
     /// Words of what lanes count.
     fn sums(&self) -> usize {
-        if self.lanes == 1 || self.lanes == self.plane { 1 } else { self.rows * self.lanes }
+        if self.lanes == 1 || self.plane > 0 { 1 } else { self.rows * self.lanes }
     }
 }
 
@@ -288,6 +288,11 @@ pub(crate) fn lanes_before(own: u32, scratch: &mut Scratch, at: Lane) -> u32 {
     let mut before = 0u32;
     if comptime!(at.lanes == at.plane) {
         before = plane_exclusive_sum(own);
+    } else if comptime!(at.plane > 0) {
+        let mut sums = SharedMemory::<u32>::new(comptime!(scratch.plan.rows * at.lanes));
+        sums[at.row * at.lanes + at.lane] = own;
+        sync_cube();
+        before = sum_before(&sums, at);
     } else if comptime!(at.lanes > 1) {
         scratch.better[at.row * at.lanes + at.lane] = own;
         sync_cube();

@@ -13,8 +13,10 @@ use cubecl::prelude::*;
 use super::{Candidates, CandidatesExpand, FOUR, Four, Lane, NOTHING, Scratch, SelectPlan};
 use crate::launch::loops::strided;
 
+/// Steps of a bisection, more than rows of numbers in random order need.
+const STEPS: usize = 24;
 /// Order keys that a lane holds in registers while it bisects.
-const IN_REGISTERS: usize = 40;
+const IN_REGISTERS: usize = 36;
 
 impl SelectPlan {
     /// Entries of a lane's list: what is left after a bisection, one lane having one more than another, and what is free.
@@ -38,8 +40,8 @@ pub(super) fn entries(plan: &SelectPlan) -> usize {
 pub(super) fn loops(plan: &SelectPlan, vectors: usize) -> usize {
     let (listed, free) = (plan.plane * plan.slots(), plan.plane * (plan.slots() - plan.most().div_ceil(plan.plane)));
     let growth = (vectors * FOUR).div_ceil(listed).next_power_of_two().ilog2() as usize;
-    let bisections = 2 + 2 * (plan.keep * growth).div_ceil(free);
-    strided(vectors, plan.plane) + bisections * (3 + u32::BITS as usize) * (1 + plan.slots())
+    let bisections = 1 + 2 * (plan.keep * growth).div_ceil(free);
+    strided(vectors, plan.plane) + bisections * (2 + STEPS) * (1 + plan.slots())
 }
 
 /// Where a row's lists begin.

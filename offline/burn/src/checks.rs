@@ -89,7 +89,7 @@ pub fn is_the_oracle<B: MemoryBackend<Device = Card>>(
     let (config, card) = (&layer(rank, key_dim, value_dim), &card::<B>(dtype));
     let name = format!("{:?}, {dtype:?}, key_dim {}, value_dim {}", config.kind(), config.key_dim, config.value_dim);
     // Fixed seeds: where two scores are nearly equal, half precision may choose another slot than the oracle.
-    let weights = rounded(&Weights::random(config, 1), |numbers| round(numbers, dtype));
+    let weights = rounded(&Weights::random(config, 1), |numbers| round(numbers, dtype)).rounded(dtype);
     let [input, grad_output] = [2, 3].map(|seed| round(&random_input(config, TOKENS, seed), dtype));
     let model = model::<Autodiff<B>>(config, &weights, true, card);
     let (output_off, gradient_off) = if dtype == ElementType::F32 { (1e-5, 1e-4) } else { (1e-2, 2e-2) };

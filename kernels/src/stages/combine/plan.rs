@@ -148,7 +148,8 @@ impl CombinePlan {
         let Self { top_m, rank, vectors, tile, units, .. } = *self;
         let sides = if self.additive { 3 * top_m + vectors } else { rank * (top_m + top_m.next_multiple_of(FOUR)) };
         let grid = if self.stored { FOUR * vectors } else { 0 };
-        let sums = if self.additive { units } else { 0 };
+        let apart = self.select().plane > 0 && self.select().lanes > self.select().plane;
+        let sums = if self.additive { units * (1 + usize::from(apart)) } else { 0 };
         4 * (tile * (sides + 2 * top_m + grid) + sums + FOUR) + self.select().bytes()
     }
 }

@@ -21,7 +21,7 @@ use crate::stages::norm::{Norm, scale_of};
 /// Numbers of the depth that a lane's load of 8 takes part in: four lanes share a row.
 const STEP: usize = 32;
 /// Steps of the depth whose keys are on their way at once.
-const AHEAD: usize = 6;
+const AHEAD: usize = 4;
 /// Numbers of a load.
 const EIGHT: usize = 8;
 

@@ -28,7 +28,7 @@ use crate::launch::device::Device;
 use crate::launch::loops::check_loops;
 use crate::launch::plan::Planned;
 use crate::launch::tensor::{
-    Tensor, arg, check, empty, f32_storage, float_type, from_f32, positive, tokens_of, u32_storage, zeros,
+    Tensor, arg, check, empty, f32_storage, float_type, from_f32, positive, tokens_of, u32_storage,
 };
 use crate::select::{FOUR, SelectPlan};
 use crate::stages::norm::Norm;
@@ -158,7 +158,7 @@ pub fn prepare_keys<R: Runtime>(
     let by_key = match twice {
         true => empty(client, BY_KEY, &[heads, 2, padded, key_dim], keys.dtype)?,
         // Nobody writes or reads it.
-        false => zeros(client, BY_KEY, &[1])?,
+        false => from_f32(client, &[1], &[0.0])?,
     };
     let plan = PreparePlan { heads, side_keys, padded, key_dim, rank, norm, by_key: twice };
     check_loops("prepare_kernel", key_dim + rank * (1 + 3 * key_dim))?;

@@ -318,7 +318,7 @@ pub(super) fn query_pitch(key_dim: usize) -> usize {
 /// Units of a plane that multiplies.
 const MATRIX_PLANE: usize = 32;
 /// See [`SelectPlan`]: less than elsewhere, for a cube has many rows.
-const MATRIX_FREE: usize = 7;
+const MATRIX_FREE: usize = 6;
 
 /// The plan of a cube that selects among `range` keys, with the largest tile of tokens that fits; more units for one token where they would
 /// go through too many iterations. `plan` is that of a tile and units.

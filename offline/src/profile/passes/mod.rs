@@ -79,8 +79,7 @@ struct Counting<'a> {
 }
 
 impl<'a> Counting<'a> {
-    fn new(subject: &Subject<'a>) -> Self {
-        let Subject { gpu, adapter, rates, .. } = *subject;
+    fn new(gpu: Gpu, adapter: Option<Adapter>, rates: &'a Rates) -> Self {
         let device = OfflineDevice::new(Options { gpu, adapter, execution: Execution::Counted, ..Options::default() });
         let client = OfflineRuntime::client(&device);
         Self { device, client, gpu, rates }
@@ -140,7 +139,7 @@ impl<'a> Subject<'a> {
     pub fn forward(&self) -> Result<Vec<Staged>> {
         let tokens = self.tokens()?;
         let period = if tokens.is_multiple_of(PERIOD) { PERIOD } else { tokens };
-        let counting = Counting::new(self);
+        let counting = Counting::new(self.gpu, self.adapter, self.rates);
         let layer = self.layer(&counting)?;
         counting.drop_taken()?;
         let input = layer.upload(&self.input[..period * self.config.hidden_size].repeat(tokens / period))?;
@@ -168,7 +167,7 @@ impl<'a> Subject<'a> {
     /// As [`forward`](Self::forward).
     pub fn backward(&self, choices: &Choices) -> Result<Vec<Staged>> {
         let tokens = self.tokens()?;
-        let counting = Counting::new(self);
+        let counting = Counting::new(self.gpu, self.adapter, self.rates);
         counting.run(Blocks::None)?;
         let layer = self.layer(&counting)?;
         let hidden = |name| counting.unwritten(name, &[tokens, self.config.hidden_size], self.dtype);
@@ -197,7 +196,7 @@ impl<'a> Subject<'a> {
     /// As [`forward`](Self::forward), and a rule of numbers that make no sense.
     pub fn update(&self, choices: &Choices, rule: Rule) -> Result<Vec<Staged>> {
         let tokens = self.tokens()?;
-        let counting = Counting::new(self);
+        let counting = Counting::new(self.gpu, self.adapter, self.rates);
         counting.run(Blocks::None)?;
         let mut layer = self.layer(&counting)?;
         let hidden = |name| counting.unwritten(name, &[tokens, self.config.hidden_size], self.dtype);

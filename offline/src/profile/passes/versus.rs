@@ -47,7 +47,7 @@ impl Versus<'_> {
     /// A budget that no dimensions spend, an element type that the GPU lacks, tensors too large for it, compilers that are not installed.
     pub fn step(&self) -> Result<Vec<Staged>> {
         let [ffn, experts] = self.plans()?;
-        let counting = Counting::new(self);
+        let counting = Counting::new(self.gpu, None, self.rates);
         let hidden = self.scale.hidden_size;
         let input = self.uploaded(&counting, &[self.tokens, hidden], &hidden_states(hidden, self.tokens, 1))?;
         counting.run(Blocks::Spread { whole: 0 })?;
