@@ -61,9 +61,9 @@ impl TopMPlan {
             let lanes = (device.units_for(tile, count) / tile).max(1);
             Self { count, select: SelectPlan::new(tile, lanes, keep, device.exchange) }.selecting(rows)
         };
-        let tiles = [16, 8, 4, 2, 1].into_iter().filter(|&tile| tile <= device.tile_of(rows)).map(with);
+        let mut tiles = [16, 8, 4, 2, 1].into_iter().filter(|&tile| tile <= device.tile_of(rows)).map(with);
         let fits = |planned: &Planned<Self>| planned.launch.fits(device);
-        tiles.clone().find(fits).or(tiles.last()).unwrap_or(with(1)).checked("top-m", device)
+        tiles.find(fits).unwrap_or_else(|| with(1)).checked("top-m", device)
     }
 
     fn selecting(self, rows: usize) -> Planned<Self> {

@@ -11,8 +11,8 @@ use raw::Raw;
 use ultramem::kernels::{expand::ExpandStrategy, from_f32, from_u32, linear::ProjectStrategy, score::ScoreStrategy};
 use ultramem::{
     Blocks, Caches, Capabilities, Checkpoint, Chosen, Dimensions, ElementType, Gradients, HostTensor, InputGradients,
-    Kept, Kind, LayerWeights, MapGradients, MemoryConfig, MemoryLayer, Norm, PerWeight, RowGradients, SharedTable,
-    Strategies, Tensor, ValueTable, Weigh, Weight, Weights, reference,
+    Kept, Kind, LayerWeights, MapGradients, MemoryConfig, MemoryLayer, Norm, RowGradients, SharedTable, Strategies,
+    Tensor, ValueTable, Weigh, Weight, Weights, reference,
 };
 use ultramem_offline::{Gpu, LaunchReport, OfflineDevice, OfflineRuntime};
 use ultramem_versus::kernels::{Activation, Experts, attention, dense, moe, residual};
