@@ -446,7 +446,7 @@ mod tests {
         let cost = config.cost(3, ElementType::F16);
         let (kept, chosen) = (3 * 2 * 2 * 12, 3 * 2 * 12);
         assert_eq!(cost.query, StageCost { bytes: 3 * 8 * 2 + 8 * 4 * 2 + 3 * 4 * 4, flops: 2 * 3 * 8 * 4 });
-        let score = 3 * 4 * 4 + 2 * 2 * 4 * 4 + 4 * 2 * 2 * 2 * 4 + kept;
+        let score = 3 * 4 * 4 + 2 * 2 * 4 * 2 + 4 * 2 * 2 * 2 * 2 + kept;
         assert_eq!(cost.score, StageCost { bytes: score, flops: 2 * 3 * 2 * (4 + 2 * 2) * 2 });
         assert_eq!(cost.combine, StageCost { bytes: kept + chosen, flops: 3 * 4 * 2 * 2 });
         let expand = chosen + 3 * 2 * 4 + 3 * 2 * 6 * 2 + 24 * 8 * 2 + 3 * 8 * 2;
@@ -520,10 +520,10 @@ mod tests {
     fn what_no_cache_holds_is_read_again() {
         let [(dtype, plans), _] = prefill();
         let small = Caches { bytes: 1 << 20 };
-        let keys = 2 * 2 * 1616 * 192 * 4u64;
+        let keys = 2 * 2 * 1616 * 192 * 2u64;
         let score = |caches| preset().traffic(dtype, &plans, caches)[1].1;
-        let again = 4096 * 2 * 2 * 80 * 2 * 192 * 4 - 2 * keys;
-        assert_eq!(score(small) - score(H100), 511 * keys + again);
+        // Each of 64 tiles of tokens reads the projected keys and those of both ranks.
+        assert_eq!(score(small) - score(H100), 63 * 3 * keys);
         assert_eq!((sectors(768), sectors(4), sectors(44)), (768, 32, 96));
     }
 
