@@ -71,7 +71,8 @@ fn hold(model: &Model, name: &str) {
     assert_eq!(expected.names().count(), 2 * model.layers().len());
     for layer in model.layers() {
         let [input, output] = ["input", "output"].map(|it| numbers(&expected, &format!("{}.{it}", layer.number())));
-        let weights = model.weights(layer).unwrap();
+        // PyTorch computed in f32, whatever type the weights are stored in.
+        let weights = model.weights(layer).unwrap().rounded(ElementType::F32);
         let found = forward(layer.config(), &weights, &input).unwrap().output;
         let distance = relative_l2(&found, &output);
         println!("{name} layer {}: {distance:.2e}", layer.number());
