@@ -270,7 +270,11 @@ fn launches(device: &OfflineDevice, config: &MemoryConfig, dtype: ElementType) -
     launches.extend(tracer.forward(1, None).unwrap());
     let of = &config.capabilities;
     let fuses = of.projects && !of.biased && !of.output_gated;
-    for strategies in strategies().into_iter().filter(|it| fuses || it.expand != ExpandStrategy::Fused) {
+    let matrix = ProjectStrategy::Matrix;
+    let multiplies = !OfflineRuntime::client(device).properties().features.matmul.mma.is_empty();
+    let on_units = |it: &Strategies| it.query == matrix || it.expand == ExpandStrategy::Pooled(matrix);
+    let possible = strategies().into_iter().filter(|it| multiplies || !on_units(it));
+    for strategies in possible.filter(|it| fuses || it.expand != ExpandStrategy::Fused) {
         launches.extend(tracer.forward(1, Some(strategies)).unwrap());
         launches.extend(tracer.forward(TOKENS, Some(strategies)).unwrap());
     }
