@@ -1,7 +1,7 @@
 //! What the strategies ask of a device: shared memory, planes, units and cubes. Read from its properties, never assumed.
 
-use cubecl::features::{MmaConfig, Plane};
-use cubecl::ir::HardwareProperties;
+use cubecl::features::Plane;
+use cubecl::ir::{HardwareProperties, StorageType};
 use cubecl::prelude::*;
 
 use crate::{ElementType, Error, Result};
@@ -50,11 +50,7 @@ impl Device {
         // On Vulkan CubeCL's barrier of a plane orders no memory: what a unit writes before it, others may not see behind it.
         let ordered = !R::name(client).contains("spirv");
         let exchange = planes.contains(Plane::Ops) && planes.contains(Plane::Sync) && ordered;
-        let matrix = [ElementType::F16, ElementType::BF16].map(|dtype| {
-            let (factor, sum) = (dtype.storage(), ElementType::F32.storage());
-            let product = MmaConfig { a_type: factor, b_type: factor, cd_type: sum, m: 16, n: 8, k: 16 };
-            client.properties().features.matmul.mma.contains(&product)
-        });
+        let matrix = [ElementType::F16, ElementType::BF16].map(|dtype| has_units(client, dtype.storage()));
         Self::new(&client.properties().hardware, R::max_cube_count(), Features { exchange, matrix })
     }
 
@@ -174,6 +170,18 @@ impl Device {
         }
         Err(Error::SharedMemory { stage, bytes: bytes as u64, limit: self.shared_bytes as u64 })
     }
+}
+
+/// Whether the device multiplies numbers of this type on matrix units, 16 by 8 by 16, in planes of 32 and with `ldmatrix`.
+pub(crate) fn has_units<R: Runtime>(client: &ComputeClient<R>, dtype: StorageType) -> bool {
+    let (features, hardware) = (&client.features().matmul, &client.properties().hardware);
+    let multiplies = features.mma.iter().any(|unit| {
+        let types = [unit.a_type, unit.b_type] == [dtype; 2] && unit.cd_type == ElementType::F32.storage();
+        types && [unit.m, unit.n, unit.k] == [16, 8, 16]
+    });
+    // Which lane has which numbers of a fragment is known of planes of 32.
+    let planes = [hardware.plane_size_min, hardware.plane_size_max] == [USUAL_PLANE; 2];
+    multiplies && planes && features.ldmatrix.contains(&dtype)
 }
 
 /// Widest plane that is taken for a software device's.

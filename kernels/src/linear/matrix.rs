@@ -17,25 +17,13 @@ use cubecl::ir::{MatrixIdent, StorageType};
 use cubecl::prelude::*;
 
 use super::matrix_plan::{BUFFERS, MatrixPlan, MatrixPlans, MatrixSizes, PLANE, Panel, SIXTEEN};
-use crate::launch::device::Device;
+use crate::launch::device::{Device, has_units};
 use crate::launch::plan::{Launch, Planned};
 use crate::launch::tensor::{Tensor, arg, empty, f32_storage, index, u32_storage};
 use crate::{Error, Result};
 
 /// Numbers that a unit has side by side in a fragment.
 type Pair = Const<2>;
-
-/// Whether the device multiplies numbers of this type as [`matrix_kernel`] does.
-pub(crate) fn has_units<R: Runtime>(client: &ComputeClient<R>, dtype: StorageType) -> bool {
-    let (features, hardware) = (&client.features().matmul, &client.properties().hardware);
-    let multiplies = features.mma.iter().any(|unit| {
-        let types = [unit.a_type, unit.b_type] == [dtype; 2] && unit.cd_type == f32_storage();
-        types && [unit.m, unit.n, unit.k] == [16, 8, 16]
-    });
-    // Which lane has which numbers of a fragment is known of planes of 32.
-    let planes = [hardware.plane_size_min, hardware.plane_size_max] == [PLANE as u32; 2];
-    multiplies && planes && features.ldmatrix.contains(&dtype)
-}
 
 /// A product by the plans of its sizes. `dtype` is what the units multiply; shapes are checked.
 pub(crate) fn launch_matrix<R: Runtime>(

@@ -16,10 +16,10 @@ use cubek::matmul::definition::{MatmulElems, MatmulSetupError};
 use cubek::matmul::launch::{Strategy, launch_ref};
 use cubek::std::InputBinding;
 
-use crate::launch::device::Device;
+use crate::launch::device::{Device, has_units};
 use crate::launch::plan::{Launch, Planned};
 use crate::launch::tensor::{Tensor, arg, check, empty, float_type, positive, sizes, supports, tokens_of};
-use crate::linear::matrix::{has_units, launch_matrix};
+use crate::linear::matrix::launch_matrix;
 use crate::linear::matrix_plan::{MatrixPlans, MatrixSizes};
 use crate::linear::tile::{Columns, Outputs, Product, Rows, Sharing, multiply};
 use crate::{ElementType, Error, Result};
