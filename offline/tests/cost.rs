@@ -257,15 +257,15 @@ fn no_stage_of_the_family_moves_more_than_the_model_says() {
     }
 }
 
-/// At the preset's dimensions: one a stage for a token or two and where one kernel pools and projects, one more where two do, and one
-/// more where tokens are too few to score whole sides and too many to choose in the kernel that merges.
+/// At the preset's dimensions: one a stage for a token or two and where one kernel pools and projects, one more where two do. Split keys are
+/// scored and selected from in two launches, which few tokens share with the choice among pairs, and many tokens go through in chunks.
 #[test]
 fn a_layer_makes_few_launches() {
     let config = MemoryConfig::new(Dimensions::ultramem_v1_1b()).unwrap();
     let device = tracing_device(Gpu::H100, Target::Cuda);
     for dtype in [ElementType::F32, ElementType::F16, ElementType::BF16] {
         let tracer = Tracer::new(&device, &config, dtype).unwrap();
-        for (tokens, most) in [(1, 4), (2, 4), (16, 5), (64, 5), (512, 6), (4096, 5)] {
+        for (tokens, most) in [(1, 4), (2, 4), (16, 5), (64, 5), (512, 6), (4096, 6)] {
             let launches = tracer.forward(tokens, None).unwrap();
             let entries: Vec<_> = launches.iter().map(|it| &it.launch.kernel.entry).collect();
             assert!((4..=most).contains(&launches.len()), "{dtype}, {tokens} tokens: {entries:?}");

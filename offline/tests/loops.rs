@@ -16,7 +16,7 @@ use ultramem_offline::{Gpu, LaunchReport, OfflineDevice, OfflineRuntime, Options
 
 /// Kernels that select.
 const SELECTING: [&str; 5] =
-    ["score_kernel", "score_matrix_kernel", "merge_kernel", "retrieve_kernel", "combine_kernel"];
+    ["score_kernel", "select_keys_kernel", "retrieve_kernel", "combine_kernel", "top_m_kernel"];
 
 /// What launches told, in their order.
 #[derive(Clone, Default)]
@@ -175,7 +175,8 @@ fn plans_count_the_iterations_that_execute() {
         "prepare_kernel",
         "project_kernel",
         "score_kernel",
-        "merge_kernel",
+        "approximate_kernel",
+        "select_keys_kernel",
         "retrieve_kernel",
         "combine_kernel",
         "expand_kernel",

@@ -216,7 +216,7 @@ fn assert_step(
 }
 
 /// All kernels of a training step whose keys are not split.
-const KERNELS: [&str; 39] = [
+const KERNELS: [&str; 38] = [
     "accumulate_kernel",
     "adagrad_kernel",
     "adam_kernel",
@@ -248,7 +248,6 @@ const KERNELS: [&str; 39] = [
     "scan_kernel",
     "scatter_kernel",
     "score_kernel",
-    "score_matrix_kernel",
     "sgd_kernel",
     "shuffle_kernel",
     "sum_blocks_kernel",

@@ -160,20 +160,22 @@ impl MemoryConfig {
         let key = sizes.key_dim * sizes.element;
         let keys = heads * 2 * side_keys * key;
         let projected = heads * 2 * wide(plans.retrieve.keys_read()) * key;
-        let candidates = wide(plans.retrieve.candidates());
-        let listed = sizes.tokens * heads * 2 * candidates * 2 * WORD;
+        let [_, approximate] = plans.retrieve.approximate_numbers(plans.tokens).map(wide);
+        let chunks = wide(plans.retrieve.chunks());
         let exact = if self.tucker() { sizes.rank } else { 0 };
         let kept_rows = sizes.tokens * sizes.entries * 2;
-        // Matrix units multiply every normalised key; elsewhere the kept ones are read.
-        let normalised = if plans.retrieve.on_matrix_units() {
-            weight(keys * exact, plans.retrieve.tile())
-        } else {
-            gather(keys * exact, kept_rows, choices.kept, exact * key)
+        // Each chunk of tokens reads the keys anew. Matrix units multiply every normalised key; elsewhere the kept ones are read.
+        let of_chunk = plans.tokens.div_ceil(plans.retrieve.chunks().max(1));
+        let projected = chunks * caches.weight(projected, of_chunk, plans.retrieve.tile());
+        let on_units = plans.retrieve.on_matrix_units();
+        let normalised = match on_units {
+            true => 0,
+            false => chunks * gather(keys * exact, kept_rows / chunks.max(1), choices.kept, exact * key),
         };
         // A layer may have more pairs of queries than its heads use.
         let pairs = wide(self.heads.div_ceil(self.heads_per_pair()));
         let queries = sizes.queries() / wide(self.query_pairs()) * pairs;
-        let query_reads = if candidates > 0 { 2 * queries } else { queries };
+        let query_reads = if approximate > 0 && !on_units { 2 * queries } else { queries };
         let shuffle = if self.capabilities.shuffled {
             gather(wide(self.slots()) * WORD, sizes.tokens * sizes.entries, choices.slots, WORD)
         } else {
@@ -192,10 +194,7 @@ impl MemoryConfig {
         let of = &self.capabilities;
         let mut stages = vec![
             ("query", sum(&[map(plans.query.product, sizes.query_width(), of.biased)])),
-            (
-                "score",
-                sum(&[query_reads, weight(projected, plans.retrieve.tile()), 2 * listed, normalised, sizes.kept()]),
-            ),
+            ("score", sum(&[query_reads, projected, 2 * approximate * WORD, normalised, sizes.kept()])),
             ("combine", sum(&[sizes.kept(), sizes.chosen()])),
         ];
         if let Some(weigh) = of.weigh {

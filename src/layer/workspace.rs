@@ -9,13 +9,12 @@ use crate::{MemoryLayer, Plans};
 const WORD: usize = 4;
 
 impl<R: Runtime> MemoryLayer<R> {
-    /// Bytes that [`forward_with`](Self::forward_with) allocates besides its output, of its [`plans`](Self::plans). Bytes per token,
-    /// with `c` the [`candidates`](ultramem_kernels::RetrievePlans::candidates) of a side:
+    /// Bytes that [`forward_with`](Self::forward_with) allocates besides its output, of its [`plans`](Self::plans). Bytes per token:
     ///
     /// | what | bytes per token | when |
     /// |---|---|---|
     /// | queries | `4 · query_pairs · 2 · key_dim` | |
-    /// | candidates: key and score | `8 · heads · 2 · c` | scores are split |
+    /// | approximate scores | `4 · heads · 2 · side_keys`, [of so many tokens](ultramem_kernels::RetrievePlans::approximate_numbers) | keys are split |
     /// | kept keys and scores | `4 · heads · 2 · top_m · (1 + tucker_rank)` | |
     /// | slots and scores | `4 · heads · top_m · (1 + cores)` | |
     /// | addresses | `4 · heads · top_m`, for each table | the shuffle has several pages |
@@ -33,7 +32,6 @@ impl<R: Runtime> MemoryLayer<R> {
     pub fn workspace_bytes(&self, plans: &Plans) -> usize {
         let config = self.config();
         let queries = WORD * config.query_pairs() * 2 * config.key_dim;
-        let candidates = 2 * WORD * config.heads * 2 * plans.retrieve.candidates();
         let kept = WORD * config.heads * 2 * config.top_m * (1 + config.tucker_rank);
         let chosen = WORD * config.heads * config.top_m * (1 + config.cores);
         let of = &config.capabilities;
@@ -53,7 +51,8 @@ impl<R: Runtime> MemoryLayer<R> {
         let projected = when(finished, WORD * config.hidden_size);
         plans
             .tokens
-            .saturating_mul(queries + candidates + kept + chosen + addresses + weighed + gates + pooled + projected)
+            .saturating_mul(queries + kept + chosen + addresses + weighed + gates + pooled + projected)
+            .saturating_add(WORD * plans.retrieve.approximate_numbers(plans.tokens)[0])
             .saturating_add(parts(plans))
     }
 }

@@ -291,7 +291,7 @@ fn more_keys_than_shared_memory_holds_are_split() {
         assert_eq!(plan(ScoreStrategy::Whole).map(|_| ()), refused, "the plan says it before");
         let strategy = ScoreStrategy::choose(&client, &sizes);
         assert!(matches!(strategy, ScoreStrategy::Split { .. }), "{tokens} tokens: {strategy:?}");
-        assert!(plan(strategy).unwrap().candidates() >= config.top_m);
+        assert!(plan(strategy).unwrap().approximate_numbers() >= tokens * 2 * side_keys);
         poison(&client, 1 << 20);
         let kept = run(strategy).unwrap();
         let queries = normalised(&config, &weights, &products);

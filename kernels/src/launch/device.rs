@@ -105,6 +105,11 @@ impl Device {
         self.max_units
     }
 
+    /// Units of the largest cube where planes exchange; elsewhere as large as any other kernel's.
+    pub(crate) fn largest_cube(&self) -> usize {
+        if self.exchange > 0 { 1 << self.max_units.max(1).ilog2() } else { self.units(usize::MAX) }
+    }
+
     /// The most units of a cube, a power of two.
     pub(crate) fn most_units(&self) -> usize {
         1 << self.max_units.clamp(1, MAX_UNITS).ilog2()

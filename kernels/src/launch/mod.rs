@@ -11,6 +11,7 @@ pub(crate) mod error;
 pub(crate) mod lesser;
 pub(crate) mod loops;
 pub(crate) mod plan;
+pub(crate) mod planes;
 pub(crate) mod random;
 pub(crate) mod tensor;
 

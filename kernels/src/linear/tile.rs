@@ -40,10 +40,9 @@ pub struct Product {
 }
 
 impl Sharing {
-    /// Units on `units / lanes` slices of the depth, with as few lanes as share the columns out among at most `cubes` cubes and leave
+    /// `units` units on `units / lanes` slices of the depth, with as few lanes as share the columns out among at most `cubes` cubes and leave
     /// no sector of the weight half read. The sums of the slices take at most `shared` bytes.
-    pub(crate) fn sliced(device: &Device, product: &Product, cubes: usize, shared: usize) -> Self {
-        let units = device.units(usize::MAX);
+    pub(crate) fn sliced(units: usize, product: &Product, cubes: usize, shared: usize) -> Self {
         let least = (SECTOR / product.bytes).max(product.columns.div_ceil(cubes.max(1)));
         let lanes = least.min(units).next_power_of_two();
         let mut slices = (units / lanes).min(product.depth.min(units).next_power_of_two());
@@ -64,7 +63,8 @@ impl Sharing {
         if tiles.saturating_mul(whole.cubes(product.columns)) >= device.processors {
             return whole;
         }
-        Self::sliced(device, product, device.processors.div_ceil(tiles), device.shared_bytes)
+        let units = device.units(usize::MAX);
+        Self::sliced(units, product, device.processors.div_ceil(tiles), device.shared_bytes)
     }
 
     /// As many columns a unit as a tile of few rows leaves sums for, shared out evenly: rows of the weight are read in longer runs, which

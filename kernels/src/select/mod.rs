@@ -3,7 +3,7 @@
 //!
 //! Rows are worked on side by side: a cube of `rows · lanes` units gives each row `lanes` of them. Two ways to the same result:
 //!
-//! - [`threshold`]: a plane goes through a row once and lists what can still be among the best. Where the units of a plane can exchange
+//! - [`threshold`]: a plane, or several for a share each, goes through a row once and lists what can still be among the best. Where the units of a plane can exchange
 //!   numbers through shared memory.
 //! - [`digits`]: a radix select over the digits of order keys, without plane operations. A lane alone needs no barrier.
 
@@ -16,7 +16,7 @@ pub(crate) mod top_m;
 
 use cubecl::prelude::*;
 
-use self::sort::sort_pairs;
+use self::sort::{sort_pairs, sort_positions};
 use crate::launch::device::Device;
 use crate::launch::loops::strided;
 
@@ -53,11 +53,23 @@ pub(crate) fn score_of(key: u32) -> f32 {
     f32::reinterpret(bits)
 }
 
+/// The score of no candidate: a NaN.
+#[cube]
+pub(crate) fn no_score() -> f32 {
+    // A number that is known when the kernel is compiled has no bits to take.
+    let mut bits = 0u32;
+    bits += NOTHING;
+    f32::reinterpret(bits)
+}
+
 /// A row of candidates, addressed by position, four at a time.
 #[cube]
 pub(crate) trait Candidates {
     /// The order keys of the candidates at `4 · vector` and after; [`NOTHING`] past the last. Must give the same bits each time.
     fn keys(&self, vector: usize) -> Vector<u32, Four>;
+
+    /// Their scores; NaN past the last.
+    fn scores(&self, vector: usize) -> Vector<f32, Four>;
 }
 
 /// The order key of one candidate.
@@ -85,6 +97,16 @@ pub(crate) struct Stored {
 impl Candidates for Stored {
     fn keys(&self, vector: usize) -> Vector<u32, Four> {
         self.keys[self.first + vector]
+    }
+
+    fn scores(&self, vector: usize) -> Vector<f32, Four> {
+        let keys = self.keys[self.first + vector];
+        let mut scores = Vector::<f32, Four>::new(0.0);
+        #[unroll]
+        for n in 0..FOUR {
+            scores[n] = score_of(keys[n]);
+        }
+        scores
     }
 }
 
@@ -147,25 +169,27 @@ pub(crate) struct SelectPlan {
     pub lanes: usize,
     /// Candidates that a row keeps.
     pub keep: usize,
-    /// Units of the plane that selects, the first of a row's; 0 where lanes go by digits.
+    /// Units of a plane that selects, one of a row's or several; 0 where lanes go by digits.
     pub plane: usize,
     /// Candidates that a lane of a plane can list at least before it has to bisect again.
     pub free: usize,
+    /// Candidates of a row that is put in order of positions by a mark for each; 0 where rows are put in order by comparing.
+    pub marked: usize,
 }
 
 /// Enough for two or three bisections of a long row.
 const FREE: usize = 12;
 
 impl SelectPlan {
-    /// The plan of cubes of `rows · lanes` units: by planes where each row has one at least, of `plane` units.
+    /// The plan of cubes of `rows · lanes` units: by planes where each row has whole ones, of `plane` units.
     pub fn new(rows: usize, lanes: usize, keep: usize, plane: usize) -> Self {
         let plane = if plane > 0 && lanes.is_multiple_of(plane) { plane } else { 0 };
-        Self { rows, lanes, keep, plane, free: FREE }
+        Self { rows, lanes, keep, plane, free: FREE, marked: 0 }
     }
 
     /// Bytes of [`Scratch`].
     pub fn bytes(&self) -> usize {
-        4 * (digits::bins(self) + 2 * self.sums() + 2 * threshold::entries(self))
+        4 * (self.atomics() + 2 * self.sums() + threshold::shares(self) + 2 * threshold::entries(self))
     }
 
     /// Loop iterations of a lane in [`select`], among candidates in `vectors` vectors.
@@ -181,6 +205,11 @@ impl SelectPlan {
         sort::loops(count, self.lanes, self.plane)
     }
 
+    /// Words of bins or marks.
+    fn atomics(&self) -> usize {
+        digits::bins(self).max(self.rows * sort::marks(self))
+    }
+
     /// Words of what lanes count.
     fn sums(&self) -> usize {
         if self.lanes == 1 || self.plane > 0 { 1 } else { self.rows * self.lanes }
@@ -190,14 +219,16 @@ impl SelectPlan {
 /// Shared memory of [`select`].
 #[derive(CubeType)]
 pub(crate) struct Scratch {
-    /// `[rows, PASSES, BINS]`.
+    /// `[rows, PASSES, BINS]`, or a row's marks.
     bins: SharedMemory<Atomic<u32>>,
     /// `[rows, lanes]`: a lane's candidates before the threshold, and at it.
     better: SharedMemory<u32>,
     equal: SharedMemory<u32>,
-    /// `[rows, slots, plane]`: order keys and positions of what can still be among the best.
+    /// `[rows, planes, slots, plane]`: scores, as bits, and positions of what can still be among the best.
     pub keys: SharedMemory<u32>,
     pub positions: SharedMemory<u32>,
+    /// `[rows, planes]`: how many each plane of a row has left.
+    shares: SharedMemory<u32>,
     #[cube(comptime)]
     plan: SelectPlan,
 }
@@ -206,11 +237,12 @@ pub(crate) struct Scratch {
 impl Scratch {
     pub fn new(#[comptime] plan: SelectPlan) -> Scratch {
         Scratch {
-            bins: SharedMemory::new(comptime!(digits::bins(&plan))),
+            bins: SharedMemory::new(comptime!(plan.atomics())),
             better: SharedMemory::new(comptime!(plan.sums())),
             equal: SharedMemory::new(comptime!(plan.sums())),
             keys: SharedMemory::new(comptime!(threshold::entries(&plan))),
             positions: SharedMemory::new(comptime!(threshold::entries(&plan))),
+            shares: SharedMemory::new(comptime!(threshold::shares(&plan))),
             plan,
         }
     }
@@ -229,12 +261,16 @@ pub(crate) fn select<C: Candidates>(
 ) {
     let plan = comptime!(scratch.plan);
     if comptime!(plan.plane > 0) {
+        let first = threshold::best::<C>(candidates, vectors, at, scratch);
         if at.lane < plan.plane {
-            let first = threshold::best::<C>(candidates, vectors, at, scratch);
             let plane = plane_of(at, plan);
-            sort_pairs(&mut scratch.positions, &mut scratch.keys, first, plane, plan.keep);
-            for i in range_stepped(at.lane, plan.keep, plan.plane) {
-                kept[at.row * plan.keep + i] = scratch.positions[first + i];
+            if comptime!(sort::marks(&plan) > 0) {
+                sort_positions(&scratch.positions, &scratch.bins, first, kept, plane, plan);
+            } else {
+                sort_pairs(&mut scratch.positions, &mut scratch.keys, first, plane, plan.keep);
+                for i in range_stepped(at.lane, plan.keep, plan.plane) {
+                    kept[at.row * plan.keep + i] = scratch.positions[first + i];
+                }
             }
         }
         sync_cube();
@@ -256,9 +292,13 @@ pub(crate) fn select_sorted<C: Candidates>(
     let plan = comptime!(scratch.plan);
     let row = at.row * plan.keep;
     if comptime!(plan.plane > 0) {
+        let first = threshold::best::<C>(candidates, vectors, at, scratch);
         if at.lane < plan.plane {
-            let first = threshold::best::<C>(candidates, vectors, at, scratch);
             let plane = plane_of(at, plan);
+            for i in range_stepped(at.lane, plan.keep, plan.plane) {
+                scratch.keys[first + i] = order_key(f32::reinterpret(scratch.keys[first + i]));
+            }
+            sync_plane();
             sort_pairs(&mut scratch.keys, &mut scratch.positions, first, plane, plan.keep);
             for i in range_stepped(at.lane, plan.keep, plan.plane) {
                 keys[row + i] = scratch.keys[first + i];

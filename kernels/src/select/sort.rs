@@ -8,7 +8,8 @@
 use cubecl::prelude::*;
 
 use crate::launch::loops::strided;
-use crate::select::Lane;
+use crate::launch::planes::total;
+use crate::select::{Lane, SelectPlan};
 
 /// Merges of sorted runs of 1, 2, 4, … pairs.
 fn merges(count: usize) -> u32 {
@@ -84,7 +85,7 @@ fn rank_pairs(
             sum += ranks[i];
         }
     }
-    if plane_sum(sum) != comptime!((count * (count - 1) / 2) as u32) {
+    if total(sum, at.plane) != comptime!((count * (count - 1) / 2) as u32) {
         for other in 0..count {
             let (key, item) = (keys[first + other], items[first + other]);
             #[unroll]
@@ -99,6 +100,56 @@ fn rank_pairs(
         if i * at.lanes + at.lane < count {
             keys[first + ranks[i] as usize] = own_keys[i];
             items[first + ranks[i] as usize] = own_items[i];
+        }
+    }
+    sync_plane();
+}
+
+/// Words of a row's marks: a bit for each candidate, where a plane selects.
+pub(super) fn marks(plan: &SelectPlan) -> usize {
+    if plan.plane > 0 { plan.marked.div_ceil(BITS) } else { 0 }
+}
+
+/// Bits of a word.
+const BITS: usize = 32;
+
+/// Writes the `keep` positions from `first` on to `kept[row · keep ..]`, ascending: a plane marks each in a row of bits, counts, and reads the marks in
+/// their order, each lane those of as many words.
+#[cube]
+pub(super) fn sort_positions(
+    positions: &SharedMemory<u32>,
+    bits: &SharedMemory<Atomic<u32>>,
+    first: usize,
+    kept: &mut SharedMemory<u32>,
+    at: Lane,
+    #[comptime] plan: SelectPlan,
+) {
+    let words = comptime!(marks(&plan));
+    let row = at.row * words;
+    for word in range_stepped(at.lane, words, at.lanes) {
+        bits[row + word].store(0u32);
+    }
+    sync_plane();
+    for i in range_stepped(at.lane, plan.keep, at.lanes) {
+        let position = positions[first + i];
+        // No two are the same: what is added is a bit that was not there.
+        bits[row + position as usize / BITS].fetch_add(1u32 << (position % comptime!(BITS as u32)));
+    }
+    sync_plane();
+    let share = comptime!(words.div_ceil(at.lanes));
+    let start = min(at.lane * share, words);
+    let end = min(start + share, words);
+    let mut own = 0u32;
+    for word in start..end {
+        own += bits[row + word].load().count_ones();
+    }
+    let mut place = at.row * plan.keep + plane_exclusive_sum(own) as usize;
+    for word in start..end {
+        let mut left = bits[row + word].load();
+        while left != 0 {
+            kept[place] = word as u32 * comptime!(BITS as u32) + left.find_first_set() - 1;
+            place += 1;
+            left = left & (left - 1);
         }
     }
     sync_plane();

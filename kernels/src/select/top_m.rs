@@ -6,7 +6,8 @@
 use cubecl::prelude::*;
 
 use super::{
-    Candidates, CandidatesExpand, FOUR, Four, NOTHING, Scratch, SelectPlan, order_key, select_lane, select_sorted,
+    Candidates, CandidatesExpand, FOUR, Four, NOTHING, Scratch, SelectPlan, no_score, order_key, select_lane,
+    select_sorted,
 };
 use crate::launch::device::Device;
 use crate::launch::loops::strided;
@@ -34,6 +35,17 @@ impl Candidates for Scores {
             }
         }
         keys
+    }
+
+    fn scores(&self, vector: usize) -> Vector<f32, Four> {
+        let mut scores = Vector::<f32, Four>::new(no_score());
+        #[unroll]
+        for n in 0..FOUR {
+            if vector * FOUR + n < self.count {
+                scores[n] = f32::reinterpret(self.bits[self.first + vector * FOUR + n]);
+            }
+        }
+        scores
     }
 }
 

@@ -1,9 +1,8 @@
 //! Score and combine together: which slots a token reads, from its queries.
 //!
-//! Where the keys of a side are split over cubes, what the splits keep is a short list. One cube per token and head then merges the
-//! lists of both sides and chooses among the pairs at once: two launches for both stages, for the few tokens whose time is
-//! that of their launches. Reads the candidates and `2 · top_m · rank` normalised keys per token and head, and writes what each stage
-//! writes.
+//! Where the keys of a side are split over cubes, one cube per token and head then selects among the scores of both sides and chooses among the
+//! pairs at once, all its planes sharing the work: two launches for both stages, for the few tokens whose time is that of their launches. Reads
+//! `2 · side_keys` approximate scores and `2 · top_m · rank` normalised keys per token and head, and writes what each stage writes.
 
 use cubecl::prelude::*;
 
@@ -14,8 +13,8 @@ use crate::launch::tensor::{Parts, Tensor, arg, f32_storage, u32_storage};
 use crate::select::select_lane;
 use crate::stages::combine::{self, Chosen, CombinePlan, CombineSizes, HeadRow, PairScore, choose_pairs};
 use crate::stages::score::{
-    Kept, Place, PreparedKeys, Queries, ScoreCall, ScorePlan, ScorePlans, ScoreSizes, ScoreStrategy, merge, padded,
-    write_keys,
+    Kept, Place, PreparedKeys, Queries, ScoreCall, ScorePlan, ScorePlans, ScoreSizes, ScoreStrategy, SplitPlans,
+    select_keys, write_keys,
 };
 
 /// Launches [`score`](crate::stages::score::score()), then [`combine`](crate::stages::combine::combine()); as one kernel what follows a split of the keys, where
@@ -35,8 +34,9 @@ pub fn retrieve<R: Runtime>(
     let ScoreSizes { tokens, heads, side_keys, rank, .. } = stage.sizes;
     let sizes = combine::sizes_of(client, [tokens, heads, top_m, rank], side_keys, pair_score)?;
     match RetrievePlans::with(&stage.device, stage.plans, tokens, &sizes)? {
-        RetrievePlans::Together { retrieve, .. } => {
+        RetrievePlans::Together { score, retrieve } => {
             let work = Work::empty(&stage)?;
+            stage.launch_approximate(score, &work.approximate, 0, tokens)?;
             let chosen = launch(&stage, &work, &sizes, retrieve, pair_score)?;
             Ok((work.kept, chosen))
         }
@@ -58,17 +58,22 @@ pub struct RetrievePlan {
 }
 
 impl RetrievePlan {
-    /// The plan whose working set fits, with the grid of pairs in shared memory if it can be there.
+    /// The plan whose working set fits, with the order keys of scores and pairs in shared memory if they can be there, and no plane can select.
     fn of(device: &Device, score: &ScorePlan, tokens: usize, sizes: &CombineSizes) -> Result<Option<Planned<Self>>> {
         let units = device.units(usize::MAX);
-        let score = ScorePlan { tile: 2, units, matrix: false, ..*score };
+        let score = ScorePlan { tile: 2, units, ..*score };
         let combine = CombinePlan::of_row(device, sizes, units)?;
-        let plan = |stored| Self { score, combine: CombinePlan { stored, ..combine } }.merging(tokens);
-        Ok([device.exchange == 0, false].map(plan).into_iter().find(|planned| planned.launch.fits(device)))
+        let plan = |(scores, pairs)| {
+            let (score, combine) = (ScorePlan { stored: scores, ..score }, CombinePlan { stored: pairs, ..combine });
+            Self { score, combine }.selecting(tokens)
+        };
+        let whole = device.exchange == 0;
+        let stored = [(whole, whole), (whole, false), (false, false)].map(plan);
+        Ok(stored.into_iter().find(|planned| planned.launch.fits(device)))
     }
 
     /// The launch for so many tokens.
-    fn merging(self, tokens: usize) -> Planned<Self> {
+    fn selecting(self, tokens: usize) -> Planned<Self> {
         let launch = Launch {
             kernel: "retrieve_kernel",
             cubes: tokens.saturating_mul(self.score.heads),
@@ -82,12 +87,12 @@ impl RetrievePlan {
     /// Shared memory of a cube: both stages', and the score vectors between them.
     fn shared_bytes(&self) -> usize {
         let ScorePlan { tile, top_m, rank, .. } = self.score;
-        self.score.merge_bytes() + 4 * tile * top_m * rank + self.combine.shared_bytes()
+        self.score.select_bytes() + 4 * tile * top_m * rank + self.combine.shared_bytes()
     }
 
     fn loops(&self) -> usize {
         let ScorePlan { tile, units, top_m, rank, .. } = self.score;
-        self.combine.loops().saturating_add(self.score.merge_loops() + (top_m * rank).div_ceil(units / tile))
+        self.combine.loops().saturating_add(self.score.select_loops() + (top_m * rank).div_ceil(units / tile))
     }
 }
 
@@ -96,9 +101,9 @@ impl RetrievePlan {
 pub enum RetrievePlans {
     /// Split keys are scored, and what follows is one kernel.
     Together {
-        /// Scores the keys.
+        /// Writes the approximate scores.
         score: Planned<ScorePlan>,
-        /// Merges what the splits keep, and chooses among the pairs.
+        /// Selects among them, and chooses among the pairs.
         retrieve: Planned<RetrievePlan>,
     },
     /// Each stage by itself.
@@ -121,13 +126,13 @@ impl RetrievePlans {
 
     /// The same where scoring is planned. In one launch less what follows split keys, for so few tokens that a launch counts.
     fn with(device: &Device, score: ScorePlans, tokens: usize, combine: &CombineSizes) -> Result<Self> {
-        let few = tokens > 0 && tokens.saturating_mul(combine.heads) <= device.busy_cubes;
-        if score.merge.is_some()
+        let few = tokens > 0 && tokens.saturating_mul(combine.heads) <= device.busy_cubes && !device.on_cpu;
+        if let ScorePlans::Split(SplitPlans { approximate, chunk, .. }) = score
             && few
-            && !device.on_cpu
-            && let Some(retrieve) = RetrievePlan::of(device, &score.score.plan, tokens, combine)?
+            && chunk == tokens
+            && let Some(retrieve) = RetrievePlan::of(device, &approximate.plan, tokens, combine)?
         {
-            return Ok(Self::Together { score: score.score, retrieve });
+            return Ok(Self::Together { score: approximate, retrieve });
         }
         Ok(Self::Apart { score, combine: CombinePlan::of(device, combine)? })
     }
@@ -136,7 +141,8 @@ impl RetrievePlans {
     fn score(&self) -> &ScorePlan {
         match self {
             Self::Together { score, .. } => &score.plan,
-            Self::Apart { score, .. } => &score.score.plan,
+            Self::Apart { score: ScorePlans::Whole(score), .. } => &score.plan,
+            Self::Apart { score: ScorePlans::Split(split), .. } => &split.approximate.plan,
         }
     }
 
@@ -145,22 +151,33 @@ impl RetrievePlans {
         self.score().tile
     }
 
-    /// Projected keys of a side that are read: matrix units fill up the last group.
+    /// Projected keys of a side that are read; on matrix units all lines, the normalised keys among them.
     pub fn keys_read(&self) -> usize {
-        let ScorePlan { matrix, side_keys, .. } = *self.score();
-        if matrix { padded(side_keys) } else { side_keys }
+        let score = self.score();
+        if score.matrix { score.pitch() } else { score.side_keys }
     }
 
-    /// Whether all keys are scored on matrix units, and what is kept of them is taken from there.
+    /// Whether matrix units score all ranks of all keys.
     pub fn on_matrix_units(&self) -> bool {
-        matches!(self, Self::Apart { score, .. } if score.score.plan.matrix && score.merge.is_none())
+        self.score().matrix
     }
 
-    /// Candidates per token and side that the scores of split keys leave; 0 where keys are not split.
-    pub fn candidates(&self) -> usize {
+    /// Chunks of tokens, each with launches of its own.
+    pub fn chunks(&self) -> usize {
         match self {
-            Self::Together { score, .. } => score.plan.listed(),
-            Self::Apart { score, .. } => score.candidates(),
+            Self::Apart { score: ScorePlans::Split(split), .. } => split.tokens.div_ceil(split.chunk.max(1)),
+            _ => 1,
+        }
+    }
+
+    /// Numbers of the approximate scores that are in memory at once, and of those of all tokens; none where keys are not split.
+    pub fn approximate_numbers(&self, tokens: usize) -> [usize; 2] {
+        let score = self.score();
+        let all = tokens * score.heads * 2 * score.pitch();
+        match self {
+            Self::Together { .. } => [all; 2],
+            Self::Apart { score: ScorePlans::Whole(_), .. } => [0; 2],
+            Self::Apart { score: ScorePlans::Split(split), .. } => [split.numbers(), all],
         }
     }
 
@@ -173,23 +190,21 @@ impl RetrievePlans {
     }
 }
 
-/// What the two launches hand on, in one buffer: the second would bind more arrays than WebGPU allows.
+/// What the two launches hand on, and what they keep, in one buffer: the second would bind more arrays than WebGPU allows.
 struct Work<R: Runtime> {
     words: Tensor<R>,
-    starts: [usize; 4],
-    candidates: Kept<R>,
+    starts: [usize; 3],
+    approximate: Tensor<R>,
     kept: Kept<R>,
 }
 
 impl<R: Runtime> Work<R> {
     fn empty(stage: &ScoreCall<'_, R>) -> Result<Self> {
-        let (candidates, kept) = (stage.candidates_shape(), stage.kept_shape());
-        let (keys, scores) = (u32_storage(), f32_storage());
-        let parts = [(&candidates[..], keys), (&candidates, scores), (&kept[..4], keys), (&kept, scores)];
-        let Parts { words, starts, tensors } = Parts::empty(stage.client, "candidates and kept keys", parts)?;
-        let [candidate_keys, candidate_scores, keys, scores] = tensors;
-        let candidates = Kept { keys: candidate_keys, scores: candidate_scores };
-        Ok(Self { words, starts, candidates, kept: Kept { keys, scores } })
+        let (numbers, kept) = ([stage.plans.approximate_numbers()], stage.kept_shape());
+        let parts = [(&numbers[..], f32_storage()), (&kept[..4], u32_storage()), (&kept, f32_storage())];
+        let Parts { words, starts, tensors } = Parts::empty(stage.client, "scores and kept keys", parts)?;
+        let [approximate, keys, scores] = tensors;
+        Ok(Self { words, starts, approximate, kept: Kept { keys, scores } })
     }
 }
 
@@ -202,10 +217,9 @@ fn launch<R: Runtime>(
 ) -> Result<Chosen<R>> {
     let (client, Planned { plan, launch }) = (stage.client, planned);
     let chosen = combine::room(client, sizes)?;
-    stage.launch_score(&work.candidates)?;
     let (grid, cube_dim) = launch.start(&stage.device)?;
     let width = plan.score.width;
-    let [_, candidate_scores, kept_keys, kept_scores] = work.starts.map(|start| start as u32);
+    let [_, kept_keys, kept_scores] = work.starts.map(|start| start as u32);
     // SAFETY: both stages have checked every shape; a cube reads and writes what belongs to its token and head only. What it keeps,
     // which it writes, can't stand for the core that product keys don't have: the norm's weight does.
     unsafe {
@@ -223,7 +237,6 @@ fn launch<R: Runtime>(
             arg(&chosen.scores, 1),
             stage.eps,
             sizes.tokens as u32,
-            candidate_scores,
             kept_keys,
             kept_scores,
             launch.cubes as u32,
@@ -234,8 +247,8 @@ fn launch<R: Runtime>(
     Ok(chosen)
 }
 
-/// `work` holds candidate keys, their scores from `candidate_scores` on, and room for the kept keys and scores from `kept_keys` and
-/// `kept_scores` on; scores as bits. `CUBE_POS` is `token · heads + head`.
+/// `work` holds the approximate scores, and room for the kept keys and scores from `kept_keys` and `kept_scores` on; scores as bits.
+/// `CUBE_POS` is `token · heads + head`.
 #[cube(launch_unchecked)]
 fn retrieve_kernel<E: Float, D: Size>(
     query: &Array<Vector<f32, D>>,
@@ -247,7 +260,6 @@ fn retrieve_kernel<E: Float, D: Size>(
     scores: &mut Array<f32>,
     eps: f32,
     tokens: u32,
-    candidate_scores: u32,
     kept_keys: u32,
     kept_scores: u32,
     cubes: u32,
@@ -258,15 +270,15 @@ fn retrieve_kernel<E: Float, D: Size>(
         terminate!();
     }
     let head = CUBE_POS % plan.score.heads;
-    let side = select_lane(comptime!(plan.score.select_merged()));
-    let place = Place { token: CUBE_POS / plan.score.heads, side: head * 2 + side.row, tokens: tokens as usize };
+    let side = select_lane(comptime!(plan.score.select()));
+    let token = CUBE_POS / plan.score.heads;
+    let place = Place { token, side: head * 2 + side.row, first: 0usize.runtime(), end: tokens as usize };
     let size = comptime!(plan.score.top_m * plan.score.rank);
     let mut vectors = SharedMemory::<f32>::new(comptime!(plan.score.tile * size));
-    let keys = merge::<E, D>(
+    let keys = select_keys::<E, D>(
         query,
         query_norm,
-        &work.slice(0, candidate_scores as usize),
-        &work.slice(candidate_scores as usize, kept_keys as usize),
+        &work.slice(0, kept_keys as usize),
         normalised,
         &mut vectors.to_slice_mut(),
         side.row * size,

@@ -11,8 +11,8 @@ use cubecl::prelude::*;
 use super::plan::CombinePlan;
 use crate::select::sort::sort_pairs;
 use crate::select::{
-    Candidates, CandidatesExpand, FOUR, Four, Lane, NOTHING, Scratch, Stored, lane_sum, lanes_before, order_key,
-    score_of, select_lane, select_sorted,
+    Candidates, CandidatesExpand, FOUR, Four, Lane, NOTHING, Scratch, Stored, lane_sum, lanes_before, no_score,
+    order_key, score_of, select_lane, select_sorted,
 };
 
 /// Pairs of kept keys by row key; the total of `(a, b)` is `left[a] · right[b]`, in the order of slots, or `left[a] + columns[b]`, the
@@ -48,24 +48,34 @@ impl Pairs {
         pair
     }
 
-    /// Sums of the sides of four listed pairs.
-    fn additive_keys(&self, vector: usize) -> Vector<u32, Four> {
+    /// Sums of the sides of four listed pairs; NaN past a row key's last partner.
+    fn additive_totals(&self, vector: usize) -> Vector<f32, Four> {
         let listed = self.listed[self.row * self.plan.vectors + vector] as usize;
         let score = self.left[self.row * self.plan.top_m + listed / self.plan.top_m];
-        let mut keys = Vector::<u32, Four>::new(NOTHING);
+        let mut totals = Vector::<f32, Four>::new(no_score());
         #[unroll]
         for n in 0..FOUR {
             let rank = listed % self.plan.top_m + n;
             if rank < self.plan.top_m {
-                keys[n] = order_key(score + score_of(self.columns[self.row * self.plan.top_m + rank]));
+                totals[n] = score + score_of(self.columns[self.row * self.plan.top_m + rank]);
             }
         }
-        keys
+        totals
+    }
+
+    /// Whether there is a pair at `4 · vector + n`: rows of the grid, and of lists, are filled up to whole vectors.
+    fn is_pair(&self, vector: usize, #[comptime] n: usize) -> bool {
+        let line = comptime!(self.plan.top_m.div_ceil(FOUR));
+        let mut rank = vector % line * FOUR + n;
+        if comptime!(self.plan.additive) {
+            rank = self.listed[self.row * self.plan.vectors + vector] as usize % self.plan.top_m + n;
+        }
+        rank < self.plan.top_m
     }
 
     /// Bilinear totals of four neighbours in a row of the grid. A product and fused multiply-adds in one fixed order: the same
     /// bits wherever they are computed.
-    fn bilinear_keys(&self, vector: usize) -> Vector<u32, Four> {
+    fn bilinear_totals(&self, vector: usize) -> Vector<f32, Four> {
         let line = comptime!(self.plan.top_m.div_ceil(FOUR));
         let a = (self.row * self.plan.top_m + vector / line) * self.plan.rank;
         let b = self.row * comptime!(self.plan.rank * line) + vector % line;
@@ -74,21 +84,34 @@ impl Pairs {
         for rho in 1..self.plan.rank {
             totals = fma(Vector::new(self.left[a + rho]), self.right[b + rho * line], totals);
         }
-        let mut keys = Vector::<u32, Four>::new(NOTHING);
-        #[unroll]
-        for n in 0..FOUR {
-            if vector % line * FOUR + n < self.plan.top_m {
-                keys[n] = order_key(totals[n]);
+        if comptime!(!self.plan.top_m.is_multiple_of(FOUR)) {
+            #[unroll]
+            for n in 0..FOUR {
+                if !self.is_pair(vector, n) {
+                    totals[n] = no_score();
+                }
             }
         }
-        keys
+        totals
     }
 }
 
 #[cube]
 impl Candidates for Pairs {
     fn keys(&self, vector: usize) -> Vector<u32, Four> {
-        if comptime!(self.plan.additive) { self.additive_keys(vector) } else { self.bilinear_keys(vector) }
+        let totals = self.scores(vector);
+        let mut keys = Vector::<u32, Four>::new(NOTHING);
+        #[unroll]
+        for n in 0..FOUR {
+            if self.is_pair(vector, n) {
+                keys[n] = order_key(totals[n]);
+            }
+        }
+        keys
+    }
+
+    fn scores(&self, vector: usize) -> Vector<f32, Four> {
+        if comptime!(self.plan.additive) { self.additive_totals(vector) } else { self.bilinear_totals(vector) }
     }
 }
 

@@ -8,7 +8,8 @@
 //! `value_dim` per token, and W_o once per tile; scores come from cache.
 //!
 //! At few tokens several cubes share out a tile's output columns. Each of them pools the tile anew, from rows that the others have
-//! brought into the cache, and reads its own part of W_o.
+//! brought into the cache, and reads its own part of W_o. A unit waits for one row after the other then: where a device has large cubes, several
+//! units, each a slice of the entries, pool one run, and their sums are added up in order.
 
 use cubecl::prelude::*;
 
@@ -54,11 +55,15 @@ pub(crate) fn expand_kernel<E: Float, N: Size, O: Size>(
     let mut pooled = SharedMemory::<Vector<f32, N>>::new(comptime!(plan.tile * depth));
     let entries = order_entries(slots, shuffle, offset, token, tokens as usize, plan);
     let page = Page { first_row: 0u32, rows: comptime!(plan.address.table_rows as u32).runtime() };
-    for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * depth / plan.run), plan.units) {
-        let sums = pool::<E, N>(&entries, scores, values, page, gate, token, tokens as usize, item, plan);
-        #[unroll]
-        for r in 0..plan.run {
-            pooled[item * plan.run + r] = sums[r];
+    let mut slices = SharedMemory::<Vector<f32, N>>::new(comptime!(plan.slice_sums().max(1)));
+    for start in range_stepped(0usize, comptime!(plan.items()), comptime!(plan.units / plan.slices)) {
+        let item = start + UNIT_POS as usize % comptime!(plan.units / plan.slices);
+        let sums = pool::<E, N>(&entries, scores, values, page, gate, token, tokens as usize, item, &mut slices, plan);
+        if item < plan.items() && UNIT_POS < comptime!((plan.units / plan.slices) as u32) {
+            #[unroll]
+            for r in 0..plan.run {
+                pooled[item * plan.run + r] = sums[r];
+            }
         }
     }
     sync_cube();
@@ -108,15 +113,17 @@ pub(crate) fn pool_kernel<E: Float, P: Float, N: Size>(
     if CUBE_POS >= cubes as usize {
         terminate!();
     }
-    let width = N::value();
-    let vectors = comptime!(plan.blocks() * plan.value_dim / width);
+    let vectors = comptime!(plan.blocks() * plan.value_dim / plan.width);
     let token = CUBE_POS * plan.tile;
     let page = Page { first_row, rows: page_rows };
     let entries = order_entries(slots, shuffle, offset, token, tokens as usize, plan);
-    for item in range_stepped(UNIT_POS as usize, comptime!(plan.tile * vectors / plan.run), plan.units) {
-        let sums = pool::<E, N>(&entries, scores, values, page, gate, token, tokens as usize, item, plan);
+    let mut slices = SharedMemory::<Vector<f32, N>>::new(comptime!(plan.slice_sums().max(1)));
+    for start in range_stepped(0usize, comptime!(plan.items()), comptime!(plan.units / plan.slices)) {
+        let item = start + UNIT_POS as usize % comptime!(plan.units / plan.slices);
+        let sums = pool::<E, N>(&entries, scores, values, page, gate, token, tokens as usize, item, &mut slices, plan);
         let first = item * plan.run;
-        if token + first / vectors < tokens as usize {
+        let own = item < plan.items() && UNIT_POS < comptime!((plan.units / plan.slices) as u32);
+        if own && token + first / vectors < tokens as usize {
             #[unroll]
             for r in 0..plan.run {
                 let at = token * vectors + first + r;
@@ -209,13 +216,9 @@ fn part_of(i: usize, #[comptime] plan: ExpandPlan) -> Part {
     Part { first: entries + first, last: entries + last, block: (i / chunks % comptime!(plan.blocks())) as u32 }
 }
 
-/// Run `item` of a tile's pooled vectors, summed over the rows of a page, `[tile, expansion, value_dim / width]` flattened, gated where the layer has a gate.
+/// Run `item` of a tile's pooled vectors, summed over the rows of a page, `[tile, expansion, value_dim / width]` flattened, gated where the layer has
+/// a gate; of several slices, for the units of the first. All units of the cube come here then, and there is a barrier at the end.
 #[cube]
-#[allow(
-    clippy::collapsible_if,
-    clippy::if_same_then_else,
-    reason = "the outer one is decided when the kernel is compiled"
-)]
 fn pool<E: Float, N: Size>(
     entries: &ByBlock,
     scores: &Array<f32>,
@@ -225,47 +228,109 @@ fn pool<E: Float, N: Size>(
     token: usize,
     tokens: usize,
     item: usize,
+    slices: &mut SharedMemory<Vector<f32, N>>,
     #[comptime] plan: ExpandPlan,
 ) -> Array<Vector<f32, N>> {
-    let width = N::value();
-    let vectors = comptime!(plan.value_dim / width);
+    let vectors = comptime!(plan.value_dim / plan.width);
     let first = item * plan.run;
-    let block = first / vectors % comptime!(plan.blocks());
     let t = first / comptime!(vectors * plan.blocks());
+    let present = item < plan.items() && token + t < tokens;
+    let mut sums = zero_sums::<N>(plan.run);
+    if present {
+        sum_rows::<E, N>(&mut sums, entries, scores, values, page, token, t, first, plan);
+    }
+    if comptime!(plan.slices > 1) {
+        add_slices::<N>(&mut sums, slices, plan);
+    }
+    if comptime!(plan.gated) {
+        if present && UNIT_POS < comptime!((plan.units / plan.slices) as u32) {
+            apply_gate::<N>(&mut sums, gate, (token + t) * plan.value_dim + first % vectors * plan.width, plan);
+        }
+    }
+    sums
+}
+
+/// Adds the rows of a slice's entries to the run that begins at vector `first` of the tile, of its token `t`.
+#[cube]
+#[allow(
+    clippy::collapsible_if,
+    clippy::if_same_then_else,
+    reason = "the outer one is decided when the kernel is compiled"
+)]
+fn sum_rows<E: Float, N: Size>(
+    sums: &mut Array<Vector<f32, N>>,
+    entries: &ByBlock,
+    scores: &Array<f32>,
+    values: &Array<Vector<E, N>>,
+    page: Page,
+    token: usize,
+    t: usize,
+    first: usize,
+    #[comptime] plan: ExpandPlan,
+) {
+    let vectors = comptime!(plan.value_dim / plan.width);
+    let block = first / vectors % comptime!(plan.blocks());
     let column = first % vectors;
     let core = column / comptime!(vectors / plan.cores);
     let starts = t * comptime!(plan.blocks() + 1) + block;
-    let mut sums = zero_sums::<N>(plan.run);
     let base = block as u32 * comptime!(plan.address.table_rows as u32);
-    let mut end = entries.starts[starts + 1];
-    if token + t >= tokens {
-        end = entries.starts[starts];
+    let mut start = entries.starts[starts];
+    if comptime!(plan.slices > 1) {
+        start += UNIT_POS / comptime!((plan.units / plan.slices) as u32);
     }
-    for place in entries.starts[starts]..end {
+    for place in range_stepped(start, entries.starts[starts + 1], comptime!(plan.slices as u32)) {
         let entry = entries.order[t * plan.entries + place as usize] as usize;
         let score = scores[(token * plan.entries + entry) * plan.cores + core];
         let row = page.place(entries.addresses[entry] - base);
         if comptime!(!plan.paged) {
-            add_run::<E, N>(&mut sums, values, row as usize * vectors + column, score, plan.run);
+            add_run::<E, N>(sums, values, row as usize * vectors + column, score, plan.run);
         } else if row < page.rows {
-            add_run::<E, N>(&mut sums, values, row as usize * vectors + column, score, plan.run);
+            add_run::<E, N>(sums, values, row as usize * vectors + column, score, plan.run);
         }
     }
-    if comptime!(plan.gated) {
-        if token + t < tokens {
-            #[unroll]
-            for r in 0..plan.run {
-                let mut sum = sums[r];
-                #[unroll]
-                for n in 0..width {
-                    let g = gate[(token + t) * plan.value_dim + (column + r) * width + n];
-                    sum[n] = sum[n] * g / (1.0 + f32::exp(-g));
-                }
-                sums[r] = sum;
+}
+
+/// Adds the sums of the other slices to those of the first. Begins without a barrier and ends with one.
+#[cube]
+fn add_slices<N: Size>(
+    sums: &mut Array<Vector<f32, N>>,
+    slices: &mut SharedMemory<Vector<f32, N>>,
+    #[comptime] plan: ExpandPlan,
+) {
+    #[unroll]
+    for r in 0..plan.run {
+        slices[comptime!(r * plan.units) + UNIT_POS as usize] = sums[r];
+    }
+    sync_cube();
+    if UNIT_POS < comptime!((plan.units / plan.slices) as u32) {
+        #[unroll]
+        for r in 0..plan.run {
+            for slice in 1..plan.slices {
+                sums[r] += slices[r * plan.units + slice * comptime!(plan.units / plan.slices) + UNIT_POS as usize];
             }
         }
     }
-    sums
+    sync_cube();
+}
+
+/// Multiplies a run by the silu of the gate's numbers from `first` on.
+#[cube]
+fn apply_gate<N: Size>(
+    sums: &mut Array<Vector<f32, N>>,
+    gate: &Array<f32>,
+    first: usize,
+    #[comptime] plan: ExpandPlan,
+) {
+    #[unroll]
+    for r in 0..plan.run {
+        let mut sum = sums[r];
+        #[unroll]
+        for n in 0..plan.width {
+            let g = gate[first + r * plan.width + n];
+            sum[n] = sum[n] * g / (1.0 + f32::exp(-g));
+        }
+        sums[r] = sum;
+    }
 }
 
 #[cube]

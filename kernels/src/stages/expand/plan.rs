@@ -107,6 +107,8 @@ pub struct ExpandPlan {
     pub paged: bool,
     /// Vectors of a row that a unit sums; divides a core's slice.
     pub run: usize,
+    /// Units that share out the entries of a run.
+    pub slices: usize,
     /// Vectors of an output row; 0 where pooling is all.
     pub columns: usize,
     /// Numbers of such a vector.
@@ -151,11 +153,13 @@ impl ExpandPlan {
             let sharing = Sharing { lanes: plan.units, slices: 1, block };
             return Self { sharing, ..plan }.projecting(tokens, &product).checked(STAGE, device);
         }
-        let most = Self { units: device.most_units(), ..plan };
-        let used = 4 * most.entry_words() + plan.tile * 4 * pooled_dim;
-        let sharing = Sharing::sliced(device, &product, cubes, device.shared_bytes.saturating_sub(used));
+        let sliced = plan.sliced(device);
+        let used = 4 * sliced.entry_words() + plan.tile * 4 * pooled_dim;
+        let left = device.shared_bytes.saturating_sub(used + 4 * sliced.slice_sums() * plan.width);
+        let sharing = Sharing::sliced(sliced.units, &product, cubes, left);
         let (splits, units) = (sharing.cubes(columns), sharing.units());
-        Self { sharing, splits, units, ..plan }.projecting(tokens, &product).checked(STAGE, device)
+        let slices = if units == sliced.units { sliced.slices } else { 1 };
+        Self { sharing, splits, units, slices, ..plan }.projecting(tokens, &product).checked(STAGE, device)
     }
 
     /// Plans the kernel that pools alone, which is launched once a page of the table.
@@ -166,7 +170,9 @@ impl ExpandPlan {
         let start = Self::single(device, sizes)?;
         let tile = if sizes.tokens > 8 * device.busy_cubes { device.tile } else { 1 };
         let plan = start.tiled(device, sizes.tokens, sizes.pooled_dim() / start.width / start.run, 0)?;
-        Self { tile: plan.tile.min(tile), ..plan }.pooling_alone(sizes.tokens).checked(STAGE, device)
+        let plan = Self { tile: plan.tile.min(tile), ..plan };
+        let few = sizes.tokens <= device.processors && !device.on_cpu;
+        if few { plan.sliced(device) } else { plan }.pooling_alone(sizes.tokens).checked(STAGE, device)
     }
 
     /// The plan of a cube of one token and one unit.
@@ -183,6 +189,7 @@ impl ExpandPlan {
             gated,
             paged: pages > 1,
             run: device.run(value_dim / cores / width),
+            slices: 1,
             columns: 0,
             columns_width: 1,
             sharing: Sharing { lanes: 1, slices: 1, block: 1 },
@@ -208,9 +215,30 @@ impl ExpandPlan {
         Ok(plan)
     }
 
+    /// The same in the largest cubes, several units sharing out the entries of a run, if they are so many.
+    fn sliced(self, device: &Device) -> Self {
+        let units = device.largest_cube();
+        let of_block = (self.entries / self.blocks()).max(1);
+        let slices = (units / self.items().max(1)).min(of_block).max(1);
+        let slices = 1 << slices.ilog2();
+        let sliced = Self { units, slices, ..self };
+        let bytes = 4 * (sliced.entry_words() + sliced.slice_sums() * self.width);
+        if bytes <= device.shared_bytes / 2 { sliced } else { Self { units: device.units(usize::MAX), ..self } }
+    }
+
+    /// Runs of a tile's pooled vectors.
+    pub(super) fn items(&self) -> usize {
+        self.tile * self.blocks() * self.value_dim / self.width / self.run
+    }
+
+    /// Vectors of shared memory that slices take.
+    pub(super) fn slice_sums(&self) -> usize {
+        if self.slices > 1 { self.units * self.run } else { 0 }
+    }
+
     /// The launch that pools and projects.
     fn projecting(self, tokens: usize, product: &Product) -> Planned<Self> {
-        let pooled = 4 * self.tile * self.blocks() * self.value_dim;
+        let pooled = 4 * (self.tile * self.blocks() * self.value_dim + self.slice_sums() * self.width);
         let launch = Launch {
             kernel: "expand_kernel",
             cubes: tokens.div_ceil(self.tile).saturating_mul(self.splits),
@@ -227,7 +255,7 @@ impl ExpandPlan {
             kernel: "pool_kernel",
             cubes: tokens.div_ceil(self.tile),
             units: self.units,
-            shared_bytes: 4 * self.entry_words(),
+            shared_bytes: 4 * (self.entry_words() + self.slice_sums() * self.width),
             loops: self.pool_loops(),
         };
         Planned { plan: self, launch }
@@ -238,9 +266,11 @@ impl ExpandPlan {
         self.address.pooled_blocks()
     }
 
-    /// Chunks that a token's entries are ordered in: one for each unit that the tile's blocks leave.
+    /// Chunks that a token's entries are ordered in: units that the tile's blocks leave, but no more than balance the entries of a chunk, looked at
+    /// twice, and the counts before it, half of all.
     pub(super) fn chunks(&self) -> usize {
-        (self.units / (self.tile * self.blocks())).clamp(1, self.entries)
+        let balanced = (4 * self.entries / self.blocks()).isqrt();
+        (self.units / (self.tile * self.blocks())).min(balanced).clamp(1, self.entries)
     }
 
     /// Words of shared memory that ordering takes: addresses, order, counts and where blocks start.
@@ -256,11 +286,11 @@ impl ExpandPlan {
         let order = strided(self.tile * self.entries, self.units).saturating_add(counting);
         // At most: all entries of every token lie in one block.
         let runs = self.value_dim / self.width / self.run;
-        let all = strided(self.tile * self.blocks() * runs, self.units);
-        let rows = self.entries.saturating_mul(all.min(self.tile * (1 + strided(runs, self.units))));
-        order.saturating_add(all).saturating_add(rows)
+        let all = strided(self.items(), self.units / self.slices);
+        let entries = strided(self.entries, self.slices);
+        let rows = entries.saturating_mul(all.min(self.tile * (1 + strided(runs, self.units / self.slices))));
+        order.saturating_add(all * (1 + self.slices * self.run)).saturating_add(rows)
     }
-
     /// Those of a unit that projects as well.
     fn fused_loops(&self) -> usize {
         let depth = self.blocks() * self.value_dim / self.width;

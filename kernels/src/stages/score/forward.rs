@@ -1,14 +1,15 @@
-//! The approximate score of every key, the best `top_m` of them, and the kept keys' score vectors, without a score in
-//! global memory.
+//! The approximate score of every key, the best `top_m` of them, and the kept keys' score vectors.
 //!
-//! A cube takes a tile of tokens, one side of one head and a range of keys (all of them, or one of the splits). It
-//! normalises the tile's queries, streams the projected keys past them into a `[tile, range]` block of shared memory, as order keys, and
-//! selects. Reads the projected keys once per tile of tokens, `top_m · rank` normalised keys per token, and writes what it keeps.
+//! A cube takes a tile of tokens, one side of one head and a range of keys. It normalises the tile's queries and streams the projected keys past
+//! them into a `[tile, range]` block of shared memory. Where the range is all keys it selects there, without a score in global memory
+//! ([`score_kernel`]). Where keys are split, it writes the scores ([`approximate_kernel`]), and another launch selects among those of all ranges
+//! ([`select_keys_kernel`]). Reads the projected keys once per tile of tokens, `top_m · rank` normalised keys per token, and writes what it keeps.
 
 use cubecl::prelude::*;
 
 use super::padded;
 use super::plan::ScorePlan;
+use crate::launch::planes::sum_of;
 use crate::linear::tile::{Columns, Rows, accumulate, component_sum, zero_sums};
 use crate::select::top_m::Scores;
 use crate::select::{
@@ -23,12 +24,20 @@ pub(crate) struct Place {
     pub token: usize,
     /// `head · 2 + side`.
     pub side: usize,
-    pub tokens: usize,
+    /// The first token of the launch, and where its last one ends.
+    pub first: usize,
+    pub end: usize,
 }
 
-/// Scores one range of keys; where the range is all of them, writes the result of the stage, else the split's candidates.
-///
-/// `CUBE_POS` runs over splits, then sides, then tiles of tokens.
+#[cube]
+impl Place {
+    /// The row of approximate scores; past the last token the last one's.
+    fn row(&self, #[comptime] heads: usize) -> usize {
+        (min(self.token, self.end - 1) - self.first) * comptime!(heads * 2) + self.side
+    }
+}
+
+/// Scores all keys of a side and keeps the best. `CUBE_POS` runs over sides, then tiles of tokens.
 #[cube(launch_unchecked)]
 pub(crate) fn score_kernel<E: Float, D: Size>(
     query: &Array<Vector<f32, D>>,
@@ -46,61 +55,52 @@ pub(crate) fn score_kernel<E: Float, D: Size>(
     if CUBE_POS >= cubes as usize {
         terminate!();
     }
-    let split = CUBE_POS % plan.splits;
     let sides = comptime!(plan.heads * 2);
     let at = select_lane(comptime!(plan.select()));
     let place = Place {
-        token: CUBE_POS / plan.splits / sides * plan.tile + at.row,
-        side: CUBE_POS / plan.splits % sides,
-        tokens: tokens as usize,
+        token: CUBE_POS / sides * plan.tile + at.row,
+        side: CUBE_POS % sides,
+        first: 0usize.runtime(),
+        end: tokens as usize,
     };
-    let first_key = split * plan.range;
-    let count = min(plan.range, plan.side_keys - first_key);
-
-    let width = D::value();
-    let depth = comptime!(plan.key_dim / width);
+    let depth = comptime!(plan.key_dim / plan.width);
+    let vectors = comptime!(plan.range / FOUR);
     let mut queries = SharedMemory::<Vector<f32, D>>::new(comptime!(plan.tile * depth));
-    let mut order = SharedMemory::<Vector<u32, Four>>::new(comptime!(plan.tile * plan.range / FOUR));
-    let mut kept = SharedMemory::<u32>::new(comptime!(plan.tile * plan.keep));
+    let mut order = SharedMemory::<Vector<u32, Four>>::new(comptime!(plan.tile * vectors));
+    let mut kept = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
     let mut scratch = Scratch::new(comptime!(plan.select()));
 
     normalise_queries::<E, D>(query, query_norm, &mut queries, place, at, eps, plan);
-    approximate_scores::<E, D>(&queries, projected, &mut order, place.side, first_key, count, plan);
-    let vectors = comptime!(plan.range / FOUR);
+    approximate_scores::<E, D>(&queries, projected, &mut order, place.side, 0usize, plan.side_keys, plan);
     let candidates = Stored { keys: order, first: at.row * vectors };
     select::<Stored>(&candidates, vectors, at, &mut kept, &mut scratch);
 
-    let list = (place.token * sides + place.side) * plan.splits + split;
-    if place.token < place.tokens {
-        let out = list * plan.keep;
-        for i in range_stepped(at.lane, plan.keep, at.lanes) {
-            let position = kept[at.row * plan.keep + i] as usize;
-            kept_keys[out + i] = (first_key + position) as u32;
-            if comptime!(plan.splits > 1 || plan.direct) {
+    write_keys(&kept, &mut kept_keys.to_slice_mut(), place, at, plan);
+    let out = (place.token * sides + place.side) * comptime!(plan.top_m * plan.rank);
+    if comptime!(plan.direct) {
+        if place.token < place.end {
+            for i in range_stepped(at.lane, plan.top_m, at.lanes) {
+                let position = kept[at.row * plan.top_m + i] as usize;
                 kept_scores[out + i] = score_of(key_at::<Stored>(&candidates, position));
             }
         }
-    }
-    if comptime!(plan.splits == 1 && !plan.direct) {
-        let out = list * comptime!(plan.top_m * plan.rank);
+    } else {
         score_kept::<E, D>(&queries, normalised, &kept, &mut kept_scores.to_slice_mut(), out, place, at, plan);
     }
 }
 
-/// Selects among the candidates of all splits and scores what is kept.
+/// Writes the approximate scores of one range of keys for tokens from `first` to `end`, to `[end - first, heads, 2, pitch]`.
 ///
-/// `candidate_keys` and `candidate_scores`, as bits, are `[tokens, heads, 2, splits · keep]`; `CUBE_POS` runs over sides, then tiles.
+/// `CUBE_POS` runs over ranges, then sides, then tiles of tokens.
 #[cube(launch_unchecked)]
-pub(crate) fn merge_kernel<E: Float, D: Size>(
+pub(crate) fn approximate_kernel<E: Float, D: Size>(
     query: &Array<Vector<f32, D>>,
     query_norm: &Array<Vector<f32, D>>,
-    candidate_keys: &Array<u32>,
-    candidate_scores: &Array<u32>,
-    normalised: &Array<Vector<E, D>>,
-    kept_keys: &mut Array<u32>,
-    kept_scores: &mut Array<f32>,
+    projected: &Array<Vector<E, Four>>,
+    scores: &mut Array<f32>,
     eps: f32,
-    tokens: u32,
+    first: u32,
+    end: u32,
     cubes: u32,
     #[comptime] plan: ScorePlan,
     #[define(E)] _dtype: StorageType,
@@ -109,86 +109,113 @@ pub(crate) fn merge_kernel<E: Float, D: Size>(
         terminate!();
     }
     let sides = comptime!(plan.heads * 2);
-    let at = select_lane(comptime!(plan.select_merged()));
-    let token = CUBE_POS / sides * plan.tile + at.row;
-    let place = Place { token, side: CUBE_POS % sides, tokens: tokens as usize };
-    let out = (place.token * sides + place.side) * plan.top_m;
+    let at = select_lane(comptime!(plan.select()));
+    let place = Place {
+        token: first as usize + CUBE_POS / plan.splits / sides * plan.tile + at.row,
+        side: CUBE_POS / plan.splits % sides,
+        first: first as usize,
+        end: end as usize,
+    };
+    let first_key = CUBE_POS % plan.splits * plan.range;
+    let count = min(plan.range, plan.side_keys - first_key);
+    let vectors = comptime!(plan.range / FOUR);
+    let mut queries = SharedMemory::<Vector<f32, D>>::new(comptime!(plan.tile * (plan.key_dim / plan.width)));
+    let mut order = SharedMemory::<Vector<u32, Four>>::new(comptime!(plan.tile * vectors));
+
+    normalise_queries::<E, D>(query, query_norm, &mut queries, place, at, eps, plan);
+    approximate_scores::<E, D>(&queries, projected, &mut order, place.side, first_key, count, plan);
+    if place.token < place.end {
+        let out = place.row(plan.heads) * comptime!(plan.pitch()) + first_key;
+        for i in range_stepped(at.lane, count, at.lanes) {
+            scores[out + i] = score_of(order[at.row * vectors + i / FOUR][i % FOUR]);
+        }
+    }
+}
+
+/// Selects among the approximate scores of all keys, given as bits, and scores what is kept. `CUBE_POS` runs over sides, then tiles of tokens
+/// from `first` to `end`.
+#[cube(launch_unchecked)]
+pub(crate) fn select_keys_kernel<E: Float, D: Size>(
+    query: &Array<Vector<f32, D>>,
+    query_norm: &Array<Vector<f32, D>>,
+    approximate: &Array<u32>,
+    normalised: &Array<Vector<E, D>>,
+    kept_keys: &mut Array<u32>,
+    kept_scores: &mut Array<f32>,
+    eps: f32,
+    first: u32,
+    end: u32,
+    cubes: u32,
+    #[comptime] plan: ScorePlan,
+    #[define(E)] _dtype: StorageType,
+) {
+    if CUBE_POS >= cubes as usize {
+        terminate!();
+    }
+    let sides = comptime!(plan.heads * 2);
+    let at = select_lane(comptime!(plan.select()));
+    let place = Place {
+        token: first as usize + CUBE_POS / sides * plan.tile + at.row,
+        side: CUBE_POS % sides,
+        first: first as usize,
+        end: end as usize,
+    };
     let scores = &mut kept_scores.to_slice_mut();
-    let first = out * plan.rank;
-    let kept = merge::<E, D>(
-        query,
-        query_norm,
-        &candidate_keys.to_slice(),
-        &candidate_scores.to_slice(),
-        normalised,
-        scores,
-        first,
-        place,
-        at,
-        eps,
-        plan,
-    );
+    let out = (place.token * sides + place.side) * comptime!(plan.top_m * plan.rank);
+    let approximate = &approximate.to_slice();
+    let kept = select_keys::<E, D>(query, query_norm, approximate, normalised, scores, out, place, at, eps, plan);
     write_keys(&kept, &mut kept_keys.to_slice_mut(), place, at, plan);
 }
 
-/// The best `top_m` of each row's candidates, `[tile, top_m]`, ascending; their score vectors go to `scores` from `first` on. Ends with a
-/// barrier.
+/// The best `top_m` of each row's keys, `[tile, top_m]`, ascending; their score vectors go to `scores` from `out` on: copied where matrix units have
+/// scored all ranks, else computed. Ends with a barrier.
 #[cube]
-#[allow(clippy::collapsible_if, reason = "the outer one is decided when the kernel is compiled")]
-pub(crate) fn merge<E: Float, D: Size>(
+pub(crate) fn select_keys<E: Float, D: Size>(
     query: &Array<Vector<f32, D>>,
     query_norm: &Array<Vector<f32, D>>,
-    candidate_keys: &Slice<u32>,
-    candidate_scores: &Slice<u32>,
+    approximate: &Slice<u32>,
     normalised: &Array<Vector<E, D>>,
     scores: &mut SliceMut<f32>,
-    first: usize,
+    out: usize,
     place: Place,
     at: Lane,
     eps: f32,
     #[comptime] plan: ScorePlan,
 ) -> SharedMemory<u32> {
-    let count = comptime!(plan.splits * plan.keep);
-    // A row past the last token computes the last one again and writes nothing.
-    let token = min(place.token, place.tokens - 1);
-    let list = (token * comptime!(plan.heads * 2) + place.side) * count;
-    let width = D::value();
-    let depth = comptime!(plan.key_dim / width);
-    let mut queries = SharedMemory::<Vector<f32, D>>::new(comptime!(plan.tile * depth));
-    let vectors = comptime!(count.div_ceil(FOUR));
+    let vectors = comptime!(plan.side_keys.div_ceil(FOUR)).runtime();
     let mut keys = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
-    let mut scratch = Scratch::new(comptime!(plan.select_merged()));
-
-    normalise_queries::<E, D>(query, query_norm, &mut queries, place, at, eps, plan);
-    let listed = Scores { bits: *candidate_scores, first: list, count };
+    let mut scratch = Scratch::new(comptime!(plan.select()));
+    let first = place.row(plan.heads) * comptime!(plan.pitch());
+    let listed = Scores { bits: *approximate, first, count: plan.side_keys };
     if comptime!(plan.stored) {
-        let mut order = SharedMemory::<Vector<u32, Four>>::new(comptime!(plan.tile * vectors));
-        for vector in range_stepped(at.lane, vectors, at.lanes) {
-            order[at.row * vectors + vector] = listed.keys(vector);
+        let of_row = comptime!(plan.side_keys.div_ceil(FOUR));
+        let mut order = SharedMemory::<Vector<u32, Four>>::new(comptime!(plan.tile * of_row));
+        for vector in range_stepped(at.lane, of_row, at.lanes) {
+            order[at.row * of_row + vector] = listed.keys(vector);
         }
         sync_cube();
-        let stored = Stored { keys: order, first: at.row * vectors };
+        let stored = Stored { keys: order, first: at.row * of_row };
         select::<Stored>(&stored, vectors, at, &mut keys, &mut scratch);
     } else {
         select::<Scores>(&listed, vectors, at, &mut keys, &mut scratch);
     }
 
-    // From positions in the list to keys.
-    let row = at.row * plan.top_m;
-    for i in range_stepped(at.lane, plan.top_m, at.lanes) {
-        let position = keys[row + i] as usize;
-        keys[row + i] = min(candidate_keys[list + position], comptime!(plan.side_keys as u32 - 1));
-        if comptime!(plan.direct) {
-            if place.token < place.tokens {
-                scores[first + i] = score_of(key_at::<Scores>(&listed, position));
+    if comptime!(plan.direct || plan.matrix) {
+        // A lone rank's scores are the approximate ones.
+        let of_ranks = comptime!(if plan.direct { 0 } else { padded(plan.side_keys) });
+        if place.token < place.end {
+            for i in range_stepped(at.lane, comptime!(plan.top_m * plan.rank), at.lanes) {
+                let key = keys[at.row * plan.top_m + i / plan.rank] as usize;
+                let bits = approximate[first + of_ranks + key * plan.rank + i % plan.rank];
+                scores[out + i] = f32::reinterpret(bits);
             }
         }
+    } else {
+        let mut queries = SharedMemory::<Vector<f32, D>>::new(comptime!(plan.tile * (plan.key_dim / plan.width)));
+        normalise_queries::<E, D>(query, query_norm, &mut queries, place, at, eps, plan);
+        score_kept::<E, D>(&queries, normalised, &keys, scores, out, place, at, plan);
     }
     sync_cube();
-    if comptime!(!plan.direct) {
-        score_kept::<E, D>(&queries, normalised, &keys, scores, first, place, at, plan);
-        sync_cube();
-    }
     keys
 }
 
@@ -201,7 +228,7 @@ pub(crate) fn write_keys(
     at: Lane,
     #[comptime] plan: ScorePlan,
 ) {
-    if place.token < place.tokens {
+    if place.token < place.end {
         let first = at.row * plan.top_m;
         let out = (place.token * comptime!(plan.heads * 2) + place.side) * plan.top_m;
         for i in range_stepped(at.lane, plan.top_m, at.lanes) {
@@ -231,19 +258,21 @@ fn normalise_queries<E: Float, D: Size>(
     eps: f32,
     #[comptime] plan: ScorePlan,
 ) {
-    let width = D::value();
-    let depth = comptime!(plan.key_dim / width);
+    let depth = comptime!(plan.key_dim / plan.width);
     let first = query_of(place.token, place.side, plan) * depth;
     let row = at.row * depth;
     let mut partial = SharedMemory::<f32>::new(plan.units);
     for d in range_stepped(at.lane, depth, at.lanes) {
         let mut value = Vector::<f32, D>::new(0.0);
-        if place.token < place.tokens {
+        if place.token < place.end {
             value = query[first + d];
         }
         queries[row + d] = value;
     }
     if comptime!(plan.norm.is_some()) {
+        if comptime!(at.plane > 0) {
+            sync_cube();
+        }
         let mut mean = 0.0f32;
         if comptime!(plan.norm == Some(Norm::Layer)) {
             mean = row_sum::<D>(queries, &mut partial, 0.0, at, depth, false) / comptime!(plan.key_dim as f32);
@@ -260,8 +289,8 @@ fn normalise_queries<E: Float, D: Size>(
     sync_cube();
 }
 
-/// Sum of a row's numbers less `mean`, or of their squares, in an order that does not depend on the device's timing. Each
-/// lane sums what it wrote itself, then all lanes sum the lanes.
+/// Sum of a row's numbers less `mean`, or of their squares, in an order that does not depend on the device's timing. Planes that exchange go
+/// through the whole row each; elsewhere each lane sums what it wrote itself, then all lanes sum the lanes.
 #[cube]
 fn row_sum<D: Size>(
     rows: &SharedMemory<Vector<f32, D>>,
@@ -271,16 +300,21 @@ fn row_sum<D: Size>(
     #[comptime] depth: usize,
     #[comptime] squares: bool,
 ) -> f32 {
+    let (lane, lanes) = if comptime!(at.plane > 0) { (at.lane % at.plane, at.plane) } else { (at.lane, at.lanes) };
     let mut own = Vector::<f32, D>::new(0.0);
-    for d in range_stepped(at.lane, depth, at.lanes) {
+    for d in range_stepped(lane, depth, lanes) {
         let centred = rows[at.row * depth + d] - Vector::new(mean);
         own += if squares { centred * centred } else { centred };
     }
-    partial[UNIT_POS as usize] = component_sum::<D>(own);
-    sync_cube();
     let mut sum = 0.0f32;
-    for lane in 0..at.lanes {
-        sum += partial[at.row * at.lanes + lane];
+    if comptime!(at.plane > 0) {
+        sum = sum_of(component_sum::<D>(own), at.plane);
+    } else {
+        partial[UNIT_POS as usize] = component_sum::<D>(own);
+        sync_cube();
+        for lane in 0..at.lanes {
+            sum += partial[at.row * at.lanes + lane];
+        }
     }
     sync_cube();
     sum
@@ -298,8 +332,7 @@ fn approximate_scores<E: Float, D: Size>(
     count: usize,
     #[comptime] plan: ScorePlan,
 ) {
-    let width = D::value();
-    let depth = comptime!(plan.key_dim / width);
+    let depth = comptime!(plan.key_dim / plan.width);
     let padded = comptime!(padded(plan.side_keys) / FOUR);
     let vectors = comptime!(plan.range / FOUR);
     let base = side * plan.key_dim * padded + first_key / FOUR;
@@ -330,7 +363,8 @@ fn approximate_scores<E: Float, D: Size>(
     sync_cube();
 }
 
-/// `scores[first + i · rank + ρ] = queries[row] · normalised[side, kept[row, i], ρ]`. A unit takes all ρ of one key of its row.
+/// `scores[first + i · rank + ρ] = queries[row] · normalised[side, kept[row, i], ρ]`. A unit takes all ρ of one key of its row, or a few units that
+/// exchange do.
 #[cube]
 fn score_kept<E: Float, D: Size>(
     queries: &SharedMemory<Vector<f32, D>>,
@@ -342,14 +376,15 @@ fn score_kept<E: Float, D: Size>(
     at: Lane,
     #[comptime] plan: ScorePlan,
 ) {
-    let width = D::value();
-    let depth = comptime!(plan.key_dim / width);
-    if place.token < place.tokens {
-        for i in range_stepped(at.lane, plan.top_m, at.lanes) {
-            let key = place.side * plan.side_keys + kept[at.row * plan.top_m + i] as usize;
-            let vectors = key * comptime!(plan.rank * depth);
+    let depth = comptime!(plan.key_dim / plan.width);
+    let share = comptime!(plan.key_lanes());
+    if place.token < place.end {
+        for start in range_stepped(0usize, plan.top_m, comptime!(at.lanes / share)) {
+            let i = start + at.lane / share;
+            let listed = kept[at.row * plan.top_m + min(i, comptime!(plan.top_m - 1))] as usize;
+            let vectors = (place.side * plan.side_keys + listed) * comptime!(plan.rank * depth);
             let mut sums = zero_sums::<D>(plan.rank);
-            for d in 0..depth {
+            for d in range_stepped(at.lane % share, depth, share) {
                 let query = queries[at.row * depth + d];
                 #[unroll]
                 for rho in 0..plan.rank {
@@ -358,7 +393,10 @@ fn score_kept<E: Float, D: Size>(
             }
             #[unroll]
             for rho in 0..plan.rank {
-                scores[first + i * plan.rank + rho] = component_sum::<D>(sums[rho]);
+                let sum = sum_of(component_sum::<D>(sums[rho]), share);
+                if at.lane % share == 0 && i < plan.top_m {
+                    scores[first + i * plan.rank + rho] = sum;
+                }
             }
         }
     }

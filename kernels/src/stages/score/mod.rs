@@ -3,9 +3,9 @@
 //! Shapes: query `[tokens, query_pairs, 2, key_dim]` as [`query`](crate::stages::query::query) makes it, before its norm; result
 //! `keys` `[tokens, heads, 2, top_m]` in ascending order of the key, `scores` `[tokens, heads, 2, top_m, rank]`.
 //!
-//! Two strategies. At prefill sizes one cube holds a tile of tokens against all keys of a side ([`ScoreStrategy::Whole`]). For a
-//! few tokens, or more keys than shared memory holds, the keys are split over cubes and a second launch merges what the
-//! splits keep ([`ScoreStrategy::Split`]).
+//! Two strategies. One cube holds a tile of tokens against all keys of a side, and selects ([`ScoreStrategy::Whole`]). On matrix units, for a
+//! few tokens, or with more keys than shared memory holds, the keys are split over cubes, which write the approximate scores, and a
+//! second launch selects ([`ScoreStrategy::Split`]); of many tokens chunk by chunk, so that what lies between the two stays in a cache.
 
 mod backward;
 mod backward_plan;
@@ -18,11 +18,11 @@ use cubecl::prelude::*;
 
 pub use self::backward::{ScoreGradients, Scored, score_backward};
 pub use self::backward_plan::ScoreBackwardPlans;
-pub(crate) use self::forward::{Place, merge, write_keys};
-use self::forward::{merge_kernel, score_kernel};
-use self::matrix::score_matrix_kernel;
-use self::plan::shared_bytes;
-pub use self::plan::{ScorePlan, ScorePlans, ScoreSizes};
+pub(crate) use self::forward::{Place, select_keys, write_keys};
+use self::forward::{approximate_kernel, score_kernel, select_keys_kernel};
+use self::matrix::approximate_matrix_kernel;
+use self::plan::{MATRIX_KEYS, range_of, shared_bytes};
+pub use self::plan::{ScorePlan, ScorePlans, ScoreSizes, SplitPlans};
 use self::prepare::{PreparePlan, prepare_kernel};
 use crate::launch::device::Device;
 use crate::launch::loops::check_loops;
@@ -41,16 +41,17 @@ pub struct PreparedKeys<R: Runtime> {
     pub normalised: Tensor<R>,
     /// `[heads, 2, key_dim, padded]`, `padded` being `side_keys` rounded up to a multiple of 16.
     pub projected: Tensor<R>,
-    /// The same `[heads, 2, padded, key_dim]`, where matrix units read it.
-    by_key: Option<Tensor<R>>,
+    /// Where matrix units read them: both `[heads, 2, lines, key_dim]`, the `padded` projected keys, then `padded · rank` normalised ones if their
+    /// scores are not the same.
+    lines: Option<Tensor<R>>,
     /// Whether the approximate score of a key is its score: rank 1 with a factor of one, as product keys have it.
     direct: bool,
 }
 
 impl<R: Runtime> Clone for PreparedKeys<R> {
     fn clone(&self) -> Self {
-        let Self { normalised, projected, by_key, direct } = self;
-        Self { normalised: normalised.clone(), projected: projected.clone(), by_key: by_key.clone(), direct: *direct }
+        let Self { normalised, projected, lines, direct } = self;
+        Self { normalised: normalised.clone(), projected: projected.clone(), lines: lines.clone(), direct: *direct }
     }
 }
 
@@ -154,13 +155,15 @@ pub fn prepare_keys<R: Runtime>(
         Some((norm, eps, weight)) => (Some(norm), eps, weight),
         None => (None, 0.0, u),
     };
+    let direct = factors.vectors.is_none() && rank == 1;
     let twice = device.multiplies(dtype) && key_dim.is_multiple_of(GROUP);
-    let by_key = match twice {
-        true => empty(client, BY_KEY, &[heads, 2, padded, key_dim], keys.dtype)?,
+    let of_side = if twice { lines_of(side_keys, rank, direct) } else { 0 };
+    let lines = match twice {
+        true => empty(client, LINES, &[heads, 2, of_side, key_dim], keys.dtype)?,
         // Nobody writes or reads it.
         false => from_f32(client, &[1], &[0.0])?,
     };
-    let plan = PreparePlan { heads, side_keys, padded, key_dim, rank, norm, by_key: twice };
+    let plan = PreparePlan { heads, side_keys, padded, key_dim, rank, norm, lines: of_side };
     check_loops("prepare_kernel", key_dim + rank * (1 + 3 * key_dim))?;
     let units = device.units(usize::MAX);
     // SAFETY: shapes are checked; a unit writes its own key's numbers only, units past the last side leave at once.
@@ -175,18 +178,13 @@ pub fn prepare_keys<R: Runtime>(
             arg(v, 1),
             arg(&normalised, 1),
             arg(&projected, 1),
-            arg(&by_key, 1),
+            arg(&lines, 1),
             eps,
             plan,
             keys.dtype,
         );
     }
-    Ok(PreparedKeys {
-        normalised,
-        projected,
-        by_key: twice.then_some(by_key),
-        direct: factors.vectors.is_none() && rank == 1,
-    })
+    Ok(PreparedKeys { normalised, projected, lines: twice.then_some(lines), direct })
 }
 
 /// Keys of a side, filled up to whole groups of a matrix unit.
@@ -194,7 +192,12 @@ pub(crate) fn padded(side_keys: usize) -> usize {
     side_keys.next_multiple_of(GROUP)
 }
 
-const BY_KEY: &str = "projected keys by key";
+/// Lines of a side that matrix units multiply: its projected keys, and its normalised ones where their scores are not the same.
+pub(crate) fn lines_of(side_keys: usize, rank: usize, direct: bool) -> usize {
+    padded(side_keys) * if direct { 1 } else { 1 + rank }
+}
+
+const LINES: &str = "keys line by line";
 /// Keys that a matrix unit takes at a time.
 const GROUP: usize = 16;
 
@@ -203,30 +206,32 @@ const GROUP: usize = 16;
 pub enum ScoreStrategy {
     /// A cube holds a tile of tokens against all keys of a side: one launch.
     Whole,
-    /// The keys of a side are cut into `splits` ranges, one a cube; a second launch merges. Keeps the whole device busy on a
-    /// few tokens, and takes any number of keys.
+    /// The keys of a side are cut into `splits` ranges, one a cube, which writes their approximate scores; a second launch selects. On matrix
+    /// units; keeps the whole device busy on a few tokens, and takes any number of keys.
     Split {
-        /// Ranges per side, at least 2.
+        /// Ranges per side.
         splits: usize,
     },
 }
 
 impl ScoreStrategy {
-    /// Splits where whole sides would leave most of the device idle or would not fit its shared memory.
+    /// Splits on matrix units, and where whole sides would leave most of the device idle or would not fit its shared memory.
     pub fn choose<R: Runtime>(client: &ComputeClient<R>, sizes: &ScoreSizes) -> Self {
         let device = Device::of(client);
         let [heads, side_keys, top_m] = [sizes.heads, sizes.side_keys, sizes.top_m].map(|size| size.min(MOST));
         let sizes = ScoreSizes { heads, side_keys, top_m, key_dim: sizes.key_dim.min(MOST), ..*sizes };
-        let tile = sizes.matrix_tile(&device).unwrap_or(1);
-        let sides = sizes.tokens.div_ceil(tile).saturating_mul(heads * 2).max(1);
-        let wanted = (device.busy_cubes / sides).min(side_keys / (2 * top_m).max(MIN_RANGE));
+        if let Some(sides) = sizes.matrix_sides(&device) {
+            let lines = lines_of(side_keys, sizes.rank.min(MOST), sizes.direct);
+            let splits = (device.busy_cubes / sides.max(1)).min(lines.div_ceil(MATRIX_KEYS)).max(1);
+            return Self::Split { splits };
+        }
+        let wanted = (device.busy_cubes / sizes.tokens.saturating_mul(heads * 2).max(1)).min(side_keys / MIN_RANGE);
         let fitting = (1..=side_keys).find(|&splits| {
-            let range = side_keys.div_ceil(splits).next_multiple_of(FOUR);
+            let range = range_of(side_keys, splits);
             let select = SelectPlan::new(1, device.units(range), top_m.min(range), device.exchange);
             shared_bytes(range, sizes.key_dim, &select) <= device.shared_bytes
         });
-        // Matrix units hold no more than a tile of a range.
-        match wanted.max(if tile > 1 { 1 } else { fitting.unwrap_or(1) }) {
+        match wanted.max(fitting.unwrap_or(1)) {
             0 | 1 => Self::Whole,
             splits => Self::Split { splits },
         }
@@ -286,8 +291,8 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
         let stored = dtype.storage();
         check(client, &keys.normalised, "normalised keys", &[heads, 2, side_keys, rank, key_dim], stored)?;
         check(client, &keys.projected, "projected keys", &[heads, 2, key_dim, padded(side_keys)], stored)?;
-        if let Some(by_key) = &keys.by_key {
-            check(client, by_key, BY_KEY, &[heads, 2, padded(side_keys), key_dim], stored)?;
+        if let Some(lines) = &keys.lines {
+            check(client, lines, LINES, &[heads, 2, lines_of(side_keys, rank, keys.direct), key_dim], stored)?;
         }
         let heads_per_pair = queries.heads_per_pair;
         let (norm, direct) = (queries.norm.map(|(norm, ..)| norm), keys.direct);
@@ -309,31 +314,21 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
         Ok(Self { client, device, query: queries.numbers, query_norm, eps, keys, sizes, plans })
     }
 
-    /// The stage in one launch, or in two where it is split.
+    /// The stage in one launch, or in two for each chunk of tokens where it is split.
     pub fn run(&self) -> Result<Kept<R>> {
         let kept = self.kept()?;
-        match self.plans.merge {
+        match self.plans {
             _ if self.sizes.tokens == 0 => {}
-            Some(merge) => self.launch_merge(merge, &self.candidates()?, &kept)?,
-            None => self.launch_score(&kept)?,
+            ScorePlans::Whole(whole) => self.launch_whole(whole, &kept)?,
+            ScorePlans::Split(split) => {
+                let approximate = empty(self.client, APPROXIMATE, &[split.numbers()], f32_storage())?;
+                for (first, end, [scores, select]) in split.chunks() {
+                    self.launch_approximate(scores, &approximate, first, end)?;
+                    self.launch_select(select, &approximate, &kept, first, end)?;
+                }
+            }
         }
         Ok(kept)
-    }
-
-    /// What each split keeps: keys and approximate scores.
-    fn candidates(&self) -> Result<Kept<R>> {
-        let shape = self.candidates_shape();
-        let candidates = Kept {
-            keys: empty(self.client, "candidate keys", &shape, u32_storage())?,
-            scores: empty(self.client, "candidate scores", &shape, f32_storage())?,
-        };
-        self.launch_score(&candidates)?;
-        Ok(candidates)
-    }
-
-    /// Of the keys and of the scores that the splits keep.
-    pub fn candidates_shape(&self) -> [usize; 4] {
-        [self.sizes.tokens, self.sizes.heads, 2, self.plans.candidates()]
     }
 
     /// Of the result's scores; its keys have all but the last.
@@ -342,7 +337,7 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
     }
 
     /// Room for the result.
-    pub fn kept(&self) -> Result<Kept<R>> {
+    fn kept(&self) -> Result<Kept<R>> {
         let shape = self.kept_shape();
         Ok(Kept {
             keys: empty(self.client, "kept keys", &shape[..4], u32_storage())?,
@@ -350,32 +345,9 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
         })
     }
 
-    /// The first launch: the result, or what each split keeps.
-    pub fn launch_score(&self, kept: &Kept<R>) -> Result<()> {
-        let Planned { plan, launch } = self.plans.score;
+    fn launch_whole(&self, planned: Planned<ScorePlan>, kept: &Kept<R>) -> Result<()> {
+        let Planned { plan, launch } = planned;
         let (grid, cube_dim) = launch.start(&self.device)?;
-        if let (true, Some(by_key)) = (plan.matrix, &self.keys.by_key) {
-            // SAFETY: as below; a group of keys begins where whole groups are left.
-            unsafe {
-                score_matrix_kernel::launch_unchecked::<R>(
-                    self.client,
-                    grid,
-                    cube_dim,
-                    arg(self.query, FOUR),
-                    arg(self.query_norm, FOUR),
-                    arg(by_key, 2 * FOUR),
-                    arg(&self.keys.normalised, 2 * FOUR),
-                    arg(&kept.keys, 1),
-                    arg(&kept.scores, 1),
-                    self.eps,
-                    self.sizes.tokens as u32,
-                    launch.cubes as u32,
-                    plan,
-                    self.keys.normalised.dtype,
-                );
-            }
-            return Ok(());
-        }
         // SAFETY: `check` has seen every shape; keys stay below `side_keys` and tokens below `tokens`.
         unsafe {
             score_kernel::launch_unchecked::<R>(
@@ -399,26 +371,88 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
         Ok(())
     }
 
-    /// The second launch, of a split stage.
-    fn launch_merge(&self, merge: Planned<ScorePlan>, candidates: &Kept<R>, kept: &Kept<R>) -> Result<()> {
-        let Planned { plan, launch } = merge;
+    /// Of a split stage: writes the approximate scores of tokens from `first` to `end`.
+    pub fn launch_approximate(
+        &self,
+        planned: Planned<ScorePlan>,
+        scores: &Tensor<R>,
+        first: usize,
+        end: usize,
+    ) -> Result<()> {
+        let Planned { plan, launch } = planned;
         let (grid, cube_dim) = launch.start(&self.device)?;
-        // SAFETY: `check` has seen every shape; keys stay below `side_keys` and tokens below `tokens`.
+        if let (true, Some(lines)) = (plan.matrix, &self.keys.lines) {
+            // SAFETY: as below; a side's keys are filled up to whole groups.
+            unsafe {
+                approximate_matrix_kernel::launch_unchecked::<R>(
+                    self.client,
+                    grid,
+                    cube_dim,
+                    arg(self.query, FOUR),
+                    arg(self.query_norm, FOUR),
+                    arg(lines, 2 * FOUR),
+                    arg(scores, 2),
+                    self.eps,
+                    first as u32,
+                    end as u32,
+                    plan.range as u32,
+                    plan.splits as u32,
+                    launch.cubes as u32,
+                    plan.of_any_range(),
+                    self.keys.normalised.dtype,
+                );
+            }
+            return Ok(());
+        }
+        // SAFETY: `check` has seen every shape; keys stay below `side_keys` and tokens below `end`; a chunk has room for its scores.
         unsafe {
-            merge_kernel::launch_unchecked::<R>(
+            approximate_kernel::launch_unchecked::<R>(
                 self.client,
                 grid,
                 cube_dim,
                 plan.width,
                 arg(self.query, plan.width),
                 arg(self.query_norm, plan.width),
-                arg(&candidates.keys, 1),
-                arg(&candidates.scores, 1),
+                arg(&self.keys.projected, FOUR),
+                arg(scores, 1),
+                self.eps,
+                first as u32,
+                end as u32,
+                launch.cubes as u32,
+                plan,
+                self.keys.normalised.dtype,
+            );
+        }
+        Ok(())
+    }
+
+    /// Of a split stage: selects among the approximate scores of tokens from `first` to `end`.
+    fn launch_select(
+        &self,
+        planned: Planned<ScorePlan>,
+        approximate: &Tensor<R>,
+        kept: &Kept<R>,
+        first: usize,
+        end: usize,
+    ) -> Result<()> {
+        let Planned { plan, launch } = planned;
+        let (grid, cube_dim) = launch.start(&self.device)?;
+        // SAFETY: `check` has seen every shape; keys stay below `side_keys` and tokens below `end`.
+        unsafe {
+            select_keys_kernel::launch_unchecked::<R>(
+                self.client,
+                grid,
+                cube_dim,
+                plan.width,
+                arg(self.query, plan.width),
+                arg(self.query_norm, plan.width),
+                arg(approximate, 1),
                 arg(&self.keys.normalised, plan.width),
                 arg(&kept.keys, 1),
                 arg(&kept.scores, 1),
                 self.eps,
-                self.sizes.tokens as u32,
+                first as u32,
+                end as u32,
                 launch.cubes as u32,
                 plan,
                 self.keys.normalised.dtype,
@@ -427,3 +461,5 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
         Ok(())
     }
 }
+
+const APPROXIMATE: &str = "approximate scores";

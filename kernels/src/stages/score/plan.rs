@@ -1,6 +1,6 @@
 //! How the stage is launched, from sizes and a device alone: how the keys of a side are cut, tiles, units and shared memory.
 
-use super::{FOUR, GROUP, ScoreStrategy};
+use super::{FOUR, GROUP, ScoreStrategy, lines_of};
 use crate::launch::device::Device;
 use crate::launch::loops::strided;
 use crate::launch::plan::{Launch, Planned};
@@ -47,11 +47,13 @@ impl ScoreSizes {
         Ok(())
     }
 
-    /// Tokens of a tile that matrix units score, where they do.
-    pub(super) fn matrix_tile(&self, device: &Device) -> Option<usize> {
+    /// Cubes of a chunk of tokens that matrix units score, if a side's keys are not cut; None where they can't score.
+    pub(super) fn matrix_sides(&self, device: &Device) -> Option<usize> {
         self.check().ok()?;
-        let planned = ScorePlan::cut(device, self, ScoreStrategy::Whole).on_matrix_units(device, self);
-        planned.map(|it| it.plan.tile)
+        let cut = ScorePlan::cut(device, self, ScoreStrategy::Split { splits: 1 });
+        let planned = cut.on_matrix_units(device, self)?;
+        let chunk = Self { tokens: planned.plan.chunk_of(self.tokens), ..*self };
+        Some(chunk.tokens.div_ceil(MATRIX_TOKENS) * self.heads * 2)
     }
 
     /// What the backward pass, too, asks of them.
@@ -87,13 +89,11 @@ pub struct ScorePlan {
     pub norm: Option<Norm>,
     /// Whether the approximate score is the score (product keys: rank 1, factor 1).
     pub direct: bool,
-    /// Keys of a split, a multiple of four.
+    /// Keys of a split, a multiple of four; on matrix units lines.
     pub range: usize,
     /// Ranges that a side is cut into.
     pub splits: usize,
-    /// Candidates that a split hands on: `min(top_m, range)`.
-    pub keep: usize,
-    /// Whether a merge keeps its candidates' order keys in shared memory; else they are read where the splits left them.
+    /// Whether who selects among the scores of split keys keeps their order keys in shared memory; else they are read where they are.
     pub stored: bool,
     /// Tokens of a cube, which share one reading of its keys.
     pub tile: usize,
@@ -103,7 +103,7 @@ pub struct ScorePlan {
     pub block: usize,
     /// Units of a plane that can select a row; 0 where none can.
     pub plane: usize,
-    /// Whether matrix units score: a cube has eight planes for each 32 tokens then.
+    /// Whether matrix units score, all ranks of all keys.
     pub matrix: bool,
 }
 
@@ -114,9 +114,8 @@ impl ScorePlan {
             *sizes;
         let splits = match strategy {
             ScoreStrategy::Whole => 1,
-            ScoreStrategy::Split { splits } => splits.clamp(2, side_keys.max(2)),
+            ScoreStrategy::Split { splits } => splits.max(1),
         };
-        let range = side_keys.div_ceil(splits).next_multiple_of(FOUR);
         Self {
             heads,
             query_pairs,
@@ -128,9 +127,8 @@ impl ScorePlan {
             top_m,
             norm,
             direct,
-            range,
-            splits: side_keys.div_ceil(range),
-            keep: top_m.min(range),
+            range: range_of(side_keys, splits),
+            splits,
             stored: device.exchange == 0,
             tile: 1,
             units: 1,
@@ -140,96 +138,126 @@ impl ScorePlan {
         }
     }
 
-    /// The same on matrix units, with the largest tile of tokens whose working set fits; None where they can't score, or a tile would have
-    /// fewer tokens than half of it.
+    /// The same on matrix units, where they can score: the largest tile of tokens that keeps the device busy, or else the smallest.
     fn on_matrix_units(self, device: &Device, sizes: &ScoreSizes) -> Option<Planned<Self>> {
         let fits = device.multiplies(sizes.dtype) && device.exchange == MATRIX_PLANE;
         let whole = self.key_dim.is_multiple_of(DEPTH) && self.width == FOUR && self.side_keys >= GROUP;
-        let range = self.range.next_multiple_of(GROUP);
-        let cut = Self { matrix: true, range, splits: self.side_keys.div_ceil(range), ..self };
-        let with = |rows: usize| Self { tile: rows, units: rows / MATRIX_ROWS * MATRIX_PLANES * MATRIX_PLANE, ..cut };
-        let tiles = [2 * MATRIX_ROWS, MATRIX_ROWS].into_iter().filter(|&rows| fits && whole && sizes.tokens > rows / 2);
-        tiles
-            .map(|rows| with(rows).scoring(sizes.tokens))
-            .find(|it| it.launch.fits(device) && it.launch.units <= device.most_matrix_units())
+        let lines = lines_of(self.side_keys, self.rank, self.direct);
+        let range = lines.div_ceil(self.splits).next_multiple_of(MATRIX_KEYS);
+        let cut = Self { matrix: true, range, splits: lines.div_ceil(range), ..self };
+        let with = |tile| Self { tile, units: MATRIX_PLANES * MATRIX_PLANE, ..cut }.approximating(sizes.tokens);
+        let tiles = [MATRIX_TOKENS, 4 * GROUP, 2 * GROUP, GROUP]
+            .into_iter()
+            .filter(|&tile| tile == GROUP || sizes.tokens > tile / 2);
+        let tiles = tiles.map(with).filter(|it| it.launch.fits(device));
+        let busy = |it: &Planned<Self>| it.launch.cubes >= device.processors / 2;
+        let possible = fits && whole && device.most_matrix_units() >= MATRIX_PLANES * MATRIX_PLANE;
+        tiles.clone().find(busy).or_else(|| tiles.last()).filter(|_| possible)
     }
 
-    /// How a range of keys is selected from.
+    /// What the kernel on matrix units is compiled for: ranges come when it is launched, so that there is one for all numbers of tokens.
+    pub(super) fn of_any_range(&self) -> Self {
+        Self { range: 0, splits: 0, ..*self }
+    }
+
+    /// How a side's keys are selected from.
     pub(crate) fn select(&self) -> SelectPlan {
-        self.select_plan(self.keep)
+        let plan = SelectPlan::new(self.tile, self.units / self.tile, self.top_m, self.plane);
+        SelectPlan { marked: self.side_keys.next_multiple_of(FOUR), ..plan }
     }
 
-    /// How the candidates of all splits are.
-    pub(crate) fn select_merged(&self) -> SelectPlan {
-        self.select_plan(self.top_m)
-    }
-
-    fn select_plan(&self, keep: usize) -> SelectPlan {
-        if self.matrix {
-            let (rows, plane) = (self.tile, self.plane);
-            return SelectPlan { rows, lanes: plane, keep, plane, free: MATRIX_FREE };
+    /// Scores of a side from one token's to the next: the approximate ones, and of matrix units those of all ranks behind them.
+    pub(crate) fn pitch(&self) -> usize {
+        match self.matrix {
+            true => lines_of(self.side_keys, self.rank, self.direct),
+            false => self.side_keys.next_multiple_of(FOUR),
         }
-        SelectPlan::new(self.tile, self.units / self.tile, keep, self.plane)
     }
 
-    /// Candidates of a side that all splits hand on.
-    pub(crate) fn listed(&self) -> usize {
-        self.splits * self.keep
+    /// Tokens whose approximate scores are in memory at once: all, or chunks of much the same size, of whole tiles if they are so large.
+    fn chunk_of(&self, tokens: usize) -> usize {
+        let bytes = if self.matrix { MATRIX_BYTES } else { APPROXIMATE_BYTES };
+        let most = (bytes / (4 * self.heads * 2 * self.pitch())).max(1);
+        let chunk = tokens.div_ceil(tokens.div_ceil(most).max(1));
+        let whole = chunk.next_multiple_of(MATRIX_TOKENS);
+        if whole <= most { whole.min(tokens) } else { chunk }
     }
 
-    /// The launch that scores one range a cube.
+    /// Planes of a cube on matrix units that share a tile's tokens, and groups of lines of each: 64 tokens by 32 lines take fewer loads a product
+    /// than 128 by 16.
+    pub(super) fn matrix_shares(&self) -> (usize, usize) {
+        if self.tile > 4 * GROUP { (2, 2) } else { (1, 1) }
+    }
+
+    /// Lanes that share a key whose score vector is computed.
+    pub(crate) fn key_lanes(&self) -> usize {
+        if self.select().plane > 0 { KEY_LANES } else { 1 }
+    }
+
+    /// The launch that scores all keys of a side and selects.
     fn scoring(self, tokens: usize) -> Planned<Self> {
-        let Self { heads, splits, key_dim, range, tile, units, .. } = self;
+        let Self { heads, key_dim, range, tile, units, .. } = self;
+        let kept = if self.direct { strided(self.top_m, units / tile) } else { self.kept_loops() };
         let launch = Launch {
-            kernel: if self.matrix { "score_matrix_kernel" } else { "score_kernel" },
-            cubes: tokens.div_ceil(tile).saturating_mul(heads * 2 * splits),
+            kernel: "score_kernel",
+            cubes: tokens.div_ceil(tile).saturating_mul(heads * 2),
             units,
-            shared_bytes: if self.matrix { self.matrix_bytes() } else { shared_bytes(range, key_dim, &self.select()) },
-            loops: if self.matrix { self.matrix_loops() } else { self.score_loops() },
+            shared_bytes: shared_bytes(range, key_dim, &self.select()),
+            loops: self.approximate_loops()
+                + self.select().loops(range / FOUR)
+                + strided(self.top_m, units / tile)
+                + kept,
         };
         Planned { plan: self, launch }
     }
 
-    /// The launch that merges what the splits keep.
-    fn merging(self, tokens: usize) -> Planned<Self> {
+    /// The launch that writes the approximate scores of one range a cube.
+    fn approximating(self, tokens: usize) -> Planned<Self> {
+        let Self { heads, splits, key_dim, range, tile, units, .. } = self;
+        let by_units = FOUR * (tile * (key_dim + range + norm_sums(&self.select())));
         let launch = Launch {
-            kernel: "merge_kernel",
+            kernel: if self.matrix { "approximate_matrix_kernel" } else { "approximate_kernel" },
+            cubes: tokens.div_ceil(tile).saturating_mul(heads * 2 * splits),
+            units,
+            shared_bytes: if self.matrix { tile * 4 * FOUR * query_pitch(key_dim) } else { by_units },
+            loops: match self.matrix {
+                true => {
+                    tile / MATRIX_PLANES * (1 + 3 * strided(key_dim / FOUR, MATRIX_PLANE)) + range.div_ceil(MATRIX_KEYS)
+                }
+                false => self.approximate_loops() + strided(range, units / tile),
+            },
+        };
+        Planned { plan: self, launch }
+    }
+
+    /// The launch that selects among the scores of all ranges.
+    fn selecting(self, tokens: usize) -> Planned<Self> {
+        let launch = Launch {
+            kernel: "select_keys_kernel",
             cubes: tokens.div_ceil(self.tile).saturating_mul(self.heads * 2),
             units: self.units,
-            shared_bytes: self.merge_bytes(),
-            loops: self.merge_loops(),
+            shared_bytes: self.select_bytes(),
+            loops: self.select_loops(),
         };
         Planned { plan: self, launch }
     }
 
     /// Loop iterations of a unit that scores one range.
-    fn score_loops(&self) -> usize {
-        let (lanes, vectors) = (self.units / self.tile, self.range / FOUR);
-        let scores = strided(vectors, self.units * self.block) * (1 + self.key_dim / self.width);
-        let kept = if self.splits == 1 && !self.direct { self.kept_loops() } else { 0 };
-        self.norm_loops() + scores + self.select().loops(vectors) + strided(self.keep, lanes) + kept
+    fn approximate_loops(&self) -> usize {
+        let scores = strided(self.range / FOUR, self.units * self.block) * (1 + self.key_dim / self.width);
+        self.norm_loops() + scores
     }
 
-    /// Loop iterations of a unit that merges what the splits keep.
-    pub(crate) fn merge_loops(&self) -> usize {
-        let (lanes, vectors) = (self.units / self.tile, self.listed().div_ceil(FOUR));
+    /// Loop iterations of a unit in [`select_keys`](super::forward::select_keys), and of writing what it keeps.
+    pub(crate) fn select_loops(&self) -> usize {
+        let (lanes, vectors) = (self.units / self.tile, self.side_keys.div_ceil(FOUR));
         let load = if self.stored { strided(vectors, lanes) } else { 0 };
-        let kept = if self.direct { 0 } else { self.kept_loops() };
-        self.norm_loops() + load + self.select_merged().loops(vectors) + 2 * strided(self.top_m, lanes) + kept
-    }
-
-    /// Shared memory of a cube on matrix units: rounded queries, the scores of [`MATRIX_KEYS`] keys, each row filled up, and the selection's scratch.
-    fn matrix_bytes(&self) -> usize {
-        self.tile * (16 * query_pitch(self.key_dim) + 8 * SCORE_PITCH) + self.select().bytes()
-    }
-
-    /// Loop iterations of a unit of such a cube.
-    fn matrix_loops(&self) -> usize {
-        let (rows, tiles) = (self.tile / (self.units / self.plane), self.range.div_ceil(MATRIX_KEYS));
-        let norm = 3 * strided(self.key_dim / self.width, self.plane);
-        let select = self.select().loops(self.range / FOUR) + strided(self.keep, self.plane);
-        let kept = if self.splits > 1 || self.direct { 0 } else { self.rank * (1 + tiles * (1 + 2 * rows)) };
-        rows * (1 + norm + select) + tiles * (1 + rows) + kept + self.rank * strided(self.top_m, self.plane) * rows
+        let kept = match self.direct || self.matrix {
+            true => strided(self.top_m * self.rank, lanes),
+            false => self.kept_loops(),
+        };
+        let norm = if self.matrix { 0 } else { self.norm_loops() };
+        norm + load + self.select().loops(vectors) + strided(self.top_m, lanes) + kept
     }
 
     fn norm_loops(&self) -> usize {
@@ -238,23 +266,56 @@ impl ScorePlan {
     }
 
     fn kept_loops(&self) -> usize {
-        strided(self.top_m, self.units / self.tile) * (1 + self.key_dim / self.width)
+        let (keys, share) = (self.units / self.tile / self.key_lanes(), self.key_lanes());
+        strided(self.top_m, keys) * (1 + strided(self.key_dim / self.width, share))
     }
 
-    /// Shared memory of [`merge`](super::forward::merge): as [`shared_bytes`] for the candidates, where they are stored.
-    pub(crate) fn merge_bytes(&self) -> usize {
-        let candidates = if self.stored { self.listed() } else { 0 };
-        shared_bytes(candidates, self.key_dim, &self.select_merged())
+    /// Shared memory of [`select_keys`](super::forward::select_keys): as [`shared_bytes`] for the scores, where they are stored, without queries
+    /// where all ranks have been scored.
+    pub(crate) fn select_bytes(&self) -> usize {
+        let (select, order) = (self.select(), if self.stored { self.side_keys } else { 0 });
+        let queries = if self.matrix { self.key_dim + norm_sums(&select) } else { 0 };
+        shared_bytes(order, self.key_dim, &select) - 4 * self.tile * queries
     }
 }
 
 /// The launches of the stage for so many tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ScorePlans {
-    /// Scores the keys: all there is, or of split keys the candidates.
-    pub score: Planned<ScorePlan>,
-    /// Merges the candidates of split keys.
-    pub merge: Option<Planned<ScorePlan>>,
+pub enum ScorePlans {
+    /// One launch.
+    Whole(Planned<ScorePlan>),
+    /// The keys of a side are split: all are scored, then selected from.
+    Split(SplitPlans),
+}
+
+/// The launches of a split stage, for each chunk of tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SplitPlans {
+    /// Writes the approximate scores of a chunk.
+    pub approximate: Planned<ScorePlan>,
+    /// Selects among them.
+    pub select: Planned<ScorePlan>,
+    /// Tokens of a chunk, the last one having fewer.
+    pub chunk: usize,
+    /// Of all chunks.
+    pub tokens: usize,
+}
+
+impl SplitPlans {
+    /// Numbers of a chunk's approximate scores.
+    pub(crate) fn numbers(&self) -> usize {
+        self.chunk * self.select.plan.heads * 2 * self.select.plan.pitch()
+    }
+
+    /// The first token of each chunk and where it ends, with its two launches.
+    pub(super) fn chunks(&self) -> impl Iterator<Item = (usize, usize, [Planned<ScorePlan>; 2])> + use<> {
+        let Self { approximate, select, chunk, tokens } = *self;
+        (0..tokens).step_by(chunk.max(1)).map(move |first| {
+            let end = tokens.min(first + chunk);
+            let launches = [approximate.plan.approximating(end - first), select.plan.selecting(end - first)];
+            (first, end, launches)
+        })
+    }
 }
 
 impl ScorePlans {
@@ -265,47 +326,65 @@ impl ScorePlans {
     pub fn of(device: &Device, sizes: &ScoreSizes, strategy: ScoreStrategy) -> Result<Self> {
         sizes.check()?;
         let (cut, tokens) = (ScorePlan::cut(device, sizes, strategy), sizes.tokens);
-        let by_units = || {
-            tiled(device, tokens, cut.range, |tile, units| {
-                let block = (cut.range / FOUR / units).clamp(1, device.block);
-                ScorePlan { tile, units, block, ..cut }.scoring(tokens)
-            })
+        let with = |tile: usize, units: usize| {
+            let block = (cut.range / FOUR / units).clamp(1, device.block);
+            ScorePlan { tile, units, block, splits: cut.side_keys.div_ceil(cut.range), ..cut }
         };
-        let score = cut.on_matrix_units(device, sizes).map_or_else(by_units, Ok)?.checked(STAGE, device)?;
-        if score.plan.splits == 1 {
-            return Ok(Self { score, merge: None });
+        if strategy == ScoreStrategy::Whole {
+            let whole = tiled(device, tokens, cut.range, |tile, units| with(tile, units).scoring(tokens))?;
+            return Ok(Self::Whole(whole.checked(STAGE, device)?));
         }
-        let with = |stored| {
-            tiled(device, tokens, score.plan.listed(), |tile, units| {
-                ScorePlan { tile, units, stored, matrix: false, ..score.plan }.merging(tokens)
+        let chunk = cut.on_matrix_units(device, sizes).map_or(cut, |it| it.plan).chunk_of(tokens);
+        let of_chunk = ScoreSizes { tokens: chunk, ..*sizes };
+        let by_units = || tiled(device, chunk, cut.range, |tile, units| with(tile, units).approximating(chunk));
+        let approximate = cut.on_matrix_units(device, &of_chunk).map_or_else(by_units, Ok)?.checked(STAGE, device)?;
+        let select = |stored| {
+            tiled(device, chunk, sizes.side_keys, |tile, units| {
+                ScorePlan { tile, units, stored, ..approximate.plan }.selecting(chunk)
             })
         };
-        let merge = with(score.plan.stored).or_else(|_| with(false))?.checked(STAGE, device)?;
-        Ok(Self { score, merge: Some(merge) })
+        let select = select(cut.stored).or_else(|_| select(false))?.checked(STAGE, device)?;
+        Ok(Self::Split(SplitPlans { approximate, select, chunk, tokens }))
     }
 
-    /// Candidates per token and side that the first launch hands to the second; 0 where one launch does it all. Their keys and scores, 4
-    /// bytes each, are the stage's only memory besides its result.
-    pub fn candidates(&self) -> usize {
-        self.merge.map_or(0, |merge| merge.plan.listed())
+    /// Numbers of the approximate scores, 4 bytes each, the stage's only memory besides its result; 0 where one launch does it all.
+    pub fn approximate_numbers(&self) -> usize {
+        match self {
+            Self::Whole(_) => 0,
+            Self::Split(split) => split.numbers(),
+        }
     }
 
     /// The launches in their order.
     pub fn launches(&self) -> Vec<Launch> {
-        [Some(self.score), self.merge].into_iter().flatten().map(|planned| planned.launch).collect()
+        match self {
+            Self::Whole(whole) => vec![whole.launch],
+            Self::Split(split) => split.chunks().flat_map(|(.., launches)| launches.map(|it| it.launch)).collect(),
+        }
+    }
+}
+
+/// Keys of a range where a side is cut into at least so many: all of them, or a power of two, for which few kernels are compiled.
+pub(super) fn range_of(side_keys: usize, splits: usize) -> usize {
+    match side_keys.div_ceil(splits) {
+        all if splits == 1 => all.next_multiple_of(FOUR),
+        share => 1 << share.max(FOUR).ilog2(),
     }
 }
 
 const STAGE: &str = "score";
 
-/// Tokens that eight planes select for.
-const MATRIX_ROWS: usize = 32;
+/// Bytes of the scores that are in memory at once, of matrix units, which write those of all ranks, and of others.
+const MATRIX_BYTES: usize = 512 << 20;
+const APPROXIMATE_BYTES: usize = 24 << 20;
+/// Tokens of the largest tile of a cube on matrix units.
+const MATRIX_TOKENS: usize = 8 * GROUP;
+/// Lanes that share a key: a load of each reads a sector or two of it together.
+const KEY_LANES: usize = 8;
 /// Planes that multiply, a group of keys each.
 pub(super) const MATRIX_PLANES: usize = 8;
-/// Keys of a tile.
+/// Keys that a cube multiplies at a time.
 pub(super) const MATRIX_KEYS: usize = MATRIX_PLANES * GROUP;
-/// Pairs of scores from a row of a tile to the next, so that the rows of a matrix fall into different banks.
-pub(super) const SCORE_PITCH: usize = MATRIX_KEYS / 2 + 4;
 /// Numbers of the depth that a plane reads at a time.
 const DEPTH: usize = 32;
 
@@ -317,8 +396,6 @@ pub(super) fn query_pitch(key_dim: usize) -> usize {
 
 /// Units of a plane that multiplies.
 const MATRIX_PLANE: usize = 32;
-/// See [`SelectPlan`]: less than elsewhere, for a cube has many rows.
-const MATRIX_FREE: usize = 6;
 
 /// The plan of a cube that selects among `range` keys, with the largest tile of tokens that fits; more units for one token where they would
 /// go through too many iterations. `plan` is that of a tile and units.
@@ -342,6 +419,11 @@ fn tiled(
 
 /// Shared memory of a cube: queries, the scores of `range` keys, kept positions, the norm's partial sums and the selection's scratch.
 pub(super) fn shared_bytes(range: usize, key_dim: usize, select: &SelectPlan) -> usize {
-    let SelectPlan { rows, lanes, keep, .. } = *select;
-    4 * (rows * (key_dim + range.next_multiple_of(FOUR) + keep + lanes)) + select.bytes()
+    let SelectPlan { rows, keep, .. } = *select;
+    4 * (rows * (key_dim + range.next_multiple_of(FOUR) + keep + norm_sums(select))) + select.bytes()
+}
+
+/// Words of a row's sums for the norm of its query: one a lane, where planes don't exchange.
+fn norm_sums(select: &SelectPlan) -> usize {
+    if select.plane > 0 { 0 } else { select.lanes }
 }

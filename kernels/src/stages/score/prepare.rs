@@ -4,7 +4,8 @@
 //! - `projected[h, s, d, i] = Σ_ρ w_s[h, ρ] · K̂[h, s, i, d, ρ]` with `w_0 = u`, `w_1 = v`: the approximate score of a key is one dot
 //!   product with it. Keys run innermost, zero-padded to whole groups, so that neighbouring units read neighbouring keys.
 //!
-//! Both are rounded to the keys' type; for matrix units the projected keys are written key by key as well. Reads the keys three times (twice for RMSNorm) and writes both forms.
+//! Both are rounded to the keys' type; for matrix units they are written line by line as well: the projected keys of a side, then the normalised
+//! ones, padded alike. Reads the keys three times (twice for RMSNorm) and writes all forms.
 
 use cubecl::prelude::*;
 
@@ -21,8 +22,8 @@ pub(crate) struct PreparePlan {
     pub rank: usize,
     /// None takes the keys as they are.
     pub norm: Option<Norm>,
-    /// Whether the projected keys are written key by key as well.
-    pub by_key: bool,
+    /// Lines of a side for matrix units: `padded`, and as many for each rank whose scores are not the approximate ones; 0 where none are written.
+    pub lines: usize,
 }
 
 /// One unit prepares one key of one side of one head.
@@ -34,7 +35,7 @@ pub(crate) fn prepare_kernel<E: Float>(
     core_v: &Array<f32>,
     normalised: &mut Array<E>,
     projected: &mut Array<E>,
-    by_key: &mut Array<E>,
+    lines: &mut Array<E>,
     eps: f32,
     #[comptime] plan: PreparePlan,
     #[define(E)] _dtype: StorageType,
@@ -45,6 +46,8 @@ pub(crate) fn prepare_kernel<E: Float>(
         terminate!();
     }
     let columns = side * plan.key_dim * plan.padded + key;
+    let line = (side * plan.lines + key) * plan.key_dim;
+    let of_rank = (side * plan.lines + plan.padded + key * plan.rank) * plan.key_dim;
     if key < plan.side_keys {
         let first = (side * plan.side_keys + key) * plan.key_dim * plan.rank;
         let mut means = Array::<f32>::new(plan.rank);
@@ -67,6 +70,9 @@ pub(crate) fn prepare_kernel<E: Float>(
                     value *= weight[d];
                 }
                 normalised[first + rho * plan.key_dim + d] = E::cast_from(value);
+                if comptime!(plan.lines > plan.padded) {
+                    lines[of_rank + rho * plan.key_dim + d] = E::cast_from(value);
+                }
                 let core = side / 2 * plan.rank + rho;
                 let mut factor = core_u[core];
                 if side % 2 == 1 {
@@ -75,15 +81,20 @@ pub(crate) fn prepare_kernel<E: Float>(
                 sum += factor * value;
             }
             projected[columns + d * plan.padded] = E::cast_from(sum);
-            if comptime!(plan.by_key) {
-                by_key[ABSOLUTE_POS * plan.key_dim + d] = E::cast_from(sum);
+            if comptime!(plan.lines > 0) {
+                lines[line + d] = E::cast_from(sum);
             }
         }
     } else {
         for d in 0..plan.key_dim {
             projected[columns + d * plan.padded] = E::cast_from(0.0f32);
-            if comptime!(plan.by_key) {
-                by_key[ABSOLUTE_POS * plan.key_dim + d] = E::cast_from(0.0f32);
+            if comptime!(plan.lines > 0) {
+                lines[line + d] = E::cast_from(0.0f32);
+            }
+            if comptime!(plan.lines > plan.padded) {
+                for rho in 0..plan.rank {
+                    lines[of_rank + rho * plan.key_dim + d] = E::cast_from(0.0f32);
+                }
             }
         }
     }
