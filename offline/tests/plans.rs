@@ -216,7 +216,7 @@ fn assert_step(
 }
 
 /// All kernels of a training step whose keys are not split.
-const KERNELS: [&str; 39] = [
+const KERNELS: [&str; 36] = [
     "accumulate_kernel",
     "adagrad_kernel",
     "adam_kernel",
@@ -237,22 +237,19 @@ const KERNELS: [&str; 39] = [
     "grad_sides_kernel",
     "list_keys_kernel",
     "locate_kernel",
-    "mark_heads_kernel",
     "matrix_kernel",
     "norm_backward_kernel",
-    "normalise_kernel",
     "outer_kernel",
     "pool_kernel",
     "project_kernel",
+    "round_kernel",
     "row_products_kernel",
-    "scan_kernel",
     "scatter_kernel",
     "score_kernel",
     "score_matrix_kernel",
     "sgd_kernel",
     "shuffle_kernel",
     "sum_blocks_kernel",
-    "sum_parts_kernel",
     "sum_rows_kernel",
     "weigh_backward_kernel",
     "weigh_kernel",
