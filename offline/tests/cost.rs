@@ -28,16 +28,17 @@ const LEFT_OUT: u64 = 128;
 /// The same for a stage of the backward pass, and the counts of one number, a sector each, that its dozens of launches pass on.
 const COUNTS: u64 = 64 * 32;
 
-/// The blocks of sorted entries that those with more entries than a block lie in.
-fn parts<T: Ord>(mut entries: Vec<T>) -> usize {
+/// The blocks that each of the sorted entries' `rows` rows, at most, which lies in several, lies in.
+fn parts<T: Ord>(mut entries: Vec<T>, rows: usize) -> usize {
     entries.sort();
-    let block = block_of(entries.len());
+    let block = block_of(entries.len(), rows.min(entries.len()));
     let mut first = 0;
     let ranges = entries.chunk_by(|a, b| a == b).map(|group| {
         first += group.len();
         first - group.len()..first
     });
-    ranges.filter(|range| range.len() > block).map(|range| (range.end - 1) / block - range.start / block + 1).sum()
+    let blocks = ranges.map(|range| (range.end - 1) / block - range.start / block + 1);
+    blocks.filter(|&blocks| blocks > 1).sum()
 }
 
 /// A layer on a device that measures what its launches move.
@@ -91,8 +92,8 @@ impl Scale {
             rows: rows.iter().collect::<BTreeSet<_>>().len(),
             kept: keys.iter().enumerate().map(|(place, key)| (side_of(place), key)).collect::<BTreeSet<_>>().len(),
             keys: chosen.iter().collect::<BTreeSet<_>>().len(),
-            row_parts: parts(rows),
-            key_parts: parts(chosen),
+            row_parts: parts(rows, config.table_rows()),
+            key_parts: parts(chosen, config.heads * 2 * config.side_keys),
         }
     }
 

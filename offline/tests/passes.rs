@@ -78,9 +78,9 @@ fn backwards_counts_follow_from_sizes() {
         let choices = subject.choices().unwrap();
         assert_eq!(choices.popularity().entries, ENTRIES);
         let backward = subject.backward(&choices).unwrap();
-        // Slots are read, and for each of two sides a key and a query are written.
+        // Slots are read, and for each of two sides a key and a query are written; and of 256 keys how many each block has of each.
         let list = kernel(&backward, "score-backward", "list_keys");
-        assert_eq!(list.memory_bytes, (4 * ENTRIES + 2 * 2 * 4 * ENTRIES) as f64);
+        assert_eq!(list.memory_bytes, (4 * ENTRIES + 2 * 2 * 4 * ENTRIES + 4 * 256 * list.cubes as usize) as f64);
         // A launch that writes whole numbers runs whole.
         let whole = |kernel: &str| ["locate", "count_k", "scatter"].iter().any(|name| kernel.starts_with(name));
         for Staged { profile, .. } in backward.iter().filter(|it| whole(&it.profile.kernel)) {
@@ -106,7 +106,8 @@ fn an_update_moves_the_used_rows() {
     });
 }
 
-/// Rows of more than 64 entries are summed block by block: where all tokens are alike, every row.
+/// Blocks of 64 entries are summed whatever rows they belong to, and then the parts of rows that lie in several: where all tokens are alike, every
+/// row's.
 #[test]
 fn tokens_that_are_all_alike_choose_the_same_rows() {
     let alike = drawn()[..HIDDEN].repeat(TOKENS);
@@ -125,8 +126,8 @@ fn tokens_that_are_all_alike_choose_the_same_rows() {
         sums(&choices, subject)
     });
     let (rows, blocks) = with_subject(&drawn(), |subject| sums(&subject.choices().unwrap(), subject));
-    assert_eq!(rows_of_alike, 0.0);
-    assert!(rows > 0.0 && blocks_of_alike > blocks, "{rows} {blocks} {blocks_of_alike}");
+    assert!(rows_of_alike > rows, "{rows_of_alike} {rows}");
+    assert!(blocks_of_alike <= blocks && blocks < 2.0 * blocks_of_alike, "{blocks} {blocks_of_alike}");
 }
 
 #[test]

@@ -8,9 +8,9 @@ use ultramem_kernels::combine::core_shares;
 use ultramem_kernels::launch::Device;
 use ultramem_kernels::linear::ProjectSizes;
 use ultramem_kernels::optimiser::Rule;
-use ultramem_kernels::{NormPlan, NormSizes, OuterPlans, OuterSizes, SortPlans, block_of, column_sum_rows};
+use ultramem_kernels::{NormPlan, NormSizes, OuterPlans, OuterSizes, SortPlans};
 
-use super::{Caches, Choices, Cost, Sizes, StageCost, WORD, sectors, sum, wide};
+use super::{Caches, Choices, Cost, Sizes, StageCost, WORD, sum, wide};
 use crate::{ElementType, MemoryConfig, MemoryLayer, Scores};
 
 impl MemoryConfig {
@@ -251,7 +251,7 @@ struct Moves<'a, R: Runtime> {
 
 /// Entries that are summed by rows.
 struct Summed {
-    entries: usize,
+    sort: SortPlans,
     /// Factors of an entry.
     factors: u128,
     /// What is summed: so many rows of `width` bytes.
@@ -260,7 +260,7 @@ struct Summed {
     /// Sums, of `row` bytes each.
     rows: usize,
     row: u128,
-    /// Blocks of the rows that have more entries than a block.
+    /// Parts of rows that lie in several blocks.
     parts: usize,
 }
 
@@ -292,9 +292,9 @@ impl<R: Runtime> Moves<'_, R> {
         let of_pooled =
             self.caches.gather(pooled * WORD, sizes.slots(), pooled_rows.min(sizes.slots()), sizes.value_dim * WORD);
         let scores = 2 * sizes.slot_numbers() + rows + of_pooled + sizes.grad_scores();
-        let groups = self.group(self.entries(), config.table_rows(), self.choices.rows);
+        let sort = self.row_sort();
         let sums = self.sum_rows(&Summed {
-            entries: self.entries(),
+            sort,
             factors: sizes.cores(),
             sources: pooled_rows,
             width: sizes.value_dim * WORD,
@@ -308,7 +308,13 @@ impl<R: Runtime> Moves<'_, R> {
             false => 0,
         };
         let bias = if of.projects && of.biased { self.column_sum(self.tokens, sizes.hidden) } else { 0 };
-        finished + output_gate + through_weight + gate + self.locate() + scores + groups + sums + weight + bias
+        let groups = self.locate() + self.group(&sort);
+        finished + output_gate + through_weight + gate + scores + groups + sums + weight + bias
+    }
+
+    /// How the slots are sorted by their rows.
+    fn row_sort(&self) -> SortPlans {
+        SortPlans::of(&self.device, self.entries(), self.sizes.config.table_rows())
     }
 
     /// The list of rows.
@@ -318,13 +324,12 @@ impl<R: Runtime> Moves<'_, R> {
 
     /// The products' gradients, `z`'s as a pooling of the pre-values, and the used rows'.
     fn weigh(&self) -> u128 {
-        let (sizes, config) = (&self.sizes, self.sizes.config);
+        let sizes = &self.sizes;
         let products = 3 * sizes.grad_scores() + 2 * sizes.slot_numbers();
         let pool = 2 * sizes.slot_numbers() + self.shuffle() + self.rows(sizes.pre_dim) + sizes.z();
-        let again = if config.pooled_blocks() > 1 { self.locate() } else { 0 };
         let cast = if sizes.weighs_input() && sizes.element != WORD { sizes.input() + sizes.z() } else { 0 };
         let sums = self.sum_rows(&Summed {
-            entries: self.entries(),
+            sort: self.row_sort(),
             factors: 1,
             sources: sizes.tokens,
             width: sizes.pre_dim * WORD,
@@ -332,7 +337,7 @@ impl<R: Runtime> Moves<'_, R> {
             row: sizes.pre_dim * WORD,
             parts: self.choices.row_parts,
         });
-        products + pool + again + cast + sums
+        products + pool + cast + sums
     }
 
     /// The side scores' gradient, and the core's in parts.
@@ -351,21 +356,22 @@ impl<R: Runtime> Moves<'_, R> {
         sides + of_core + wide(parts) * core * WORD + self.column_sum(parts, core)
     }
 
-    /// The normalised queries, their gradient and its way through the norm; the keys' likewise.
+    /// The queries' gradient, its way through the norm, which leaves them normalised, or the queries rounded; the keys' likewise.
     fn score(&self) -> u128 {
         let (sizes, config) = (&self.sizes, self.sizes.config);
         let normalised = config.capabilities.normalises_queries;
-        let rounds = sizes.element < WORD;
-        let normalise = if normalised || rounds { 2 * sizes.queries() } else { 0 };
+        let rounds = !normalised && sizes.element < WORD;
+        let round = if rounds { 2 * sizes.queries() } else { 0 };
         let key = sizes.rank * sizes.key_dim * sizes.element;
         let of_keys = self.caches.gather(sizes.all_keys() * key, 2 * sizes.slots(), wide(self.choices.keys), key);
         let grad_queries = sizes.slot_numbers() + sizes.grad_sides() + of_keys + sizes.queries();
         let vectors = self.tokens.saturating_mul(config.query_pairs() * 2);
-        let through_norm = if normalised { 3 * sizes.queries() + self.norm_parts(vectors, 1) } else { 0 };
+        let through_norm = if normalised { 4 * sizes.queries() + self.norm_parts(vectors, 1) } else { 0 };
         let list = sizes.slot_numbers() + 4 * sizes.slot_numbers();
-        let groups = self.group(self.entries().saturating_mul(2), sizes.all_keys() as usize, self.choices.keys);
+        let sort = SortPlans::of(&self.device, self.entries().saturating_mul(2), sizes.all_keys() as usize);
+        let groups = self.group(&sort);
         let sums = self.sum_rows(&Summed {
-            entries: self.entries().saturating_mul(2),
+            sort,
             factors: sizes.rank,
             sources: sizes.tokens * wide(config.query_pairs() * 2),
             width: sizes.key_dim * WORD,
@@ -381,7 +387,7 @@ impl<R: Runtime> Moves<'_, R> {
         } else {
             0
         };
-        normalise + grad_queries + through_norm + list + groups + sums + keys_norm
+        round + grad_queries + through_norm + list + groups + sums + keys_norm
     }
 
     /// The gradients of what the input is mapped to, through the maps' weights, and these weights' own; of several maps, their sum.
@@ -440,36 +446,30 @@ impl<R: Runtime> Moves<'_, R> {
         self.caches.gather(wide(self.sizes.config.slots()) * WORD, self.sizes.slots(), slots, WORD)
     }
 
-    /// Sorting entries by keys below `limit`, and finding where each key begins. A unit walks along its own entries, so a warp's
-    /// accesses lie apart.
-    fn group(&self, entries: usize, limit: usize, distinct: usize) -> u128 {
-        let sort = SortPlans::of(&self.device, entries, limit);
-        let (count, passes) = (wide(entries), u128::from(sort.passes));
-        let walked = self.caches.gather(count * WORD, count, count, WORD);
-        let counts = wide(sort.counts()) * WORD;
-        let pass = walked + counts + 2 * counts + walked + counts + 2 * walked;
-        let (distinct, heads) = (wide(distinct), wide(sort.count.cubes) * WORD);
-        passes * pass + (passes - 1) * walked + 2 * walked + 4 * heads + (2 * distinct + 1) * WORD
+    /// Sorting listed entries by their keys, and counting the keys that begin. A pass but the first counts digits; each brings the entries, which it
+    /// reads twice, to places that lie apart.
+    fn group(&self, sort: &SortPlans) -> u128 {
+        let (count, passes) = (wide(sort.entries), u128::from(sort.passes));
+        let twice = |bytes: u128| if self.caches.hold(bytes) { bytes } else { 2 * bytes };
+        let (keys, pairs, counts) = (count * WORD, 2 * count * WORD, wide(sort.counts()) * WORD);
+        // Each cube adds up the counts of all.
+        let of_cubes = if self.caches.hold(counts) { counts } else { counts * wide(sort.scatter.cubes) };
+        let scatter = of_cubes + self.caches.gather(pairs, count, count, 2 * WORD);
+        // Whoever lists the keys reads them again to count their digits.
+        let first = keys + counts + twice(keys) + scatter;
+        let more = (passes - 1) * (pairs + counts + twice(pairs) + scatter);
+        first + more + pairs + wide(sort.heads.words()) * WORD
     }
 
-    /// What summing entries by their rows moves: order, sources and `factors` numbers of each entry, what is summed, where each row starts,
-    /// and the sums.
+    /// What summing entries by their rows moves: each entry's pair, source, `factors` numbers and what is summed, and the sums; then the pairs again for
+    /// the list of rows, and the parts of rows that lie in several blocks.
     fn sum_rows(&self, of: &Summed) -> u128 {
-        let (entries, parts, block) = (wide(of.entries), wide(of.parts), wide(block_of(of.entries)));
+        let (entries, parts) = (wide(of.sort.entries), wide(of.parts));
         let each = |numbers: u128| self.caches.gather(entries * numbers * WORD, entries, entries, numbers * WORD);
-        let (places, factors) = (each(1), each(of.factors));
+        let (pairs, factors) = (2 * entries * WORD, each(of.factors));
         let sources = self.caches.gather(of.sources * of.width, entries, of.sources.min(entries), of.width);
-        let sums = 2 * places + factors + sources + wide(of.rows) * (WORD + of.row);
-        if entries <= block {
-            return sums;
-        }
-        // Entries of long rows lie anywhere, in the sectors of others too: a second launch finds those in no cache.
-        let long = parts * block;
-        let again =
-            |table: u128, width: u128| if self.caches.hold(table) { table.min(long * sectors(width)) } else { 0 };
-        let again = again(places, WORD) + again(factors, of.factors * WORD) + again(of.sources * of.width, of.width);
-        let starts = 2 * (wide(of.rows) + entries.div_ceil(block)) * WORD;
-        sums + again + starts + 2 * parts * of.row
+        let heads = wide(of.sort.heads.words()) * WORD;
+        2 * (pairs + heads) + each(1) + factors + sources + wide(of.rows) * (WORD + of.row) + 2 * parts * of.row
     }
 
     /// The gradient of a weight `[m, n]`, of which the left factor's numbers have `left` bytes and the right one's `right`.
@@ -501,14 +501,14 @@ impl<R: Runtime> Moves<'_, R> {
     /// The parts that the tiles of `groups` groups of `step` vectors have in the gradient of a norm's weight, and their sum.
     fn norm_parts(&self, groups: usize, step: usize) -> u128 {
         let key_dim = self.sizes.config.key_dim;
-        let sizes = NormSizes { norm: self.sizes.config.norm, groups, size: key_dim, step, listed: false };
+        let sizes =
+            NormSizes { norm: self.sizes.config.norm, groups, size: key_dim, step, listed: false, normalised: false };
         let tiles = NormPlan::of(&self.device, &sizes).launch.cubes;
         wide(tiles) * wide(key_dim) * WORD + self.column_sum(tiles, wide(key_dim))
     }
 
     /// Adding up `rows` rows of `width` numbers.
     fn column_sum(&self, rows: usize, width: u128) -> u128 {
-        let (read, written) = column_sum_rows(rows);
-        (wide(read) + wide(written)) * width * WORD
+        (wide(rows) + 1) * width * WORD
     }
 }

@@ -7,6 +7,7 @@
 
 mod backward;
 
+use ultramem_kernels::block_of;
 use ultramem_kernels::expand::ExpandPlans;
 use ultramem_kernels::linear::ProductPlans;
 
@@ -114,7 +115,7 @@ pub struct Choices {
     pub kept: usize,
     /// Keys of the chosen slots, likewise.
     pub keys: usize,
-    /// Parts, a block of sorted entries each ([`block_of`](ultramem_kernels::block_of)), of the rows that more entries than a block choose.
+    /// Parts, each in a block of sorted entries ([`block_of`](ultramem_kernels::block_of)), of the rows that lie in several blocks.
     pub row_parts: usize,
     /// The same of keys.
     pub key_parts: usize,
@@ -126,7 +127,13 @@ impl Choices {
         let entries = tokens.saturating_mul(config.heads * config.top_m);
         let keys = entries.saturating_mul(2).min(config.heads * 2 * config.side_keys);
         let (slots, rows) = (entries.min(config.slots()), entries.min(config.rows()));
-        Self { slots, rows, kept: keys, keys, row_parts: 0, key_parts: 0 }
+        // A block's first row and its last may lie in others, too, where several entries have one row.
+        let parts = |entries: usize, rows: usize| match entries.div_ceil(block_of(entries, rows)) {
+            blocks if entries > rows => 2 * (blocks - 1),
+            _ => 0,
+        };
+        let (row_parts, key_parts) = (parts(entries, rows), parts(entries.saturating_mul(2), keys));
+        Self { slots, rows, kept: keys, keys, row_parts, key_parts }
     }
 }
 

@@ -117,7 +117,6 @@ impl Pass<'_> {
         let weigh = self.weighing().map(|forward| WeighBackwardSizes {
             forward,
             shuffle_pages: self.tables.shuffle,
-            pooled_blocks: config.pooled_blocks(),
             z: if Weight::PreValuesProj.is_in(config) { ElementType::F32 } else { self.dtype },
         });
         Ok(BackwardPlans {

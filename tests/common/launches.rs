@@ -21,8 +21,8 @@ use ultramem::kernels::score::{
 use ultramem::kernels::weigh::{self, PreValues, WeighBackwardPlans, WeighBackwardSizes, WeighPlan, WeighSizes};
 use ultramem::kernels::{
     AddressPlan, ColumnSumPlans, Error, JoinPlans, MAX_LOOPS, Norm, NormPlan, NormSizes, RetrievePlans, RowGradients,
-    RowSource, ScatterPlan, SortPlans, SumPlans, SumSizes, Tensor, WeightTiles, column_sum_rows, empty, random,
-    retrieve, transpose, u32_storage,
+    RowSource, ScatterPlan, SortPlans, SumPlans, SumSizes, Tensor, WeightTiles, empty, random, retrieve, transpose,
+    u32_storage,
 };
 
 use super::draw::{Draw, shaped};
@@ -350,16 +350,17 @@ fn plans<R: Runtime>(draw: &mut Draw<'_, R>) -> Result<(), Error> {
     ProjectStrategy::choose(draw.client, a, ElementType::F16.storage());
     let strategy = draw.split();
     core_shares(a, b);
-    column_sum_rows(a);
     let device = Device::of(draw.client);
-    SumPlans::of(&device, &SumSizes { entries: a, rows: b, factors: c, slice: d, shared: draw.one_in(2) }).launches();
+    let sort = SortPlans::of(&device, a.min(1 << 30), b);
+    sort.launches();
+    SumPlans::of(&device, &sort, &SumSizes { factors: c, slice: d, shared: draw.one_in(2) }).launches();
     JoinPlans::of(&device, &[a, b], c, d).launches();
     ScatterPlan::of(&device, a, b, c);
-    ColumnSumPlans::of(&device, a, b);
+    ColumnSumPlans::of(&device, &[a, c], b);
     WeightTiles::of(&device, a.min(1 << 20), b.min(1 << 20), c.min(1 << 20));
-    let norm = NormSizes { norm: Norm::Rms, groups: a, size: b.min(1 << 20), step: c.min(64), listed: true };
+    let (size, step) = (b.min(1 << 20), c.min(64));
+    let norm = NormSizes { norm: Norm::Rms, groups: a, size, step, listed: true, normalised: false };
     NormPlan::of(&device, &norm);
-    SortPlans::of(&device, a.min(1 << 30), b).launches();
     empty(draw.client, "numbers", &[a.min(1 << 20), b], u32_storage())?;
     stage_plans(draw, [a, b, c, d, e], strategy)
 }
@@ -442,9 +443,9 @@ impl BackwardSizes {
     /// The plans of each stage's backward pass, and of a step of an optimiser. A launch of no cubes is not made, so it is left out here.
     fn plans<R: Runtime>(&self, draw: &mut Draw<'_, R>, device: &Device) -> Vec<Result<Vec<Launch>, Error>> {
         let Self { score, combine, expand, weigh, product } = *self;
-        let (shuffle_pages, pooled_blocks) = (expand.shuffle_pages, draw.size());
+        let shuffle_pages = expand.shuffle_pages;
         let expand = ExpandBackwardSizes { forward: expand, pooled: draw.one_in(2), projected: draw.one_in(2) };
-        let weigh = WeighBackwardSizes { forward: weigh, shuffle_pages, pooled_blocks, z: ElementType::F16 };
+        let weigh = WeighBackwardSizes { forward: weigh, shuffle_pages, z: ElementType::F16 };
         let map = MapSizes { width: combine.rank, biased: draw.one_in(2) };
         let query = QueryBackwardSizes {
             tokens: combine.tokens,

@@ -148,7 +148,8 @@ fn two_runs_give_the_same_bits() {
     }
 }
 
-/// One token's NaN spoils its own input gradient, and the rows that its slots name; other tokens and rows keep their bits.
+/// One token's NaN spoils its own input gradient, and the rows that its slots name. Other tokens keep their bits, and other rows their gradient but for
+/// rounding: sorted entries are summed in blocks, and where a row is cut hangs on how many entries lie before it, of which the token now has others.
 #[test]
 fn a_nan_spoils_no_other_token_and_no_other_row() {
     let small = [Kind::UltraMemV2, Kind::Peer].map(|kind| (*small(kind)).clone());
@@ -177,7 +178,9 @@ fn a_nan_spoils_no_other_token_and_no_other_row() {
         let named = [own(&slots), own(&clean_slots)].concat();
         for (spoilt, clean) in [(&spoilt.values, &clean.values), (&spoilt.pre_values, &clean.pre_values)] {
             for (row, gradient) in spoilt.iter().filter(|(row, _)| !named.contains(row)) {
-                assert_eq!(Some(gradient), clean.get(row), "{dims:?}: row {row}");
+                let (clean, most) = (&clean[row], gradient.iter().fold(0.0, |most: f64, x| most.max(x.abs())));
+                let same = gradient.iter().zip(clean).all(|(found, clean)| (found - clean).abs() <= 1e-6 * most);
+                assert!(same && gradient.len() == clean.len(), "{dims:?}: row {row}: {gradient:?}, {clean:?}");
             }
         }
     }

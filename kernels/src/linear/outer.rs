@@ -159,7 +159,7 @@ impl OuterPlans {
         match strategy.of_numbers(dtype, [m, n]) {
             ProjectStrategy::Tile => {
                 let tiles = WeightTiles::of(device, tokens, m, n);
-                let sum = (tiles.splits > 1).then(|| ColumnSumPlans::of(device, tiles.splits, m.saturating_mul(n)));
+                let sum = (tiles.splits > 1).then(|| ColumnSumPlans::of(device, &[tiles.splits], m.saturating_mul(n)));
                 Some(Self::Tile { tiles, sum })
             }
             ProjectStrategy::Matrix => {
@@ -174,7 +174,7 @@ impl OuterPlans {
     pub fn launches(&self) -> Vec<Launch> {
         match self {
             Self::Tile { tiles, sum } => {
-                let sums = sum.iter().flat_map(|sum| sum.launches.iter().copied());
+                let sums = sum.iter().flat_map(ColumnSumPlans::launches);
                 core::iter::once(tiles.outer.launch).chain(sums).collect()
             }
             Self::Matrix(plans) => plans.launches(),

@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 use crate::launch::device::Device;
 use crate::launch::plan::Launch;
 use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, index, positive, u32_storage};
-use crate::table::group::{SortPlans, group};
+use crate::table::group::{Listed, SortPlans, group};
 use crate::table::row_gradients::RowGradients;
 use crate::table::segment_sum::{SumPlans, SumSizes, Terms, sum_rows};
 use crate::{Error, Result};
@@ -58,10 +58,10 @@ pub struct JoinPlans {
     pub parts: Vec<Launch>,
     /// Groups the entries by row.
     pub sort: SortPlans,
-    /// Drops what is unlisted or beyond the table.
-    pub drop: Launch,
     /// Sums the entries of a row.
     pub sums: SumPlans,
+    /// Drops what is unlisted or beyond the table.
+    pub drop: Launch,
 }
 
 impl JoinPlans {
@@ -70,9 +70,9 @@ impl JoinPlans {
         let entries = capacities.iter().fold(0, |total: usize, &capacity| total.saturating_add(capacity));
         let limit = rows.saturating_add(1);
         let parts = capacities.iter().map(|&capacity| join_launch(device, capacity, width)).collect();
-        let sums = SumSizes { entries, rows: entries.min(limit), factors: 1, slice: width, shared: false };
-        let (sort, sums) = (SortPlans::of(device, entries, limit), SumPlans::of(device, &sums));
-        Self { parts, sort, drop: DROP, sums }
+        let sort = SortPlans::of(device, entries, limit);
+        let sums = SumPlans::of(device, &sort, &SumSizes { factors: 1, slice: width, shared: false });
+        Self { parts, sort, sums, drop: DROP }
     }
 
     /// The launches in their order; none for no entries.
@@ -82,7 +82,7 @@ impl JoinPlans {
             return Vec::new();
         }
         let parts = self.parts.iter().copied().filter(|launch| launch.cubes > 0);
-        parts.chain(sort).chain([self.drop]).chain(self.sums.launches()).collect()
+        parts.chain([self.sort.count]).chain(sort).chain(self.sums.launches()).chain([self.drop]).collect()
     }
 }
 
@@ -116,7 +116,10 @@ fn join<R: Runtime>(client: &ComputeClient<R>, parts: &[&RowGradients<R>], rows:
         base += part.rows.shape()[0];
     }
     let Joined { keys, source, factors, sources } = joined;
-    let groups = group(client, &keys, rows + 1)?;
+    let groups = group(client, &Listed::counted(client, keys, rows + 1)?)?;
+    let entries =
+        Terms { source: &source, per: 1, factors: &factors, sources: &sources, count: 1, slice: width, shared: false };
+    let summed = sum_rows(client, &groups, &entries, rows)?;
     let (grid, cube_dim) = DROP.start(&Device::of(client))?;
     // SAFETY: the count is at most the number of keys.
     unsafe {
@@ -124,14 +127,12 @@ fn join<R: Runtime>(client: &ComputeClient<R>, parts: &[&RowGradients<R>], rows:
             client,
             grid,
             cube_dim,
-            arg(&groups.keys, 1),
-            arg(&groups.count, 1),
+            arg(&summed.rows, 1),
+            arg(&summed.count, 1),
             rows as u32,
         );
     }
-    let entries =
-        Terms { source: &source, factors: &factors, sources: &sources, count: 1, slice: width, shared: false };
-    sum_rows(client, groups, &entries, rows)
+    Ok(summed)
 }
 
 /// Takes the row past the table, the largest there can be, from the list again.

@@ -65,7 +65,7 @@ pub(crate) fn row_products<R: Runtime>(
     width: usize,
     products: &Tensor<R>,
 ) -> Result<()> {
-    let (device, entries) = (Device::of(client), places.rows.shape()[0]);
+    let (device, entries) = (Device::of(client), places.source.shape()[0]);
     let Planned { plan, launch } = planned;
     for (page, Window { first_row, rows, .. }) in values.iter().zip(windows(values)) {
         let (grid, cube_dim) = launch.start(&device)?;
@@ -77,7 +77,7 @@ pub(crate) fn row_products<R: Runtime>(
                 cube_dim,
                 page.required_address_type(),
                 width,
-                arg(&places.rows, 1),
+                arg(&places.rows.keys, 1),
                 arg(&places.source, 1),
                 arg(page, width),
                 arg(vectors, width),

@@ -1,27 +1,31 @@
 //! Sums of entries by rows: the gradients of a table of which only some rows were used.
 //!
 //! `gradients[u, k, c] = Σ factors[e, k] · sources[source[e], k, c]` over the entries e of row u, in their own order, or, where all factors
-//! share a source, `gradients[u, c, k] = Σ factors[e, k] · sources[source[e], c]`: one unit sums a few vectors of one row from first to
-//! last entry, so that every run gives the same bits. Reads each entry's source once, writes each used row once, and never touches the table.
+//! share a source, `gradients[u, c, k] = Σ factors[e, k] · sources[source[e], c]`, in a fixed order, so that every run gives the same bits. Reads each
+//! entry's source once, writes each used row once, and never touches the table.
 //!
-//! A row may have all entries. One with more than a block of them is summed block by block, and then over its blocks. Sums are taken of
-//! [`CHUNK`] terms at a time and then of those sums, so that rounding doesn't grow with their number.
+//! Sorted entries are cut into blocks of one length, whatever rows they belong to, so that no unit has more to add up than another. A unit sums a
+//! few vectors of one block, and writes each row that begins and ends in it. Of a row that goes on in other blocks each has a part; a second
+//! launch, which lists the rows, adds them up. Several entries' sources are loaded at once, and sums are taken of [`CHUNK`] terms at a time
+//! and then of those sums, so that rounding doesn't grow with their number.
 
 use cubecl::prelude::*;
 
 use crate::Result;
 use crate::launch::device::Device;
+use crate::launch::lesser::lesser;
 use crate::launch::plan::Launch;
-use crate::launch::tensor::{Tensor, arg, empty, f32_storage};
-use crate::linear::interleave::{interleaved, load};
+use crate::launch::tensor::{Tensor, arg, empty, f32_storage, u32_storage};
+use crate::linear::interleave::interleaved;
 use crate::linear::tile::zero_sums;
-use crate::table::group::{Groups, block_of};
+use crate::table::group::{Groups, HeadPlans, Runs, SortPlans, Two, heads_before, is_head};
 use crate::table::row_gradients::RowGradients;
 
 /// What belongs to the entries that are summed.
 pub(crate) struct Terms<'a, R: Runtime> {
-    /// u32 `[entries]`: which row of `sources` each entry reads.
+    /// u32 `[entries]`: which row of `sources` each entry reads, of each `per` of which `sources` has one.
     pub source: &'a Tensor<R>,
+    pub per: usize,
     /// f32 `[entries, factors]`.
     pub factors: &'a Tensor<R>,
     /// f32, rows of `factors · slice` numbers, or of `slice` where `shared`.
@@ -43,19 +47,19 @@ struct SumPlan {
     /// Factors of a unit: one, or, where they share a source, all.
     strands: usize,
     /// Vectors of a source that a unit reads; divides `slice`.
-    block: usize,
+    run: usize,
+    /// Rows that are numbered in `source` for each row of `sources`.
+    per: usize,
+    /// Entries whose sources are loaded at once.
+    flight: usize,
+    /// Units of a plane that add up counts together; 0 where each unit does by itself.
+    plane: usize,
     units: usize,
-    /// Whether rows of more than a block of entries are left to others.
-    split: bool,
 }
 
 /// The sizes of sums of entries by rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SumSizes {
-    /// Entries.
-    pub entries: usize,
-    /// The most rows that entries can have.
-    pub rows: usize,
     /// Factors of an entry.
     pub factors: usize,
     /// Numbers that one factor goes with.
@@ -70,46 +74,40 @@ pub struct SumPlans {
     plan: SumPlan,
     /// Numbers of a vector.
     vector: usize,
-    /// Blocks of entries.
-    blocks: usize,
-    /// Sums the entries of rows of no more than a block of them.
+    /// Sums each block's entries.
+    pub blocks: Launch,
+    /// Cubes of `rows` that list rows, spread among those that add up parts.
+    listing: usize,
+    /// Lists the rows, and adds up the parts of those that lie in several blocks.
     pub rows: Launch,
-    /// Sums the entries of longer rows block by block, then over the blocks; None where there is one block.
-    pub long: Option<[Launch; 2]>,
 }
 
 impl SumPlans {
-    /// Plans sums of entries; no factors count as one. Each launch is checked when it is made.
-    pub fn of(device: &Device, sizes: &SumSizes) -> Self {
-        let SumSizes { entries, rows, slice, shared, .. } = *sizes;
+    /// Plans sums of entries as `sort` has grouped them; no factors count as one. Each launch is checked when it is made.
+    pub fn of(device: &Device, sort: &SortPlans, sizes: &SumSizes) -> Self {
+        let SumSizes { slice, shared, .. } = *sizes;
         let factors = sizes.factors.max(1);
         let vector = device.width(4, &[slice]);
         let (slice, strands) = (slice / vector, if shared { factors } else { 1 });
         let run = if strands > FEW_STRANDS { 1 } else { device.run(slice) };
-        let block = block_of(entries);
-        let blocks = entries.div_ceil(block);
-        let plan = SumPlan { factors, slice, strands, block: run, units: 0, split: blocks > 1 };
-        let launch =
-            |kernel, pieces: usize, of: usize, loops| Launch::flat(device, kernel, pieces.saturating_mul(of), loops);
-        let in_blocks = launch("sum_blocks_kernel", blocks, plan.pieces(), sum_loops(block) + 3);
-        let of_parts = launch("sum_parts_kernel", blocks.saturating_sub(1), plan.width(), sum_loops(blocks));
-        Self {
-            plan,
-            vector,
-            blocks,
-            rows: launch("sum_rows_kernel", rows, plan.pieces(), sum_loops(block)),
-            long: plan.split.then_some([in_blocks, of_parts]),
-        }
+        let flight = if device.on_cpu || strands > FEW_STRANDS { 1 } else { 4 };
+        let plan = SumPlan { factors, slice, strands, run, per: 1, flight, plane: device.exchange, units: 0 };
+        let (heads, blocks) = (sort.heads, sort.heads.blocks());
+        let loops = heads.loops() + heads.block.div_ceil(CHUNK) + heads.block.div_ceil(flight);
+        let sums = Launch::flat(device, "sum_blocks_kernel", blocks.saturating_mul(plan.pieces()), loops);
+        // Where a row has parts in all blocks: the search for its end, and its sum.
+        let loops =
+            heads.loops() + heads.run.max(2 * (blocks.max(1).ilog2() as usize + 1) + blocks + blocks.div_ceil(CHUNK));
+        let rows =
+            Launch::flat(device, "sum_rows_kernel", blocks.saturating_sub(1).saturating_mul(plan.width()), loops);
+        let (units, few) = (rows.units, heads.runs.div_ceil(rows.units));
+        let rows = Launch { cubes: rows.cubes.saturating_add(few), units, ..rows };
+        Self { plan, vector, blocks: sums, listing: few, rows }
     }
 
     /// The launches in their order.
     pub fn launches(&self) -> Vec<Launch> {
-        core::iter::once(self.rows).chain(self.long.into_iter().flatten()).collect()
-    }
-
-    /// What the kernel of `launch` is compiled for.
-    fn compiled(&self, launch: Launch) -> SumPlan {
-        SumPlan { units: launch.units, ..self.plan }
+        vec![self.blocks, self.rows]
     }
 }
 
@@ -121,140 +119,125 @@ impl SumPlan {
 
     /// Units that share out a row.
     fn pieces(&self) -> usize {
-        self.pitch() / self.block
+        self.pitch() / self.run
     }
 
     /// Vectors of a row's gradient.
     fn width(&self) -> usize {
         self.pitch().saturating_mul(self.strands)
     }
+
+    /// Vectors that a unit sums.
+    fn sums(&self) -> usize {
+        self.run * self.strands
+    }
 }
 
 /// Terms that are added up one after the other.
 const CHUNK: usize = 64;
 
-/// Loop iterations of a unit that adds up `terms`.
-fn sum_loops(terms: usize) -> usize {
-    terms + terms.div_ceil(CHUNK)
-}
-
-/// Factors that share a source, of which a unit still takes several vectors.
+/// Factors that share a source, of which a unit still takes several vectors or entries.
 const FEW_STRANDS: usize = 4;
 
 /// Sums the entries of each group into the gradient of its row, `[capacity, factors · slice]`, of a table of `table_rows` rows.
 pub(crate) fn sum_rows<R: Runtime>(
     client: &ComputeClient<R>,
-    groups: Groups<R>,
+    groups: &Groups<R>,
     entries: &Terms<'_, R>,
     table_rows: usize,
 ) -> Result<RowGradients<R>> {
-    let shape = [groups.capacity, entries.count * entries.slice];
-    let gradients = empty(client, "row gradients", &shape, f32_storage())?;
-    let sum = Sum::of(client, &groups, entries);
-    sum.short_rows(&gradients)?;
-    if let Some([of_blocks, of_parts]) = sum.plans.long {
-        let parts = sum.parts_of_blocks(of_blocks)?;
-        sum.long_rows(of_parts, &parts, &gradients)?;
-    }
-    Ok(RowGradients { rows: groups.keys, count: groups.count, gradients, table_rows })
+    let (device, capacity) = (Device::of(client), groups.plans.capacity);
+    let Terms { count: factors, slice, shared, .. } = *entries;
+    let plans = SumPlans::of(&device, &groups.plans, &SumSizes { factors, slice, shared });
+    let width = entries.count * entries.slice;
+    let summed = RowGradients {
+        rows: empty(client, "distinct keys", &[capacity], u32_storage())?,
+        count: empty(client, "count", &[1], u32_storage())?,
+        gradients: empty(client, "row gradients", &[capacity, width], f32_storage())?,
+        table_rows,
+    };
+    let shape = [groups.plans.heads.blocks(), 2, width];
+    let parts = empty(client, "parts of row gradients", &shape, f32_storage())?;
+    sum_blocks(client, (&device, &plans), groups, entries, &summed.gradients, &parts)?;
+    finish_rows(client, (&device, &plans), groups, &parts, &summed)?;
+    Ok(summed)
 }
 
-/// A sum of entries by rows.
-struct Sum<'a, R: Runtime> {
-    client: &'a ComputeClient<R>,
-    device: Device,
-    groups: &'a Groups<R>,
-    entries: &'a Terms<'a, R>,
-    plans: SumPlans,
+/// Sums each block's entries: the gradients of rows that lie in one block, and the parts of others, f32 `[blocks, 2, width]`: a block's first row,
+/// where that has begun in an earlier one, and its last, where that goes on in the next. The rest is undefined.
+fn sum_blocks<R: Runtime>(
+    client: &ComputeClient<R>,
+    (device, plans): (&Device, &SumPlans),
+    groups: &Groups<R>,
+    entries: &Terms<'_, R>,
+    gradients: &Tensor<R>,
+    parts: &Tensor<R>,
+) -> Result<()> {
+    let SumPlans { plan, vector, blocks: launch, .. } = *plans;
+    let plan = SumPlan { per: entries.per, units: launch.units, ..plan };
+    let SortPlans { entries: count, heads: heads @ HeadPlans { block, run, .. }, .. } = groups.plans;
+    let (grid, cube_dim) = launch.start(device)?;
+    // SAFETY: groups are of these entries; a unit writes its own vectors of rows below `capacity`, each in one block alone, and of its block's parts.
+    unsafe {
+        sum_blocks_kernel::launch_unchecked::<R>(
+            client,
+            grid,
+            cube_dim,
+            gradients.required_address_type().max(parts.required_address_type()),
+            vector,
+            arg(&groups.pairs, 2),
+            arg(&groups.heads, 1),
+            arg(entries.source, 1),
+            arg(entries.factors, 1),
+            arg(entries.sources, vector),
+            arg(gradients, vector),
+            arg(parts, vector),
+            count as u32,
+            block as u32,
+            run as u32,
+            heads.of_cube() as u32,
+            plan,
+        );
+    }
+    Ok(())
 }
 
-impl<'a, R: Runtime> Sum<'a, R> {
-    fn of(client: &'a ComputeClient<R>, groups: &'a Groups<R>, entries: &'a Terms<'a, R>) -> Self {
-        let device = Device::of(client);
-        let Terms { count: factors, slice, shared, .. } = *entries;
-        let sizes = SumSizes { entries: groups.order.shape()[0], rows: groups.capacity, factors, slice, shared };
-        let plans = SumPlans::of(&device, &sizes);
-        Self { client, device, groups, entries, plans }
+/// Lists the rows, and adds up the parts of those that lie in several blocks.
+fn finish_rows<R: Runtime>(
+    client: &ComputeClient<R>,
+    (device, plans): (&Device, &SumPlans),
+    groups: &Groups<R>,
+    parts: &Tensor<R>,
+    summed: &RowGradients<R>,
+) -> Result<()> {
+    let SumPlans { plan, vector, rows: launch, listing, .. } = *plans;
+    let SortPlans { entries: count, heads: heads @ HeadPlans { block, run, .. }, .. } = groups.plans;
+    let (grid, cube_dim) = launch.start(device)?;
+    // SAFETY: there are at most `capacity` rows, and each is listed by the unit of the run that it begins in; its parts are those of its
+    // blocks, and a unit writes its own vector of it.
+    unsafe {
+        sum_rows_kernel::launch_unchecked::<R>(
+            client,
+            grid,
+            cube_dim,
+            summed.gradients.required_address_type().max(parts.required_address_type()),
+            vector,
+            arg(&groups.pairs, 2),
+            arg(&groups.heads, 1),
+            arg(parts, vector),
+            arg(&summed.gradients, vector),
+            arg(&summed.rows, 1),
+            arg(&summed.count, 1),
+            count as u32,
+            block as u32,
+            run as u32,
+            heads.of_cube() as u32,
+            listing as u32,
+            (launch.cubes / listing) as u32,
+            SumPlan { units: launch.units, ..plan },
+        );
     }
-
-    /// The gradients of rows of no more than a block of entries.
-    fn short_rows(&self, gradients: &Tensor<R>) -> Result<()> {
-        let (groups, entries) = (self.groups, self.entries);
-        let SumPlans { vector, rows: launch, .. } = self.plans;
-        let (grid, cube_dim) = launch.start(&self.device)?;
-        // SAFETY: groups are of these entries; a unit writes its own vectors of a row below `count`, which is at most `capacity`.
-        unsafe {
-            sum_rows_kernel::launch_unchecked::<R>(
-                self.client,
-                grid,
-                cube_dim,
-                gradients.required_address_type(),
-                vector,
-                arg(&groups.order, 1),
-                arg(&groups.starts, 1),
-                arg(&groups.count, 1),
-                arg(entries.source, 1),
-                arg(entries.factors, 1),
-                arg(entries.sources, vector),
-                arg(gradients, vector),
-                groups.block as u32,
-                self.plans.compiled(launch),
-            );
-        }
-        Ok(())
-    }
-
-    /// Of each block what it has of the long rows that it begins and ends in, f32 `[blocks, 2, width]`; the rest is undefined.
-    fn parts_of_blocks(&self, launch: Launch) -> Result<Tensor<R>> {
-        let (groups, entries) = (self.groups, self.entries);
-        let SumPlans { vector, blocks, plan, .. } = self.plans;
-        let shape = [blocks, 2, plan.width() * vector];
-        let parts = empty(self.client, "parts of row gradients", &shape, f32_storage())?;
-        let (grid, cube_dim) = launch.start(&self.device)?;
-        // SAFETY: groups are of these entries; a unit writes its own vectors of a block's two parts.
-        unsafe {
-            sum_blocks_kernel::launch_unchecked::<R>(
-                self.client,
-                grid,
-                cube_dim,
-                parts.required_address_type(),
-                vector,
-                arg(&groups.order, 1),
-                arg(&groups.starts, 1),
-                arg(&groups.blocks, 1),
-                arg(entries.source, 1),
-                arg(entries.factors, 1),
-                arg(entries.sources, vector),
-                arg(&parts, vector),
-                groups.block as u32,
-                self.plans.compiled(launch),
-            );
-        }
-        Ok(parts)
-    }
-
-    /// The gradients of long rows from their parts.
-    fn long_rows(&self, launch: Launch, parts: &Tensor<R>, gradients: &Tensor<R>) -> Result<()> {
-        let (groups, vector) = (self.groups, self.plans.vector);
-        let (grid, cube_dim) = launch.start(&self.device)?;
-        // SAFETY: a row's parts are those of its blocks, all below `blocks`; a unit writes its own vector of a row.
-        unsafe {
-            sum_parts_kernel::launch_unchecked::<R>(
-                self.client,
-                grid,
-                cube_dim,
-                gradients.required_address_type(),
-                vector,
-                arg(&groups.starts, 1),
-                arg(&groups.blocks, 1),
-                arg(parts, vector),
-                arg(gradients, vector),
-                groups.block as u32,
-                self.plans.compiled(launch),
-            );
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
 /// A unit's piece of a row: its first vector of a source, and the factor that goes with it.
@@ -262,48 +245,6 @@ impl<'a, R: Runtime> Sum<'a, R> {
 struct Piece {
     first: usize,
     factor: usize,
-}
-
-#[cube]
-fn piece_of(item: usize, #[comptime] plan: SumPlan) -> Piece {
-    let first = item % comptime!(plan.pieces()) * plan.block;
-    Piece { first, factor: first / plan.slice }
-}
-
-/// The sums of a unit's piece over the entries at `first..last` of `order`, `[block, strands]`.
-#[cube]
-fn sum_entries<N: Size>(
-    order: &Array<u32>,
-    source: &Array<u32>,
-    factors: &Array<f32>,
-    sources: &Array<Vector<f32, N>>,
-    piece: Piece,
-    first: usize,
-    last: usize,
-    #[comptime] plan: SumPlan,
-) -> Array<Vector<f32, N>> {
-    let count = comptime!(plan.block * plan.strands);
-    let mut sums = zero_sums::<N>(count);
-    for start in range_stepped(first, last, CHUNK) {
-        let mut chunk = zero_sums::<N>(count);
-        for place in start..min(start + CHUNK, last) {
-            let entry = order[place] as usize;
-            let lines = load::<f32, N>(sources, source[entry] as usize * plan.pitch() + piece.first, plan.block);
-            #[unroll]
-            for k in 0..plan.strands {
-                let scale = Vector::new(factors[entry * plan.factors + piece.factor + k]);
-                #[unroll]
-                for b in 0..plan.block {
-                    chunk[b * plan.strands + k] += scale * lines[b];
-                }
-            }
-        }
-        #[unroll]
-        for i in 0..count {
-            sums[i] += chunk[i];
-        }
-    }
-    sums
 }
 
 /// Writes a unit's sums to row `row` of `gradients`.
@@ -316,7 +257,7 @@ fn write_sums<N: Size>(
     #[comptime] plan: SumPlan,
 ) {
     #[unroll]
-    for b in 0..plan.block {
+    for b in 0..plan.run {
         #[unroll]
         for v in 0..plan.strands {
             gradients[(row * plan.pitch() + piece.first + b) * plan.strands + v] =
@@ -325,100 +266,250 @@ fn write_sums<N: Size>(
     }
 }
 
+/// Adds `more` to `sums`, and makes it zero.
+#[cube]
+fn add<N: Size>(sums: &mut Array<Vector<f32, N>>, more: &mut Array<Vector<f32, N>>, #[comptime] count: usize) {
+    #[unroll]
+    for i in 0..count {
+        sums[i] += more[i];
+        more[i] = Vector::new(0.0);
+    }
+}
+
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn sum_rows_kernel<N: Size>(
-    order: &Array<u32>,
-    starts: &Array<u32>,
-    count: &Array<u32>,
+fn sum_blocks_kernel<N: Size>(
+    pairs: &Array<Vector<u32, Two>>,
+    heads: &Array<u32>,
     source: &Array<u32>,
     factors: &Array<f32>,
     sources: &Array<Vector<f32, N>>,
     gradients: &mut Array<Vector<f32, N>>,
+    parts: &mut Array<Vector<f32, N>>,
+    entries: u32,
     block: u32,
+    run: u32,
+    of_cube: u32,
     #[comptime] plan: SumPlan,
 ) {
+    let runs = Runs::new(entries, run, of_cube);
     let item = CUBE_POS * plan.units + UNIT_POS as usize;
-    let row = item / comptime!(plan.pieces());
-    if row >= count[0] as usize {
+    let blocks = entries.div_ceil(block) as usize;
+    let own = lesser(item / comptime!(plan.pieces()), blocks - 1) as u32;
+    let begin = own * block;
+    // Rows are numbered as they begin.
+    let mut row = heads_before(heads, begin / run, runs, plan.plane);
+    if item / comptime!(plan.pieces()) >= blocks {
         terminate!();
     }
-    let (first, last) = (starts[row], starts[row + 1]);
-    if last - first <= block {
-        let piece = piece_of(item, plan);
-        let sums = sum_entries::<N>(order, source, factors, sources, piece, first as usize, last as usize, plan);
-        write_sums::<N>(&sums, gradients, row, piece, plan);
+    let end = min(begin + block, entries);
+    let first = item % comptime!(plan.pieces()) * plan.run;
+    let piece = Piece { first, factor: first / plan.slice };
+    let count = comptime!(plan.sums());
+    let mut sums = zero_sums::<N>(count);
+    let mut chunk = zero_sums::<N>(count);
+    let mut key = pairs[begin as usize][0];
+    let mut begun = !is_head(pairs, begin);
+    for start in range_stepped(begin, end, CHUNK as u32) {
+        let stop = min(start + CHUNK as u32, end);
+        for at in range_stepped(start, stop, comptime!(plan.flight as u32)) {
+            let mut keys = Array::<u32>::new(plan.flight);
+            let mut numbers = Array::<u32>::new(plan.flight);
+            #[unroll]
+            for n in 0..plan.flight {
+                let pair = pairs[min(at + n as u32, end - 1) as usize];
+                keys[n] = pair[0];
+                numbers[n] = pair[1];
+            }
+            let mut scales = Array::<f32>::new(comptime!(plan.flight * plan.strands));
+            let mut lines = Array::<Vector<f32, N>>::new(comptime!(plan.flight * plan.run));
+            #[unroll]
+            for n in 0..plan.flight {
+                let entry = numbers[n] as usize;
+                let line = (source[entry] / comptime!(plan.per as u32)) as usize * plan.pitch() + piece.first;
+                #[unroll]
+                for k in 0..plan.strands {
+                    scales[n * plan.strands + k] = factors[entry * plan.factors + piece.factor + k];
+                }
+                #[unroll]
+                for b in 0..plan.run {
+                    lines[n * plan.run + b] = sources[line + b];
+                }
+            }
+            #[unroll]
+            for n in 0..plan.flight {
+                if at + (n as u32) < stop {
+                    if keys[n] != key {
+                        add::<N>(&mut sums, &mut chunk, count);
+                        if begun {
+                            write_sums::<N>(&sums, parts, own as usize * 2, piece, plan);
+                        } else {
+                            write_sums::<N>(&sums, gradients, row as usize, piece, plan);
+                            row += 1;
+                        }
+                        begun = false;
+                        key = keys[n];
+                        #[unroll]
+                        for i in 0..count {
+                            sums[i] = Vector::new(0.0);
+                        }
+                    }
+                    #[unroll]
+                    for k in 0..plan.strands {
+                        let scale = Vector::new(scales[n * plan.strands + k]);
+                        #[unroll]
+                        for b in 0..plan.run {
+                            chunk[b * plan.strands + k] += scale * lines[n * plan.run + b];
+                        }
+                    }
+                }
+            }
+        }
+        add::<N>(&mut sums, &mut chunk, count);
+    }
+    let goes_on = end < entries && !is_head(pairs, min(end, entries - 1));
+    if begun || goes_on {
+        write_sums::<N>(&sums, parts, own as usize * 2 + usize::cast_from(!begun), piece, plan);
+    } else {
+        write_sums::<N>(&sums, gradients, row as usize, piece, plan);
     }
 }
 
-/// `parts[b, 0]` is what block b has of the row that it begins in, `parts[b, 1]` of the one that it ends in, if that is another; of rows of
-/// more than a block of entries alone, all others being whole in `sum_rows_kernel`.
+/// One cube of `every`, `listing` of them, lists rows, a unit those that begin in a run. The others have a unit for each vector of each block but the
+/// last: it adds up the parts of the row that begins in the block and goes on in the next, if one does.
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn sum_blocks_kernel<N: Size>(
-    order: &Array<u32>,
-    starts: &Array<u32>,
-    blocks: &Array<u32>,
-    source: &Array<u32>,
-    factors: &Array<f32>,
-    sources: &Array<Vector<f32, N>>,
-    parts: &mut Array<Vector<f32, N>>,
+fn sum_rows_kernel<N: Size>(
+    pairs: &Array<Vector<u32, Two>>,
+    heads: &Array<u32>,
+    parts: &Array<Vector<f32, N>>,
+    gradients: &mut Array<Vector<f32, N>>,
+    rows: &mut Array<u32>,
+    count: &mut Array<u32>,
+    entries: u32,
     block: u32,
+    run: u32,
+    of_cube: u32,
+    listing: u32,
+    every: u32,
     #[comptime] plan: SumPlan,
 ) {
-    let item = CUBE_POS * plan.units + UNIT_POS as usize;
-    let own = item / comptime!(plan.pieces());
-    if own + 1 >= blocks.len() {
-        terminate!();
+    let runs = Runs::new(entries, run, of_cube);
+    let cube = CUBE_POS as u32;
+    let listed = min(cube.div_ceil(every), listing);
+    if cube == listed * every && listed < listing {
+        let own = listed * comptime!(plan.units as u32) + UNIT_POS;
+        list_rows(pairs, heads, rows, count, own, entries, runs, plan);
+    } else {
+        let item = (cube - listed) as usize * plan.units + UNIT_POS as usize;
+        add_parts::<N>(pairs, heads, parts, gradients, item, entries, block, runs, plan);
     }
-    let piece = piece_of(item, plan);
-    let begin = own as u32 * block;
-    let end = min(begin + block, order.len() as u32);
-    let head = blocks[own];
-    // The row of the block's last entry.
-    let mut tail = blocks[own + 1];
-    if starts[tail as usize] >= end {
-        tail -= 1;
-    }
-    for side in 0..2usize {
-        let row = select(side == 0, head, tail) as usize;
-        let (first, last) = (starts[row], starts[row + 1]);
-        if last - first > block && (side == 0 || tail != head) {
-            let (first, last) = (max(first, begin) as usize, min(last, end) as usize);
-            let sums = sum_entries::<N>(order, source, factors, sources, piece, first, last, plan);
-            write_sums::<N>(&sums, parts, own * 2 + side, piece, plan);
+}
+
+#[cube]
+fn list_rows(
+    pairs: &Array<Vector<u32, Two>>,
+    heads: &Array<u32>,
+    rows: &mut Array<u32>,
+    count: &mut Array<u32>,
+    own: u32,
+    entries: u32,
+    runs: Runs,
+    #[comptime] plan: SumPlan,
+) {
+    let mut row = heads_before(heads, min(own, runs.runs - 1), runs, plan.plane);
+    if own < runs.runs {
+        let first = own * runs.run;
+        let last = min(first + runs.run, entries);
+        let mut before = pairs[max(first, 1) as usize - 1][0];
+        for start in range_stepped(first, last, comptime!(plan.flight as u32)) {
+            let mut keys = Array::<u32>::new(plan.flight);
+            #[unroll]
+            for n in 0..plan.flight {
+                keys[n] = pairs[min(start + n as u32, last - 1) as usize][0];
+            }
+            #[unroll]
+            for n in 0..plan.flight {
+                let i = start + n as u32;
+                // Behind the last, the last again.
+                if i == 0 || keys[n] != before {
+                    rows[row as usize] = keys[n];
+                    row += 1;
+                }
+                before = keys[n];
+            }
+        }
+        if own + 1 == runs.runs {
+            count[0] = row;
         }
     }
 }
 
-/// The unit of the block that a long row begins in adds up the row's parts.
-#[cube(launch_unchecked, address_type = "dynamic")]
-fn sum_parts_kernel<N: Size>(
-    starts: &Array<u32>,
-    blocks: &Array<u32>,
+#[cube]
+fn add_parts<N: Size>(
+    pairs: &Array<Vector<u32, Two>>,
+    heads: &Array<u32>,
     parts: &Array<Vector<f32, N>>,
     gradients: &mut Array<Vector<f32, N>>,
+    item: usize,
+    entries: u32,
     block: u32,
+    runs: Runs,
     #[comptime] plan: SumPlan,
 ) {
     let width = comptime!(plan.width());
-    let item = CUBE_POS * plan.units + UNIT_POS as usize;
-    let (own, vector) = (item / width, item % width);
-    if own + 2 >= blocks.len() {
-        terminate!();
+    let blocks = entries.div_ceil(block);
+    let vector = item % width;
+    let own = lesser(item / width, blocks as usize - 1) as u32;
+    let end = min(own * block + block, entries - 1);
+    let key = pairs[end as usize][0];
+    let last = pairs[max(end, 1) as usize - 1][0];
+    let begins = own == 0 || pairs[max(own * block, 1) as usize - 1][0] != key;
+    let goes_on = own + 1 < blocks && last == key && begins;
+    let mut asks = goes_on;
+    if comptime!(plan.plane > 0) {
+        asks = plane_any(goes_on);
     }
-    // Rows that go on in the next block: one at most.
-    let row = blocks[own + 1];
-    let (first, last) = (starts[row as usize], starts[row as usize + 1]);
-    if last - first > block && first / block == own as u32 {
-        let side = usize::cast_from(row != blocks[own]);
-        let mut sum = parts[(own * 2 + side) * width + vector];
-        let end = (last - 1) as usize / block as usize + 1;
-        for start in range_stepped(own + 1, end, CHUNK) {
-            let mut chunk = Vector::<f32, N>::new(0.0);
-            for other in start..min(start + CHUNK, end) {
-                chunk += parts[other * 2 * width + vector];
+    if asks {
+        let before = heads_before(heads, end / runs.run, runs, plan.plane);
+        if goes_on {
+            let stop = stop_of(pairs, key, own + 2, blocks, block);
+            let mut sum = parts[(own as usize * 2 + 1) * width + vector];
+            for start in range_stepped(own + 1, stop, CHUNK as u32) {
+                let mut chunk = Vector::<f32, N>::new(0.0);
+                for other in start..min(start + CHUNK as u32, stop) {
+                    chunk += parts[other as usize * 2 * width + vector];
+                }
+                sum += chunk;
             }
-            sum += chunk;
+            gradients[(before - 1) as usize * width + vector] = sum;
         }
-        gradients[row as usize * width + vector] = sum;
     }
+}
+
+/// The first block from `first` on that does not begin with `key`, or `blocks`: most rows end soon, so that steps grow before a bisection.
+#[cube]
+fn stop_of(pairs: &Array<Vector<u32, Two>>, key: u32, first: u32, blocks: u32, block: u32) -> u32 {
+    let mut low = first;
+    let mut high = first;
+    let mut step = 1u32;
+    let mut more = high < blocks;
+    while more {
+        if pairs[(high * block) as usize][0] == key {
+            low = high + 1;
+            high += step;
+            step *= 2;
+            more = high < blocks;
+        } else {
+            more = false;
+        }
+    }
+    high = min(high, blocks);
+    while low < high {
+        let middle = (low + high) / 2;
+        if pairs[(middle * block) as usize][0] == key {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low
 }

@@ -2,6 +2,7 @@
 //! awkward shapes, every launch watched. It fails on a wrong number, on anything that the sanitiser finds, on more bytes than
 //! the model of cost has or the shapes call for, and where a strategy that only such a GPU has did not run.
 
+mod popular;
 mod raw;
 
 use std::collections::BTreeMap;
@@ -21,13 +22,12 @@ use ultramem_versus::reference as oracle;
 const TYPES: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::BF16];
 
 /// Buffers that are not written in full by design: the lists of used rows and what belongs to them, of which only the first `count`
-/// rows are set, the parts of rows that are longer than a block, what several launches write, a part each, and what lies between tensors that
+/// rows are set, the parts of rows that lie in several blocks, what several launches write, a part each, and what lies between tensors that
 /// share a buffer.
-const LISTS: [&str; 7] = [
-    "mark_heads_kernel",
+const LISTS: [&str; 6] = [
     "sum_rows_kernel",
     "sum_blocks_kernel",
-    "sum_parts_kernel",
+    "column_sum_kernel",
     "norm_backward_kernel",
     "join_rows_kernel",
     "retrieve_kernel",

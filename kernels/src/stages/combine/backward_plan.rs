@@ -69,7 +69,7 @@ impl CombineBackwardPlans {
             CorePlans {
                 shares,
                 parts: launch("grad_core_kernel", shares.shares.saturating_mul(numbers), loops),
-                sum: ColumnSumPlans::of(device, shares.shares, numbers),
+                sum: ColumnSumPlans::of(device, &[shares.shares], numbers),
             }
         };
         let core = (!additive).then(|| core(cores * heads * rank * rank));
@@ -80,7 +80,7 @@ impl CombineBackwardPlans {
 
     /// The launches in their order; of no cubes where there are no tokens.
     pub fn launches(&self) -> Vec<Launch> {
-        let core = self.core.iter().flat_map(|core| [&[core.parts], core.sum.launches.as_slice()].concat());
+        let core = self.core.iter().flat_map(|core| [vec![core.parts], core.sum.launches()].concat());
         core::iter::once(self.sides).chain(core).collect()
     }
 }

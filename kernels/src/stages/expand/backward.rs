@@ -123,16 +123,17 @@ pub fn expand_backward<R: Runtime>(
     let scores = empty(client, "gradient of the scores", chosen.scores.shape(), f32_storage())?;
     let width = stage.sizes.width(&stage.device);
     row_products(client, plans.products, memory.values, &places, &grad_pooled, width, &scores)?;
-    let groups = group(client, &places.rows, memory.rows.table_rows)?;
+    let groups = group(client, &places.rows)?;
     let entries = Terms {
         source: &places.source,
+        per: 1,
         factors: &chosen.scores,
         sources: &grad_pooled,
         count: cores,
         slice: value_dim / cores,
         shared: false,
     };
-    let values = sum_rows(client, groups.clone(), &entries, memory.rows.table_rows)?;
+    let values = sum_rows(client, &groups, &entries, memory.rows.table_rows)?;
     Ok(ExpandGradients {
         scores,
         values,

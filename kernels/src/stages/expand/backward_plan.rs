@@ -10,7 +10,7 @@ use crate::linear::column_sum::ColumnSumPlans;
 use crate::linear::outer::{OuterPlans, OuterSizes};
 use crate::linear::{ProductPlans, ProjectSizes, ProjectStrategy};
 use crate::table::group::SortPlans;
-use crate::table::locate::locate_launch;
+use crate::table::locate::LOCATE;
 use crate::table::row_products::ProductPlan;
 use crate::table::segment_sum::{SumPlans, SumSizes};
 use crate::table::source::ShufflePlan;
@@ -42,7 +42,7 @@ pub struct ExpandBackwardPlans {
     pub gate: Option<Launch>,
     /// Looks slots up in a shuffle of several pages.
     pub shuffle: ShufflePlan,
-    /// Lists the rows of the slots.
+    /// Lists the rows of the slots, and counts their first digits.
     pub locate: Launch,
     /// Multiplies the rows of one page.
     pub products: Planned<ProductPlan>,
@@ -77,8 +77,8 @@ impl ExpandBackwardPlans {
         let slice = value_dim / cores / forward.width(device);
         let product = ProductPlan::of(device, entries, cores, slice, pages > 1);
         let products = Planned { plan: product, launch: product.launch("row_products_kernel", entries, 0) };
-        let used = entries.min(address.table_rows);
-        let sums = SumSizes { entries, rows: used, factors: cores, slice: value_dim / cores, shared: false };
+        let sort = SortPlans::of(device, entries, address.table_rows);
+        let sums = SumSizes { factors: cores, slice: value_dim / cores, shared: false };
         let of_outer = OuterSizes { tokens, m: hidden_size, n: pooled_dim, dtype };
         let outer = || OuterPlans::of(device, &of_outer, strategy);
         let gate = || Launch::flat(device, "gate_backward_kernel", tokens.saturating_mul(value_dim), 0);
@@ -89,13 +89,13 @@ impl ExpandBackwardPlans {
             pool: (!sizes.pooled).then(|| PoolPlans::of(device, &ungated)).transpose()?,
             gate: forward.gated.then(gate),
             shuffle: forward.shuffle(device),
-            locate: locate_launch(device, entries),
+            locate: sort.listing(LOCATE),
             products,
             pages,
-            sort: SortPlans::of(device, entries, address.table_rows),
-            sums: SumPlans::of(device, &sums),
+            sort,
+            sums: SumPlans::of(device, &sort, &sums),
             weight: forward.projects.then(outer).flatten(),
-            bias: forward.biased.then(|| ColumnSumPlans::of(device, tokens, hidden_size)),
+            bias: forward.biased.then(|| ColumnSumPlans::of(device, &[tokens], hidden_size)),
         };
         check_all("expand backward", device, &plans.launches())?;
         Ok(plans)
@@ -110,7 +110,7 @@ impl ExpandBackwardPlans {
         let places = [self.shuffle.launches(), vec![self.locate], products].concat();
         let rows = [self.sort.launches(), self.sums.launches()].concat();
         let weight = self.weight.iter().flat_map(OuterPlans::launches);
-        let bias = self.bias.iter().flat_map(|sum| sum.launches.iter().copied());
+        let bias = self.bias.iter().flat_map(ColumnSumPlans::launches);
         pooled.chain(self.gate).chain(places).chain(rows).chain(weight).chain(bias).collect()
     }
 }

@@ -12,8 +12,7 @@ use crate::Result;
 use crate::launch::device::Device;
 use crate::launch::loops::strided;
 use crate::launch::plan::{Launch, Planned};
-use crate::launch::tensor::{Tensor, arg, empty, f32_storage};
-use crate::linear::column_sum::{ColumnSumPlans, column_sum};
+use crate::launch::tensor::{Parts, Tensor, arg, f32_storage};
 use crate::linear::interleave::{interleaved, load, strand};
 use crate::linear::tile::{component_sum, zero_sums};
 use crate::select::{lane_of, row_lanes};
@@ -43,6 +42,16 @@ pub(crate) struct Normed<'a, R: Runtime> {
     pub step: usize,
     /// Which of all groups `grad` has, u32 `[groups]`, and how many they are, u32 `[1]`; None: all of them in turn.
     pub listed: Option<(&'a Tensor<R>, &'a Tensor<R>)>,
+    /// The type that the normalised vectors are rounded to, where they are wanted; groups have one vector then.
+    pub rounded: Option<StorageType>,
+}
+
+/// What a norm's way back leaves besides the vectors' gradient.
+pub(crate) struct NormGradients<R: Runtime> {
+    /// f32 `[cubes, size]`: the parts of the weight's gradient.
+    pub parts: Tensor<R>,
+    /// f32 `[groups, size]`: the vectors as the norm gives them, rounded; None where they are not wanted.
+    pub normalised: Option<Tensor<R>>,
 }
 
 /// The sizes of a norm's way back.
@@ -58,6 +67,8 @@ pub struct NormSizes {
     pub step: usize,
     /// Whether the groups are listed, or are all of them in turn.
     pub listed: bool,
+    /// Whether the normalised vectors are wanted.
+    pub normalised: bool,
 }
 
 /// What is fixed when the kernel is compiled.
@@ -73,6 +84,8 @@ pub struct NormPlan {
     pub step: usize,
     /// Whether the groups are listed.
     pub listed: bool,
+    /// Whether the normalised vectors are written.
+    pub normalised: bool,
     /// Groups of a cube.
     pub tile: usize,
     /// Units of a cube.
@@ -84,12 +97,22 @@ pub struct NormPlan {
 impl NormPlan {
     /// Plans a norm's way back: as many units as have room for their sums, each group with a few lanes. The launch is checked when it is made.
     pub fn of(device: &Device, sizes: &NormSizes) -> Planned<Self> {
-        let NormSizes { norm, groups, size, step, listed } = *sizes;
+        let NormSizes { norm, groups, size, step, listed, normalised } = *sizes;
         let width = device.width(4, &[size]);
         let pieces = size / width;
         let with = |units: usize| {
             let tile = units / row_lanes(device, pieces).min(units);
-            Self { norm, width, pieces, step, listed, tile, units, lanes: pieces.next_power_of_two().min(units) }
+            Self {
+                norm,
+                width,
+                pieces,
+                step,
+                listed,
+                normalised,
+                tile,
+                units,
+                lanes: pieces.next_power_of_two().min(units),
+            }
         };
         let mut plan = with(device.units(usize::MAX));
         while plan.units > 1 && plan.shared_bytes() > device.shared_bytes {
@@ -122,46 +145,26 @@ impl NormPlan {
     }
 }
 
-/// The launches of a norm's way back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NormPlans {
-    /// Goes back through the norm.
-    pub norm: Planned<NormPlan>,
-    /// Adds up the cubes' parts of the weight's gradient.
-    pub sum: ColumnSumPlans,
-}
-
-impl NormPlans {
-    /// Plans a norm's way back. Each launch is checked when it is made.
-    pub fn of(device: &Device, sizes: &NormSizes) -> Self {
-        let norm = NormPlan::of(device, sizes);
-        Self { norm, sum: ColumnSumPlans::of(device, norm.launch.cubes, sizes.size) }
-    }
-
-    /// The launches in their order.
-    pub fn launches(&self) -> Vec<Launch> {
-        [&[self.norm.launch], self.sum.launches.as_slice()].concat()
-    }
-}
-
-/// Turns `grad`, f32 `[groups, size, step]`, from the gradient of the normalised vectors into that of the vectors, and returns the
-/// weight's, f32 `[size]`.
+/// Turns `grad`, f32 `[groups, size, step]`, from the gradient of the normalised vectors into that of the vectors.
 pub(crate) fn norm_backward<R: Runtime>(
     client: &ComputeClient<R>,
     normed: &Normed<'_, R>,
     grad: &Tensor<R>,
     groups: usize,
-) -> Result<Tensor<R>> {
+) -> Result<NormGradients<R>> {
     let device = Device::of(client);
     let size = normed.weight.shape()[0];
-    let (norm, step, listed) = (normed.norm, normed.step, normed.listed.is_some());
-    let sizes = NormSizes { norm, groups, size, step, listed };
+    let (norm, step, listed, rounded) = (normed.norm, normed.step, normed.listed.is_some(), normed.rounded);
+    let sizes = NormSizes { norm, groups, size, step, listed, normalised: rounded.is_some() };
     let Planned { plan, launch } = NormPlan::of(&device, &sizes).checked("norm backward", &device)?;
-    let parts = empty(client, "parts of the norm's gradient", &[launch.cubes, size], f32_storage())?;
+    let kept = if plan.normalised { groups } else { 0 };
+    let shapes = [(&[kept, size][..], f32_storage()), (&[launch.cubes, size][..], f32_storage())];
+    let Parts { words, starts, tensors: [normalised, parts] } = Parts::empty(client, "what a norm leaves", shapes)?;
     let (grid, cube_dim) = launch.start(&device)?;
     // A buffer that is written must not be bound twice.
     let (listed, used) = normed.listed.unwrap_or((normed.numbers, normed.numbers));
-    // SAFETY: the caller has checked the shapes, and that listed groups are among all; a unit reads and writes groups of its cube.
+    // SAFETY: the caller has checked the shapes, and that listed groups are among all; a unit reads and writes groups of its cube, and the
+    // parts begin at a whole vector behind the normalised ones.
     unsafe {
         norm_backward_kernel::launch_unchecked::<R>(
             client,
@@ -173,28 +176,32 @@ pub(crate) fn norm_backward<R: Runtime>(
             arg(listed, 1),
             arg(used, 1),
             arg(grad, plan.width),
-            arg(&parts, plan.width),
+            arg(&words, plan.width),
             normed.eps,
             groups as u32,
+            (starts[1] / plan.width) as u32,
             plan,
             normed.numbers.dtype,
+            rounded.unwrap_or(f32_storage()),
         );
     }
-    column_sum(client, &parts)
+    Ok(NormGradients { parts, normalised: plan.normalised.then_some(normalised) })
 }
 
 #[cube(launch_unchecked)]
-fn norm_backward_kernel<E: Float, N: Size>(
+fn norm_backward_kernel<E: Float, Q: Float, N: Size>(
     numbers: &Array<Vector<E, N>>,
     weight: &Array<Vector<f32, N>>,
     listed: &Array<u32>,
     used: &Array<u32>,
     grad: &mut Array<Vector<f32, N>>,
-    parts: &mut Array<Vector<f32, N>>,
+    left: &mut Array<Vector<f32, N>>,
     eps: f32,
     groups: u32,
+    parts: u32,
     #[comptime] plan: NormPlan,
     #[define(E)] _dtype: StorageType,
+    #[define(Q)] _rounded: StorageType,
 ) {
     if CUBE_POS >= (groups as usize).div_ceil(plan.tile) {
         terminate!();
@@ -224,7 +231,7 @@ fn norm_backward_kernel<E: Float, N: Size>(
         let mut sum = Vector::<f32, N>::new(0.0);
         if piece < plan.pieces {
             for group in range_stepped(first + slice, last, comptime!(plan.slices())) {
-                sum += through::<E, N>(numbers, weight, listed, grad, &means, first, group, piece, plan);
+                sum += through::<E, Q, N>(numbers, weight, listed, grad, left, &means, first, group, piece, plan);
             }
         }
         if comptime!(plan.slices() > 1) {
@@ -236,18 +243,20 @@ fn norm_backward_kernel<E: Float, N: Size>(
             sync_cube();
         }
         if slice == 0 && piece < plan.pieces {
-            parts[CUBE_POS * plan.pieces + piece] = sum;
+            left[parts as usize + CUBE_POS * plan.pieces + piece] = sum;
         }
     }
 }
 
-/// Brings one piece of a group's gradients through the norm, in place, and returns its part of the weight's gradient.
+/// Brings one piece of a group's gradients through the norm, in place, and returns its part of the weight's gradient. Leaves the normalised
+/// numbers, where they are wanted.
 #[cube]
-fn through<E: Float, N: Size>(
+fn through<E: Float, Q: Float, N: Size>(
     numbers: &Array<Vector<E, N>>,
     weight: &Array<Vector<f32, N>>,
     listed: &Array<u32>,
     grad: &mut Array<Vector<f32, N>>,
+    left: &mut Array<Vector<f32, N>>,
     means: &SharedMemory<f32>,
     first: usize,
     group: usize,
@@ -267,6 +276,9 @@ fn through<E: Float, N: Size>(
         let scale = Vector::new(of.scale);
         inner[k] = (grad * weight[piece] - centred * Vector::new(of.along) - Vector::new(of.across)) * scale;
         part += grad * centred * scale;
+        if comptime!(plan.normalised) {
+            left[at] = Vector::cast_from(Vector::<Q, N>::cast_from(centred * scale * weight[piece]));
+        }
     }
     #[unroll]
     for v in 0..plan.step {

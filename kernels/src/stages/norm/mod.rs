@@ -4,8 +4,8 @@ mod backward;
 
 use cubecl::prelude::*;
 
-pub use self::backward::{NormPlan, NormPlans, NormSizes};
-pub(crate) use self::backward::{Normed, norm_backward};
+pub(crate) use self::backward::{NormGradients, Normed, norm_backward};
+pub use self::backward::{NormPlan, NormSizes};
 
 /// How a vector is normalised before it is scored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -102,7 +102,7 @@ impl QueryBackwardPlans {
                 input: strategy.plan(device, &input)?,
                 add: (at > 0 || more).then(|| add_launch(device, tokens.saturating_mul(hidden_size))),
                 weight: OuterPlans::of(device, &outer, strategy),
-                bias: map.biased.then(|| ColumnSumPlans::of(device, tokens, map.width)),
+                bias: map.biased.then(|| ColumnSumPlans::of(device, &[tokens], map.width)),
             })
         };
         let plans = Self { maps: maps.iter().enumerate().map(of_map).collect::<Result<_>>()? };
@@ -115,7 +115,7 @@ impl QueryBackwardPlans {
         let products = |map: &MapPlans| map.input.as_ref().map_or(Vec::new(), ProductPlans::launches);
         let to_input = self.maps.iter().flat_map(|map| map.cast.into_iter().chain(products(map)).chain(map.add));
         let own = |map: &MapPlans| {
-            let bias = map.bias.as_ref().map_or(Vec::new(), |sum| sum.launches.clone());
+            let bias = map.bias.as_ref().map_or(Vec::new(), ColumnSumPlans::launches);
             [map.weight.as_ref().map_or(Vec::new(), OuterPlans::launches), bias].concat()
         };
         to_input.chain(self.maps.iter().flat_map(own)).collect()

@@ -3,7 +3,8 @@
 //! - `grad_q̂[t, side] = Σ_{h, m, ρ} grad_sides[t, h, m, side, ρ] · K̂[h, side, key, ρ]`, through the query's norm to the query;
 //! - `grad_K̂[h, side, i, ρ] = Σ grad_sides[t, h, m, side, ρ] · q̂[t, side]` over the slots with that key, grouped by key and summed in the
 //!   order of the slots ([`RowGradients`]), through the keys' norm to the keys;
-//! - each norm's backward in place of the gradient that comes to it, and its weight's from the parts that every query, or key, has in it.
+//! - each norm's backward in place of the gradient that comes to it, and its weight's from the parts that every query, or key, has in it. The
+//!   queries' leaves them normalised, `q̂`, for the keys' sums.
 //!
 //! Which keys are kept is a constant, so no score but those of chosen slots is looked at: no `[tokens, side_keys]` anywhere. Reads
 //! `2 · heads · top_m · rank` normalised keys per token and as many queries, mostly from cache, and writes a gradient for each used key.
@@ -14,9 +15,10 @@ use super::backward_plan::{FEW_RANKS, ScoreBackwardPlan, ScoreBackwardPlans};
 use super::{Normalisation, PreparedKeys, Queries, ScoreSizes};
 use crate::launch::device::Device;
 use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, float_type, index, positive, u32_storage, zeros};
+use crate::linear::column_sum::{column_sum, column_sums};
 use crate::linear::tile::zero_sums;
-use crate::stages::norm::{Norm, Normed, moments, norm_backward};
-use crate::table::group::group;
+use crate::stages::norm::{NormGradients, Normed, norm_backward};
+use crate::table::group::{Listed, One, SortPlan, count_digits, first_of, group, step_of};
 use crate::table::row_gradients::RowGradients;
 use crate::table::segment_sum::{Terms, sum_rows};
 use crate::{Error, Result};
@@ -63,13 +65,20 @@ pub fn score_backward<R: Runtime>(
     if stage.tokens == 0 {
         return stage.nothing();
     }
-    let queries = stage.normalise()?;
-    let grad_queries = stage.grad_queries(grad_sides)?;
-    let query_norm = stage.through_query_norm(&grad_queries)?;
+    let query = stage.grad_queries(grad_sides)?;
+    let (queries, of_queries) = match stage.through_query_norm(&query)? {
+        Some(NormGradients { parts, normalised: Some(queries) }) => (queries, Some(parts)),
+        _ => (stage.round()?, None),
+    };
     let keys = stage.grad_keys(&queries, grad_sides)?;
     drop(queries);
-    let keys_norm = scored.keys_norm.map(|norm| stage.through_keys_norm(&keys, norm)).transpose()?;
-    Ok(ScoreGradients { query: grad_queries, query_norm, keys, keys_norm })
+    let of_keys = scored.keys_norm.map(|norm| stage.through_keys_norm(&keys, norm)).transpose()?;
+    let sum = |parts: Option<Tensor<R>>| parts.map(|parts| column_sum(client, &parts)).transpose();
+    let (query_norm, keys_norm) = match (of_queries, of_keys.map(|norm| norm.parts)) {
+        (Some(queries), Some(keys)) => column_sums(client, [&queries, &keys])?.map(Some).into(),
+        (queries, keys) => (sum(queries)?, sum(keys)?),
+    };
+    Ok(ScoreGradients { query, query_norm, keys, keys_norm })
 }
 
 /// The checked arguments.
@@ -146,26 +155,24 @@ impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
         self.tokens * self.plan.query_pairs * 2
     }
 
-    /// The normalised queries, rounded to the keys' type, as scoring has them.
-    fn normalise(&self) -> Result<Tensor<R>> {
-        let Queries { numbers, norm, .. } = self.scored.queries;
-        let Some(launch) = self.plans.normalise else { return Ok(numbers.clone()) };
-        let (norm, eps, weight) = norm.map_or((None, 0.0, numbers), |(norm, eps, weight)| (Some(norm), eps, weight));
-        let queries = empty(self.client, "normalised queries", numbers.shape(), f32_storage())?;
+    /// Queries that no norm normalises, rounded to the keys' type, as scoring has them.
+    fn round(&self) -> Result<Tensor<R>> {
+        let numbers = self.scored.queries.numbers;
+        let Some(launch) = self.plans.round else { return Ok(numbers.clone()) };
+        let width = self.device.width(4, &[self.plan.key_dim]);
+        let queries = empty(self.client, "rounded queries", numbers.shape(), f32_storage())?;
         let (grid, cube_dim) = launch.start(&self.device)?;
-        // SAFETY: shapes are checked; a unit reads and writes its own query.
+        // SAFETY: both have one shape, and a unit reads and writes its own vector.
         unsafe {
-            normalise_kernel::launch_unchecked::<R>(
+            round_kernel::launch_unchecked::<R>(
                 self.client,
                 grid,
                 cube_dim,
-                arg(numbers, 1),
-                arg(weight, 1),
-                arg(&queries, 1),
-                eps,
-                self.queries() as u32,
-                norm,
-                self.plans.compiled(launch),
+                width,
+                arg(numbers, width),
+                arg(&queries, width),
+                (self.queries() * self.plan.key_dim / width) as u32,
+                launch.units,
                 self.scored.keys.dtype,
             );
         }
@@ -174,7 +181,9 @@ impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
 
     /// The gradient of the normalised queries.
     fn grad_queries(&self, grad_sides: &Tensor<R>) -> Result<Tensor<R>> {
-        let width = self.device.width(4, &[self.plan.key_dim]);
+        let key_dim = self.plan.key_dim;
+        let (width, narrow) =
+            (self.device.width(self.scored.keys.dtype.size(), &[key_dim]), self.device.width(4, &[key_dim]));
         let grad = empty(self.client, "gradient of the queries", self.scored.queries.numbers.shape(), f32_storage())?;
         let launch = self.plans.queries;
         let (grid, cube_dim) = launch.start(&self.device)?;
@@ -185,10 +194,11 @@ impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
                 grid,
                 cube_dim,
                 width,
+                narrow,
                 arg(self.scored.slots, 1),
                 arg(grad_sides, 1),
                 arg(&self.scored.prepared.normalised, width),
-                arg(&grad, width),
+                arg(&grad, narrow),
                 self.queries() as u32,
                 self.plans.compiled(launch),
                 self.scored.keys.dtype,
@@ -197,11 +207,12 @@ impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
         Ok(grad)
     }
 
-    /// Turns the normalised queries' gradient into the queries'; returns the norm weight's.
-    fn through_query_norm(&self, grad: &Tensor<R>) -> Result<Option<Tensor<R>>> {
+    /// Turns the normalised queries' gradient into the queries', and leaves what the keys' sums and the norm's weight take of them.
+    fn through_query_norm(&self, grad: &Tensor<R>) -> Result<Option<NormGradients<R>>> {
         let Queries { numbers, norm, .. } = self.scored.queries;
         let through = |(norm, eps, weight)| {
-            let normed = Normed { numbers, weight, norm, eps, step: 1, listed: None };
+            let rounded = Some(self.scored.keys.dtype);
+            let normed = Normed { numbers, weight, norm, eps, step: 1, listed: None, rounded };
             norm_backward(self.client, &normed, grad, self.queries())
         };
         norm.map(through).transpose()
@@ -210,37 +221,42 @@ impl<'a, R: Runtime> ScoreBackwardCall<'a, R> {
     /// The gradient of the normalised keys, `[heads · 2 · side_keys, key_dim · rank]`.
     fn grad_keys(&self, queries: &Tensor<R>, grad_sides: &Tensor<R>) -> Result<RowGradients<R>> {
         let entries = self.tokens * self.plan.heads * self.plan.top_m * 2;
-        let keys = empty(self.client, "keys of the slots", &[entries], u32_storage())?;
+        let rows = self.plan.heads * 2 * self.plan.side_keys;
+        let keys = Listed::empty(self.client, entries, rows)?;
         let source = empty(self.client, "queries of the slots", &[entries], u32_storage())?;
         let launch = self.plans.list;
         let (grid, cube_dim) = launch.start(&self.device)?;
-        // SAFETY: shapes are checked; a unit writes its own entry.
+        // SAFETY: shapes are checked; a unit writes its own entries, and a cube its own counts.
         unsafe {
             list_keys_kernel::launch_unchecked::<R>(
                 self.client,
                 grid,
                 cube_dim,
                 arg(self.scored.slots, 1),
-                arg(&keys, 1),
+                arg(&keys.keys, 1),
                 arg(&source, 1),
+                arg(&keys.counts, 1),
                 entries as u32,
+                keys.plans.chunk as u32,
+                launch.cubes as u32,
                 self.plans.compiled(launch),
+                keys.plans.plan,
             );
         }
-        let rows = self.plan.heads * 2 * self.plan.side_keys;
-        let groups = group(self.client, &keys, rows)?;
+        let groups = group(self.client, &keys)?;
         let (count, slice) = (self.plan.rank, self.plan.key_dim);
-        let entries = Terms { source: &source, factors: grad_sides, sources: queries, count, slice, shared: true };
-        sum_rows(self.client, groups, &entries, rows)
+        let entries =
+            Terms { source: &source, per: 1, factors: grad_sides, sources: queries, count, slice, shared: true };
+        sum_rows(self.client, &groups, &entries, rows)
     }
 
-    /// Turns the normalised keys' gradient into the keys'; returns the norm weight's. Listed keys are below `heads · 2 · side_keys`, as
+    /// Turns the normalised keys' gradient into the keys'. Listed keys are below `heads · 2 · side_keys`, as
     /// `list_keys_kernel` has clamped them.
-    fn through_keys_norm(&self, grad: &RowGradients<R>, norm: Normalisation<'_, R>) -> Result<Tensor<R>> {
+    fn through_keys_norm(&self, grad: &RowGradients<R>, norm: Normalisation<'_, R>) -> Result<NormGradients<R>> {
         let ((groups, _), (norm, eps, weight)) = (grad.check(self.client)?, norm);
         let numbers = self.scored.keys;
         let listed = Some((&grad.rows, &grad.count));
-        let normed = Normed { numbers, weight, norm, eps, step: self.plan.rank, listed };
+        let normed = Normed { numbers, weight, norm, eps, step: self.plan.rank, listed, rounded: None };
         norm_backward(self.client, &normed, &grad.gradients, groups)
     }
 }
@@ -262,47 +278,27 @@ fn query_of(head: usize, side: usize, #[comptime] plan: ScoreBackwardPlan) -> us
     head / plan.heads_per_pair * 2 + side
 }
 
-/// A unit normalises one query, or takes it as it is, and rounds it to the keys' type.
 #[cube(launch_unchecked)]
-fn normalise_kernel<E: Float>(
-    query: &Array<f32>,
-    weight: &Array<f32>,
-    queries: &mut Array<f32>,
-    eps: f32,
+fn round_kernel<E: Float, N: Size>(
+    query: &Array<Vector<f32, N>>,
+    queries: &mut Array<Vector<f32, N>>,
     count: u32,
-    #[comptime] norm: Option<Norm>,
-    #[comptime] plan: ScoreBackwardPlan,
+    #[comptime] units: usize,
     #[define(E)] _dtype: StorageType,
 ) {
-    let item = CUBE_POS * plan.units + UNIT_POS as usize;
-    if item >= count as usize {
-        terminate!();
-    }
-    let first = item * plan.key_dim;
-    let normalised = comptime!(norm.is_some());
-    let mut mean = 0.0f32;
-    let mut scale = 1.0f32;
-    if normalised {
-        let of = moments::<f32>(query, first, eps, plan.key_dim, 1usize, comptime!(norm.unwrap_or(Norm::Rms)));
-        mean = of.mean;
-        scale = of.scale;
-    }
-    for d in 0..plan.key_dim {
-        let mut value = query[first + d];
-        if normalised {
-            value = (value - mean) * scale * weight[d];
-        }
-        queries[first + d] = f32::cast_from(E::cast_from(value));
+    let item = CUBE_POS * units + UNIT_POS as usize;
+    if item < count as usize {
+        queries[item] = Vector::cast_from(Vector::<E, N>::cast_from(query[item]));
     }
 }
 
-/// A unit sums `block` vectors of one query's gradient, over the slots of the heads that it serves.
+/// A unit sums `block` vectors of one query's gradient, over the slots of the heads that it serves, and loads the keys of several at once.
 #[cube(launch_unchecked)]
-fn grad_queries_kernel<E: Float, D: Size>(
+fn grad_queries_kernel<E: Float, D: Size, N: Size>(
     slots: &Array<u32>,
     grad_sides: &Array<f32>,
     normalised: &Array<Vector<E, D>>,
-    grad: &mut Array<Vector<f32, D>>,
+    grad: &mut Array<Vector<f32, N>>,
     count: u32,
     #[comptime] plan: ScoreBackwardPlan,
     #[define(E)] _dtype: StorageType,
@@ -322,23 +318,48 @@ fn grad_queries_kernel<E: Float, D: Size>(
     let mut sums = zero_sums::<D>(plan.block);
     for head in first_head..min(first_head + plan.heads_per_pair, plan.heads) {
         let row = token * plan.heads + head;
-        for m in 0..plan.top_m {
-            let entry = row * plan.top_m + m;
-            let key = (head * 2 + side) * plan.side_keys + key_of(slots[entry], side, plan);
+        for m in range_stepped(0usize, plan.top_m, plan.flight) {
+            let mut keys = Array::<u32>::new(plan.flight);
+            #[unroll]
+            for n in 0..plan.flight {
+                let slot = slots[row * plan.top_m + min(m + n, plan.top_m - 1)];
+                keys[n] = ((head * 2 + side) * plan.side_keys + key_of(slot, side, plan)) as u32;
+            }
             #[unroll(plan.rank <= FEW_RANKS)]
             for rho in 0..plan.rank {
-                let factor = Vector::new(grad_sides[(entry * 2 + side) * plan.rank + rho]);
-                let base = (key * plan.rank + rho) * depth + first;
+                let mut factors = Array::<f32>::new(plan.flight);
+                let mut lines = Array::<Vector<E, D>>::new(comptime!(plan.flight * plan.block));
                 #[unroll]
-                for b in 0..plan.block {
-                    sums[b] += factor * Vector::cast_from(normalised[base + b]);
+                for n in 0..plan.flight {
+                    let entry = row * plan.top_m + min(m + n, plan.top_m - 1);
+                    factors[n] = grad_sides[(entry * 2 + side) * plan.rank + rho];
+                    let base = (keys[n] as usize * plan.rank + rho) * depth + first;
+                    #[unroll]
+                    for b in 0..plan.block {
+                        lines[n * plan.block + b] = normalised[base + b];
+                    }
+                }
+                #[unroll]
+                for n in 0..plan.flight {
+                    if m + n < plan.top_m {
+                        #[unroll]
+                        for b in 0..plan.block {
+                            sums[b] += Vector::new(factors[n]) * Vector::cast_from(lines[n * plan.block + b]);
+                        }
+                    }
                 }
             }
         }
     }
+    let narrow = N::value();
     #[unroll]
-    for b in 0..plan.block {
-        grad[query * depth + first + b] = sums[b];
+    for v in 0..comptime!(plan.block * width / narrow) {
+        let mut part = Vector::<f32, N>::new(0.0);
+        #[unroll]
+        for n in 0..narrow {
+            part[n] = sums[comptime!((v * narrow + n) / width)][comptime!((v * narrow + n) % width)];
+        }
+        grad[(query * depth + first) * comptime!(width / narrow) + v] = part;
     }
 }
 
@@ -346,18 +367,30 @@ fn grad_queries_kernel<E: Float, D: Size>(
 #[cube(launch_unchecked)]
 fn list_keys_kernel(
     slots: &Array<u32>,
-    keys: &mut Array<u32>,
+    keys: &mut Array<Vector<u32, One>>,
     source: &mut Array<u32>,
+    counts: &mut Array<u32>,
     entries: u32,
+    chunk: u32,
+    cubes: u32,
     #[comptime] plan: ScoreBackwardPlan,
+    #[comptime] sort: SortPlan,
 ) {
-    let item = CUBE_POS * plan.units + UNIT_POS as usize;
-    if item >= entries as usize {
+    if CUBE_POS >= cubes as usize {
         terminate!();
     }
-    let side = item % 2;
-    let head = item / comptime!(2 * plan.top_m) % plan.heads;
-    let token = item / comptime!(2 * plan.top_m * plan.heads);
-    keys[item] = ((head * 2 + side) * plan.side_keys + key_of(slots[item / 2], side, plan)) as u32;
-    source[item] = (token * comptime!(plan.query_pairs * 2) + query_of(head, side, plan)) as u32;
+    let first = first_of(chunk, sort);
+    for at in 0..chunk {
+        let item = (first + at * comptime!(step_of(sort))) as usize;
+        if item < entries as usize {
+            let side = item % 2;
+            let head = item / comptime!(2 * plan.top_m) % plan.heads;
+            let token = item / comptime!(2 * plan.top_m * plan.heads);
+            let key = (head * 2 + side) * plan.side_keys + key_of(slots[item / 2], side, plan);
+            keys[item] = Vector::new(key as u32);
+            source[item] = (token * comptime!(plan.query_pairs * 2) + query_of(head, side, plan)) as u32;
+        }
+    }
+    // A unit counts what it has written itself.
+    count_digits::<One>(keys, counts, entries, chunk, 0u32, sort);
 }

@@ -2,8 +2,9 @@
 
 use super::ScoreSizes;
 use crate::launch::device::Device;
-use crate::launch::plan::{Launch, check_all};
-use crate::stages::norm::{Norm, NormPlans, NormSizes};
+use crate::launch::plan::{Launch, Planned, check_all};
+use crate::linear::column_sum::ColumnSumPlans;
+use crate::stages::norm::{Norm, NormPlan, NormSizes};
 use crate::table::group::SortPlans;
 use crate::table::segment_sum::{SumPlans, SumSizes};
 use crate::{ElementType, Result};
@@ -21,8 +22,10 @@ pub(crate) struct ScoreBackwardPlan {
     pub key_dim: usize,
     pub rank: usize,
     pub top_m: usize,
-    /// Vectors of a query that a unit sums; divides their number.
+    /// Vectors of a key that a unit takes; divides their number.
     pub block: usize,
+    /// Slots whose keys are loaded at once.
+    pub flight: usize,
     /// Units of a cube, launch by launch.
     pub units: usize,
 }
@@ -39,20 +42,22 @@ impl ScoreBackwardPlan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScoreBackwardPlans {
     pub(super) plan: ScoreBackwardPlan,
-    /// Normalises the queries and rounds them; None where f32 queries are taken as they are.
-    pub normalise: Option<Launch>,
+    /// Rounds the queries that no norm normalises; None where f32 queries are taken as they are.
+    pub round: Option<Launch>,
     /// The normalised queries' gradient.
     pub queries: Launch,
-    /// Its way back through the queries' norm.
-    pub query_norm: Option<NormPlans>,
-    /// Lists the keys of the slots.
+    /// Its way back through the queries' norm, which leaves them normalised and rounded.
+    pub query_norm: Option<Planned<NormPlan>>,
+    /// Lists the keys of the slots, and counts their first digits.
     pub list: Launch,
     /// Groups the slots by key.
     pub sort: SortPlans,
     /// Sums the normalised keys' gradient.
     pub sums: SumPlans,
     /// Its way back through the keys' norm.
-    pub keys_norm: Option<NormPlans>,
+    pub keys_norm: Option<Planned<NormPlan>>,
+    /// Adds up the parts of the gradients of the norms' weights.
+    pub sum: Option<ColumnSumPlans>,
 }
 
 impl ScoreBackwardPlans {
@@ -63,29 +68,45 @@ impl ScoreBackwardPlans {
     pub fn of(device: &Device, sizes: &ScoreSizes, keys_norm: Option<Norm>) -> Result<Self> {
         sizes.check_keys()?;
         let ScoreSizes { tokens, heads, query_pairs, heads_per_pair, side_keys, key_dim, rank, top_m, .. } = *sizes;
-        let vectors = key_dim / device.width(4, &[key_dim]);
+        let vectors = key_dim / device.width(sizes.dtype.size(), &[key_dim]);
         let block = device.run(vectors);
-        let plan =
-            ScoreBackwardPlan { heads, query_pairs, heads_per_pair, side_keys, key_dim, rank, top_m, block, units: 0 };
+        let plan = ScoreBackwardPlan {
+            heads,
+            query_pairs,
+            heads_per_pair,
+            side_keys,
+            key_dim,
+            rank,
+            top_m,
+            block,
+            flight: if device.on_cpu || rank > FEW_RANKS { 1 } else { 4 },
+            units: 0,
+        };
         let all = |sizes: &[usize]| sizes.iter().fold(1, |all: usize, &size| all.saturating_mul(size));
         let (queries, entries) = (all(&[tokens, query_pairs, 2]), all(&[tokens, heads, top_m, 2]));
         let limit = heads * 2 * side_keys;
-        let used = entries.min(limit);
-        let sums = SumSizes { entries, rows: used, factors: rank, slice: key_dim, shared: true };
+        let sort = SortPlans::of(device, entries, limit);
+        let sums = SumSizes { factors: rank, slice: key_dim, shared: true };
         let of_norm = |norm, groups, step, listed| {
-            NormPlans::of(device, &NormSizes { norm, groups, size: key_dim, step, listed })
+            NormPlan::of(device, &NormSizes { norm, groups, size: key_dim, step, listed, normalised: !listed })
         };
-        let normalises = sizes.norm.is_some() || sizes.dtype != ElementType::F32;
+        let query_norm = sizes.norm.map(|norm| of_norm(norm, queries, 1, false));
+        let keys_norm = keys_norm.map(|norm| of_norm(norm, sort.capacity, rank, true));
+        let parts: Vec<_> = [query_norm, keys_norm].iter().flatten().map(|norm| norm.launch.cubes).collect();
+        let rounds = sizes.norm.is_none() && sizes.dtype != ElementType::F32;
         let pieces = queries.saturating_mul(vectors / block);
         let plans = Self {
             plan,
-            normalise: normalises.then(|| Launch::flat(device, "normalise_kernel", queries, 3 * key_dim)),
+            round: rounds.then(|| {
+                Launch::flat(device, "round_kernel", queries.saturating_mul(key_dim / device.width(4, &[key_dim])), 0)
+            }),
             queries: Launch::flat(device, "grad_queries_kernel", pieces, plan.grad_loops()),
-            query_norm: sizes.norm.map(|norm| of_norm(norm, queries, 1, false)),
-            list: Launch::flat(device, "list_keys_kernel", entries, 0),
-            sort: SortPlans::of(device, entries, limit),
-            sums: SumPlans::of(device, &sums),
-            keys_norm: keys_norm.map(|norm| of_norm(norm, used, rank, true)),
+            query_norm,
+            list: sort.listing("list_keys_kernel"),
+            sort,
+            sums: SumPlans::of(device, &sort, &sums),
+            keys_norm,
+            sum: (!parts.is_empty()).then(|| ColumnSumPlans::of(device, &parts, key_dim)),
         };
         check_all("score backward", device, &plans.launches())?;
         Ok(plans)
@@ -93,10 +114,11 @@ impl ScoreBackwardPlans {
 
     /// The launches in their order; of no cubes where there are no tokens.
     pub fn launches(&self) -> Vec<Launch> {
-        let norm = |norm: &Option<NormPlans>| norm.as_ref().map_or(Vec::new(), NormPlans::launches);
-        let queries = self.normalise.into_iter().chain([self.queries]).chain(norm(&self.query_norm));
-        let keys = [vec![self.list], self.sort.launches(), self.sums.launches(), norm(&self.keys_norm)];
-        queries.chain(keys.concat()).collect()
+        let norm = |norm: Option<Planned<NormPlan>>| norm.map(|planned| planned.launch);
+        let queries = core::iter::once(self.queries).chain(self.round).chain(norm(self.query_norm));
+        let keys = [vec![self.list], self.sort.launches(), self.sums.launches()].concat();
+        let sum = self.sum.iter().flat_map(ColumnSumPlans::launches);
+        queries.chain(keys).chain(norm(self.keys_norm)).chain(sum).collect()
     }
 
     /// What the kernel of `launch` is compiled for.

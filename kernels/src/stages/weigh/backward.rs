@@ -18,7 +18,6 @@ use crate::launch::tensor::{Tensor, arg, check, empty, f32_storage, float_type};
 use crate::linear::cast::cast;
 use crate::stages::combine::Chosen;
 use crate::stages::expand::{ExpandGradients, Memory, Readers, pool};
-use crate::table::locate::locate;
 use crate::table::row_gradients::RowGradients;
 use crate::table::segment_sum::{Terms, sum_rows};
 
@@ -60,7 +59,6 @@ pub fn weigh_backward<R: Runtime>(
     let sizes = WeighBackwardSizes {
         forward: stage.sizes(),
         shuffle_pages: stage.rows.shuffle.len(),
-        pooled_blocks: readers.blocks,
         z: float_type(client, z, "z")?,
     };
     let plans = WeighBackwardPlans::of(&stage.device, &sizes)?;
@@ -105,21 +103,18 @@ impl<R: Runtime> WeighCall<'_, R> {
 
     /// The pre-values' gradient, over the groups of the values'.
     fn grad_rows(&self, readers: &Readers<R>, grad_products: &Tensor<R>) -> Result<RowGradients<R>> {
-        // Where blocks are pooled apart, the values' list names a token's block, and this one its token.
-        let anew = match readers.blocks {
-            1 => None,
-            _ => Some(locate(self.client, &self.chosen.slots, self.entries, &self.rows)?),
-        };
         let z = cast(self.client, self.z, f32_storage())?;
         let entries = Terms {
-            source: &anew.as_ref().unwrap_or(&readers.places).source,
+            source: &readers.places.source,
+            // Where blocks are pooled apart, the values' list names a token's block.
+            per: readers.blocks,
             factors: grad_products,
             sources: &z,
             count: 1,
             slice: self.pre_dim,
             shared: false,
         };
-        sum_rows(self.client, readers.groups.clone(), &entries, self.rows.table_rows)
+        sum_rows(self.client, &readers.groups, &entries, self.rows.table_rows)
     }
 }
 

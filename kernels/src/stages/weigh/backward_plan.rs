@@ -5,9 +5,9 @@ use crate::launch::device::Device;
 use crate::launch::plan::{Launch, check_all};
 use crate::linear::cast::cast_launch;
 use crate::stages::expand::{ExpandSizes, PoolPlans};
-use crate::table::locate::locate_launch;
+use crate::table::group::SortPlans;
 use crate::table::segment_sum::{SumPlans, SumSizes};
-use crate::table::source::{AddressPlan, ShufflePlan};
+use crate::table::source::AddressPlan;
 use crate::{ElementType, Result};
 
 /// The sizes of the stage's backward pass.
@@ -17,8 +17,6 @@ pub struct WeighBackwardSizes {
     pub forward: WeighSizes,
     /// Pages of the shuffle; 0 where there is none.
     pub shuffle_pages: usize,
-    /// Blocks of the values that are pooled apart.
-    pub pooled_blocks: usize,
     /// Element type of `z`.
     pub z: ElementType,
 }
@@ -30,8 +28,6 @@ pub struct WeighBackwardPlans {
     pub products: Launch,
     /// The gradient of `z`.
     pub pool: PoolPlans,
-    /// Lists the slots' tokens, where the values' list names blocks of them: a shuffle of several pages first.
-    pub locate: Option<(ShufflePlan, Launch)>,
     /// Makes `z` f32.
     pub cast: Option<Launch>,
     /// Sums the rows' gradients, over the groups of the values'.
@@ -44,7 +40,7 @@ impl WeighBackwardPlans {
     /// # Errors
     /// Sizes that don't fit each other or the device.
     pub fn of(device: &Device, sizes: &WeighBackwardSizes) -> Result<Self> {
-        let WeighBackwardSizes { forward, shuffle_pages, pooled_blocks, z } = *sizes;
+        let WeighBackwardSizes { forward, shuffle_pages, z } = *sizes;
         forward.check()?;
         let WeighSizes { tokens, slots, cores, address, pre_dim, dtype, pages, .. } = forward;
         let entries = tokens.saturating_mul(slots);
@@ -64,15 +60,13 @@ impl WeighBackwardPlans {
             pages,
             shuffle_pages,
         };
-        let rows = entries.min(address.table_rows);
-        let sums = SumSizes { entries, rows, factors: 1, slice: pre_dim, shared: false };
-        let locate = || (ShufflePlan::of(device, entries, shuffle_pages), locate_launch(device, entries));
+        let sort = SortPlans::of(device, entries, address.table_rows);
+        let sums = SumSizes { factors: 1, slice: pre_dim, shared: false };
         let plans = Self {
             products: Launch::flat(device, "weigh_backward_kernel", entries, 1 + cores),
             pool: PoolPlans::of(device, &pooling)?,
-            locate: (pooled_blocks > 1).then(locate),
             cast: (z != ElementType::F32).then(|| cast_launch(device, tokens.saturating_mul(pre_dim))),
-            sums: SumPlans::of(device, &sums),
+            sums: SumPlans::of(device, &sort, &sums),
         };
         check_all("weigh backward", device, &plans.launches())?;
         Ok(plans)
@@ -80,8 +74,7 @@ impl WeighBackwardPlans {
 
     /// The launches in their order; of no cubes where there are no tokens.
     pub fn launches(&self) -> Vec<Launch> {
-        let locate = self.locate.iter().flat_map(|(shuffle, locate)| [shuffle.launches(), vec![*locate]].concat());
-        let pooled = core::iter::once(self.products).chain(self.pool.launches()).chain(locate);
+        let pooled = core::iter::once(self.products).chain(self.pool.launches());
         pooled.chain(self.cast).chain(self.sums.launches()).collect()
     }
 }

@@ -1,56 +1,165 @@
 //! The passes of a stable radix sort, and the heads of its runs.
 //!
-//! A cube takes `units · chunk` entries, each unit a chunk of its own. `counts` `[bins, cubes]` lists how many entries of each digit
-//! each cube has; once scanned, where they go.
+//! A cube takes `units · chunk` entries, a plane, or a unit where planes can't exchange, a part of them one behind the other. `counts`
+//! `[cubes, bins]` lists how many entries of each digit each cube has. Entries are pairs of a key and the entry that had it at first; on
+//! the first pass they are keys alone.
 
 use cubecl::prelude::*;
 
-use super::plan::{SHARE, ScanPlan, SortPlan};
+use super::plan::{FEW, SortPlan};
 
-/// Units of a cube whose tallies of a digit are added up in one go.
-const FEW: usize = 8;
+/// A key alone, before anything is moved.
+pub(crate) type One = Const<1>;
+/// A key and its entry.
+pub(crate) type Two = Const<2>;
 
-/// The entries of a unit: `first..last`.
-#[derive(CubeType, Clone, Copy)]
-struct Chunk {
-    first: usize,
-    last: usize,
+/// The unit's first entry; the others follow [`step_of`] apart.
+#[cube]
+pub(crate) fn first_of(chunk: u32, #[comptime] plan: SortPlan) -> u32 {
+    let unit = CUBE_POS as u32 * comptime!(plan.units as u32) + UNIT_POS;
+    let mut first = unit * chunk;
+    if comptime!(plan.plane > 0) {
+        let lane = UNIT_POS % comptime!(plan.plane as u32);
+        first = (unit - lane) * chunk + lane;
+    }
+    first
 }
 
-#[cube]
-fn own_chunk(entries: u32, #[comptime] plan: SortPlan) -> Chunk {
-    let first = (CUBE_POS * plan.units + UNIT_POS as usize) * plan.chunk;
-    Chunk { first: min(first, entries as usize), last: min(first + plan.chunk, entries as usize) }
+/// Entries between two of a unit.
+pub(crate) fn step_of(plan: SortPlan) -> u32 {
+    plan.plane.max(1) as u32
 }
 
 /// The digit of a key.
 #[cube]
-fn digit_of(key: u32, shift: u32, #[comptime] plan: SortPlan) -> usize {
-    ((key >> shift) % comptime!(1u32 << plan.bits)) as usize
+fn digit_of(key: u32, shift: u32, #[comptime] plan: SortPlan) -> u32 {
+    (key >> shift) % comptime!(1u32 << plan.bits)
 }
 
-/// How often each digit is among the unit's own entries: `[bins, units]`. Ends with a barrier.
+/// Where the tallies have digit `bin` of plane, or unit, `tally`.
 #[cube]
-fn tally(keys: &Array<u32>, own: Chunk, shift: u32, #[comptime] plan: SortPlan) -> SharedMemory<u32> {
-    let bins = comptime!(1usize << plan.bits);
-    let mut tallies = SharedMemory::<u32>::new(comptime!(bins * plan.units));
-    for bin in 0..bins {
-        tallies[bin * plan.units + UNIT_POS as usize] = 0u32;
+fn place_of(bin: usize, tally: usize, #[comptime] plan: SortPlan) -> usize {
+    let mut place = bin * plan.units + tally;
+    if comptime!(plan.plane > 0) {
+        place = tally * comptime!(plan.bins()) + bin;
     }
-    for i in own.first..own.last {
-        let digit = digit_of(keys[i], shift, plan);
-        tallies[digit * plan.units + UNIT_POS as usize] += 1u32;
+    place
+}
+
+/// The unit's place among the tallies of a digit.
+#[cube]
+fn own_tally(#[comptime] plan: SortPlan) -> usize {
+    UNIT_POS as usize / comptime!(plan.plane.max(1))
+}
+
+/// The lanes of the plane before this one, a bit each.
+#[cube]
+fn lanes_before(#[comptime] plan: SortPlan) -> u32 {
+    (1u32 << (UNIT_POS % comptime!(plan.plane as u32))) - 1
+}
+
+/// The lanes of the plane whose entries have this one's digit, a bit each. All lanes come here together.
+#[cube]
+fn alike(digit: u32, held: bool, #[comptime] plan: SortPlan) -> u32 {
+    let mut lanes = plane_ballot(held)[0];
+    #[unroll]
+    for bit in 0..plan.bits {
+        let own = (digit >> bit) % 2;
+        let ballot = plane_ballot(own == 1)[0];
+        // Those whose bit is this one's: the ballot, or all others.
+        lanes &= ballot ^ (own - 1);
+    }
+    lanes
+}
+
+/// The unit's entries from its `start`th on, those that it loads at once; zeros behind the last.
+#[cube]
+fn load<N: Size>(
+    keys: &Array<Vector<u32, N>>,
+    first: u32,
+    start: u32,
+    entries: u32,
+    #[comptime] plan: SortPlan,
+) -> Array<Vector<u32, N>> {
+    let mut held = Array::<Vector<u32, N>>::new(plan.flight);
+    #[unroll]
+    for n in 0..plan.flight {
+        let i = first + (start + n as u32) * comptime!(step_of(plan));
+        held[n] = Vector::new(0u32);
+        if i < entries {
+            held[n] = keys[i as usize];
+        }
+    }
+    held
+}
+
+/// How often each digit is among the entries of each plane, or unit. Ends with a barrier.
+#[cube]
+fn tally<N: Size>(
+    keys: &Array<Vector<u32, N>>,
+    entries: u32,
+    chunk: u32,
+    shift: u32,
+    #[comptime] plan: SortPlan,
+) -> SharedMemory<u32> {
+    let mut tallies = SharedMemory::<u32>::new(comptime!(plan.bins() * plan.tallies()));
+    let (first, own) = (first_of(chunk, plan), own_tally(plan));
+    let lanes = comptime!(plan.plane.max(1));
+    for bin in range_stepped(UNIT_POS as usize % lanes, comptime!(plan.bins()), lanes) {
+        tallies[place_of(bin, own, plan)] = 0u32;
+    }
+    if comptime!(plan.plane > 0) {
+        sync_plane();
+    }
+    for start in range_stepped(0u32, chunk, comptime!(plan.flight as u32)) {
+        let held = load::<N>(keys, first, start, entries, plan);
+        #[unroll]
+        for n in 0..plan.flight {
+            let here = first + (start + n as u32) * comptime!(step_of(plan)) < entries;
+            let digit = digit_of(held[n][0], shift, plan);
+            let at = place_of(digit as usize, own, plan);
+            if comptime!(plan.plane > 0) {
+                let same = alike(digit, here, plan);
+                if here && same & lanes_before(plan) == 0 {
+                    tallies[at] += same.count_ones();
+                }
+                sync_plane();
+            } else if here {
+                tallies[at] += 1u32;
+            }
+        }
     }
     sync_cube();
     tallies
 }
 
-/// `counts[digit, cube]`: a cube's entries of each digit.
-#[cube(launch_unchecked)]
-pub(crate) fn count_kernel(
-    keys: &Array<u32>,
+/// Counts the digits of the cube's own entries: `counts[cube, digit]`.
+#[cube]
+pub(crate) fn count_digits<N: Size>(
+    keys: &Array<Vector<u32, N>>,
     counts: &mut Array<u32>,
     entries: u32,
+    chunk: u32,
+    shift: u32,
+    #[comptime] plan: SortPlan,
+) {
+    let tallies = tally::<N>(keys, entries, chunk, shift, plan);
+    for bin in range_stepped(UNIT_POS as usize, comptime!(plan.bins()), plan.units) {
+        let mut sum = 0u32;
+        #[unroll(plan.tallies() <= FEW)]
+        for own in 0..comptime!(plan.tallies()) {
+            sum += tallies[place_of(bin, own, plan)];
+        }
+        counts[CUBE_POS * comptime!(plan.bins()) + bin] = sum;
+    }
+}
+
+#[cube(launch_unchecked)]
+pub(crate) fn count_kernel<N: Size>(
+    keys: &Array<Vector<u32, N>>,
+    counts: &mut Array<u32>,
+    entries: u32,
+    chunk: u32,
     shift: u32,
     cubes: u32,
     #[comptime] plan: SortPlan,
@@ -58,214 +167,231 @@ pub(crate) fn count_kernel(
     if CUBE_POS >= cubes as usize {
         terminate!();
     }
-    let tallies = tally(keys, own_chunk(entries, plan), shift, plan);
-    for bin in range_stepped(UNIT_POS as usize, comptime!(1usize << plan.bits), plan.units) {
-        let mut sum = 0u32;
-        #[unroll(plan.units <= FEW)]
-        for unit in 0..plan.units {
-            sum += tallies[bin * plan.units + unit];
-        }
-        counts[bin * cubes as usize + CUBE_POS] = sum;
-    }
+    count_digits::<N>(keys, counts, entries, chunk, shift, plan);
 }
 
-/// The counts of a unit.
+/// The sum of what the cube's units before this one have. All units come here together; ends with a barrier of the cube behind it.
 #[cube]
-fn own_share(size: u32, #[comptime] plan: ScanPlan) -> Chunk {
-    let mut share = SHARE.runtime();
-    if comptime!(plan.whole) {
-        share = size.div_ceil(plan.units as u32) as usize;
-    }
-    let first = min((CUBE_POS * plan.units + UNIT_POS as usize) * share, size as usize);
-    Chunk { first, last: min(first + share, size as usize) }
-}
-
-/// What each unit's own counts add up to. Ends with a barrier.
-#[cube]
-fn own_sum(counts: &Array<u32>, own: Chunk, #[comptime] units: usize) -> SharedMemory<u32> {
+pub(crate) fn cube_before(own: u32, #[comptime] units: usize) -> u32 {
+    let few = comptime!(FEW.min(units));
     let mut sums = SharedMemory::<u32>::new(units);
-    let mut sum = 0u32;
-    for i in own.first..own.last {
-        sum += counts[i];
-    }
-    sums[UNIT_POS as usize] = sum;
+    let mut groups = SharedMemory::<u32>::new(comptime!(units / few));
+    let unit = UNIT_POS as usize;
+    sums[unit] = own;
     sync_cube();
-    sums
-}
-
-/// `sums[cube]`: the sum of a cube's counts.
-#[cube(launch_unchecked)]
-pub(crate) fn sum_counts_kernel(
-    counts: &Array<u32>,
-    sums: &mut Array<u32>,
-    size: u32,
-    cubes: u32,
-    #[comptime] plan: ScanPlan,
-) {
-    if CUBE_POS >= cubes as usize {
-        terminate!();
-    }
-    let of_units = own_sum(counts, own_share(size, plan), plan.units);
-    if UNIT_POS == comptime!(plan.units as u32 - 1) {
-        sums[CUBE_POS] = before_unit(&of_units) + of_units[UNIT_POS as usize];
-    }
-}
-
-/// Replaces each of `size` counts by the sum of those before it. One cube leaves the sum of all in `sums[0]`; of several each begins at
-/// `sums[cube]`.
-#[cube(launch_unchecked)]
-#[allow(clippy::collapsible_if, reason = "the outer one is decided when the kernel is compiled")]
-pub(crate) fn scan_kernel(
-    counts: &mut Array<u32>,
-    sums: &mut Array<u32>,
-    size: u32,
-    cubes: u32,
-    #[comptime] plan: ScanPlan,
-) {
-    if CUBE_POS >= cubes as usize {
-        terminate!();
-    }
-    let own = own_share(size, plan);
-    let of_units = own_sum(counts, own, plan.units);
-    let mut before = before_unit(&of_units);
-    if comptime!(!plan.whole) {
-        before += sums[CUBE_POS];
-    }
-    for i in own.first..own.last {
-        let count = counts[i];
-        counts[i] = before;
-        before += count;
-    }
-    if comptime!(plan.whole) {
-        if UNIT_POS == comptime!(plan.units as u32 - 1) {
-            sums[0] = before;
+    if unit < comptime!(units / few) {
+        let mut sum = 0u32;
+        for other in 0..few {
+            sum += sums[unit * few + other];
         }
+        groups[unit] = sum;
     }
-}
-
-/// The sum of what the units before this one have written.
-#[cube]
-fn before_unit(sums: &SharedMemory<u32>) -> u32 {
+    sync_cube();
     let mut before = 0u32;
-    for unit in 0..UNIT_POS as usize {
-        before += sums[unit];
+    for group in 0..unit / few {
+        before += groups[group];
+    }
+    for other in unit / few * few..unit {
+        before += sums[other];
     }
     before
 }
 
-/// Brings every entry to its place by this digit. On the first pass an entry is its own position.
+/// Turns tallies into places: behind all smaller digits, the cubes before this one, and the planes, or units, before. Reads the counts of all
+/// cubes once, several at a time. Ends with a barrier.
+#[cube]
+fn place_digits(places: &mut SharedMemory<u32>, counts: &Array<u32>, cubes: u32, #[comptime] plan: SortPlan) {
+    let bins = comptime!(plan.bins());
+    let lanes = comptime!(plan.lanes());
+    let slices = comptime!(plan.slices());
+    let (lane, slice) = (UNIT_POS as usize % lanes, UNIT_POS as usize / lanes);
+    let mut befores = SharedMemory::<u32>::new(comptime!(slices * bins));
+    let mut totals = SharedMemory::<u32>::new(comptime!(slices * bins));
+    let ahead = comptime!(plan.counts_in_flight());
+    for bin in range_stepped(lane, bins, lanes) {
+        let mut before = 0u32;
+        let mut total = 0u32;
+        for start in range_stepped(slice, cubes as usize, comptime!(slices * ahead)) {
+            let mut held = Array::<u32>::new(ahead);
+            #[unroll]
+            for n in 0..ahead {
+                let cube = start + n * slices;
+                held[n] = 0u32;
+                if cube < cubes as usize {
+                    held[n] = counts[cube * bins + bin];
+                }
+            }
+            #[unroll]
+            for n in 0..ahead {
+                total += held[n];
+                if start + n * slices < CUBE_POS {
+                    before += held[n];
+                }
+            }
+        }
+        befores[slice * bins + bin] = before;
+        totals[slice * bins + bin] = total;
+    }
+    sync_cube();
+    let own = comptime!(bins / lanes);
+    let mut sum = 0u32;
+    if slice == 0 {
+        for at in 0..comptime!(own * slices) {
+            sum += totals[at / own * bins + lane * own + at % own];
+        }
+    }
+    let mut smaller = cube_before(sum, plan.units);
+    if slice == 0 {
+        for bin in lane * own..lane * own + own {
+            let mut place = smaller;
+            for other in 0..slices {
+                place += befores[other * bins + bin];
+                smaller += totals[other * bins + bin];
+            }
+            for tally in 0..comptime!(plan.tallies()) {
+                let at = place_of(bin, tally, plan);
+                let count = places[at];
+                places[at] = place;
+                place += count;
+            }
+        }
+    }
+    sync_cube();
+}
+
+/// Brings every entry to its place by this digit, with its key before it.
 #[cube(launch_unchecked)]
-pub(crate) fn scatter_kernel(
-    keys: &Array<u32>,
-    order: &Array<u32>,
+pub(crate) fn scatter_kernel<N: Size>(
+    keys: &Array<Vector<u32, N>>,
     counts: &Array<u32>,
-    sorted: &mut Array<u32>,
-    placed: &mut Array<u32>,
+    pairs: &mut Array<Vector<u32, Two>>,
     entries: u32,
+    chunk: u32,
     shift: u32,
     cubes: u32,
-    #[comptime] first_pass: bool,
     #[comptime] plan: SortPlan,
 ) {
     if CUBE_POS >= cubes as usize {
         terminate!();
     }
-    let own = own_chunk(entries, plan);
-    let mut places = tally(keys, own, shift, plan);
-    for bin in range_stepped(UNIT_POS as usize, comptime!(1usize << plan.bits), plan.units) {
-        let mut place = counts[bin * cubes as usize + CUBE_POS];
-        #[unroll(plan.units <= FEW)]
-        for unit in 0..plan.units {
-            let count = places[bin * plan.units + unit];
-            places[bin * plan.units + unit] = place;
-            place += count;
-        }
-    }
-    sync_cube();
-    for i in own.first..own.last {
-        let key = keys[i];
-        let at = digit_of(key, shift, plan) * plan.units + UNIT_POS as usize;
-        let place = places[at] as usize;
-        places[at] += 1u32;
-        sorted[place] = key;
-        if first_pass {
-            placed[place] = i as u32;
-        } else {
-            placed[place] = order[i];
+    let mut places = tally::<N>(keys, entries, chunk, shift, plan);
+    place_digits(&mut places, counts, cubes, plan);
+    let (first, own) = (first_of(chunk, plan), own_tally(plan));
+    let moved = N::value();
+    for start in range_stepped(0u32, chunk, comptime!(plan.flight as u32)) {
+        let held = load::<N>(keys, first, start, entries, plan);
+        #[unroll]
+        for n in 0..plan.flight {
+            let i = first + (start + n as u32) * comptime!(step_of(plan));
+            let here = i < entries;
+            let key = held[n][0];
+            let digit = digit_of(key, shift, plan);
+            let at = place_of(digit as usize, own, plan);
+            let mut place = places[at];
+            if comptime!(plan.plane > 0) {
+                let same = alike(digit, here, plan);
+                let before = same & lanes_before(plan);
+                place += before.count_ones();
+                sync_plane();
+                if here && before == 0 {
+                    places[at] = place + same.count_ones();
+                }
+                sync_plane();
+            } else if here {
+                places[at] = place + 1;
+            }
+            if here {
+                let mut pair = Vector::<u32, Two>::new(key);
+                pair[1] = i;
+                if comptime!(moved > 1) {
+                    pair[1] = held[n][1];
+                }
+                pairs[place as usize] = pair;
+            }
         }
     }
 }
 
-/// Whether a sorted key is the first of its kind.
+/// Whether an entry is the first of its key.
 #[cube]
-fn is_head(sorted: &Array<u32>, i: usize) -> bool {
-    i == 0 || sorted[i] != sorted[max(i, 1) - 1]
+pub(crate) fn is_head(pairs: &Array<Vector<u32, Two>>, i: u32) -> bool {
+    i == 0 || pairs[i as usize][0] != pairs[max(i, 1) as usize - 1][0]
 }
 
-/// How many of the unit's own entries are heads.
+/// How many of `first..last` are heads.
 #[cube]
-fn own_heads(sorted: &Array<u32>, own: Chunk) -> u32 {
+fn heads_of(pairs: &Array<Vector<u32, Two>>, first: u32, last: u32) -> u32 {
     let mut heads = 0u32;
-    for i in own.first..own.last {
-        heads += u32::cast_from(is_head(sorted, i));
+    for i in first..last {
+        heads += u32::cast_from(is_head(pairs, i));
     }
     heads
 }
 
-/// `counts[cube]`: how many distinct keys start in a cube's entries.
+/// `heads[run]`: how many distinct keys begin before a run in the entries of its cube; behind them, `heads[runs + cube]`: how many in a
+/// cube's. A unit has `own` runs of `run` entries.
 #[cube(launch_unchecked)]
 pub(crate) fn count_heads_kernel(
-    sorted: &Array<u32>,
-    counts: &mut Array<u32>,
+    pairs: &Array<Vector<u32, Two>>,
+    heads: &mut Array<u32>,
     entries: u32,
+    run: u32,
+    own: u32,
     cubes: u32,
-    #[comptime] plan: SortPlan,
+    #[comptime] units: usize,
 ) {
     if CUBE_POS >= cubes as usize {
         terminate!();
     }
-    let mut sums = SharedMemory::<u32>::new(plan.units);
-    sums[UNIT_POS as usize] = own_heads(sorted, own_chunk(entries, plan));
-    sync_cube();
-    if UNIT_POS == comptime!(plan.units as u32 - 1) {
-        counts[CUBE_POS] = before_unit(&sums) + sums[UNIT_POS as usize];
+    let runs = entries.div_ceil(run);
+    let first = min((CUBE_POS as u32 * comptime!(units as u32) + UNIT_POS) * own, runs);
+    let last = min(first + own, runs);
+    let all = heads_of(pairs, first * run, min(last * run, entries));
+    let mut before = cube_before(all, units);
+    if UNIT_POS == comptime!(units as u32 - 1) {
+        heads[runs as usize + CUBE_POS] = before + all;
+    }
+    for at in first..last {
+        heads[at as usize] = before;
+        if at + 1 < last {
+            before += heads_of(pairs, at * run, at * run + run);
+        }
     }
 }
 
-/// Writes the distinct keys, where each one's entries start, and which of them each block of entries begins in; the last entry's unit
-/// writes the ends.
-#[cube(launch_unchecked)]
-pub(crate) fn mark_heads_kernel(
-    sorted: &Array<u32>,
-    counts: &Array<u32>,
-    keys: &mut Array<u32>,
-    starts: &mut Array<u32>,
-    blocks: &mut Array<u32>,
-    block: u32,
-    entries: u32,
-    cubes: u32,
-    #[comptime] plan: SortPlan,
-) {
-    if CUBE_POS >= cubes as usize {
-        terminate!();
+/// Where the heads of a sort are counted: the runs of all entries, and those of a cube.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Runs {
+    /// Entries of a run.
+    pub run: u32,
+    pub runs: u32,
+    pub of_cube: u32,
+}
+
+#[cube]
+impl Runs {
+    /// Those of `entries` entries.
+    pub fn new(entries: u32, run: u32, of_cube: u32) -> Runs {
+        Runs { run, runs: entries.div_ceil(run), of_cube }
     }
-    let own = own_chunk(entries, plan);
-    let mut sums = SharedMemory::<u32>::new(plan.units);
-    sums[UNIT_POS as usize] = own_heads(sorted, own);
-    sync_cube();
-    let mut place = counts[CUBE_POS] + before_unit(&sums);
-    for i in own.first..own.last {
-        if is_head(sorted, i) {
-            keys[place as usize] = sorted[i];
-            starts[place as usize] = i as u32;
-            place += 1u32;
+}
+
+/// How many distinct keys begin before run `own`. Lanes of a plane of `plane` come here together, none with an earlier run than the first one's;
+/// 0: each by itself.
+#[cube]
+pub(crate) fn heads_before(heads: &Array<u32>, own: u32, of: Runs, #[comptime] plane: usize) -> u32 {
+    let cube = own / of.of_cube;
+    let mut first = 0u32;
+    let mut before = 0u32;
+    if comptime!(plane > 0) {
+        first = plane_broadcast(cube, 0u32);
+        for other in range_stepped(UNIT_POS % comptime!(plane as u32), first, comptime!(plane as u32)) {
+            before += heads[(of.runs + other) as usize];
         }
-        if i % block as usize == 0 {
-            blocks[i / block as usize] = place - 1;
-        }
-        if i + 1 == entries as usize {
-            starts[place as usize] = entries;
-            blocks[entries.div_ceil(block) as usize] = place - 1;
-        }
+        before = plane_sum(before);
     }
+    for other in first..cube {
+        before += heads[(of.runs + other) as usize];
+    }
+    before + heads[own as usize]
 }

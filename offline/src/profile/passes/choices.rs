@@ -66,6 +66,15 @@ impl Choices {
         Popularity { entries: self.slots.len(), slots: times.len(), most: times.values().copied().max().unwrap_or(0) }
     }
 
+    /// The same choices, but that every token's first slot of each of `heads` heads is `slot`: a row, and two keys of each head, that all choose.
+    #[must_use]
+    pub fn choosing(mut self, slot: u32, heads: usize, top_m: usize) -> Self {
+        self.slots.chunks_exact_mut(heads * top_m).for_each(|token| {
+            token.iter_mut().step_by(top_m).for_each(|first| *first = slot);
+        });
+        self
+    }
+
     /// What a forward pass leaves for the backward pass: these choices, and beside them memory that nobody has written. Nothing may run.
     pub(super) fn saved(
         &self,
