@@ -5,12 +5,14 @@
 //! |---|---|
 //! | `dense` | an FFN: two products with an activation between them |
 //! | `route` | each token's experts and their weights, and the tokens of each expert side by side |
-//! | `moe` | the experts' FFNs, each touched expert's weights read once a call, and their weighted sum |
+//! | `grouped` | products of each expert's tokens with its weights, which are read once a call |
+//! | `moe` | the experts' FFNs, and their weighted sum |
 //! | `attention` | one new position of each sequence against a cache |
 //! | `residual` | an addition to the residual stream and the RMSNorm after it |
 
 mod attention;
 mod dense;
+mod grouped;
 mod moe;
 mod residual;
 mod route;

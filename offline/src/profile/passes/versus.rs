@@ -46,15 +46,33 @@ impl Versus<'_> {
     /// # Errors
     /// A budget that no dimensions spend, an element type that the GPU lacks, tensors too large for it, compilers that are not installed.
     pub fn step(&self) -> Result<Vec<Staged>> {
-        let [ffn, experts] = self.plans()?;
+        let [dense, experts] = self.plans()?;
+        let mut staged = self.ffn(&dense)?;
+        staged.extend(self.ffn(&experts)?);
+        let (counting, input) = self.counting()?;
+        staged.extend(self.attention(&counting, &input)?);
+        Ok(staged)
+    }
+
+    /// What the FFN of a plan launches: a dense one's, or the experts'.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn ffn(&self, plan: &Plan) -> Result<Vec<Staged>> {
+        let (counting, input) = self.counting()?;
+        match plan.experts {
+            0 => self.dense(&counting, &input, plan),
+            _ => self.experts(&counting, &input, plan),
+        }
+    }
+
+    /// A device, and the tokens' hidden states on it.
+    fn counting(&self) -> Result<(Counting<'_>, Tensor<OfflineRuntime>)> {
         let counting = Counting::new(self.gpu, None, self.rates);
         let hidden = self.scale.hidden_size;
         let input = self.uploaded(&counting, &[self.tokens, hidden], &hidden_states(hidden, self.tokens, 1))?;
         counting.run(Blocks::Spread { whole: 0 })?;
-        let mut staged = self.dense(&counting, &input, &ffn)?;
-        staged.extend(self.experts(&counting, &input, &experts)?);
-        staged.extend(self.attention(&counting, &input)?);
-        Ok(staged)
+        Ok((counting, input))
     }
 
     fn dense(&self, counting: &Counting<'_>, input: &Tensor<OfflineRuntime>, plan: &Plan) -> Result<Vec<Staged>> {
