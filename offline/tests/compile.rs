@@ -171,11 +171,11 @@ fn cases(architectures: &[Architecture]) -> Vec<Case> {
 }
 
 /// What a mixture's and a dense model's decoding steps launch beside the stages: one block of the paper's smallest model, with
-/// ten experts, at few tokens, at some for each expert and at enough for matrix units.
+/// ten experts, at few tokens, at some for each expert and at more than one cube groups.
 fn steps() -> Vec<(Plan, ElementType, usize)> {
     let scale = Scale { blocks: 1, memory_layers: 1, activated: 14_600_000, sparse: 41_500_000, ..Scale::paper_151m() };
     let plans = [Design::Dense, Design::Moe].map(|design| Plan::new(design, &scale).unwrap());
-    let each = |plan: &Plan| TYPES.map(|dtype| [1, 16, 256].map(|batch| (plan.clone(), dtype, batch)));
+    let each = |plan: &Plan| TYPES.map(|dtype| [1, 16, 300].map(|batch| (plan.clone(), dtype, batch)));
     plans.iter().flat_map(each).flatten().collect()
 }
 
@@ -350,11 +350,15 @@ fn every_kernel_compiles_without_spills_and_loads_rows_whole() {
         "norm_backward",
         "sum_rows",
         "join_rows",
+        "top_m",
+        "count",
         "group",
         "grouped_product",
+        "grouped_matrix",
         "weighted_sum",
         "activate",
         "attention",
+        "merge_attention",
         "residual",
         "random",
     ] {

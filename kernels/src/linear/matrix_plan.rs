@@ -205,14 +205,8 @@ const TILES: [MatrixPlan; 5] = [
     plan(2, [2, 2], [1, 1], 128),
     plan(4, [1, 1], [1, 1], 256),
 ];
-/// Tiles of groups: columns lie side by side as far as possible, for each group has a right factor that nobody else reads.
-const GROUPED: [MatrixPlan; 5] = [
-    plan(1, [1, 4], [1, 2], 64),
-    plan(1, [1, 4], [2, 2], 64),
-    plan(1, [1, 4], [4, 2], 32),
-    plan(1, [4, 2], [2, 3], 32),
-    plan(1, [2, 4], [4, 4], 32),
-];
+/// Tiles of groups: the larger a group, the higher.
+const GROUPED: [MatrixPlan; 4] = [plan(1, [4, 4], [2, 3], 64), TILES[1], plan(1, [2, 2], [1, 2], 64), TILES[4]];
 /// Parts of the depth.
 const SPLITS: [usize; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
 

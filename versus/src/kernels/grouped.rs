@@ -30,11 +30,16 @@ pub(crate) struct MixtureSizes {
     pub dtype: ElementType,
 }
 
+/// Experts of `experts` that tokens touch which use `top_k` each, choosing evenly and apart from each other.
+pub(crate) fn touched(experts: usize, top_k: usize, tokens: usize) -> f64 {
+    let spared = 1.0 - top_k as f64 / experts.max(1) as f64;
+    experts as f64 * (1.0 - spared.powf(tokens as f64))
+}
+
 impl MixtureSizes {
-    /// Experts that are touched, and entries that each has, if tokens choose evenly and apart from each other.
+    /// Experts that are touched, and entries that each has.
     fn groups(&self) -> (f64, f64) {
-        let spared = 1.0 - self.top_k.min(self.experts) as f64 / self.experts as f64;
-        let touched = (self.experts as f64 * (1.0 - spared.powf(self.tokens as f64))).max(1.0);
+        let touched = touched(self.experts, self.top_k.min(self.experts), self.tokens).max(1.0);
         (touched, (self.tokens * self.top_k) as f64 / touched)
     }
 }

@@ -19,6 +19,7 @@ mod route;
 
 pub use attention::attention;
 pub use dense::{Activation, dense};
+pub(crate) use grouped::touched;
 pub use moe::{Experts, Mixture, moe};
 pub use residual::residual;
 pub use route::{Routed, route};

@@ -14,6 +14,8 @@ use crate::profile::Rates;
 use crate::{Blocks, Gpu, OfflineRuntime};
 
 const ACTIVATION: Activation = Activation::Gelu;
+/// Blocks side by side that are counted: tiles of one expert lie next to each other, and read the same weights.
+const BESIDE: usize = 4;
 
 /// A step of a block's parts, and the GPU that it is counted for.
 #[derive(Debug, Clone, Copy)]
@@ -91,7 +93,7 @@ impl Versus<'_> {
         let router = &self.uploaded(counting, &[hidden, experts], &numbers)?;
         let up = &counting.unwritten("up", &[experts, hidden, inner], self.dtype)?;
         let down = &counting.unwritten("down", &[experts, inner, hidden], self.dtype)?;
-        counting.run(Blocks::Spread { whole: 1 })?;
+        counting.run(Blocks::Beside { whole: 1, blocks: BESIDE })?;
         moe(&counting.client, input, &Experts { router, up, down, activation: ACTIVATION, top_k })?;
         counting.taken("experts")
     }
