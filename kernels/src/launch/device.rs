@@ -117,9 +117,9 @@ impl Device {
         if items >= most * self.busy_cubes { most } else { most.min(FEW_UNITS) }
     }
 
-    /// Parts that each of `pieces` pieces of work, a cube each, is cut into for the whole device to have some. A few cubes are enough for a CPU.
+    /// Parts that each of `pieces` pieces of work, a cube each, is cut into to keep the whole device busy. A few cubes are enough for a CPU.
     pub fn parts(&self, pieces: usize) -> usize {
-        if self.on_cpu { 1 } else { self.busy_cubes.div_ceil(pieces.max(1)) }
+        if self.on_cpu { 1 } else { (self.busy_cubes / pieces.max(1)).max(1) }
     }
 
     /// Units of a cube that selects among `work` candidates for each row of a tile: a plane a row, where a plane can select. A CPU plane's
