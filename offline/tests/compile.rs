@@ -16,7 +16,7 @@ use ultramem::{
 use ultramem_offline::compile::{Architecture, Compiled, Resources, compile, compile_all};
 use ultramem_offline::trace::{Traced, Tracer, step, tracing_device};
 use ultramem_offline::{Argument, Kernel, LaunchReport, OfflineDevice, OfflineRuntime, Target, table};
-use ultramem_versus::kernels::route;
+use ultramem_versus::kernels::{Activation, Experts, moe, route};
 use ultramem_versus::{Design, Plan, Scale};
 
 /// Enough for whole tiles and matrix units.
@@ -165,11 +165,11 @@ fn cases(architectures: &[Architecture]) -> Vec<Case> {
 }
 
 /// What a mixture's and a dense model's decoding steps launch beside the stages: one block of the paper's smallest model, with
-/// ten experts, at few tokens, at some for each expert and at enough for matrix units.
+/// ten experts, at few tokens, at some for each expert and at more than one cube groups.
 fn steps() -> Vec<(Plan, ElementType, usize)> {
     let scale = Scale { blocks: 1, memory_layers: 1, activated: 14_600_000, sparse: 41_500_000, ..Scale::paper_151m() };
     let plans = [Design::Dense, Design::Moe].map(|design| Plan::new(design, &scale).unwrap());
-    let each = |plan: &Plan| TYPES.map(|dtype| [1, 16, 256].map(|batch| (plan.clone(), dtype, batch)));
+    let each = |plan: &Plan| TYPES.map(|dtype| [1, 16, 300].map(|batch| (plan.clone(), dtype, batch)));
     plans.iter().flat_map(each).flatten().collect()
 }
 
@@ -194,7 +194,7 @@ fn kernel_names(folder: &Path) -> BTreeSet<String> {
     names
 }
 
-/// What no layer and no step launches: routing without a product, a gradient of the whole table, the sort of more entries than one cube
+/// What no layer and no step launches: routing without a product, a mixture of many tokens, a gradient of the whole table, the sort of more entries than one cube
 /// adds up, and a shuffle in pages.
 fn others(device: &OfflineDevice) -> Vec<LaunchReport> {
     let client = OfflineRuntime::client(device);
@@ -202,6 +202,13 @@ fn others(device: &OfflineDevice) -> Vec<LaunchReport> {
     let float = ElementType::F32.storage();
     route(&client, &tensor(&[64, 8], float), 2).unwrap();
     top_m(&client, &tensor(&[64, 80], float), 8).unwrap();
+    // Experts of hundreds of tokens each.
+    let halves = [ElementType::F16, ElementType::BF16].map(ElementType::storage);
+    for dtype in halves.into_iter().filter(|&dtype| client.properties().supports_type(dtype)) {
+        let (router, weights) = (tensor(&[768, 8], dtype), tensor(&[8, 768, 768], dtype));
+        let experts = Experts { router: &router, up: &weights, down: &weights, activation: Activation::Gelu, top_k: 2 };
+        moe(&client, &tensor(&[4096, 768], dtype), &experts).unwrap();
+    }
     let (entries, rows) = (1 << 25, 1 << 20);
     let (listed, count) = (tensor(&[entries], u32_storage()), tensor(&[1], u32_storage()));
     let gradients = RowGradients::new(&client, &listed, &count, &tensor(&[entries, 1], float), rows).unwrap();
@@ -346,11 +353,15 @@ fn every_kernel_compiles_without_spills_and_loads_rows_whole() {
         "norm_backward",
         "sum_rows",
         "join_rows",
+        "top_m",
+        "count",
         "group",
         "grouped_product",
+        "grouped_matrix",
         "weighted_sum",
         "activate",
         "attention",
+        "merge_attention",
         "residual",
         "random",
     ] {

@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use cubecl::Runtime;
 use cubecl::client::ComputeClient;
 use cubecl::future::block_on;
+use ultramem::kernels::block_of;
 use ultramem::kernels::optimiser::{Rule, Step};
-use ultramem::kernels::{block_of, from_f32};
 use ultramem::{
-    Caches, Capabilities, Choices, Chosen, Dimensions, ElementType, Kept, Kind, MapGradients, MemoryConfig,
+    Caches, Capabilities, Choices, Chosen, Dimensions, ElementType, HostTensor, Kept, Kind, MapGradients, MemoryConfig,
     MemoryLayer, SharedTable, Strategies, Tensor, Weights,
 };
 use ultramem_offline::trace::{Tracer, tracing_device};
@@ -288,27 +288,38 @@ fn one_token_reaches_many_cubes() {
 }
 
 /// Tokens that all choose the first two of eight experts: the others' weights are not read, and theirs once where a cache holds
-/// them, once for each tile of tokens where none does.
+/// them, once for each tile of tokens where none does; through the caches and on matrix units.
 #[test]
 fn a_mixture_reads_the_weights_of_the_experts_that_it_touches_once() {
-    let (tokens, hidden, inner, count) = (40, 64, 96, 8);
-    let device = OfflineDevice::of(Gpu::H100);
-    let client = OfflineRuntime::client(&device);
-    let numbers: Vec<f32> = (0..count * hidden * inner).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0).collect();
-    let tensor = |shape: &[usize]| from_f32(&client, shape, &numbers[..shape.iter().product()]).unwrap();
-    let (input, router) = (tensor(&[tokens, hidden]), from_f32(&client, &[hidden, count], &vec![0.0; hidden * count]));
-    let (router, up, down) = (router.unwrap(), tensor(&[count, hidden, inner]), tensor(&[count, inner, hidden]));
-    let experts = Experts { router: &router, up: &up, down: &down, activation: Activation::Gelu, top_k: 2 };
-    moe(&client, &input, &experts).unwrap();
-    block_on(client.sync()).unwrap();
-    let launches = device.take_reports();
-    let products: Vec<_> = launches.iter().filter(|it| it.kernel.entry.starts_with("grouped_product")).collect();
-    assert_eq!(products.len(), 2);
-    for launch in products {
-        let weights = &launch.traffic[1].read;
-        assert_eq!(weights.distinct_bytes, (2 * hidden * inner * 4) as u64, "{}", launch.kernel.entry);
-        assert_eq!(weights.distinct_sectors * 32, weights.distinct_bytes, "{}", launch.kernel.entry);
-        let tiles = (tokens as u64).div_ceil(8);
-        assert_eq!(weights.sectors, tiles * weights.distinct_sectors, "{}", launch.kernel.entry);
+    let (tokens, hidden, inner, count) = (40, 64, 128, 8);
+    for (dtype, kernel, least) in
+        [(ElementType::F32, "grouped_product_kernel", 8), (ElementType::BF16, "grouped_matrix_kernel", 16)]
+    {
+        let device = OfflineDevice::of(Gpu::H100);
+        let client = OfflineRuntime::client(&device);
+        let numbers: Vec<f32> =
+            (0..count * hidden * inner).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0).collect();
+        let stored = |shape: &[usize], numbers: &[f32]| {
+            let host = HostTensor::from_f32(shape, &numbers[..shape.iter().product()]).unwrap();
+            let handle = client.create_from_slice(host.cast(dtype).bytes());
+            Tensor::new_contiguous(&client, shape.to_vec(), handle, dtype.storage())
+        };
+        let router = stored(&[hidden, count], &vec![0.0; hidden * count]);
+        let (up, down) = (stored(&[count, hidden, inner], &numbers), stored(&[count, inner, hidden], &numbers));
+        let experts = Experts { router: &router, up: &up, down: &down, activation: Activation::Gelu, top_k: 2 };
+        moe(&client, &stored(&[tokens, hidden], &numbers), &experts).unwrap();
+        block_on(client.sync()).unwrap();
+        let launches = device.take_reports();
+        let products: Vec<_> = launches.iter().filter(|it| it.kernel.entry.starts_with(kernel)).collect();
+        assert_eq!(products.len(), 2, "{dtype}");
+        for launch in products {
+            let weights = &launch.traffic[1].read;
+            let entry = &launch.kernel.entry;
+            assert_eq!(weights.distinct_bytes, (2 * hidden * inner * dtype.size()) as u64, "{entry}");
+            assert_eq!(weights.distinct_sectors * 32, weights.distinct_bytes, "{entry}");
+            let times = weights.sectors.div_ceil(weights.distinct_sectors);
+            // What is fetched behind the end of the depth is the last line again.
+            assert!((1..=tokens.div_ceil(least) as u64 + 1).contains(&times), "{entry}: {times} times");
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 use ultramem::{ElementType, MemoryConfig, StageCost};
 
+use crate::kernels::touched;
 use crate::plan::{Plan, Scale};
 
 /// Bytes of an f32 or a u32.
@@ -43,9 +44,7 @@ impl Plan {
 
     /// Experts of a block that a batch is expected to touch, its tokens choosing evenly and apart from each other.
     pub fn touched_experts(&self, batch: usize) -> f64 {
-        let experts = self.experts as f64;
-        let spared = 1.0 - self.top_k as f64 / experts.max(1.0);
-        experts * (1.0 - spared.powf(batch as f64))
+        touched(self.experts, self.top_k, batch)
     }
 
     /// Bytes of device memory that a [`Decoder`](crate::Decoder) of this plan takes, with the cache of `cached` positions and without

@@ -92,7 +92,7 @@ impl Device {
     }
 
     /// Whether matrix units multiply numbers of `dtype`.
-    pub(crate) fn multiplies(&self, dtype: ElementType) -> bool {
+    pub fn multiplies(&self, dtype: ElementType) -> bool {
         match dtype {
             ElementType::F32 => false,
             ElementType::F16 => self.matrix[0],
@@ -120,6 +120,11 @@ impl Device {
     pub fn flat(&self, items: usize) -> usize {
         let most = self.max_units.min(MAX_UNITS);
         if items >= most * self.busy_cubes { most } else { most.min(FEW_UNITS) }
+    }
+
+    /// Parts that each of `pieces` pieces of work, a cube each, is cut into to keep the whole device busy. A few cubes are enough for a CPU.
+    pub fn parts(&self, pieces: usize) -> usize {
+        if self.on_cpu { 1 } else { (self.busy_cubes / pieces.max(1)).max(1) }
     }
 
     /// Units of a cube that selects among `work` candidates for each row of a tile: a plane a row, where a plane can select. A CPU plane's

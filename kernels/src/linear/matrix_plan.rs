@@ -73,7 +73,7 @@ impl MatrixPlan {
     }
 
     /// Bytes of the buffers of a cube, and of the sums of all slices but the first.
-    fn shared_bytes(&self) -> usize {
+    pub fn shared_bytes(&self) -> usize {
         let sums = (self.slices - 1) * self.units() / self.slices * self.pairs();
         BUFFERS * 2 * (self.left().buffer() + self.right().buffer()) + 8 * sums
     }
@@ -85,9 +85,51 @@ impl MatrixPlan {
         (read as f64 / CACHE).max(products as f64 / PRODUCTS)
     }
 
+    /// The tile for groups of rows that are multiplied one time after another, by products of all of these sizes.
+    pub fn of_groups(device: &Device, sizes: &[GroupSizes]) -> Self {
+        let cycles = |plan: &Self| -> f64 {
+            let of = |sizes: &GroupSizes| {
+                let cubes = sizes.tiles(plan.rows()) * sizes.columns.div_ceil(plan.columns()) as f64;
+                plan.cycles(device, cubes.ceil() as usize, sizes.depth.div_ceil(plan.stage))
+            };
+            sizes.iter().map(of).sum()
+        };
+        let least = |it: &&Self, other: &&Self| cycles(it).total_cmp(&cycles(other));
+        *GROUPED.iter().min_by(least).unwrap_or(&GROUPED[0])
+    }
+
+    /// Cycles of the busiest multiprocessor, roughly: what its cubes read from the second-level cache or what they compute, whichever is more, but
+    /// at least the stages of one after the other. A replay of these kernels on an H100 takes about as long.
+    fn cycles(&self, device: &Device, cubes: usize, stages: usize) -> f64 {
+        let cubes = cubes.div_ceil(device.processors) as f64;
+        let waves = (cubes / (RESIDENT / self.units()) as f64).ceil();
+        let stage = (cubes * self.busy()).max(waves * (LATENCY + self.busy()));
+        stages as f64 * stage + waves * EDGES
+    }
+
     /// Tiles of the output.
     fn cubes(&self, sizes: &MatrixSizes) -> usize {
         sizes.rows.div_ceil(self.rows()).saturating_mul(sizes.columns.div_ceil(self.columns()))
+    }
+}
+
+/// Products of rows that come in groups, each with a right factor of its own.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GroupSizes {
+    /// Groups, as many as are expected.
+    pub groups: f64,
+    /// Rows of a group on average.
+    pub rows: f64,
+    /// Columns of the output.
+    pub columns: usize,
+    /// Products of a sum.
+    pub depth: usize,
+}
+
+impl GroupSizes {
+    /// Tiles of rows: the last of a group is half full, if there are several.
+    fn tiles(&self, rows: usize) -> f64 {
+        self.groups * (self.rows / rows as f64 + 0.5).max(1.0)
     }
 }
 
@@ -163,6 +205,8 @@ const TILES: [MatrixPlan; 5] = [
     plan(2, [2, 2], [1, 1], 128),
     plan(4, [1, 1], [1, 1], 256),
 ];
+/// Tiles of groups: the larger a group, the higher.
+const GROUPED: [MatrixPlan; 4] = [plan(1, [4, 4], [2, 3], 64), TILES[1], plan(1, [2, 2], [1, 2], 64), TILES[4]];
 /// Parts of the depth.
 const SPLITS: [usize; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
 
@@ -181,14 +225,10 @@ impl MatrixPlans {
         all.min_by(least).unwrap_or_else(|| Self::with(device, &sizes, TILES[0], 1))
     }
 
-    /// Cycles of the busiest multiprocessor, roughly: what its cubes read from the second-level cache or what they compute, whichever is more, but
-    /// at least the stages of one after the other; then adding up the parts. A replay of these kernels on an H100 takes about as long.
+    /// Cycles of the product, then of adding up the parts.
     fn cycles(&self, device: &Device) -> f64 {
         let Planned { plan, launch } = self.product;
-        let (stages, cubes) = (launch.loops as f64, launch.cubes.div_ceil(device.processors) as f64);
-        let waves = (cubes / (RESIDENT / launch.units) as f64).ceil();
-        let stage = (cubes * plan.busy()).max(waves * (LATENCY + plan.busy()));
-        let product = stages * stage + waves * EDGES;
+        let product = plan.cycles(device, launch.cubes, launch.loops);
         let parts = self.area as f64 * (8 * self.splits) as f64 / (device.processors as f64 * CACHE);
         product + self.sum.map_or(0.0, |_| LAUNCH + parts)
     }

@@ -37,6 +37,13 @@ pub enum Blocks {
         /// So many launches run whole first, whatever they write.
         whole: usize,
     },
+    /// The same with so many blocks side by side at each of four places or more: they show what blocks fetch that others beside them have fetched.
+    Beside {
+        /// As for [`Spread`](Self::Spread).
+        whole: usize,
+        /// Blocks of a place.
+        blocks: usize,
+    },
     /// None: the launch is kept, without counts.
     None,
 }
@@ -46,6 +53,7 @@ impl Blocks {
     pub(crate) fn after(self) -> Self {
         match self {
             Self::Spread { whole } => Self::Spread { whole: whole.saturating_sub(1) },
+            Self::Beside { whole, blocks } => Self::Beside { whole: whole.saturating_sub(1), blocks },
             same => same,
         }
     }
@@ -53,7 +61,9 @@ impl Blocks {
     /// What is left of the choice for a launch of `kernel`.
     fn of(self, kernel: &Kernel) -> Self {
         match self {
-            Self::Spread { whole } if whole > 0 || writes_whole_numbers(kernel) => Self::All,
+            Self::Spread { whole } | Self::Beside { whole, .. } if whole > 0 || writes_whole_numbers(kernel) => {
+                Self::All
+            }
             same => same,
         }
     }
@@ -140,8 +150,9 @@ impl Rounds {
             Blocks::Repeated { tokens, period } if begun && covered(counted, (tokens, period)) => return None,
             Blocks::Repeated { .. } => (self.taken..self.total.min(self.taken + COUNTED)).collect(),
             Blocks::Spread { .. } if self.taken >= FEWEST && issued(counted) >= ENOUGH => return None,
-            Blocks::Spread { .. } if begun && issued(counted) >= HEAVY => return None,
-            Blocks::Spread { .. } => self.between(),
+            Blocks::Beside { .. } if self.parts >= FEWEST && issued(counted) >= ENOUGH => return None,
+            Blocks::Spread { .. } | Blocks::Beside { .. } if begun && issued(counted) >= HEAVY => return None,
+            Blocks::Spread { .. } | Blocks::Beside { .. } => self.between(),
             Blocks::Number(_) if begun => return None,
             Blocks::Number(number) => {
                 self.parts = number.clamp(1, self.total);
@@ -160,10 +171,12 @@ impl Rounds {
         self.places().difference(&before).copied().collect()
     }
 
-    /// Where each part begins, and the last block.
+    /// The blocks where each part begins, and the last block.
     fn places(&self) -> BTreeSet<usize> {
         let last = (self.parts >= WITH_LAST).then(|| self.total - 1);
-        (0..self.parts).map(|part| self.first(part)).chain(last).collect()
+        let beside = if let Blocks::Beside { blocks, .. } = self.blocks { blocks } else { 1 };
+        let of_part = |part| (self.first(part)..self.total).take(beside);
+        (0..self.parts).flat_map(of_part).chain(last).collect()
     }
 
     /// The first block of a part.
@@ -236,6 +249,13 @@ mod tests {
             seen.sort_unstable();
             assert_eq!(seen, (0..total).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn blocks_lie_side_by_side_where_they_are_to() {
+        let mut of_ten = Rounds { blocks: Blocks::Beside { whole: 0, blocks: 2 }, ..rounds(10) };
+        let found: Vec<Vec<usize>> = (0..4).map(|_| of_ten.between()).collect();
+        assert_eq!(found, [vec![0, 1], vec![5, 6], vec![2, 3, 7, 8], vec![4, 9]]);
     }
 
     #[test]

@@ -2,22 +2,22 @@
 //! awkward shapes, every launch watched. It fails on a wrong number, on anything that the sanitiser finds, on more bytes than
 //! the model of cost has or the shapes call for, and where a strategy that only such a GPU has did not run.
 
+mod baselines;
 mod popular;
 mod raw;
 
 use std::collections::BTreeMap;
 
-use cubecl::{Runtime, client::ComputeClient, future::block_on};
+use baselines::Bench;
+use cubecl::{Runtime, future::block_on};
 use raw::Raw;
 use ultramem::kernels::{expand::ExpandStrategy, from_f32, from_u32, linear::ProjectStrategy, score::ScoreStrategy};
 use ultramem::{
     Blocks, Caches, Capabilities, Checkpoint, Chosen, Dimensions, ElementType, Gradients, HostTensor, InputGradients,
     Kept, Kind, LayerWeights, MapGradients, MemoryConfig, MemoryLayer, Norm, RowGradients, SharedTable, Strategies,
-    Tensor, ValueTable, Weigh, Weight, Weights, reference,
+    ValueTable, Weigh, Weight, Weights, reference,
 };
 use ultramem_offline::{Gpu, LaunchReport, OfflineDevice, OfflineRuntime};
-use ultramem_versus::kernels::{Activation, Experts, attention, dense, moe, residual};
-use ultramem_versus::reference as oracle;
 
 const TYPES: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::BF16];
 
@@ -476,118 +476,5 @@ fn golden_files_agree() {
         let tokens = input.len() / file.config().hidden_size;
         case.hold_forward(name, &[case.layer.strategies(tokens)]);
         case.hold_backward(name);
-    }
-}
-
-/// Numbers on an offline device and, rounded as they are there, on the host.
-struct Numbers {
-    host: Vec<f32>,
-    tensor: Tensor<OfflineRuntime>,
-}
-
-/// What a baseline is tried with: one device, one element type.
-struct Bench {
-    device: OfflineDevice,
-    client: ComputeClient<OfflineRuntime>,
-    dtype: ElementType,
-}
-
-impl Bench {
-    fn new(dtype: ElementType) -> Self {
-        let device = OfflineDevice::of(Gpu::H100);
-        Self { client: OfflineRuntime::client(&device), device, dtype }
-    }
-
-    fn numbers(&self, shape: &[usize], seed: usize, dtype: ElementType) -> Numbers {
-        let host = HostTensor::from_f32(shape, &numbers(shape.iter().product(), seed)).unwrap();
-        let handle = self.client.create_from_slice(host.cast(dtype).bytes());
-        let tensor = Tensor::new_contiguous(&self.client, shape.to_vec(), handle, dtype.storage());
-        Numbers { host: host.cast(dtype).to_f32(), tensor }
-    }
-
-    fn stored(&self, shape: &[usize], seed: usize) -> Numbers {
-        self.numbers(shape, seed, self.dtype)
-    }
-
-    /// A tensor's bytes, without what pads its buffer.
-    fn bytes(&self, tensor: &Tensor<OfflineRuntime>) -> Vec<u8> {
-        let count: usize = tensor.shape().iter().product();
-        self.client.read_one(tensor.handle.clone()).unwrap()[..count * tensor.dtype.size()].to_vec()
-    }
-
-    fn hold(&self, what: &str, found: &Tensor<OfflineRuntime>, expected: &[f64]) {
-        let what = format!("{what}, {}", self.dtype);
-        let dtype = ElementType::from_storage(found.dtype).unwrap();
-        let found = HostTensor::new(found.shape().to_vec(), dtype, self.bytes(found)).unwrap();
-        assert_close(&what, &wide(&found.to_f32()), expected, tolerances(self.dtype).0);
-        assert_clean(&what, &self.device.take_reports());
-    }
-
-    /// A mixture, against the oracle's for the experts that the device chose.
-    fn hold_mixture(&self, tokens: usize, [hidden, inner, count, top_k]: [usize; 4], activation: Activation) {
-        let columns = if activation == Activation::SwiGlu { 2 * inner } else { inner };
-        let (input, router) = (self.stored(&[tokens, hidden], 1), self.stored(&[hidden, count], 2));
-        let (up, down) = (self.stored(&[count, hidden, columns], 3), self.stored(&[count, inner, hidden], 4));
-        let experts = Experts { router: &router.tensor, up: &up.tensor, down: &down.tensor, activation, top_k };
-        let found = moe(&self.client, &input.tensor, &experts).unwrap();
-        let (router, up, down) = (&router.host, &up.host, &down.host);
-        let on_host = oracle::Experts { router, up, down, count, activation, top_k };
-        let logits = oracle::logits(hidden, &input.host, &on_host).unwrap();
-        let mut routed = oracle::route(count, &logits, top_k).unwrap();
-        let words = self.bytes(&found.routed.experts);
-        let chosen: Vec<u32> = words.as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect();
-        let largest = logits.iter().fold(0.0f64, |most, logit| most.max(logit.abs()));
-        for (at, (&found, &expected)) in chosen.iter().zip(&routed.experts).enumerate() {
-            let [found, expected] = [found, expected].map(|expert| logits[at / top_k * count + expert as usize]);
-            assert!((found - expected).abs() <= 1e-5 * largest, "place {at}: a logit of {found} for {expected}");
-        }
-        routed.experts = chosen;
-        let expected = oracle::moe(hidden, &input.host, &on_host, &routed).unwrap();
-        self.hold(&format!("mixture, {tokens} tokens"), &found.output, &expected);
-    }
-}
-
-#[test]
-fn mixtures_agree_with_the_oracle() {
-    for dtype in TYPES {
-        let bench = Bench::new(dtype);
-        for tokens in [1, 7, 40] {
-            bench.hold_mixture(tokens, [32, 16, 5, 2], Activation::Gelu);
-        }
-        bench.hold_mixture(9, [13, 7, 3, 1], Activation::SwiGlu);
-    }
-    // More tokens than one cube routes.
-    Bench::new(ElementType::F32).hold_mixture(1100, [8, 8, 300, 3], Activation::Gelu);
-}
-
-#[test]
-fn dense_ffns_attention_and_residuals_agree_with_the_oracle() {
-    for dtype in TYPES {
-        let bench = Bench::new(dtype);
-        let (hidden, inner) = (32, 24);
-        for (tokens, strategy) in
-            [(3, ProjectStrategy::Tile), (70, ProjectStrategy::Cubek), (70, ProjectStrategy::Matrix)]
-        {
-            let (input, up) = (bench.stored(&[tokens, hidden], 1), bench.stored(&[hidden, 2 * inner], 2));
-            let down = bench.stored(&[inner, hidden], 3);
-            let activation = Activation::SwiGlu;
-            let found = dense(&bench.client, &input.tensor, &up.tensor, &down.tensor, activation, strategy).unwrap();
-            let expected = oracle::dense(hidden, &input.host, &up.host, &down.host, activation).unwrap();
-            bench.hold("FFN", &found, &expected);
-        }
-        for (batch, heads, cached, head_dim) in [(1, 2, 1, 16), (2, 1, 300, 20)] {
-            let (projected, keys) =
-                (bench.stored(&[batch, 3 * heads * head_dim], 4), bench.stored(&[batch, heads, cached, head_dim], 5));
-            let values = bench.stored(&[batch, heads, cached, head_dim], 6);
-            let found = attention(&bench.client, &projected.tensor, &keys.tensor, &values.tensor).unwrap();
-            let expected = oracle::attention(heads, head_dim, &projected.host, &keys.host, &values.host).unwrap();
-            bench.hold("attention", &found, &expected);
-        }
-        let (stream, update) = (bench.stored(&[5, 33], 7), bench.stored(&[5, 33], 8));
-        let weight = bench.numbers(&[33], 9, ElementType::F32);
-        let (sum, normed) = residual(&bench.client, &stream.tensor, &update.tensor, &weight.tensor, 1e-5).unwrap();
-        let expected = oracle::residual(&stream.host, &update.host, &weight.host, 1e-5).unwrap();
-        bench.hold("sum", &sum, &expected.0);
-        bench.hold("normed", &normed, &expected.1);
     }
 }

@@ -1,13 +1,14 @@
 //! Routing: the experts of each token, and the tokens of each expert side by side.
 //!
-//! `route` reads the router's logits `[tokens, experts]` and keeps the `top_k` largest of each token, weighted by the softmax over
-//! them. `group` sorts the entries (a token and one of its experts) by expert, a counting sort in one cube: each unit counts the
-//! entries of its own tokens, so that no atomics are needed and the order is the same in every run. It cuts each expert's entries into tiles,
-//! which are what the experts' products run over. Few tokens are routed and grouped in one launch. Moves the logits once and a few words an entry.
+//! The router's logits `[tokens, experts]` go through the layers' own selection, [`top_m`](ultramem_kernels::top_m()), which keeps the `top_k`
+//! largest of each token; they are weighted by the softmax over them. `group` sorts the entries (a token and one of its experts) by expert, a
+//! counting sort: each unit counts the entries of its own tokens, so that no atomics are needed and the order is the same in every run. It
+//! cuts each expert's entries into tiles, which are what the experts' products run over. One cube groups few tokens; of more each
+//! cube has a part, and what the parts hold is counted by a launch before. Moves the logits once and a few words an entry.
 
 use cubecl::prelude::*;
 use ultramem_kernels::launch::{Device, arg, check_loops, positive, strided, tokens_of};
-use ultramem_kernels::{ElementType, Error, Result, Tensor, check, empty, order_key, u32_storage};
+use ultramem_kernels::{ElementType, Error, Result, Tensor, check, empty, top_m, u32_storage};
 
 /// What the router chose.
 pub struct Routed<R: Runtime> {
@@ -29,114 +30,45 @@ pub(crate) struct Grouped<R: Runtime> {
     pub tile_count: usize,
 }
 
-/// What is fixed when the kernels are compiled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct RoutePlan {
-    experts: usize,
-    top_k: usize,
-    units: usize,
-    /// Entries of a tile.
-    tile: usize,
-    /// Whether the grouping cube routes as well.
-    routes: bool,
-}
-
-impl RoutePlan {
-    /// Loop iterations of a unit that routes a token.
-    fn token_loops(&self) -> usize {
-        self.top_k * self.experts
-    }
-
-    /// Those of a unit of the one cube that groups all entries, at most.
-    fn group_loops(&self, tokens: usize, tile_count: usize) -> usize {
-        let share = strided(tokens, self.units);
-        let routed = if self.routes { share * (1 + self.token_loops()) } else { 0 };
-        let of_expert = 2 + 2 * self.units + self.experts;
-        let tiles = tile_count + strided(tile_count, self.units);
-        2 * self.experts + routed + 2 * share * self.top_k + strided(self.experts, self.units) * of_expert + tiles
-    }
-}
-
 /// Launches the router's choice among `logits` f32 `[tokens, experts]`: the `top_k` largest of each token. A NaN is never chosen
 /// before a number; it spoils the weights of its own token where it is.
 ///
 /// # Errors
 /// Shapes, types or sizes that don't fit; nothing is launched then.
 pub fn route<R: Runtime>(client: &ComputeClient<R>, logits: &Tensor<R>, top_k: usize) -> Result<Routed<R>> {
-    let (tokens, experts) = sizes(client, logits, top_k)?;
-    let device = Device::of(client);
-    let routed = routed(client, tokens, top_k)?;
+    let Choice { tokens, experts, routed } = choose(client, logits, top_k)?;
     if tokens == 0 {
         return Ok(routed);
     }
-    let plan = RoutePlan { experts, top_k, units: device.flat(tokens), tile: 1, routes: true };
-    check_loops("route_kernel", plan.token_loops())?;
+    let device = Device::of(client);
+    let units = device.flat(tokens);
+    check_loops("weigh_kernel", 2 * top_k)?;
     // SAFETY: shapes are checked; a unit reads and writes the row of one token below `tokens`.
     unsafe {
-        route_kernel::launch_unchecked::<R>(
+        weigh_kernel::launch_unchecked::<R>(
             client,
-            device.grid(tokens.div_ceil(plan.units))?,
-            CubeDim::new_1d(plan.units as u32),
+            device.grid(tokens.div_ceil(units))?,
+            CubeDim::new_1d(units as u32),
             arg(logits, 1),
             arg(&routed.experts, 1),
             arg(&routed.weights, 1),
             tokens as u32,
-            plan,
+            experts as u32,
+            top_k,
+            units,
         );
     }
     Ok(routed)
 }
 
-/// Routes, and groups the entries in tiles of `tile`.
-pub(crate) fn route_and_group<R: Runtime>(
-    client: &ComputeClient<R>,
-    logits: &Tensor<R>,
-    top_k: usize,
-    tile: usize,
-) -> Result<(Routed<R>, Grouped<R>)> {
-    let (tokens, experts) = sizes(client, logits, top_k)?;
-    let device = Device::of(client);
-    let entries = tokens * top_k;
-    let units = tally_units(&device, tokens, experts)?;
-    // One cube looks at so many logits as fast as another launch begins.
-    let routes = tokens.div_ceil(units) * experts <= FEW_LOGITS;
-    let routed = if routes { routed(client, tokens, top_k)? } else { route(client, logits, top_k)? };
-    let touched = experts.min(entries);
-    let tile_count = (entries + touched * (tile - 1)) / tile;
-    let words = |name, shape: &[usize]| empty(client, name, shape, u32_storage());
-    let grouped = Grouped {
-        order: words("order", &[entries])?,
-        places: words("places", &[entries])?,
-        tiles: words("tiles", &[tile_count, 3])?,
-        tile_count,
-    };
-    let plan = RoutePlan { experts, top_k, units, tile, routes };
-    check_loops("group_kernel", plan.group_loops(tokens, tile_count))?;
-    // SAFETY: one cube, whose units read and write entries of their own tokens and tiles of their own experts; there are at most
-    // `tile_count` tiles, for each touched expert leaves at most one of its own unfilled.
-    unsafe {
-        group_kernel::launch_unchecked::<R>(
-            client,
-            CubeCount::Static(1, 1, 1),
-            CubeDim::new_1d(units as u32),
-            arg(logits, 1),
-            arg(&routed.experts, 1),
-            arg(&routed.weights, 1),
-            arg(&grouped.order, 1),
-            arg(&grouped.places, 1),
-            arg(&grouped.tiles, 1),
-            tokens as u32,
-            tile_count as u32,
-            plan,
-        );
-    }
-    Ok((routed, grouped))
+/// What was chosen, the weights not written yet.
+struct Choice<R: Runtime> {
+    tokens: usize,
+    experts: usize,
+    routed: Routed<R>,
 }
 
-/// Logits of a unit that one cube still takes on.
-const FEW_LOGITS: usize = 1024;
-
-fn sizes<R: Runtime>(client: &ComputeClient<R>, logits: &Tensor<R>, top_k: usize) -> Result<(usize, usize)> {
+fn choose<R: Runtime>(client: &ComputeClient<R>, logits: &Tensor<R>, top_k: usize) -> Result<Choice<R>> {
     let (tokens, experts) = (tokens_of(logits, "logits")?, logits.shape().get(1).copied().unwrap_or(0));
     check(client, logits, "logits", &[tokens, experts], ElementType::F32.storage())?;
     positive(&[("experts", experts), ("top_k", top_k)])?;
@@ -148,174 +80,326 @@ fn sizes<R: Runtime>(client: &ComputeClient<R>, logits: &Tensor<R>, top_k: usize
         let (value, limit) = (tokens as u64, u64::from(u32::MAX) / top_k as u64);
         return Err(Error::Exceeds { what: "tokens", value, limit_name: "what entries can be counted", limit });
     }
-    Ok((tokens, experts))
+    let weights = empty(client, "weights", &[tokens, top_k], ElementType::F32.storage())?;
+    Ok(Choice { tokens, experts, routed: Routed { experts: top_m(client, logits, top_k)?, weights } })
 }
 
-fn routed<R: Runtime>(client: &ComputeClient<R>, tokens: usize, top_k: usize) -> Result<Routed<R>> {
-    Ok(Routed {
-        experts: empty(client, "experts", &[tokens, top_k], u32_storage())?,
-        weights: empty(client, "weights", &[tokens, top_k], ElementType::F32.storage())?,
-    })
+/// What is fixed when the kernels are compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct GroupPlan {
+    experts: usize,
+    top_k: usize,
+    units: usize,
+    /// Entries of a tile.
+    tile: usize,
+    /// Whether one cube groups all entries.
+    alone: bool,
 }
 
-/// As many units as tokens or experts keep busy and as have room for their tallies.
-fn tally_units(device: &Device, tokens: usize, experts: usize) -> Result<usize> {
-    let mut units = device.units(tokens.max(experts));
-    while units > 1 && tally_bytes(experts, units) > device.shared_bytes {
-        units /= 2;
+impl GroupPlan {
+    /// As many units as tokens keep busy and as have room for their tallies.
+    fn of(device: &Device, tokens: usize, experts: usize, top_k: usize, tile: usize) -> Result<Self> {
+        let with = |units| Self { experts, top_k, units, tile, alone: tokens <= units * SHARE };
+        let mut plan = with(device.units(tokens.max(experts)).min(UNITS));
+        while plan.units > 1 && plan.shared_bytes() > device.shared_bytes {
+            plan = with(plan.units / 2);
+        }
+        device.fits_shared("route", plan.shared_bytes())?;
+        Ok(plan)
     }
-    device.fits_shared("route", tally_bytes(experts, units))?;
-    Ok(units)
+
+    /// Cubes that share out the tokens.
+    fn cubes(&self, tokens: usize) -> usize {
+        if self.alone { 1 } else { tokens.div_ceil(self.units * SHARE).min(CUBES) }
+    }
+
+    /// Words from an expert's tallies to the next one's: one more than units, so that those of a unit lie in different banks.
+    fn pitch(&self) -> usize {
+        self.units + 1
+    }
+
+    /// Shared memory of a tally for each expert and unit, and of what each expert has, in all and before a cube.
+    fn shared_bytes(&self) -> usize {
+        4 * self.experts * (self.pitch() + 2)
+    }
+
+    /// Loop iterations of a unit that counts.
+    fn count_loops(&self, share: usize) -> usize {
+        self.experts + share * self.top_k + strided(self.experts, self.units) * (1 + self.units)
+    }
+
+    /// Those of a unit that groups, at most.
+    fn group_loops(&self, share: usize, cubes: usize, tile_count: usize) -> usize {
+        let of_expert = 2 + self.units + cubes + self.experts;
+        let tiles = tile_count + strided(tile_count, self.units) + self.experts;
+        let tokens = share * (1 + 3 * self.top_k);
+        self.count_loops(share) + tokens + strided(self.experts, self.units) * of_expert + tiles
+    }
 }
 
-/// Shared memory of a tally for each expert and unit, and of each expert's sum.
-fn tally_bytes(experts: usize, units: usize) -> usize {
-    4 * experts * (units + 1)
+/// The most units of a cube: an expert's tallies are added up one after the other.
+const UNITS: usize = 64;
+/// Tokens of a unit, as long as there are cubes.
+const SHARE: usize = 4;
+/// The most cubes, of which each adds up what those before it have.
+const CUBES: usize = 64;
+
+/// Routes, and groups the entries in tiles of `tile`.
+pub(crate) fn route_and_group<R: Runtime>(
+    client: &ComputeClient<R>,
+    logits: &Tensor<R>,
+    top_k: usize,
+    tile: usize,
+) -> Result<(Routed<R>, Grouped<R>)> {
+    let device = Device::of(client);
+    let Choice { tokens, experts, routed } = choose(client, logits, top_k)?;
+    let entries = tokens * top_k;
+    let touched = experts.min(entries);
+    let tile_count = (entries + touched * (tile - 1)) / tile;
+    let words = |name, shape: &[usize]| empty(client, name, shape, u32_storage());
+    let grouped = Grouped {
+        order: words("order", &[entries])?,
+        places: words("places", &[entries])?,
+        tiles: words("tiles", &[tile_count, 3])?,
+        tile_count,
+    };
+    let plan = GroupPlan::of(&device, tokens, experts, top_k, tile)?;
+    let cubes = plan.cubes(tokens);
+    let share = tokens.div_ceil(cubes * plan.units);
+    let (grid, cube_dim) = (|| device.grid(cubes), CubeDim::new_1d(plan.units as u32));
+    check_loops("group_kernel", plan.group_loops(share, cubes, tile_count))?;
+    let counts = if plan.alone { routed.experts.clone() } else { words("counts", &[cubes, experts])? };
+    if !plan.alone {
+        check_loops("count_kernel", plan.count_loops(share))?;
+        // SAFETY: a unit reads entries of its own tokens, and a cube writes its own counts.
+        unsafe {
+            count_kernel::launch_unchecked::<R>(
+                client,
+                grid()?,
+                cube_dim,
+                arg(&routed.experts, 1),
+                arg(&counts, 1),
+                tokens as u32,
+                share as u32,
+                cubes as u32,
+                plan,
+            );
+        }
+    }
+    // SAFETY: units read and write entries of their own tokens and tiles of their own experts; there are at most `tile_count` tiles, for each
+    // touched expert leaves at most one of its own unfilled.
+    unsafe {
+        group_kernel::launch_unchecked::<R>(
+            client,
+            grid()?,
+            cube_dim,
+            arg(logits, 1),
+            arg(&routed.experts, 1),
+            arg(&counts, 1),
+            arg(&routed.weights, 1),
+            arg(&grouped.order, 1),
+            arg(&grouped.places, 1),
+            arg(&grouped.tiles, 1),
+            tokens as u32,
+            share as u32,
+            cubes as u32,
+            tile_count as u32,
+            plan,
+        );
+    }
+    Ok((routed, grouped))
 }
 
 #[cube(launch_unchecked)]
-fn route_kernel(
+fn weigh_kernel(
     logits: &Array<f32>,
-    experts: &mut Array<u32>,
+    chosen: &Array<u32>,
     weights: &mut Array<f32>,
     tokens: u32,
-    #[comptime] plan: RoutePlan,
+    experts: u32,
+    #[comptime] top_k: usize,
+    #[comptime] units: usize,
 ) {
-    let token = CUBE_POS * plan.units + UNIT_POS as usize;
+    let token = CUBE_POS * units + UNIT_POS as usize;
     if token >= tokens as usize {
         terminate!();
     }
-    route_token(logits, experts, weights, token, plan);
+    weigh(logits, chosen, weights, token, experts as usize, top_k);
 }
 
-/// One token: `top_k` times the best of the experts that are left, then the softmax over their logits.
+/// The softmax over a token's kept logits.
 #[cube]
-fn route_token(
+fn weigh(
     logits: &Array<f32>,
-    experts: &mut Array<u32>,
+    chosen: &Array<u32>,
     weights: &mut Array<f32>,
     token: usize,
-    #[comptime] plan: RoutePlan,
+    experts: usize,
+    #[comptime] top_k: usize,
 ) {
-    let mut chosen = Array::<u32>::new(plan.top_k);
-    #[unroll]
-    for k in 0..plan.top_k {
-        chosen[k] = comptime!(plan.experts as u32).runtime();
-        let mut best = 0u32.runtime();
-        for e in 0..plan.experts as u32 {
-            let mut taken = false;
-            #[unroll]
-            for other in 0..k {
-                taken = taken || chosen[other] == e;
-            }
-            // The smaller the order key, the larger the logit; a NaN's is the largest.
-            let key = order_key(logits[token * plan.experts + e as usize]);
-            if !taken && (chosen[k] == comptime!(plan.experts as u32) || key < best) {
-                chosen[k] = e;
-                best = key;
-            }
-        }
-        experts[token * plan.top_k + k] = chosen[k];
-    }
-    let largest = logits[token * plan.experts + chosen[0] as usize];
+    let (row, first) = (token * experts, token * top_k);
+    let largest = logits[row + chosen[first] as usize];
     let mut sum = 0.0f32;
-    #[unroll]
-    for k in 0..plan.top_k {
-        sum += f32::exp(logits[token * plan.experts + chosen[k] as usize] - largest);
+    for k in 0..top_k {
+        sum += f32::exp(logits[row + chosen[first + k] as usize] - largest);
     }
-    #[unroll]
-    for k in 0..plan.top_k {
-        weights[token * plan.top_k + k] = f32::exp(logits[token * plan.experts + chosen[k] as usize] - largest) / sum;
+    for k in 0..top_k {
+        weights[first + k] = f32::exp(logits[row + chosen[first + k] as usize] - largest) / sum;
     }
 }
 
-/// Sorts entries by expert. A unit routes, counts and places the entries of its own tokens; between, it turns the counts of its
-/// own experts into places and writes their tiles.
+/// The unit's tokens, the last not included.
+#[cube]
+fn own_tokens(tokens: u32, share: u32, #[comptime] units: usize) -> (usize, usize) {
+    let first = min((CUBE_POS * units + UNIT_POS as usize) * share as usize, tokens as usize);
+    (first, min(first + share as usize, tokens as usize))
+}
+
+/// Counts each unit's entries by expert. Ends with a barrier.
+#[cube]
+fn tally(chosen: &Array<u32>, tallies: &mut SharedMemory<u32>, tokens: u32, share: u32, #[comptime] plan: GroupPlan) {
+    let unit = UNIT_POS as usize;
+    let (first, last) = own_tokens(tokens, share, plan.units);
+    for e in 0..plan.experts {
+        tallies[e * comptime!(plan.pitch()) + unit] = 0u32;
+    }
+    for entry in first * plan.top_k..last * plan.top_k {
+        let at = chosen[entry] as usize * comptime!(plan.pitch()) + unit;
+        tallies[at] += 1u32;
+    }
+    sync_cube();
+}
+
+/// What the units of a cube have of an expert.
+#[cube]
+fn tallied(tallies: &SharedMemory<u32>, expert: usize, #[comptime] plan: GroupPlan) -> u32 {
+    let mut sum = 0u32;
+    for unit in 0..plan.units {
+        sum += tallies[expert * comptime!(plan.pitch()) + unit];
+    }
+    sum
+}
+
+/// Each cube's entries by expert, `[cubes, experts]`.
+#[cube(launch_unchecked)]
+fn count_kernel(
+    chosen: &Array<u32>,
+    counts: &mut Array<u32>,
+    tokens: u32,
+    share: u32,
+    cubes: u32,
+    #[comptime] plan: GroupPlan,
+) {
+    if CUBE_POS >= cubes as usize {
+        terminate!();
+    }
+    let mut tallies = SharedMemory::<u32>::new(comptime!(plan.experts * plan.pitch()));
+    tally(chosen, &mut tallies, tokens, share, plan);
+    for e in range_stepped(UNIT_POS as usize, plan.experts, plan.units) {
+        counts[CUBE_POS * plan.experts + e] = tallied(&tallies, e, plan);
+    }
+}
+
+/// Weighs what each token chose and sorts the entries by expert. A unit counts and places the entries of its own tokens; between, it turns
+/// the counts of its own experts into places, and those of the first cube write the tiles.
 #[cube(launch_unchecked)]
 fn group_kernel(
     logits: &Array<f32>,
-    experts: &mut Array<u32>,
+    chosen: &Array<u32>,
+    counts: &Array<u32>,
     weights: &mut Array<f32>,
     order: &mut Array<u32>,
     places: &mut Array<u32>,
     tiles: &mut Array<u32>,
     tokens: u32,
+    share: u32,
+    cubes: u32,
     tile_count: u32,
-    #[comptime] plan: RoutePlan,
+    #[comptime] plan: GroupPlan,
 ) {
+    if CUBE_POS >= cubes as usize {
+        terminate!();
+    }
     let unit = UNIT_POS as usize;
-    let share = tokens.div_ceil(plan.units as u32) as usize;
-    let first = min(unit * share, tokens as usize);
-    let last = min(first + share, tokens as usize);
-    let mut tallies = SharedMemory::<u32>::new(comptime!(plan.experts * plan.units));
+    let mut tallies = SharedMemory::<u32>::new(comptime!(plan.experts * plan.pitch()));
     let mut totals = SharedMemory::<u32>::new(plan.experts);
-    for e in 0..plan.experts {
-        tallies[e * plan.units + unit] = 0u32;
-    }
-    if comptime!(plan.routes) {
-        for token in first..last {
-            route_token(logits, experts, weights, token, plan);
-        }
-    }
-    for entry in first * plan.top_k..last * plan.top_k {
-        tallies[experts[entry] as usize * plan.units + unit] += 1u32;
-    }
-    sync_cube();
+    let mut befores = SharedMemory::<u32>::new(plan.experts);
+    tally(chosen, &mut tallies, tokens, share, plan);
     for e in range_stepped(unit, plan.experts, plan.units) {
         let mut total = 0u32;
-        for other in 0..plan.units {
-            total += tallies[e * plan.units + other];
+        let mut before = 0u32;
+        if comptime!(plan.alone) {
+            total = tallied(&tallies, e, plan);
+        } else {
+            for cube in 0..cubes as usize {
+                let count = counts[cube * plan.experts + e];
+                total += count;
+                before += select(cube < CUBE_POS, count, 0u32);
+            }
         }
         totals[e] = total;
+        befores[e] = before;
     }
     sync_cube();
     for e in range_stepped(unit, plan.experts, plan.units) {
-        place_expert(&mut tallies, &totals, tiles, e, plan);
+        place_expert(&mut tallies, &totals, befores[e], tiles, e, plan);
     }
-    fill_tiles(&totals, tiles, tile_count, plan);
+    if CUBE_POS == 0 {
+        fill_tiles(&totals, tiles, tile_count, plan);
+    }
     sync_cube();
-    for entry in first * plan.top_k..last * plan.top_k {
-        let at = experts[entry] as usize * plan.units + unit;
-        let place = tallies[at];
-        tallies[at] = place + 1u32;
-        order[place as usize] = entry as u32;
-        places[entry] = place;
+    let (first, last) = own_tokens(tokens, share, plan.units);
+    for token in first..last {
+        weigh(logits, chosen, weights, token, plan.experts, plan.top_k);
+        for entry in token * plan.top_k..(token + 1) * plan.top_k {
+            let at = chosen[entry] as usize * comptime!(plan.pitch()) + unit;
+            let place = tallies[at];
+            tallies[at] = place + 1u32;
+            order[place as usize] = entry as u32;
+            places[entry] = place;
+        }
     }
 }
 
-/// Turns the counts of expert `e` into the place of each unit's first entry, and writes the expert's tiles.
+/// Turns the counts of expert `e`, of which `before` lie in the cubes before this one, into the place of each unit's first entry; the first cube
+/// writes the expert's tiles.
 #[cube]
 fn place_expert(
     tallies: &mut SharedMemory<u32>,
     totals: &SharedMemory<u32>,
+    before: u32,
     tiles: &mut Array<u32>,
     e: usize,
-    #[comptime] plan: RoutePlan,
+    #[comptime] plan: GroupPlan,
 ) {
-    let mut place = 0u32;
+    let mut start = 0u32;
     let mut tile = 0u32;
     for other in 0..e {
-        place += totals[other];
+        start += totals[other];
         tile += totals[other].div_ceil(plan.tile as u32);
     }
-    let end = place + totals[e];
-    for start in range_stepped(place, end, plan.tile as u32) {
-        let at = tile as usize * 3;
-        tiles[at] = e as u32;
-        tiles[at + 1] = start;
-        tiles[at + 2] = min(start + plan.tile as u32, end);
-        tile += 1u32;
+    if CUBE_POS == 0 {
+        let end = start + totals[e];
+        for first in range_stepped(start, end, plan.tile as u32) {
+            let at = tile as usize * 3;
+            tiles[at] = e as u32;
+            tiles[at + 1] = first;
+            tiles[at + 2] = min(first + plan.tile as u32, end);
+            tile += 1u32;
+        }
     }
+    let mut place = start + before;
     for unit in 0..plan.units {
-        let count = tallies[e * plan.units + unit];
-        tallies[e * plan.units + unit] = place;
+        let at = e * comptime!(plan.pitch()) + unit;
+        let count = tallies[at];
+        tallies[at] = place;
         place += count;
     }
 }
 
 /// Marks the tiles after the last expert's as none.
 #[cube]
-fn fill_tiles(totals: &SharedMemory<u32>, tiles: &mut Array<u32>, tile_count: u32, #[comptime] plan: RoutePlan) {
+fn fill_tiles(totals: &SharedMemory<u32>, tiles: &mut Array<u32>, tile_count: u32, #[comptime] plan: GroupPlan) {
     let mut used = 0u32;
     for e in 0..plan.experts {
         used += totals[e].div_ceil(plan.tile as u32);

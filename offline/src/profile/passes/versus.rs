@@ -14,6 +14,8 @@ use crate::profile::Rates;
 use crate::{Blocks, Gpu, OfflineRuntime};
 
 const ACTIVATION: Activation = Activation::Gelu;
+/// Blocks side by side that are counted: tiles of one expert lie next to each other, and read the same weights.
+const BESIDE: usize = 4;
 
 /// A step of a block's parts, and the GPU that it is counted for.
 #[derive(Debug, Clone, Copy)]
@@ -46,15 +48,33 @@ impl Versus<'_> {
     /// # Errors
     /// A budget that no dimensions spend, an element type that the GPU lacks, tensors too large for it, compilers that are not installed.
     pub fn step(&self) -> Result<Vec<Staged>> {
-        let [ffn, experts] = self.plans()?;
+        let [dense, experts] = self.plans()?;
+        let mut staged = self.ffn(&dense)?;
+        staged.extend(self.ffn(&experts)?);
+        let (counting, input) = self.counting()?;
+        staged.extend(self.attention(&counting, &input)?);
+        Ok(staged)
+    }
+
+    /// What the FFN of a plan launches: a dense one's, or the experts'.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn ffn(&self, plan: &Plan) -> Result<Vec<Staged>> {
+        let (counting, input) = self.counting()?;
+        match plan.experts {
+            0 => self.dense(&counting, &input, plan),
+            _ => self.experts(&counting, &input, plan),
+        }
+    }
+
+    /// A device, and the tokens' hidden states on it.
+    fn counting(&self) -> Result<(Counting<'_>, Tensor<OfflineRuntime>)> {
         let counting = Counting::new(self.gpu, None, self.rates);
         let hidden = self.scale.hidden_size;
         let input = self.uploaded(&counting, &[self.tokens, hidden], &hidden_states(hidden, self.tokens, 1))?;
         counting.run(Blocks::Spread { whole: 0 })?;
-        let mut staged = self.dense(&counting, &input, &ffn)?;
-        staged.extend(self.experts(&counting, &input, &experts)?);
-        staged.extend(self.attention(&counting, &input)?);
-        Ok(staged)
+        Ok((counting, input))
     }
 
     fn dense(&self, counting: &Counting<'_>, input: &Tensor<OfflineRuntime>, plan: &Plan) -> Result<Vec<Staged>> {
@@ -73,7 +93,7 @@ impl Versus<'_> {
         let router = &self.uploaded(counting, &[hidden, experts], &numbers)?;
         let up = &counting.unwritten("up", &[experts, hidden, inner], self.dtype)?;
         let down = &counting.unwritten("down", &[experts, inner, hidden], self.dtype)?;
-        counting.run(Blocks::Spread { whole: 1 })?;
+        counting.run(Blocks::Beside { whole: 1, blocks: BESIDE })?;
         moe(&counting.client, input, &Experts { router, up, down, activation: ACTIVATION, top_k })?;
         counting.taken("experts")
     }
