@@ -256,7 +256,7 @@ impl ScorePlan {
             true => strided(self.top_m * self.rank, lanes),
             false => self.kept_loops(),
         };
-        let norm = if self.matrix { 0 } else { self.norm_loops() };
+        let norm = if self.matrix || self.direct { 0 } else { self.norm_loops() };
         norm + load + self.select().loops(vectors) + strided(self.top_m, lanes) + kept
     }
 
@@ -271,10 +271,10 @@ impl ScorePlan {
     }
 
     /// Shared memory of [`select_keys`](super::forward::select_keys): as [`shared_bytes`] for the scores, where they are stored, without queries
-    /// where all ranks have been scored.
+    /// where the kept keys have their scores already.
     pub(crate) fn select_bytes(&self) -> usize {
         let (select, order) = (self.select(), if self.stored { self.side_keys } else { 0 });
-        let queries = if self.matrix { self.key_dim + norm_sums(&select) } else { 0 };
+        let queries = if self.matrix || self.direct { self.key_dim + norm_sums(&select) } else { 0 };
         shared_bytes(order, self.key_dim, &select) - 4 * self.tile * queries
     }
 }
