@@ -16,7 +16,7 @@ use ultramem::{
 use ultramem_offline::compile::{Architecture, Compiled, Resources, compile, compile_all};
 use ultramem_offline::trace::{Traced, Tracer, step, tracing_device};
 use ultramem_offline::{Argument, Kernel, LaunchReport, OfflineDevice, OfflineRuntime, Target, table};
-use ultramem_versus::kernels::{Activation, Experts, moe, route};
+use ultramem_versus::kernels::route;
 use ultramem_versus::{Design, Plan, Scale};
 
 /// Enough for whole tiles and matrix units.
@@ -142,7 +142,7 @@ fn cases(architectures: &[Architecture]) -> Vec<Case> {
             }
         }
         for (plan, dtype, batch) in steps() {
-            for traced in step(&device, &plan, dtype, batch, 2048).unwrap() {
+            for traced in step(&device, &plan, dtype, batch, cached(batch)).unwrap() {
                 let about = format!("{} step, {dtype}, batch {batch}", plan.design.name());
                 let key = (architecture, traced.launch.kernel.source.clone());
                 // No buffer is the size of this table, which is none.
@@ -165,12 +165,17 @@ fn cases(architectures: &[Architecture]) -> Vec<Case> {
 }
 
 /// What a mixture's and a dense model's decoding steps launch beside the stages: one block of the paper's smallest model, with
-/// ten experts, at few tokens, at some for each expert and at more than one cube groups.
+/// ten experts, at few tokens, at some for each expert, at more than one cube groups and at hundreds for each expert.
 fn steps() -> Vec<(Plan, ElementType, usize)> {
     let scale = Scale { blocks: 1, memory_layers: 1, activated: 14_600_000, sparse: 41_500_000, ..Scale::paper_151m() };
     let plans = [Design::Dense, Design::Moe].map(|design| Plan::new(design, &scale).unwrap());
-    let each = |plan: &Plan| TYPES.map(|dtype| [1, 16, 300].map(|batch| (plan.clone(), dtype, batch)));
+    let each = |plan: &Plan| TYPES.map(|dtype| [1, 16, 300, 4000].map(|batch| (plan.clone(), dtype, batch)));
     plans.iter().flat_map(each).flatten().collect()
+}
+
+/// Positions of a cache of keys that one binding of every target holds.
+fn cached(batch: usize) -> usize {
+    1024.min(300_000 / batch)
 }
 
 /// Storage buffers that a browser binds to a kernel, but for the one in which CubeCL hands over scalars and lengths.
@@ -194,7 +199,7 @@ fn kernel_names(folder: &Path) -> BTreeSet<String> {
     names
 }
 
-/// What no layer and no step launches: routing without a product, a mixture of many tokens, a gradient of the whole table, the sort of more entries than one cube
+/// What no layer and no step launches: routing without a product, a gradient of the whole table, the sort of more entries than one cube
 /// adds up, and a shuffle in pages.
 fn others(device: &OfflineDevice) -> Vec<LaunchReport> {
     let client = OfflineRuntime::client(device);
@@ -202,13 +207,6 @@ fn others(device: &OfflineDevice) -> Vec<LaunchReport> {
     let float = ElementType::F32.storage();
     route(&client, &tensor(&[64, 8], float), 2).unwrap();
     top_m(&client, &tensor(&[64, 80], float), 8).unwrap();
-    // Experts of hundreds of tokens each.
-    let halves = [ElementType::F16, ElementType::BF16].map(ElementType::storage);
-    for dtype in halves.into_iter().filter(|&dtype| client.properties().supports_type(dtype)) {
-        let (router, weights) = (tensor(&[768, 8], dtype), tensor(&[8, 768, 768], dtype));
-        let experts = Experts { router: &router, up: &weights, down: &weights, activation: Activation::Gelu, top_k: 2 };
-        moe(&client, &tensor(&[4096, 768], dtype), &experts).unwrap();
-    }
     let (entries, rows) = (1 << 25, 1 << 20);
     let (listed, count) = (tensor(&[entries], u32_storage()), tensor(&[1], u32_storage()));
     let gradients = RowGradients::new(&client, &listed, &count, &tensor(&[entries, 1], float), rows).unwrap();
@@ -249,8 +247,7 @@ fn every_kernel_binds_no_more_buffers_than_a_browser_allows() {
             traced.extend(launches(&device, &MemoryConfig::new(dims).unwrap(), dtype));
         }
         for (plan, dtype, batch) in steps().into_iter().filter(|(_, dtype, _)| supported(*dtype)) {
-            // A cache of keys that one binding of every target holds.
-            traced.extend(step(&device, &plan, dtype, batch, 1024).unwrap());
+            traced.extend(step(&device, &plan, dtype, batch, cached(batch)).unwrap());
         }
         let traced = traced.into_iter().map(|it: Traced| it.launch);
         for launch in traced.chain(others(&device)) {
