@@ -90,6 +90,8 @@ fn mixtures_agree_with_the_oracle() {
         bench.hold_mixture(150, [70, 34, 4, 3], Activation::Gelu);
         bench.hold_mixture(290, [136, 104, 1, 1], Activation::SwiGlu);
     }
+    // So many tokens of one expert that its tiles are the largest.
+    Bench::new(ElementType::BF16).hold_mixture(2700, [768, 768, 1, 1], Activation::Gelu);
     // More tokens than one cube groups, and more experts than there is room for with all units.
     Bench::new(ElementType::F32).hold_mixture(1100, [8, 8, 300, 3], Activation::Gelu);
     Bench::new(ElementType::BF16).hold_mixture(600, [16, 8, 40, 2], Activation::Gelu);
