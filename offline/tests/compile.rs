@@ -24,7 +24,7 @@ const TOKENS: usize = 1000;
 const TYPES: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::BF16];
 
 /// Stack and spills that are known: the beginning of the entry point, the most bytes of a thread, and why.
-const KNOWN: [(&str, usize, &str); 14] = [
+const KNOWN: [(&str, usize, &str); 15] = [
     // `ptxas` stops at 32, 40, 56, 64, 80 or 128 registers of 255, for more warps at once, and keeps these few words on the stack.
     ("prepare_kernel", 8, OCCUPANCY),
     ("project_kernel", 16, OCCUPANCY),
@@ -33,6 +33,7 @@ const KNOWN: [(&str, usize, &str); 14] = [
     ("outer_kernel", 16, OCCUPANCY),
     ("sum_blocks_kernel", 32, OCCUPANCY),
     ("norm_backward_kernel", 8, OCCUPANCY),
+    ("grad_queries_kernel", 8, OCCUPANCY),
     ("grouped_product_kernel", 32, OCCUPANCY),
     ("attention_kernel", 32, OCCUPANCY),
     ("matmul_entry_lhs_f32_lhs_size_4_rhs_f32", 272, UNITS),
