@@ -219,6 +219,7 @@ fn part_of(i: usize, #[comptime] plan: ExpandPlan) -> Part {
 /// Run `item` of a tile's pooled vectors, summed over the rows of a page, `[tile, expansion, value_dim / width]` flattened, gated where the layer has
 /// a gate; of several slices, for the units of the first. All units of the cube come here then, and there is a barrier at the end.
 #[cube]
+#[allow(clippy::collapsible_if, reason = "the outer one is decided when the kernel is compiled")]
 fn pool<E: Float, N: Size>(
     entries: &ByBlock,
     scores: &Array<f32>,

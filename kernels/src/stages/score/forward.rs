@@ -380,11 +380,11 @@ fn score_kept<E: Float, D: Size>(
     let share = comptime!(plan.key_lanes());
     if place.token < place.end {
         for start in range_stepped(0usize, plan.top_m, comptime!(at.lanes / share)) {
-            let i = start + at.lane / share;
+            let (i, lane) = (start + at.lane / share, at.lane % share);
             let listed = kept[at.row * plan.top_m + min(i, comptime!(plan.top_m - 1))] as usize;
             let vectors = (place.side * plan.side_keys + listed) * comptime!(plan.rank * depth);
             let mut sums = zero_sums::<D>(plan.rank);
-            for d in range_stepped(at.lane % share, depth, share) {
+            for d in range_stepped(lane, depth, share) {
                 let query = queries[at.row * depth + d];
                 #[unroll]
                 for rho in 0..plan.rank {
@@ -394,7 +394,7 @@ fn score_kept<E: Float, D: Size>(
             #[unroll]
             for rho in 0..plan.rank {
                 let sum = sum_of(component_sum::<D>(sums[rho]), share);
-                if at.lane % share == 0 && i < plan.top_m {
+                if lane == 0 && i < plan.top_m {
                     scores[first + i * plan.rank + rho] = sum;
                 }
             }

@@ -149,10 +149,10 @@ impl ScorePlan {
         let tiles = [MATRIX_TOKENS, 4 * GROUP, 2 * GROUP, GROUP]
             .into_iter()
             .filter(|&tile| tile == GROUP || sizes.tokens > tile / 2);
-        let tiles = tiles.map(with).filter(|it| it.launch.fits(device));
+        let mut tiles = tiles.map(with).filter(|it| it.launch.fits(device));
         let busy = |it: &Planned<Self>| it.launch.cubes >= device.processors / 2;
         let possible = fits && whole && device.most_matrix_units() >= MATRIX_PLANES * MATRIX_PLANE;
-        tiles.clone().find(busy).or_else(|| tiles.last()).filter(|_| possible)
+        tiles.clone().find(busy).or_else(|| tiles.next_back()).filter(|_| possible)
     }
 
     /// What the kernel on matrix units is compiled for: ranges come when it is launched, so that there is one for all numbers of tokens.
