@@ -1,4 +1,4 @@
-//! The tile of a product on matrix units: what [`matrix`](super::matrix) multiplies in each of its cubes, for others to launch on rows that
+//! The tile of a product on matrix units: what `matrix` multiplies in each of its cubes, for others to launch on rows that
 //! lie somewhere else.
 //!
 //! A cube computes a tile of rows by columns, its planes a part of that each, in registers. The depth goes by in stages, through two buffers
