@@ -24,12 +24,20 @@ const TOKENS: usize = 1000;
 const TYPES: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::BF16];
 
 /// Stack and spills that are known: the beginning of the entry point, the most bytes of a thread, and why.
-const KNOWN: [(&str, usize, &str); 15] = [
+const KNOWN: [(&str, usize, &str); 19] = [
     // `ptxas` stops at 32, 40, 56, 64, 80 or 128 registers of 255, for more warps at once, and keeps these few words on the stack.
     ("prepare_kernel", 8, OCCUPANCY),
     ("project_kernel", 16, OCCUPANCY),
-    ("score_kernel", 48, OCCUPANCY),
-    ("expand_kernel", 48, OCCUPANCY),
+    ("score_kernel", 72, OCCUPANCY),
+    ("approximate_kernel", 12, OCCUPANCY),
+    ("approximate_matrix_kernel", 8, OCCUPANCY),
+    ("retrieve_kernel", 16, OCCUPANCY),
+    ("pool_kernel", 16, OCCUPANCY),
+    (
+        "expand_kernel",
+        112,
+        "1,024 units of a cube, at few tokens, leave 64 registers, and sums of a projection take about as many",
+    ),
     ("outer_kernel", 16, OCCUPANCY),
     ("sum_blocks_kernel", 32, OCCUPANCY),
     ("norm_backward_kernel", 8, OCCUPANCY),

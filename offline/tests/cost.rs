@@ -291,7 +291,7 @@ fn one_token_reaches_many_cubes() {
 /// them, once for each tile of tokens where none does; through the caches and on matrix units.
 #[test]
 fn a_mixture_reads_the_weights_of_the_experts_that_it_touches_once() {
-    // Whole stages of the depth, whatever the tile: what lies behind its end would be the last line again.
+    // Two stages of the depth at least, whatever the tile.
     let (tokens, hidden, inner, count) = (40, 256, 256, 8);
     for (dtype, kernel, least) in
         [(ElementType::F32, "grouped_product_kernel", 8), (ElementType::BF16, "grouped_matrix_kernel", 16)]
@@ -319,7 +319,9 @@ fn a_mixture_reads_the_weights_of_the_experts_that_it_touches_once() {
             assert_eq!(weights.distinct_bytes, (2 * hidden * inner * dtype.size()) as u64, "{entry}");
             assert_eq!(weights.distinct_sectors * 32, weights.distinct_bytes, "{entry}");
             let times = weights.sectors.div_ceil(weights.distinct_sectors);
-            assert!((1..=tokens.div_ceil(least) as u64).contains(&times), "{entry}: {times} times");
+            // A stage is fetched while the one before it is multiplied, behind the end of the depth the last line again: half as much more at most.
+            let tiles = tokens.div_ceil(least) as u64;
+            assert!((1..=(3 * tiles).div_ceil(2)).contains(&times), "{entry}: {times} times");
         }
     }
 }
