@@ -52,7 +52,7 @@ impl<R: Runtime> MemoryLayer<R> {
         plans
             .tokens
             .saturating_mul(queries + kept + chosen + addresses + weighed + gates + pooled + projected)
-            .saturating_add(WORD * plans.retrieve.approximate_numbers(plans.tokens)[0])
+            .saturating_add(plans.retrieve.approximate_numbers(plans.tokens)[0].saturating_mul(WORD))
             .saturating_add(parts(plans))
     }
 }

@@ -173,7 +173,7 @@ impl RetrievePlans {
     /// Numbers of the approximate scores that are in memory at once, and of those of all tokens; none where keys are not split.
     pub fn approximate_numbers(&self, tokens: usize) -> [usize; 2] {
         let score = self.score();
-        let all = tokens * score.heads * 2 * score.pitch();
+        let all = tokens.saturating_mul(score.heads * 2).saturating_mul(score.pitch());
         match self {
             Self::Together { .. } => [all; 2],
             Self::Apart { score: ScorePlans::Whole(_), .. } => [0; 2],

@@ -177,7 +177,7 @@ impl ScorePlan {
     /// Tokens whose approximate scores are in memory at once: all, or chunks of much the same size, of whole tiles if they are so large.
     fn chunk_of(&self, tokens: usize) -> usize {
         let bytes = if self.matrix { MATRIX_BYTES } else { APPROXIMATE_BYTES };
-        let most = (bytes / (4 * self.heads * 2 * self.pitch())).max(1);
+        let most = (bytes / (8 * self.heads).saturating_mul(self.pitch())).max(1);
         let chunk = tokens.div_ceil(tokens.div_ceil(most).max(1));
         let whole = chunk.next_multiple_of(MATRIX_TOKENS);
         if whole <= most { whole.min(tokens) } else { chunk }
@@ -304,7 +304,7 @@ pub struct SplitPlans {
 impl SplitPlans {
     /// Numbers of a chunk's approximate scores.
     pub(crate) fn numbers(&self) -> usize {
-        self.chunk * self.select.plan.heads * 2 * self.select.plan.pitch()
+        self.chunk.saturating_mul(self.select.plan.heads * 2).saturating_mul(self.select.plan.pitch())
     }
 
     /// The first token of each chunk and where it ends, with its two launches.
@@ -335,6 +335,16 @@ impl ScorePlans {
             return Ok(Self::Whole(whole.checked(STAGE, device)?));
         }
         let chunk = cut.on_matrix_units(device, sizes).map_or(cut, |it| it.plan).chunk_of(tokens);
+        let chunks = tokens.div_ceil(chunk.max(1));
+        if chunks > MOST_CHUNKS {
+            let (value, limit) = (chunks as u64, MOST_CHUNKS as u64);
+            return Err(Error::Exceeds {
+                what: "chunks of tokens",
+                value,
+                limit_name: "what one call launches,",
+                limit,
+            });
+        }
         let of_chunk = ScoreSizes { tokens: chunk, ..*sizes };
         let by_units = || tiled(device, chunk, cut.range, |tile, units| with(tile, units).approximating(chunk));
         let approximate = cut.on_matrix_units(device, &of_chunk).map_or_else(by_units, Ok)?.checked(STAGE, device)?;
@@ -377,6 +387,8 @@ const STAGE: &str = "score";
 /// Bytes of the scores that are in memory at once, of matrix units, which write those of all ranks, and of others.
 const MATRIX_BYTES: usize = 512 << 20;
 const APPROXIMATE_BYTES: usize = 24 << 20;
+/// Chunks of a call: more tokens than any device's memory has room for.
+const MOST_CHUNKS: usize = 1 << 16;
 /// Tokens of the largest tile of a cube on matrix units.
 const MATRIX_TOKENS: usize = 8 * GROUP;
 /// Lanes that share a key: a load of each reads a sector or two of it together.
