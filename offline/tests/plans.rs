@@ -215,14 +215,16 @@ fn assert_step(
     kernels
 }
 
-/// All kernels of a training step whose keys are not split.
-const KERNELS: [&str; 35] = [
+/// All kernels of a training step.
+const KERNELS: [&str; 39] = [
     "accumulate_kernel",
     "adagrad_kernel",
     "adam_kernel",
     "add_bias_kernel",
     "add_kernel",
     "add_parts_kernel",
+    "approximate_kernel",
+    "approximate_matrix_kernel",
     "cast_kernel",
     "column_sum_kernel",
     "combine_kernel",
@@ -242,10 +244,12 @@ const KERNELS: [&str; 35] = [
     "outer_kernel",
     "pool_kernel",
     "project_kernel",
+    "retrieve_kernel",
     "round_kernel",
     "row_products_kernel",
     "scatter_kernel",
     "score_kernel",
+    "select_keys_kernel",
     "sgd_kernel",
     "shuffle_kernel",
     "sum_blocks_kernel",
