@@ -302,9 +302,11 @@ pub(crate) fn scatter_kernel<N: Size>(
             }
             if here {
                 let mut pair = Vector::<u32, Two>::new(key);
-                pair[1] = i;
+                // One write of a part in a branch: CubeCL's SPIR-V takes two of the same part for the whole vector.
                 if comptime!(moved > 1) {
                     pair[1] = held[n][1];
+                } else {
+                    pair[1] = i;
                 }
                 pairs[place as usize] = pair;
             }
