@@ -7,7 +7,7 @@ mod wgpu;
 
 use clap::ValueEnum;
 use cubecl::{Runtime, client::ComputeClient, ir::DeviceProperties};
-use ultramem::{ElementType, MemoryConfig, Weights};
+use ultramem::{ElementType, MemoryConfig, MemoryLayer, Weights};
 use ultramem_offline::{Gpu, OfflineDevice, OfflineRuntime};
 
 use crate::engine::{Engine, Oracle};
@@ -229,27 +229,32 @@ impl Adapter {
         }
     }
 
-    /// Brings a layer to the device.
+    /// Brings a layer to the device, which gives a token the same bits in a call of any number of tokens if `invariant`.
     pub fn engine<'a>(
         &self,
         config: &MemoryConfig,
         weights: &'a Weights<'_>,
         dtype: ElementType,
+        invariant: bool,
     ) -> Result<Box<dyn Engine + 'a>> {
-        Ok(match &self.place {
+        fn layer<'a, R: Runtime>(
+            client: &ComputeClient<R>,
+            config: &MemoryConfig,
+            weights: &Weights<'_>,
+            dtype: ElementType,
+            invariant: bool,
+        ) -> Result<Box<dyn Engine + 'a>> {
+            Ok(Box::new(MemoryLayer::new(client, config.clone(), weights, dtype)?.with_invariance(invariant)))
+        }
+        match &self.place {
             #[cfg(feature = "cuda")]
-            Place::Cuda(device) => {
-                Box::new(ultramem::MemoryLayer::new(&cuda::client(device), config.clone(), weights, dtype)?)
-            }
+            Place::Cuda(device) => layer(&cuda::client(device), config, weights, dtype, invariant),
             #[cfg(feature = "wgpu")]
-            Place::Wgpu { device, .. } => {
-                Box::new(ultramem::MemoryLayer::new(&wgpu::client(device), config.clone(), weights, dtype)?)
-            }
-            Place::Offline(device) => {
-                Box::new(ultramem::MemoryLayer::new(&OfflineRuntime::client(device), config.clone(), weights, dtype)?)
-            }
-            Place::Cpu => Box::new(Oracle::new(config, weights, dtype)),
-        })
+            Place::Wgpu { device, .. } => layer(&wgpu::client(device), config, weights, dtype, invariant),
+            Place::Offline(device) => layer(&OfflineRuntime::client(device), config, weights, dtype, invariant),
+            // It takes one token after the other.
+            Place::Cpu => Ok(Box::new(Oracle::new(config, weights, dtype))),
+        }
     }
 }
 

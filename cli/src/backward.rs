@@ -38,7 +38,7 @@ pub fn run(args: &BackwardArgs, common: &Common) -> Result<Report> {
     let grad_output = args.input.grad_output(args.grad_output.as_deref(), &source, tokens)?;
     let weights = source.weights()?;
     let adapter = common.find()?;
-    let engine = adapter.engine(source.config(), &weights, common.dtype)?;
+    let engine = adapter.engine(source.config(), &weights, common.dtype, common.invariant)?;
     let (_, gradients) = engine.backward(&input, &grad_output)?;
     let named = gradients.named(source.config())?;
     let named: Vec<_> = named.into_iter().map(|(name, tensor)| (name, FileTensor::Floats(tensor))).collect();

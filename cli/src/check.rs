@@ -68,7 +68,7 @@ pub fn run(args: &CheckArgs, common: &Common) -> Result<Report> {
     let weights = checkpoint.weights().map_err(|error| Failure::in_file(&args.file, error))?;
     let expected = Expected::read(&args.file, &checkpoint, input.len() / checkpoint.config().hidden_size)?;
     let adapter = common.find()?;
-    let engine = adapter.engine(checkpoint.config(), &weights, common.dtype)?;
+    let engine = adapter.engine(checkpoint.config(), &weights, common.dtype, common.invariant)?;
     let outcome = engine.forward(&input)?;
     let mut lines = match common.dtype {
         ElementType::F32 => expected.against_file(checkpoint.config(), &weights, &input, &outcome)?,

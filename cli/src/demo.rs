@@ -72,7 +72,7 @@ pub fn run(args: &DemoArgs, common: &Common) -> Result<Report> {
     let stored = Stored::find(&checkpoint, args.author(), tokens).map_err(in_file)?;
     let text = text(&checkpoint, tokens).map_err(in_file)?;
     let adapter = common.find_timed("demo")?;
-    let engine = adapter.engine(config, &weights, common.dtype)?;
+    let engine = adapter.engine(config, &weights, common.dtype, common.invariant)?;
     let outcome = engine.forward(&input)?;
     let measured = engine.measure(&input, effort(engine.as_ref(), &input)?, engine.rates()?)?;
     let agreement = Agreement::new(&checkpoint, &weights, common.dtype, &input, &outcome, stored)?;

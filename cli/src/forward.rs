@@ -34,7 +34,7 @@ pub fn run(args: &ForwardArgs, common: &Common) -> Result<Report> {
     source.differs(&args.output)?;
     let (input, weights) = (args.input.input(&source)?, source.weights()?);
     let adapter = common.find()?;
-    let engine = adapter.engine(source.config(), &weights, common.dtype)?;
+    let engine = adapter.engine(source.config(), &weights, common.dtype, common.invariant)?;
     let outcome = engine.forward(&input)?;
     write(args, source.config(), &outcome)?;
     let tokens = input.len() / source.config().hidden_size;

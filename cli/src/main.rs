@@ -67,6 +67,9 @@ struct Common {
     /// Element type of weights and activations: f32, f16 or bf16
     #[arg(long, global = true, default_value = "f32")]
     dtype: ElementType,
+    /// Give a token the same bits in a call of any number of tokens: where a layer runs alone, not in comparisons of models
+    #[arg(long, global = true)]
+    invariant: bool,
     /// Print the report as JSON
     #[arg(long, global = true)]
     json: bool,

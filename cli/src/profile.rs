@@ -66,8 +66,9 @@ pub fn run(args: &ProfileArgs, common: &Common) -> Result<Report> {
     let tokens = args.tokens as usize;
     let input = hidden_states(config.hidden_size, tokens, SEED);
     let (dtype, gpu) = (common.dtype, common.device);
+    let (invariant, rates) = (common.invariant, &rates);
     let subject =
-        Subject { config: &config, weights: &weights, input: &input, dtype, gpu, adapter: None, rates: &rates };
+        Subject { config: &config, weights: &weights, input: &input, dtype, invariant, gpu, adapter: None, rates };
     let found = args.passes.count(&subject)?;
     let gather = config.bytes_read_per_token(dtype) as f64 * tokens as f64 / rates.memory / 1000.0;
     let head = format!("{gpu} for {}, {dtype}", counted(tokens, "token"));

@@ -372,6 +372,13 @@ fn bench_measures_every_stage() {
 }
 
 #[test]
+fn bench_measures_the_same_bits_in_any_batch() {
+    let strategies =
+        |flags: &str| ultramem(&format!("{SMALL} --backend wgpu --json{flags}")).json()["strategies"].to_string();
+    assert!(strategies(" --invariant").contains("InvariantTile") && !strategies("").contains("Invariant"));
+}
+
+#[test]
 fn bench_measures_training() {
     let training = SMALL.replace("layer", "training");
     let report = ultramem(&format!("{training} --backend wgpu --json")).json();

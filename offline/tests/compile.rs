@@ -231,7 +231,7 @@ fn others(device: &OfflineDevice) -> Vec<LaunchReport> {
         output_gate: None,
     };
     let chosen = Chosen { slots: tensor(&[4, 2, 8], u32_storage()), scores: tensor(&[4, 2, 8, 1], float) };
-    pool(&client, &chosen, &memory).unwrap();
+    pool(&client, &chosen, &memory, false).unwrap();
     block_on(client.sync()).unwrap();
     device.take_reports()
 }

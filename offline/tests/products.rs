@@ -136,7 +136,7 @@ fn products_reach_the_whole_device() {
             [384, 768, tokens],
         ] {
             let turned = depth == tokens;
-            let plans = MatrixPlans::of(&device, &MatrixSizes { rows, columns, depth, turned });
+            let plans = MatrixPlans::of(&device, &MatrixSizes { rows, columns, depth, turned, whole: false });
             let cubes = plans.product.launch.cubes;
             // 16 columns are the least that a plane takes.
             assert!(

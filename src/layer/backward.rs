@@ -122,7 +122,7 @@ impl<R: Runtime> MemoryLayer<R> {
             let output = expand(&self.client, saved.expanded(), &memory, strategies.expand)?;
             return Ok((Forward { output, chosen }, saved));
         }
-        let pooled = pool(&self.client, saved.expanded(), &memory)?;
+        let pooled = pool(&self.client, saved.expanded(), &memory, strategies.query.is_invariant())?;
         let projected = project_pooled(&self.client, &pooled, &memory, strategies.query)?;
         let output = projected.output(&memory)?;
         let (ungated, finished) = (memory.gate.is_none(), memory.output_gate.is_some());
@@ -252,12 +252,12 @@ impl<R: Runtime> MemoryLayer<R> {
         Ok(InputGradients { input: found.input, tensors })
     }
 
-    /// How the backward pass computes its products: as the forward pass, but an f16 gradient is not given to matrix units, which would
+    /// How the backward pass computes its products: as the forward pass usually does, but an f16 gradient is not given to matrix units, which would
     /// round its small numbers to zero.
     pub(crate) fn backward_product(&self, tokens: usize) -> ProjectStrategy {
         match self.dtype() {
             ElementType::F16 => ProjectStrategy::Tile,
-            _ => self.strategies(tokens).query,
+            dtype => ProjectStrategy::choose(&self.client, tokens, dtype.storage()),
         }
     }
 

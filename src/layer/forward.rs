@@ -23,6 +23,8 @@ pub struct MemoryLayer<R: Runtime> {
     pub(crate) client: ComputeClient<R>,
     pub(crate) config: MemoryConfig,
     dtype: ElementType,
+    /// Whether a token's output has the same bits however many tokens there are.
+    pub(super) invariant: bool,
     pub(crate) weights: LayerWeights<R>,
     /// The weights as the forward pass reads them: keys normalised and projected, matrices with their outputs innermost.
     pub(crate) keys: PreparedKeys<R>,
@@ -81,7 +83,13 @@ impl<R: Runtime> MemoryLayer<R> {
             transposed[weight] = weights.get(weight).map(|map| transpose(client, map)).transpose()?;
         }
         let keys = prepare_keys(client, keys, &factors)?;
-        Ok(Self { client: client.clone(), config, dtype, keys, transposed, weights })
+        Ok(Self { client: client.clone(), config, dtype, invariant: false, keys, transposed, weights })
+    }
+
+    /// The same layer, which gives a token the same bits in a call of any number of tokens if `invariant` ([`Strategies::invariant`]).
+    #[must_use]
+    pub fn with_invariance(self, invariant: bool) -> Self {
+        Self { invariant, ..self }
     }
 
     /// The checked dimensions.

@@ -23,6 +23,20 @@ pub struct Strategies {
     pub expand: ExpandStrategy,
 }
 
+impl Strategies {
+    /// Strategies for `layer` by which a token's output has the same bits in a call of any number of tokens, [`MemoryLayer::forward`] or
+    /// [`MemoryLayer::forward_saving`]: each sum is taken in one order, by one unit or plane. For one device and one version of its compiler, that
+    /// is: neither rounds all operations alike everywhere. Costs time where few tokens leave the device idle; docs/performance.md tells how much.
+    ///
+    /// How keys are scored may hang on the number of tokens: it does not change the bits.
+    pub fn invariant<R: Runtime>(layer: &MemoryLayer<R>, tokens: usize) -> Self {
+        let (client, device) = (&layer.client, Device::of(&layer.client));
+        let product = ProjectStrategy::invariant(client, layer.dtype().storage());
+        let score = ScoreStrategy::choose(client, &layer.pass(tokens, &device).score());
+        Self { query: product, score, expand: ExpandStrategy::Pooled(product) }
+    }
+}
+
 /// What a forward pass over so many tokens launches: of each launch its cubes, their units and shared memory, and what its busiest unit
 /// goes through. The forward pass makes its launches of these very plans.
 ///
@@ -127,6 +141,9 @@ impl MemoryConfig {
 impl<R: Runtime> MemoryLayer<R> {
     /// The strategies that [`forward`](Self::forward) picks for this device and number of tokens.
     pub fn strategies(&self, tokens: usize) -> Strategies {
+        if self.invariant {
+            return Strategies::invariant(self, tokens);
+        }
         let (client, device) = (&self.client, Device::of(&self.client));
         let pass = self.pass(tokens, &device);
         Strategies {

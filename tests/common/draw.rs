@@ -80,9 +80,11 @@ impl<'a, R: Runtime> Draw<'a, R> {
     pub fn product(&mut self) -> ProjectStrategy {
         // What the device would take for many tokens of 16 bits, too.
         let many = ProjectStrategy::choose(self.client, 1 << 10, ElementType::F16.storage());
-        match self.rng.random_range(0..3) {
+        match self.rng.random_range(0..5) {
             0 => ProjectStrategy::Cubek,
             1 => many,
+            2 => ProjectStrategy::InvariantTile,
+            3 => ProjectStrategy::invariant(self.client, ElementType::F16.storage()),
             _ => ProjectStrategy::Tile,
         }
     }

@@ -247,7 +247,7 @@ fn expanded<R: Runtime>(draw: &mut Draw<'_, R>, backward: bool) -> Result<(), Er
         assert_eq!(found.output_gate.is_some(), memory.output_gate.is_some());
         return Ok(());
     }
-    let pooled = pool(draw.client, &chosen, &memory)?;
+    let pooled = pool(draw.client, &chosen, &memory, draw.one_in(2))?;
     assert_eq!(pooled.shape()[0], scores[0]);
     let sizes = ExpandSizes {
         tokens,
@@ -415,7 +415,7 @@ fn stage_plans<R: Runtime>(
         RetrievePlans::of(&device, &score, strategy, &combine).map(|plans| plans.launches()),
         ExpandPlans::of(&device, &expand, by).map(|plans| plans.launches()),
         WeighPlan::of(&device, &weigh).map(|planned| vec![planned.launch]),
-        ProjectPlan::of(&device, &ProjectSizes { tokens: a, depth: b, width: c, dtype })
+        ProjectPlan::of(&device, &ProjectSizes { tokens: a, depth: b, width: c, dtype }, draw.one_in(2))
             .map(|planned| vec![planned.launch]),
         product
             .plan(&device, &ProjectSizes { tokens: a, depth: b, width: c, dtype })

@@ -135,7 +135,7 @@ fn expand_refuses_what_does_not_fit() {
     let rows = RowSource::own(&[], 4, 16);
     let memory = || Memory { values: &values, rows, weight: Some(&weight), bias: None, gate: None, output_gate: None };
     let run = |chosen: Chosen<Adapter>, memory: Memory<'_, Adapter>| {
-        let pooled = pool(&client, &chosen, &memory).map(|_| ()).unwrap_err();
+        let pooled = pool(&client, &chosen, &memory, false).map(|_| ()).unwrap_err();
         let fused = expand(&client, &chosen, &memory, ExpandStrategy::Fused).map(|_| ());
         assert_eq!(fused, Err(pooled), "pool and expand refuse the same");
         fused
@@ -150,7 +150,7 @@ fn expand_refuses_what_does_not_fit() {
     assert_says(run(Chosen { scores: floats(&[4, 15, 2]), ..chosen() }, memory()), &["scores", "[4, 15, 2]"]);
     assert_says(run(Chosen { scores: floats(&[4, 3, 5, 4]), ..chosen() }, memory()), &["value_dim 6", "cores 4"]);
     let none = Chosen { slots: indices(&[0, 3, 5]), scores: floats(&[0, 3, 5, 2]) };
-    assert_eq!(pool(&client, &none, &memory()).unwrap().shape().to_vec(), [0, 24]);
+    assert_eq!(pool(&client, &none, &memory(), true).unwrap().shape().to_vec(), [0, 24]);
     let (odd, table) = (floats(&[23, 11]), [indices(&[16, 6])]);
     assert_says(run(chosen(), Memory { weight: Some(&odd), ..memory() }), &["weight", "[23, 11]", "[24, 11]"]);
     assert_says(run(chosen(), Memory { values: &table, ..memory() }), &["values", "u32"]);

@@ -16,6 +16,7 @@ mod backward;
 mod goldens;
 mod grids;
 mod hostile;
+mod invariant;
 mod large_tables;
 mod launches;
 mod limits;

@@ -103,7 +103,7 @@ pub fn run(args: &LayerArgs, common: &Common) -> Result<Report> {
     };
     let input = numbers(tokens * config.hidden_size);
     let start = Instant::now();
-    let engine = adapter.engine(&config, &weights, common.dtype)?;
+    let engine = adapter.engine(&config, &weights, common.dtype, common.invariant)?;
     let load_ms = milliseconds(start);
     let start = Instant::now();
     engine.forward(&input)?;

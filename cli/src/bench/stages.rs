@@ -42,7 +42,7 @@ pub fn run(args: &StagesArgs, common: &Common) -> Result<Report> {
     fits_host(&config, tokens.last().copied().unwrap_or(0))?;
     let adapter = common.find_device("bench stages")?;
     let weights = Weights::random(&config, SEED);
-    let engine = adapter.engine(&config, &weights, common.dtype)?;
+    let engine = adapter.engine(&config, &weights, common.dtype, common.invariant)?;
     let rates = engine.rates()?.ok_or_else(|| Failure::new("bench stages needs a device"))?;
     let effort = Effort { samples: args.series.samples as usize, budget_ms: BUDGET_MS };
     let measure = |&tokens: &usize| {

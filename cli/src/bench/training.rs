@@ -35,7 +35,7 @@ pub fn run(args: &TrainingArgs, common: &Common) -> Result<Report> {
     fits_host(&config, tokens)?;
     let adapter = common.find_device("bench training")?;
     let weights = Weights::random(&config, SEED);
-    let mut engine = adapter.engine(&config, &weights, common.dtype)?;
+    let mut engine = adapter.engine(&config, &weights, common.dtype, common.invariant)?;
     let rates = engine.rates()?;
     let effort = Effort { samples: args.samples as usize, budget_ms: f64::INFINITY };
     let measured = engine.measure_training(&numbers(tokens * config.hidden_size), RULE, effort)?;

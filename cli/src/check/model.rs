@@ -24,7 +24,7 @@ pub fn run(model: &Model, path: &Path, expected: &Path, common: &Common) -> Resu
         );
     }
     let adapter = common.find()?;
-    let line = |layer| check.layer(layer, &adapter, common.dtype);
+    let line = |layer| check.layer(layer, &adapter, common);
     let mut lines = model.layers().iter().map(line).collect::<Result<Vec<_>>>()?;
     lines.extend(check.strangers());
     Ok(report(path, &adapter, common.dtype, lines))
@@ -39,8 +39,8 @@ struct Check<'a> {
 
 impl Check<'_> {
     /// A layer's output: in f32 against the file, else against the oracle on the same rounded numbers.
-    fn layer(&self, layer: &Layer, adapter: &Adapter, dtype: ElementType) -> Result<Line> {
-        let (number, config) = (layer.number(), layer.config());
+    fn layer(&self, layer: &Layer, adapter: &Adapter, common: &Common) -> Result<Line> {
+        let (number, config, dtype) = (layer.number(), layer.config(), common.dtype);
         let [input, output] = ["input", "output"].map(|what| name(number, what));
         let what = format!("layer {number}");
         if let Some(missing) = [&input, &output].into_iter().find(|name| !self.tensors.has(name)) {
@@ -49,7 +49,7 @@ impl Check<'_> {
         let input = self.numbers(&input, config.hidden_size, None)?;
         let output = self.numbers(&output, config.hidden_size, Some(input.len() / config.hidden_size))?;
         let weights = self.model.weights(layer)?;
-        let outcome = adapter.engine(config, &weights, dtype)?.forward(&input)?;
+        let outcome = adapter.engine(config, &weights, dtype, common.invariant)?.forward(&input)?;
         Ok(match dtype {
             ElementType::F32 => distance(&what, &outcome.output, &output, F32_BOUND, "with the file"),
             dtype => {

@@ -37,7 +37,7 @@ pub fn measure(
     }
     fits_host(config, input.len() / config.hidden_size)?;
     let adapter = common.find_device("profile")?;
-    let engine = adapter.engine(config, weights, common.dtype)?;
+    let engine = adapter.engine(config, weights, common.dtype, common.invariant)?;
     let rates = engine.rates()?;
     let measured = engine.measure(input, EFFORT, rates)?;
     Ok(Some((adapter.name.clone(), beside(&measured, staged)?)))

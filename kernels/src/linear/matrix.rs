@@ -13,21 +13,21 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::matrix_plan::{MatrixPlan, MatrixPlans, MatrixSizes};
+use super::matrix_plan::{MatrixPlan, MatrixPlans};
 use super::matrix_tile::{Extent, InOrder, Pair, Place, multiply_tile};
 use crate::launch::device::{Device, has_units};
 use crate::launch::plan::{Launch, Planned};
 use crate::launch::tensor::{Tensor, arg, empty, f32_storage, index, u32_storage};
 use crate::{Error, Result};
 
-/// A product by the plans of its sizes. `dtype` is what the units multiply; shapes are checked.
+/// A product as `plans` say. `dtype` is what the units multiply; shapes are checked.
 pub(crate) fn launch_matrix<R: Runtime>(
     client: &ComputeClient<R>,
     left: &Tensor<R>,
     right: &Tensor<R>,
     output: &Tensor<R>,
     dtype: StorageType,
-    turned: bool,
+    plans: &MatrixPlans,
 ) -> Result<()> {
     let device = Device::of(client);
     let ([depth, columns], rows) = ([right.shape()[0], right.shape()[1]], output.shape()[0]);
@@ -35,7 +35,6 @@ pub(crate) fn launch_matrix<R: Runtime>(
         let reason = format!("the device has no matrix units for {dtype}");
         return Err(Error::Matmul { m: rows, k: depth, n: columns, reason });
     }
-    let plans = MatrixPlans::of(&device, &MatrixSizes { rows, columns, depth, turned });
     index("numbers of a factor", depth.saturating_mul(rows.max(columns)))?;
     index("numbers of a product", plans.area.saturating_mul(plans.splits))?;
     let parts = match plans.sum {

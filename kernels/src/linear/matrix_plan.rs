@@ -20,6 +20,8 @@ pub struct MatrixSizes {
     pub depth: usize,
     /// Whether the left factor is `[depth, rows]`.
     pub turned: bool,
+    /// Whether each sum goes through the depth in one piece.
+    pub whole: bool,
 }
 
 /// What is fixed when the kernel is compiled.
@@ -219,8 +221,9 @@ impl MatrixPlans {
     /// beside the backward pass. The launches are checked when they are made.
     pub fn of(device: &Device, sizes: &MatrixSizes) -> Self {
         let sizes = MatrixSizes { depth: sizes.depth.max(1), ..*sizes };
-        let splits = if sizes.turned { &SPLITS[..] } else { &SPLITS[..1] };
-        let all = TILES.iter().flat_map(|plan| splits.iter().map(|&splits| Self::with(device, &sizes, *plan, splits)));
+        let splits = if sizes.turned && !sizes.whole { &SPLITS[..] } else { &SPLITS[..1] };
+        let tiles = TILES.iter().filter(|plan| plan.slices == 1 || !sizes.whole);
+        let all = tiles.flat_map(|plan| splits.iter().map(|&splits| Self::with(device, &sizes, *plan, splits)));
         let least = |it: &Self, other: &Self| it.cycles(device).total_cmp(&other.cycles(device));
         all.min_by(least).unwrap_or_else(|| Self::with(device, &sizes, TILES[0], 1))
     }

@@ -61,10 +61,10 @@ pub(crate) fn outer<R: Runtime>(
     }
     let outer = || empty(client, "outer product", &[m, n], f32_storage());
     match strategy.of_numbers(dtype, [m, n]) {
-        ProjectStrategy::Tile => launch_tile(client, left, right),
-        ProjectStrategy::Matrix => {
+        ProjectStrategy::Tile | ProjectStrategy::InvariantTile => launch_tile(client, left, right),
+        ProjectStrategy::Matrix | ProjectStrategy::InvariantMatrix => {
             let outer = outer()?;
-            launch_matrix(client, left, right, &outer, dtype.storage(), true)?;
+            launch_matrix(client, left, right, &outer, dtype.storage(), &on_units(&Device::of(client), tokens, m, n))?;
             Ok(outer)
         }
         ProjectStrategy::Cubek => {
@@ -74,6 +74,11 @@ pub(crate) fn outer<R: Runtime>(
             Ok(outer)
         }
     }
+}
+
+/// The product on matrix units. It sums over tokens: none of its sums is one token's.
+fn on_units(device: &Device, tokens: usize, m: usize, n: usize) -> MatrixPlans {
+    MatrixPlans::of(device, &MatrixSizes { rows: m, columns: n, depth: tokens, turned: true, whole: false })
 }
 
 /// How [`ProjectStrategy::Tile`] cuts the gradient of a weight `[m, n]` over so many tokens.
@@ -157,14 +162,13 @@ impl OuterPlans {
             return None;
         }
         match strategy.of_numbers(dtype, [m, n]) {
-            ProjectStrategy::Tile => {
+            ProjectStrategy::Tile | ProjectStrategy::InvariantTile => {
                 let tiles = WeightTiles::of(device, tokens, m, n);
                 let sum = (tiles.splits > 1).then(|| ColumnSumPlans::of(device, &[tiles.splits], m.saturating_mul(n)));
                 Some(Self::Tile { tiles, sum })
             }
-            ProjectStrategy::Matrix => {
-                let sizes = MatrixSizes { rows: m, columns: n, depth: tokens, turned: true };
-                Some(Self::Matrix(MatrixPlans::of(device, &sizes)))
+            ProjectStrategy::Matrix | ProjectStrategy::InvariantMatrix => {
+                Some(Self::Matrix(on_units(device, tokens, m, n)))
             }
             ProjectStrategy::Cubek => None,
         }

@@ -34,6 +34,10 @@ pub enum ProjectStrategy {
     Matrix,
     /// cubek's matrix product, which uses matrix units for 16-bit numbers where the device has them.
     Cubek,
+    /// [`Tile`](Self::Tile), but a unit goes through the whole depth: a token has the same bits however many there are.
+    InvariantTile,
+    /// [`Matrix`](Self::Matrix), but a plane goes through the whole depth: likewise.
+    InvariantMatrix,
 }
 
 impl ProjectStrategy {
@@ -47,37 +51,52 @@ impl ProjectStrategy {
         }
     }
 
+    /// The same bits for a token whatever the number of tokens: matrix units where they take this element type, for one token, too.
+    pub fn invariant<R: Runtime>(client: &ComputeClient<R>, weight: StorageType) -> Self {
+        if has_units(client, weight) { Self::InvariantMatrix } else { Self::InvariantTile }
+    }
+
+    /// Whether a token's sums are taken in one order whatever the number of tokens.
+    pub fn is_invariant(self) -> bool {
+        matches!(self, Self::InvariantTile | Self::InvariantMatrix)
+    }
+
     /// The launches of a product; None for cubek, which plans its own.
     ///
     /// # Errors
     /// Sizes that don't fit the device.
     pub fn plan(self, device: &Device, sizes: &ProjectSizes) -> Result<Option<ProductPlans>> {
-        match self.of_numbers(sizes.dtype, [sizes.depth, sizes.width]) {
-            Self::Tile => ProjectPlan::of(device, sizes).map(|planned| Some(ProductPlans::Tile(planned))),
-            Self::Matrix => sizes.on_units(device).map(|plans| Some(ProductPlans::Matrix(plans))),
-            Self::Cubek => Ok(None),
-        }
+        let whole = self.is_invariant();
+        Ok(match self.of_numbers(sizes.dtype, [sizes.depth, sizes.width]) {
+            Self::Tile | Self::InvariantTile => Some(ProductPlans::Tile(ProjectPlan::of(device, sizes, whole)?)),
+            Self::Matrix | Self::InvariantMatrix => Some(ProductPlans::Matrix(sizes.on_units(device, whole)?)),
+            Self::Cubek => None,
+        })
     }
 
     /// Whether an f32 factor of a product with numbers of this type, in rows of so many, is rounded to it: what is multiplied twice is rounded
     /// once, before.
     pub fn rounds(self, dtype: ElementType, rows: [usize; 2]) -> bool {
-        self.of_numbers(dtype, rows) != Self::Tile && dtype != ElementType::F32
+        !matches!(self.of_numbers(dtype, rows), Self::Tile | Self::InvariantTile) && dtype != ElementType::F32
     }
 
     /// The same for numbers of this type, in rows of so many: matrix units would round f32, and they are given pairs.
     pub(crate) fn of_numbers(self, dtype: ElementType, rows: [usize; 2]) -> Self {
-        let pairs = rows.iter().all(|row| row.is_multiple_of(2));
-        if self == Self::Matrix && (dtype == ElementType::F32 || !pairs) { Self::Tile } else { self }
+        let fits = dtype != ElementType::F32 && rows.iter().all(|row| row.is_multiple_of(2));
+        match self {
+            Self::Matrix if !fits => Self::Tile,
+            Self::InvariantMatrix if !fits => Self::InvariantTile,
+            _ => self,
+        }
     }
 }
 
 /// The launches of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProductPlans {
-    /// Of [`ProjectStrategy::Tile`].
+    /// Of [`ProjectStrategy::Tile`] and [`ProjectStrategy::InvariantTile`].
     Tile(Planned<ProjectPlan>),
-    /// Of [`ProjectStrategy::Matrix`].
+    /// Of [`ProjectStrategy::Matrix`] and [`ProjectStrategy::InvariantMatrix`].
     Matrix(MatrixPlans),
 }
 
@@ -136,10 +155,12 @@ pub fn project<R: Runtime>(
     if tokens * width == 0 {
         return Ok(output);
     }
-    match strategy.of_numbers(dtype, [depth, width]) {
-        ProjectStrategy::Tile => launch_tile(client, input, weight, &output, dtype)?,
-        ProjectStrategy::Matrix => launch_matrix(client, input, weight, &output, weight.dtype, false)?,
-        ProjectStrategy::Cubek => launch_cubek(client, input, weight, &output)?,
+    let device = Device::of(client);
+    let sizes = ProjectSizes { tokens, depth, width, dtype };
+    match strategy.plan(&device, &sizes)? {
+        Some(ProductPlans::Tile(planned)) => launch_tile(client, input, weight, &output, planned)?,
+        Some(ProductPlans::Matrix(plans)) => launch_matrix(client, input, weight, &output, dtype.storage(), &plans)?,
+        None => launch_cubek(client, input, weight, &output)?,
     }
     Ok(output)
 }
@@ -158,11 +179,12 @@ pub struct ProjectSizes {
 }
 
 impl ProjectSizes {
-    /// The plans of [`ProjectStrategy::Matrix`].
-    fn on_units(&self, device: &Device) -> Result<MatrixPlans> {
+    /// The plans on matrix units, with the depth in one piece if it has to be `whole`.
+    fn on_units(&self, device: &Device, whole: bool) -> Result<MatrixPlans> {
         let Self { tokens, depth, width, .. } = *self;
         positive(&[("rows of the weight", depth), ("columns of the weight", width)])?;
-        MatrixPlans::of(device, &MatrixSizes { rows: tokens, columns: width, depth, turned: false }).checked(device)
+        let sizes = MatrixSizes { rows: tokens, columns: width, depth, turned: false, whole };
+        MatrixPlans::of(device, &sizes).checked(device)
     }
 }
 
@@ -181,18 +203,18 @@ pub struct ProjectPlan {
 }
 
 impl ProjectPlan {
-    /// Plans [`project`] by [`ProjectStrategy::Tile`].
+    /// Plans [`project`] by [`ProjectStrategy::Tile`], or by [`ProjectStrategy::InvariantTile`], with the depth in one piece, if it is `whole`.
     ///
     /// # Errors
     /// Sizes that don't fit the device.
-    pub fn of(device: &Device, sizes: &ProjectSizes) -> Result<Planned<Self>> {
+    pub fn of(device: &Device, sizes: &ProjectSizes, whole: bool) -> Result<Planned<Self>> {
         let ProjectSizes { tokens, depth, width: out, dtype } = *sizes;
         positive(&[("rows of the weight", depth), ("columns of the weight", out)])?;
         let (width, row_width) = (device.width(dtype.size(), &[out]), device.width(4, &[depth]));
         let (columns, depth, tile) = (out / width, depth / row_width, device.tile_of(tokens));
         let product = Product { columns, depth, tile, bytes: width * dtype.size(), width };
         let tiles = tokens.div_ceil(tile);
-        let sharing = Sharing::choose(device, &product, tiles.max(1));
+        let sharing = Sharing::choose(device, &product, tiles.max(1), whole);
         let launch = Launch {
             kernel: "project_kernel",
             cubes: tiles.saturating_mul(sharing.cubes(columns)),
@@ -209,11 +231,10 @@ fn launch_tile<R: Runtime>(
     input: &Tensor<R>,
     weight: &Tensor<R>,
     output: &Tensor<R>,
-    dtype: ElementType,
+    planned: Planned<ProjectPlan>,
 ) -> Result<()> {
-    let device = Device::of(client);
+    let (device, Planned { plan, launch }) = (Device::of(client), planned);
     let (tokens, depth, out) = (input.shape()[0], weight.shape()[0], weight.shape()[1]);
-    let Planned { plan, launch } = ProjectPlan::of(&device, &ProjectSizes { tokens, depth, width: out, dtype })?;
     let (grid, cube_dim) = launch.start(&device)?;
     // SAFETY: shapes are checked; a unit reads and writes below `tokens` and `columns` only.
     unsafe {

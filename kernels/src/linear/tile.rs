@@ -53,15 +53,19 @@ impl Sharing {
     }
 
     /// Whole cubes of columns where they reach every processor, else as many cubes as do, their units on slices of the depth. Not on
-    /// planes of a CPU, where a barrier costs more than it gains. `tiles` cubes stand beside each other already.
-    pub fn choose(device: &Device, product: &Product, tiles: usize) -> Self {
+    /// planes of a CPU, where a barrier costs more than it gains, nor where a sum has to be `whole`: then a cube is a plane. `tiles` cubes stand
+    /// beside each other already.
+    pub fn choose(device: &Device, product: &Product, tiles: usize, whole: bool) -> Self {
         let block = (product.columns / device.plane_size).clamp(1, device.block);
-        let whole = Self { lanes: device.units(product.columns.div_ceil(block)), slices: 1, block };
+        let wide = Self { lanes: device.units(product.columns.div_ceil(block)), slices: 1, block };
         if device.on_cpu {
-            return if tiles >= MANY_TILES { whole.widened(device, product) } else { whole };
+            return if tiles >= MANY_TILES { wide.widened(device, product) } else { wide };
         }
-        if tiles.saturating_mul(whole.cubes(product.columns)) >= device.processors {
-            return whole;
+        if tiles.saturating_mul(wide.cubes(product.columns)) >= device.processors {
+            return wide;
+        }
+        if whole {
+            return Self { lanes: device.units(1), ..wide };
         }
         let units = device.units(usize::MAX);
         Self::sliced(units, product, device.processors.div_ceil(tiles), device.shared_bytes)

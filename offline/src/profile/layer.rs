@@ -21,5 +21,5 @@ pub fn forward(
 ) -> Result<Vec<Staged>> {
     let weights = Weights::random_without_tables(config, 1);
     let input = hidden_states(config.hidden_size, tokens, 1);
-    Subject { config, weights: &weights, input: &input, dtype, gpu, adapter, rates }.forward()
+    Subject { config, weights: &weights, input: &input, dtype, invariant: false, gpu, adapter, rates }.forward()
 }

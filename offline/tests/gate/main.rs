@@ -3,6 +3,7 @@
 //! the model of cost has or the shapes call for, and where a strategy that only such a GPU has did not run.
 
 mod baselines;
+mod invariant;
 mod popular;
 mod raw;
 

@@ -248,7 +248,7 @@ fn launch_tiles<R: Runtime>(
     let (width, row_width) = (device.width(weight.dtype.size(), &[out]), device.width(4, &[depth]));
     let (columns, bytes, depth) = (out / width, width * weight.dtype.size(), depth / row_width);
     let product = Product { columns, depth, tile, bytes, width };
-    let sharing = Sharing::choose(&device, &product, grouped.tile_count);
+    let sharing = Sharing::choose(&device, &product, grouped.tile_count, false);
     let plan = TilesPlan { sharing, tile, rows };
     let cubes = grouped.tile_count * sharing.cubes(columns);
     check_loops("grouped_product_kernel", depth.div_ceil(sharing.slices))?;

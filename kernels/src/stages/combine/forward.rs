@@ -11,8 +11,8 @@ use cubecl::prelude::*;
 use super::plan::CombinePlan;
 use crate::select::sort::sort_pairs;
 use crate::select::{
-    Candidates, CandidatesExpand, FOUR, Four, Lane, NOTHING, Scratch, Stored, lane_sum, lanes_before, no_score,
-    order_key, score_of, select_lane, select_sorted,
+    Candidates, CandidatesExpand, FOUR, Four, Lane, NOTHING, Scratch, Stored, lanes_before, no_score, order_key,
+    score_of, select_lane, select_sorted,
 };
 
 /// Pairs of kept keys by row key; the total of `(a, b)` is `left[a] · right[b]`, in the order of slots, or `left[a] + columns[b]`, the
@@ -332,14 +332,20 @@ fn list_pairs(
     }
 }
 
-/// `Σ exp(total - largest)` over the totals behind the row's ascending order keys from `first` on: the same for all lanes of a row.
+/// `Σ exp(total - largest)` over the totals behind the row's ascending order keys from `first` on: the same for all lanes of a row, and however many
+/// there are. Ends with a barrier.
 #[cube]
 fn softmax_sum(keys: &SharedMemory<u32>, first: usize, at: Lane, #[comptime] plan: CombinePlan) -> f32 {
-    let mut partial = SharedMemory::<f32>::new(comptime!(if at.lanes > 1 { plan.units } else { 1 }));
+    let mut terms = SharedMemory::<f32>::new(comptime!(plan.tile * plan.top_m));
     let largest = score_of(keys[first]);
-    let mut own = 0.0f32;
     for i in range_stepped(at.lane, plan.top_m, at.lanes) {
-        own += f32::exp(score_of(keys[first + i]) - largest);
+        terms[first + i] = f32::exp(score_of(keys[first + i]) - largest);
     }
-    lane_sum(own, &mut partial, at)
+    sync_cube();
+    let mut sum = 0.0f32;
+    for i in 0..plan.top_m {
+        sum += terms[first + i];
+    }
+    sync_cube();
+    sum
 }

@@ -133,7 +133,7 @@ impl CombinePlan {
         let lanes = self.units / self.tile;
         let (own, sort) = (strided(top_m, lanes), self.select().sort_loops(top_m));
         let (load, write) = if self.additive {
-            (4 * own + 2 * sort + lanes + vectors.min(own * (1 + top_m.div_ceil(FOUR))), 2 * own + lanes)
+            (4 * own + 2 * sort + lanes + vectors.min(own * (1 + top_m.div_ceil(FOUR))), 2 * own + top_m)
         } else {
             let through_core = strided(top_m * rank, lanes).saturating_mul(1 + rank * (1 + cores));
             let transposed = strided(rank * top_m.div_ceil(FOUR), lanes);
@@ -149,8 +149,8 @@ impl CombinePlan {
         let sides = if self.additive { 3 * top_m + vectors } else { rank * (top_m + top_m.next_multiple_of(FOUR)) };
         let grid = if self.stored { FOUR * vectors } else { 0 };
         let apart = self.select().plane > 0 && self.select().lanes > self.select().plane;
-        let sums = if self.additive { units * (1 + usize::from(apart)) } else { 0 };
-        4 * (tile * (sides + 2 * top_m + grid) + sums + FOUR) + self.select().bytes()
+        let softmax = if self.additive { tile * top_m + if apart { units } else { 0 } } else { 0 };
+        4 * (tile * (sides + 2 * top_m + grid) + softmax + FOUR) + self.select().bytes()
     }
 }
 

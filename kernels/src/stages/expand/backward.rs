@@ -111,7 +111,7 @@ pub fn expand_backward<R: Runtime>(
     };
     let mut pooled = match saved.pooled {
         Some(pooled) => pooled.clone(),
-        None => pool(client, chosen, &Memory { gate: None, ..*memory })?,
+        None => pool(client, chosen, &Memory { gate: None, ..*memory }, false)?,
     };
     let mut grad_gate = None;
     if let Some((gate, launch)) = memory.gate.zip(plans.gate) {
@@ -176,7 +176,7 @@ impl<R: Runtime> ExpandCall<'_, R> {
         }
         let anew = match (memory.output_gate, saved.projected) {
             (Some(_), None) => {
-                let pooled = pool(client, self.chosen, memory)?;
+                let pooled = pool(client, self.chosen, memory, false)?;
                 Some(project_pooled(client, &pooled, memory, strategy)?.values)
             }
             _ => None,

@@ -86,7 +86,7 @@ impl ExpandBackwardPlans {
             projected: anew.map(ExpandPlans::unfinished),
             finish: finish(device, forward),
             project,
-            pool: (!sizes.pooled).then(|| PoolPlans::of(device, &ungated)).transpose()?,
+            pool: (!sizes.pooled).then(|| PoolPlans::of(device, &ungated, false)).transpose()?,
             gate: forward.gated.then(gate),
             shuffle: forward.shuffle(device),
             locate: sort.listing(LOCATE),

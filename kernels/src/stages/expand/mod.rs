@@ -122,7 +122,7 @@ pub fn expand<R: Runtime>(
     match strategy {
         ExpandStrategy::Fused => stage.launch_fused(),
         ExpandStrategy::Pooled(product) => {
-            let pooled = stage.launch_pool()?;
+            let pooled = stage.launch_pool(product.is_invariant())?;
             project_pooled(client, &pooled, memory, product)?.output(memory)
         }
     }
@@ -149,12 +149,18 @@ pub fn project_pooled<R: Runtime>(
 }
 
 /// The first half of the two-kernel strategy: pooled values `[tokens, pooled_blocks · value_dim]`, in the type of the values; in f32 where the
-/// table has several pages, whose sums are added up page by page, and where there is no projection to sum in f32.
+/// table has several pages, whose sums are added up page by page, and where there is no projection to sum in f32. If `invariant`, a token has the same
+/// bits however many there are.
 ///
 /// # Errors
 /// Shapes, types or sizes that don't fit; nothing is launched then.
-pub fn pool<R: Runtime>(client: &ComputeClient<R>, chosen: &Chosen<R>, memory: &Memory<'_, R>) -> Result<Tensor<R>> {
-    ExpandCall::check(client, chosen, memory)?.launch_pool()
+pub fn pool<R: Runtime>(
+    client: &ComputeClient<R>,
+    chosen: &Chosen<R>,
+    memory: &Memory<'_, R>,
+    invariant: bool,
+) -> Result<Tensor<R>> {
+    ExpandCall::check(client, chosen, memory)?.launch_pool(invariant)
 }
 
 /// The checked arguments.
@@ -257,13 +263,13 @@ impl<'a, R: Runtime> ExpandCall<'a, R> {
         Ok(output)
     }
 
-    fn launch_pool(&self) -> Result<Tensor<R>> {
+    fn launch_pool(&self, invariant: bool) -> Result<Tensor<R>> {
         let (memory, tokens) = (self.memory, self.sizes.tokens);
         let shape = [tokens, self.sizes.pooled_dim()];
         if tokens == 0 {
             return empty(self.client, "pooled", &shape, self.sums);
         }
-        let planned = ExpandPlan::pooling(&self.device, &self.sizes)?;
+        let planned = ExpandPlan::pooling(&self.device, &self.sizes, invariant)?;
         let pooled = empty(self.client, "pooled", &shape, self.sums)?;
         let slots = memory.rows.resolve(self.client, &self.chosen.slots)?;
         for (page, window) in memory.values.iter().zip(windows(memory.values)) {

@@ -162,16 +162,17 @@ impl ExpandPlan {
         Self { sharing, splits, units, slices, ..plan }.projecting(tokens, &product).checked(STAGE, device)
     }
 
-    /// Plans the kernel that pools alone, which is launched once a page of the table.
+    /// Plans the kernel that pools alone, which is launched once a page of the table. For few tokens several units share out the entries of a sum,
+    /// unless a token is to have the same bits however many there are.
     ///
     /// # Errors
     /// Sizes that don't fit each other or the device.
-    pub fn pooling(device: &Device, sizes: &ExpandSizes) -> Result<Planned<Self>> {
+    pub fn pooling(device: &Device, sizes: &ExpandSizes, invariant: bool) -> Result<Planned<Self>> {
         let start = Self::single(device, sizes)?;
         let tile = if sizes.tokens > 8 * device.busy_cubes { device.tile } else { 1 };
         let plan = start.tiled(device, sizes.tokens, sizes.pooled_dim() / start.width / start.run, 0)?;
         let plan = Self { tile: plan.tile.min(tile), ..plan };
-        let few = sizes.tokens <= device.processors && !device.on_cpu;
+        let few = sizes.tokens <= device.processors && !device.on_cpu && !invariant;
         if few { plan.sliced(device) } else { plan }.pooling_alone(sizes.tokens).checked(STAGE, device)
     }
 
@@ -337,8 +338,8 @@ impl PoolPlans {
     ///
     /// # Errors
     /// Sizes that don't fit each other or the device.
-    pub fn of(device: &Device, sizes: &ExpandSizes) -> Result<Self> {
-        let (pool, pages) = (ExpandPlan::pooling(device, sizes)?, sizes.pages);
+    pub fn of(device: &Device, sizes: &ExpandSizes, invariant: bool) -> Result<Self> {
+        let (pool, pages) = (ExpandPlan::pooling(device, sizes, invariant)?, sizes.pages);
         Ok(Self { shuffle: sizes.shuffle(device), pool, pages })
     }
 
@@ -365,7 +366,8 @@ impl ExpandPlans {
         let of_product = ProjectSizes { tokens, depth: sizes.pooled_dim(), width: hidden_size, dtype };
         let project = if sizes.projects { product.plan(device, &of_product)? } else { None };
         let finish = sizes.finishes().then(|| FinishPlan::of(device, &FinishSizes::from(sizes)).launch);
-        Ok(Self::Pooled { pool: PoolPlans::of(device, sizes)?, project, finish })
+        let pool = PoolPlans::of(device, sizes, product.is_invariant())?;
+        Ok(Self::Pooled { pool, project, finish })
     }
 
     /// The same without what is done to projected values.

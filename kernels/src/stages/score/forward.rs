@@ -261,7 +261,6 @@ fn normalise_queries<E: Float, D: Size>(
     let depth = comptime!(plan.key_dim / plan.width);
     let first = query_of(place.token, place.side, plan) * depth;
     let row = at.row * depth;
-    let mut partial = SharedMemory::<f32>::new(plan.units);
     for d in range_stepped(at.lane, depth, at.lanes) {
         let mut value = Vector::<f32, D>::new(0.0);
         if place.token < place.end {
@@ -270,14 +269,12 @@ fn normalise_queries<E: Float, D: Size>(
         queries[row + d] = value;
     }
     if comptime!(plan.norm.is_some()) {
-        if comptime!(at.plane > 0) {
-            sync_cube();
-        }
+        sync_cube();
         let mut mean = 0.0f32;
         if comptime!(plan.norm == Some(Norm::Layer)) {
-            mean = row_sum::<D>(queries, &mut partial, 0.0, at, depth, false) / comptime!(plan.key_dim as f32);
+            mean = row_sum::<D>(queries, 0.0, at, depth, false) / comptime!(plan.key_dim as f32);
         }
-        let squares = row_sum::<D>(queries, &mut partial, mean, at, depth, true);
+        let squares = row_sum::<D>(queries, mean, at, depth, true);
         let scale = scale_of(squares, eps, plan.key_dim);
         for d in range_stepped(at.lane, depth, at.lanes) {
             queries[row + d] = (queries[row + d] - Vector::new(mean)) * Vector::new(scale) * query_norm[d];
@@ -289,33 +286,23 @@ fn normalise_queries<E: Float, D: Size>(
     sync_cube();
 }
 
-/// Sum of a row's numbers less `mean`, or of their squares, in an order that does not depend on the device's timing. Planes that exchange go
-/// through the whole row each; elsewhere each lane sums what it wrote itself, then all lanes sum the lanes.
+/// Sum of a row's numbers less `mean`, or of their squares, in one order however many lanes a row has: planes that exchange go through the whole
+/// row each, elsewhere each lane does. Ends with a barrier.
 #[cube]
 fn row_sum<D: Size>(
     rows: &SharedMemory<Vector<f32, D>>,
-    partial: &mut SharedMemory<f32>,
     mean: f32,
     at: Lane,
     #[comptime] depth: usize,
     #[comptime] squares: bool,
 ) -> f32 {
-    let (lane, lanes) = if comptime!(at.plane > 0) { (at.lane % at.plane, at.plane) } else { (at.lane, at.lanes) };
+    let lanes = comptime!(at.plane.max(1));
     let mut own = Vector::<f32, D>::new(0.0);
-    for d in range_stepped(lane, depth, lanes) {
+    for d in range_stepped(at.lane % lanes, depth, lanes) {
         let centred = rows[at.row * depth + d] - Vector::new(mean);
         own += if squares { centred * centred } else { centred };
     }
-    let mut sum = 0.0f32;
-    if comptime!(at.plane > 0) {
-        sum = sum_of(component_sum::<D>(own), at.plane);
-    } else {
-        partial[UNIT_POS as usize] = component_sum::<D>(own);
-        sync_cube();
-        for lane in 0..at.lanes {
-            sum += partial[at.row * at.lanes + lane];
-        }
-    }
+    let sum = sum_of(component_sum::<D>(own), lanes);
     sync_cube();
     sum
 }

@@ -214,7 +214,7 @@ impl ScorePlan {
     /// The launch that writes the approximate scores of one range a cube.
     fn approximating(self, tokens: usize) -> Planned<Self> {
         let Self { heads, splits, key_dim, range, tile, units, .. } = self;
-        let by_units = FOUR * (tile * (key_dim + range + norm_sums(&self.select())));
+        let by_units = FOUR * (tile * (key_dim + range));
         let launch = Launch {
             kernel: if self.matrix { "approximate_matrix_kernel" } else { "approximate_kernel" },
             cubes: tokens.div_ceil(tile).saturating_mul(heads * 2 * splits),
@@ -261,8 +261,8 @@ impl ScorePlan {
     }
 
     fn norm_loops(&self) -> usize {
-        let lanes = self.units / self.tile;
-        5 * strided(self.key_dim / self.width, lanes) + 2 * lanes
+        let vectors = self.key_dim / self.width;
+        3 * strided(vectors, self.units / self.tile) + 2 * strided(vectors, self.select().plane.max(1))
     }
 
     fn kept_loops(&self) -> usize {
@@ -274,7 +274,7 @@ impl ScorePlan {
     /// where the kept keys have their scores already.
     pub(crate) fn select_bytes(&self) -> usize {
         let (select, order) = (self.select(), if self.stored { self.side_keys } else { 0 });
-        let queries = if self.matrix || self.direct { self.key_dim + norm_sums(&select) } else { 0 };
+        let queries = if self.matrix || self.direct { self.key_dim } else { 0 };
         shared_bytes(order, self.key_dim, &select) - 4 * self.tile * queries
     }
 }
@@ -429,13 +429,8 @@ fn tiled(
     Ok(planned)
 }
 
-/// Shared memory of a cube: queries, the scores of `range` keys, kept positions, the norm's partial sums and the selection's scratch.
+/// Shared memory of a cube: queries, the scores of `range` keys, kept positions and the selection's scratch.
 pub(super) fn shared_bytes(range: usize, key_dim: usize, select: &SelectPlan) -> usize {
     let SelectPlan { rows, keep, .. } = *select;
-    4 * (rows * (key_dim + range.next_multiple_of(FOUR) + keep + norm_sums(select))) + select.bytes()
-}
-
-/// Words of a row's sums for the norm of its query: one a lane, where planes don't exchange.
-fn norm_sums(select: &SelectPlan) -> usize {
-    if select.plane > 0 { 0 } else { select.lanes }
+    4 * (rows * (key_dim + range.next_multiple_of(FOUR) + keep)) + select.bytes()
 }

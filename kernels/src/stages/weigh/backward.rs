@@ -66,7 +66,7 @@ pub fn weigh_backward<R: Runtime>(
     let along = Chosen { slots: chosen.slots.clone(), scores: grad_products };
     let memory =
         Memory { values: stage.values, rows: stage.rows, weight: None, bias: None, gate: None, output_gate: None };
-    let grad_z = pool(client, &along, &memory)?;
+    let grad_z = pool(client, &along, &memory, false)?;
     let pre_values = stage.grad_rows(readers, &along.scores)?;
     Ok(WeighGradients { scores, z: grad_z, pre_values })
 }

@@ -64,7 +64,7 @@ impl WeighBackwardPlans {
         let sums = SumSizes { factors: 1, slice: pre_dim, shared: false };
         let plans = Self {
             products: Launch::flat(device, "weigh_backward_kernel", entries, 1 + cores),
-            pool: PoolPlans::of(device, &pooling)?,
+            pool: PoolPlans::of(device, &pooling, false)?,
             cast: (z != ElementType::F32).then(|| cast_launch(device, tokens.saturating_mul(pre_dim))),
             sums: SumPlans::of(device, &sort, &sums),
         };

@@ -62,6 +62,8 @@ pub struct Subject<'a> {
     pub input: &'a [f32],
     /// Element type of weights and activations.
     pub dtype: ElementType,
+    /// Whether a token gets the same bits however many there are.
+    pub invariant: bool,
     /// The GPU.
     pub gpu: Gpu,
     /// What it reports of itself, where it is not all that it has.
@@ -226,6 +228,6 @@ impl<'a> Subject<'a> {
         let pre_values = table(Weight::PreValues, "pre-values")?;
         let (client, config) = (&counting.client, self.config);
         let weights = LayerWeights::with_tables(client, config, self.weights, self.dtype, values, pre_values)?;
-        MemoryLayer::from_device(client, config.clone(), weights)
+        Ok(MemoryLayer::from_device(client, config.clone(), weights)?.with_invariance(self.invariant))
     }
 }
