@@ -50,8 +50,8 @@ pub use config::{
 pub use cost::{Caches, Choices, Cost, StageCost};
 pub use error::{Error, Result};
 pub use layer::{
-    BackwardPlans, Chosen, Forward, Gradients, InputGradients, Kept, LayerWeights, MapGradients, MemoryLayer, Plans,
-    Saved, SavedState, Strategies, UpdatePlans, WeighPlans, Weighed, device_shape, update_shared,
+    BackwardPlans, Beside, Chosen, Forward, Gradients, InputGradients, Kept, LayerWeights, MapGradients, MemoryLayer,
+    Plans, Saved, SavedState, Strategies, Stream, UpdatePlans, WeighPlans, Weighed, device_shape, update_shared,
 };
 pub use spectrum::Spectrum;
 pub use table::ValueTable;

@@ -12,6 +12,7 @@ mod select;
 mod stages;
 mod table;
 
+pub use launch::device::has_streams;
 pub use launch::element::ElementType;
 pub use launch::error::Error;
 pub use launch::loops::{LOOPS_TARGET, MAX_LOOPS};

@@ -33,6 +33,9 @@ pub struct Options {
     pub unwritten_loads: bool,
     /// Whether loops run as they are written and not unrolled, so that a report's loop iterations are the source's.
     pub rolled_loops: bool,
+    /// Whether streams do what they are given in an order that is drawn anew, as far as their waits allow, and no earlier than somebody
+    /// waits for them. A report comes when its launch has run.
+    pub shuffled: bool,
 }
 
 impl Default for Options {
@@ -45,6 +48,7 @@ impl Default for Options {
             seed: None,
             unwritten_loads: false,
             rolled_loops: false,
+            shuffled: false,
         }
     }
 }

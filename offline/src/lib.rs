@@ -34,6 +34,7 @@ pub mod profile;
 mod report;
 mod runtime;
 mod server;
+mod stream;
 pub mod table;
 mod target;
 pub mod trace;

@@ -30,6 +30,8 @@ pub struct LaunchReport {
     /// Loop iterations, all loops together, of the thread that went through most: those of the compiled loops, which are the source's where
     /// [`rolled_loops`](crate::Options::rolled_loops) is set.
     pub loops: u64,
+    /// The stream that it was given to.
+    pub stream: u64,
     /// Pieces of memory that were asked for since the launch before.
     pub allocations: usize,
     /// What its instructions did, where they were counted.

@@ -1,7 +1,7 @@
-//! The server behind the client: memory, and launches that run to their end before they return.
+//! The server behind the client: streams with memory of their own, and launches that they run.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cubecl::server::LaunchError;
 use cubecl_common::device::Device;
@@ -14,15 +14,13 @@ use cubecl_runtime::compiler::CubeTask;
 use cubecl_runtime::id::KernelId;
 use cubecl_runtime::kernel::KernelMetadata;
 use cubecl_runtime::logging::ServerLogger;
-use cubecl_runtime::memory_management::{
-    ManagedMemoryHandle, MemoryAllocationMode, MemoryConfiguration, MemoryManagement, MemoryManagementOptions,
-    MemoryUsage,
-};
+use cubecl_runtime::memory_management::{ManagedMemoryHandle, MemoryAllocationMode, MemoryUsage};
 use cubecl_runtime::server::{
     Binding, ComputeServer, CopyDescriptor, CubeCount, ExecutionMode, KernelArguments, ProfileError, ProfilingToken,
     ServerCommunication, ServerError, ServerUtilities,
 };
 use cubecl_runtime::storage::ManagedResource;
+use cubecl_runtime::stream::MultiStream;
 use cubecl_runtime::timestamp_profiler::TimestampProfiler;
 use cubecl_runtime::validation::{validate_cube_dim, validate_units};
 
@@ -32,18 +30,19 @@ use crate::execute::{Launch, execute};
 use crate::gpu::ALIGNMENT;
 use crate::memory::{HostBuffer, HostStorage};
 use crate::profile::sample;
+use crate::stream::Backend;
 use crate::target::{TargetCompiler, TargetOptions};
 use crate::{Error, Fault, Finding, Kernel, LaunchReport, Options, Space};
 
 /// The server of an [`OfflineDevice`].
 pub struct OfflineServer {
     device: OfflineDevice,
-    memory: MemoryManagement<HostStorage>,
+    streams: MultiStream<Backend>,
     utilities: Arc<ServerUtilities<Self>>,
     timestamps: TimestampProfiler,
     kernels: HashMap<KernelId, Arc<Kernel>>,
     /// What launches failed with since the last flush.
-    errors: Vec<ServerError>,
+    errors: Errors,
     /// Pieces of memory that were asked for since the last launch.
     allocations: usize,
 }
@@ -63,21 +62,17 @@ impl DeviceService for OfflineServer {
             adapter.alter(&mut properties);
         }
         let logger = Arc::new(ServerLogger::default());
-        let memory = MemoryManagement::from_configuration(
-            HostStorage::default(),
-            &properties.memory,
-            MemoryConfiguration::ExclusivePages,
-            logger.clone(),
-            MemoryManagementOptions::new("offline device"),
-        );
+        let order = device.options().shuffled.then(|| device.next_seed());
+        let backend = Backend::new(order, properties.memory.clone(), logger.clone());
+        let streams = MultiStream::new(logger.clone(), backend, STREAMS);
         let policy = PitchedMemoryLayoutPolicy::new(ALIGNMENT as usize);
         Self {
             device,
-            memory,
+            streams,
             utilities: Arc::new(ServerUtilities::new(properties, logger, (), policy)),
             timestamps: TimestampProfiler::default(),
             kernels: HashMap::new(),
-            errors: Vec::new(),
+            errors: Errors::default(),
             allocations: 0,
         }
     }
@@ -92,35 +87,60 @@ impl ServerCommunication for OfflineServer {
 }
 
 impl OfflineServer {
-    fn buffer(&mut self, binding: Binding) -> Result<HostBuffer, ServerError> {
-        Ok(self.memory.get_resource(binding.memory, binding.offset_start, binding.offset_end)?)
+    /// The buffers of bindings; from now on the stream waits for what others were to do with them.
+    fn buffers(&mut self, stream: StreamId, bindings: Vec<Binding>) -> Result<Vec<HostBuffer>, ServerError> {
+        let mut streams = self.streams.resolve(stream, bindings.iter(), false)?;
+        let buffer =
+            |it: Binding| Ok(streams.get(&it.stream).memory.get_resource(it.memory, it.offset_start, it.offset_end)?);
+        bindings.into_iter().map(buffer).collect()
+    }
+
+    fn buffer(&mut self, stream: StreamId, binding: Binding) -> Result<HostBuffer, ServerError> {
+        let found = self.buffers(stream, vec![binding])?.pop();
+        found.ok_or_else(|| ServerError::Generic { reason: "no buffer".into(), backtrace: BackTrace::capture() })
+    }
+
+    /// Hands `task` to a stream.
+    fn give(&mut self, stream: StreamId, task: impl FnOnce() + Send + 'static) {
+        match self.streams.resolve(stream, [].into_iter(), false) {
+            Ok(mut streams) => streams.current().give(task),
+            Err(error) => self.errors.push(error),
+        }
+    }
+
+    /// Returns when the stream has done all that it was given.
+    fn finish(&mut self, stream: StreamId) -> Result<(), ServerError> {
+        self.streams.resolve(stream, [].into_iter(), false)?.current().finish();
+        Ok(())
     }
 
     fn take_errors(&mut self) -> Result<(), ServerError> {
-        match std::mem::take(&mut self.errors) {
+        match self.errors.take() {
             errors if errors.is_empty() => Ok(()),
             errors => Err(ServerError::ServerUnhealthy { errors, backtrace: BackTrace::capture() }),
         }
     }
 
-    fn read_all(&mut self, descriptors: Vec<CopyDescriptor>) -> Result<Vec<Bytes>, ServerError> {
+    fn read_all(&mut self, descriptors: Vec<CopyDescriptor>, stream: StreamId) -> Result<Vec<Bytes>, ServerError> {
+        let rows: Vec<_> = descriptors.iter().map(Rows::of).collect();
+        let buffers = self.buffers(stream, descriptors.into_iter().map(|it| it.handle).collect())?;
+        self.finish(stream)?;
         self.take_errors()?;
-        descriptors.into_iter().map(|descriptor| self.read_one(descriptor)).collect()
+        let packed = |(buffer, rows): (HostBuffer, Rows)| {
+            let bytes = buffer.read();
+            Bytes::from_bytes_vec(rows.starts().flat_map(|at| bytes[at..][..rows.width].iter().copied()).collect())
+        };
+        Ok(buffers.into_iter().zip(rows).map(packed).collect())
     }
 
-    fn read_one(&mut self, descriptor: CopyDescriptor) -> Result<Bytes, ServerError> {
+    fn write_one(&mut self, descriptor: CopyDescriptor, data: Bytes, stream: StreamId) -> Result<(), ServerError> {
         let rows = Rows::of(&descriptor);
-        let bytes = self.buffer(descriptor.handle)?.read();
-        let packed = rows.starts().flat_map(|start| bytes[start..][..rows.width].iter().copied()).collect();
-        Ok(Bytes::from_bytes_vec(packed))
-    }
-
-    fn write_one(&mut self, descriptor: CopyDescriptor, data: &[u8]) -> Result<(), ServerError> {
-        let rows = Rows::of(&descriptor);
-        let buffer = self.buffer(descriptor.handle)?;
-        for (start, row) in rows.starts().zip(data.chunks(rows.width.max(1))) {
-            buffer.write(start, row);
-        }
+        let buffer = self.buffer(stream, descriptor.handle)?;
+        self.give(stream, move || {
+            for (start, row) in rows.starts().zip(data.chunks(rows.width.max(1))) {
+                buffer.write(start, row);
+            }
+        });
         Ok(())
     }
 
@@ -156,11 +176,13 @@ impl OfflineServer {
         Ok(kernel)
     }
 
-    fn count(&mut self, count: CubeCount) -> Result<[u32; 3], ServerError> {
+    fn count(&mut self, count: CubeCount, stream: StreamId) -> Result<[u32; 3], ServerError> {
         match count {
             CubeCount::Static(x, y, z) => Ok([x, y, z]),
             CubeCount::Dynamic(binding) => {
-                let bytes = self.buffer(binding)?.read();
+                let buffer = self.buffer(stream, binding)?;
+                self.finish(stream)?;
+                let bytes = buffer.read();
                 let word = |at: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|byte| bytes[4 * at + byte]));
                 Ok([0, 1, 2].map(word))
             }
@@ -173,8 +195,9 @@ impl OfflineServer {
         count: CubeCount,
         arguments: KernelArguments,
         mode: ExecutionMode,
+        stream: StreamId,
     ) -> Result<(), ServerError> {
-        let count = self.count(count)?;
+        let count = self.count(count, stream)?;
         if self.device.options().execution == Execution::Dropped {
             if count.contains(&0) {
                 return Err(generic(&Error::Exceeds {
@@ -184,7 +207,7 @@ impl OfflineServer {
                     limit: 0,
                 }));
             }
-            return arguments.buffers.into_iter().try_for_each(|it| self.buffer(it).map(drop));
+            return self.buffers(stream, arguments.buffers).map(drop);
         }
         let info: Vec<u64> = arguments.info.data.to_vec();
         let kernel = self.kernel(task, mode, size_of_val(info.as_slice()))?;
@@ -194,9 +217,9 @@ impl OfflineServer {
             return Err(generic(&Error::Exceeds { kernel, what: "shared memory", value, limit }));
         }
         let tensor_maps = !arguments.tensor_maps.is_empty();
-        let buffers = arguments.buffers.into_iter().map(|it| self.buffer(it)).collect::<Result<Vec<_>, _>>()?;
-        let options = self.device.options();
-        let mut report = LaunchReport {
+        let buffers = self.buffers(stream, arguments.buffers)?;
+        let dynamic = arguments.info.dynamic_metadata_offset;
+        let report = LaunchReport {
             kernel,
             count,
             lengths: buffers.iter().map(|buffer| buffer.length() as u64).collect(),
@@ -207,39 +230,60 @@ impl OfflineServer {
             gaps: Vec::new(),
             products: 0,
             loops: 0,
+            stream: stream.value,
             allocations: std::mem::take(&mut self.allocations),
             counts: None,
             executed: false,
         };
-        let result = match options.execution {
-            Execution::Skipped | Execution::Dropped => Ok(()),
-            _ if tensor_maps => {
-                let (kernel, reason) = (report.kernel.entry.clone(), "it takes tensor maps".to_string());
-                Err(Error::NotExecutable { kernel, reason })
+        let (device, errors) = (self.device.clone(), self.errors.clone());
+        self.give(stream, move || {
+            let mut report = report;
+            let (architecture, rolled) = (Architecture::of(device.options().gpu), device.options().rolled_loops);
+            let launch = Launch { architecture, rolled, buffers: &buffers, info: &info, dynamic };
+            let result = run(&device, &launch, tensor_maps, &mut report);
+            device.report(report);
+            if let Err(error) = result {
+                errors.push(generic(&error));
             }
-            Execution::Counted => {
-                let (architecture, dynamic) = (Architecture::of(options.gpu), arguments.info.dynamic_metadata_offset);
-                let (buffers, info, rolled) = (buffers.as_slice(), info.as_slice(), options.rolled_loops);
-                let launch = Launch { architecture, rolled, buffers, info, dynamic };
-                sample::run(&launch, options.gpu, self.device.next_blocks(), &mut report)
+        });
+        Ok(())
+    }
+}
+
+/// Runs a launch as the device's options say.
+fn run(device: &OfflineDevice, launch: &Launch<'_>, tensor_maps: bool, report: &mut LaunchReport) -> Result<(), Error> {
+    let options = device.options();
+    match options.execution {
+        Execution::Skipped | Execution::Dropped => Ok(()),
+        _ if tensor_maps => {
+            let (kernel, reason) = (report.kernel.entry.clone(), "it takes tensor maps".to_string());
+            Err(Error::NotExecutable { kernel, reason })
+        }
+        Execution::Counted => sample::run(launch, options.gpu, device.next_blocks(), report),
+        Execution::Watched => {
+            let unwritten = |fault: &Fault| matches!(fault.finding, Finding::Unwritten { space: Space::Buffer { .. } });
+            match execute(launch, report) {
+                Err(Error::Faults { .. }) if options.unwritten_loads && report.faults.iter().all(unwritten) => Ok(()),
+                result => result,
             }
-            Execution::Watched => {
-                let dynamic = arguments.info.dynamic_metadata_offset;
-                let architecture = Architecture::of(options.gpu);
-                let (buffers, info, rolled) = (buffers.as_slice(), info.as_slice(), options.rolled_loops);
-                let result = execute(&Launch { architecture, rolled, buffers, info, dynamic }, &mut report);
-                let unwritten =
-                    |fault: &Fault| matches!(fault.finding, Finding::Unwritten { space: Space::Buffer { .. } });
-                match result {
-                    Err(Error::Faults { .. }) if options.unwritten_loads && report.faults.iter().all(unwritten) => {
-                        Ok(())
-                    }
-                    result => result,
-                }
-            }
-        };
-        self.device.report(report);
-        result.map_err(|error| generic(&error))
+        }
+    }
+}
+
+/// Streams that a device has: as many as CubeCL's CUDA by default.
+const STREAMS: u8 = 128;
+
+/// What failed, in whatever stream.
+#[derive(Clone, Default)]
+struct Errors(Arc<Mutex<Vec<ServerError>>>);
+
+impl Errors {
+    fn push(&self, error: ServerError) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(error);
+    }
+
+    fn take(&self) -> Vec<ServerError> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -276,17 +320,20 @@ impl ComputeServer for OfflineServer {
     type MemoryLayoutPolicy = PitchedMemoryLayoutPolicy;
     type Storage = HostStorage;
 
-    fn initialize_memory(&mut self, memory: ManagedMemoryHandle, size: u64, _: StreamId) {
+    fn initialize_memory(&mut self, memory: ManagedMemoryHandle, size: u64, stream: StreamId) {
         self.allocations += 1;
-        let bound = self.memory.reserve(size).and_then(|reserved| {
-            self.memory.bind(reserved, memory.clone(), 0)?;
-            self.memory.get_resource(memory.binding(), None, None)
+        let bound = self.streams.resolve(stream, [].into_iter(), false).and_then(|mut streams| {
+            let cursor = streams.cursor;
+            let own = &mut streams.current().memory;
+            let reserved = own.reserve(size)?;
+            own.bind(reserved, memory.clone(), cursor)?;
+            Ok(own.get_resource(memory.binding(), None, None)?)
         });
         match bound {
             // Memory that nothing reads is not touched, however large it is.
             Ok(_) if matches!(self.device.options().execution, Execution::Skipped | Execution::Dropped) => {}
-            Ok(buffer) => buffer.forget(),
-            Err(error) => self.errors.push(error.into()),
+            Ok(buffer) => self.give(stream, move || buffer.forget()),
+            Err(error) => self.errors.push(error),
         }
     }
 
@@ -298,27 +345,27 @@ impl ComputeServer for OfflineServer {
         self.utilities.clone()
     }
 
-    fn read(&mut self, descriptors: Vec<CopyDescriptor>, _: StreamId) -> DynFut<Result<Vec<Bytes>, ServerError>> {
-        let result = self.read_all(descriptors);
+    fn read(&mut self, descriptors: Vec<CopyDescriptor>, stream: StreamId) -> DynFut<Result<Vec<Bytes>, ServerError>> {
+        let result = self.read_all(descriptors, stream);
         Box::pin(async move { result })
     }
 
-    fn write(&mut self, descriptors: Vec<(CopyDescriptor, Bytes)>, _: StreamId) {
+    fn write(&mut self, descriptors: Vec<(CopyDescriptor, Bytes)>, stream: StreamId) {
         for (descriptor, data) in descriptors {
-            if let Err(error) = self.write_one(descriptor, &data) {
+            if let Err(error) = self.write_one(descriptor, data, stream) {
                 self.errors.push(error);
             }
         }
     }
 
-    fn sync(&mut self, _: StreamId) -> DynFut<Result<(), ServerError>> {
-        let result = self.take_errors();
+    fn sync(&mut self, stream: StreamId) -> DynFut<Result<(), ServerError>> {
+        let result = self.finish(stream).and_then(|()| self.take_errors());
         Box::pin(async move { result })
     }
 
-    fn get_resource(&mut self, binding: Binding, _: StreamId) -> Result<ManagedResource<HostBuffer>, ServerError> {
+    fn get_resource(&mut self, binding: Binding, stream: StreamId) -> Result<ManagedResource<HostBuffer>, ServerError> {
         let memory = binding.memory.clone();
-        Ok(ManagedResource::new(memory, self.buffer(binding)?))
+        Ok(ManagedResource::new(memory, self.buffer(stream, binding)?))
     }
 
     unsafe fn launch(
@@ -327,9 +374,9 @@ impl ComputeServer for OfflineServer {
         count: CubeCount,
         arguments: KernelArguments,
         mode: ExecutionMode,
-        _: StreamId,
+        stream: StreamId,
     ) {
-        if let Err(error) = self.launch_checked(kernel, count, arguments, mode) {
+        if let Err(error) = self.launch_checked(kernel, count, arguments, mode, stream) {
             self.errors.push(error);
         }
     }
@@ -338,12 +385,14 @@ impl ComputeServer for OfflineServer {
         self.take_errors()
     }
 
-    fn memory_usage(&mut self, _: StreamId) -> Result<MemoryUsage, ServerError> {
-        Ok(self.memory.memory_usage())
+    fn memory_usage(&mut self, stream: StreamId) -> Result<MemoryUsage, ServerError> {
+        Ok(self.streams.resolve(stream, [].into_iter(), false)?.current().memory.memory_usage())
     }
 
-    fn memory_cleanup(&mut self, _: StreamId) {
-        self.memory.cleanup(true);
+    fn memory_cleanup(&mut self, stream: StreamId) {
+        if let Ok(mut streams) = self.streams.resolve(stream, [].into_iter(), false) {
+            streams.current().memory.cleanup(true);
+        }
     }
 
     fn start_profile(&mut self, _: StreamId) -> Result<ProfilingToken, ServerError> {
@@ -354,7 +403,9 @@ impl ComputeServer for OfflineServer {
         self.timestamps.stop(token)
     }
 
-    fn allocation_mode(&mut self, mode: MemoryAllocationMode, _: StreamId) {
-        self.memory.mode(mode);
+    fn allocation_mode(&mut self, mode: MemoryAllocationMode, stream: StreamId) {
+        if let Ok(mut streams) = self.streams.resolve(stream, [].into_iter(), false) {
+            streams.current().memory.mode(mode);
+        }
     }
 }

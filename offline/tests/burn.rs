@@ -23,6 +23,8 @@ tests! {
     nothing_padded_fused: fused.is_the_oracle(F32, (4, 16, 64));
     tables_are_contiguous: plain.tables_are_contiguous();
     tables_are_contiguous_fused: fused.tables_are_contiguous();
+    layers_run_beside_blocks: plain.layers_run_beside_blocks();
+    layers_run_beside_blocks_fused: fused.layers_run_beside_blocks();
     a_padded_table_is_refused: plain.a_padded_table_is_refused();
     a_padded_table_is_refused_fused: fused.a_padded_table_is_refused();
 }

@@ -177,16 +177,19 @@ fn inner<B: MemoryBackend, C: CheckpointStrategy>(call: Call<Autodiff<B, C>>) ->
         shuffle: call.shuffle,
         input: call.input.primitive,
         pending: None,
+        stream: call.stream,
     }
 }
 
 /// The output and what the backward pass needs.
 fn saving<B: MemoryBackend>(call: Call<B>) -> Result<(FloatTensor<B>, Trace<B::Runtime>)> {
-    let (layer, input) = call.layer()?;
-    let (forward, saved) = layer.forward_saving(&device_tensor(input.clone()))?;
-    layer.submit_reads_of_others(&forward.output)?;
-    let output = like(&input, forward.output, input.dtype);
-    Ok((B::float_from_cube(output), Trace { layer, input, saved }))
+    let (output, trace) = call.run(|layer, input| {
+        let (forward, saved) = layer.forward_saving(&device_tensor(input.clone()))?;
+        layer.submit_reads_of_others(&forward.output)?;
+        let output = like(&input, forward.output, input.dtype);
+        Ok((output, Trace { layer, input, saved }))
+    })?;
+    Ok((B::float_from_cube(output), trace))
 }
 
 /// The gradients of a call, one for each parent.

@@ -17,7 +17,7 @@ use cubecl::prelude::ComputeClient;
 use ultramem_kernels::{Tensor, u32_storage};
 
 use super::pending::Pendings;
-use crate::{Error, LayerWeights, MemoryConfig, MemoryLayer, PerWeight, Result, Saved, ValueTable, Weight};
+use crate::{Error, LayerWeights, MemoryConfig, MemoryLayer, PerWeight, Result, Saved, Stream, ValueTable, Weight};
 
 /// A backend that memory layers run on: every CubeCL backend of Burn, with and without fusion, with and without autodiff.
 pub trait MemoryBackend: Backend {
@@ -41,10 +41,12 @@ pub trait MemoryBackend: Backend {
         if call.is_empty() {
             return Ok(call.input);
         }
-        let (layer, input) = call.layer()?;
-        let output = layer.forward(&device_tensor(input.clone()))?.output;
-        layer.submit_reads_of_others(&output)?;
-        Ok(Self::float_from_cube(like(&input, output, input.dtype)))
+        let output = call.run(|layer, input| {
+            let output = layer.forward(&device_tensor(input.clone()))?.output;
+            layer.submit_reads_of_others(&output)?;
+            Ok(like(&input, output, input.dtype))
+        })?;
+        Ok(Self::float_from_cube(output))
     }
 }
 
@@ -75,10 +77,18 @@ pub struct Call<B: Backend> {
     pub(super) input: FloatTensor<B>,
     /// Take the tables' gradients where these are sparse.
     pub(super) pending: Option<Pendings>,
+    /// Where the layer runs, if not where its caller's tensors are made.
+    pub(super) stream: Option<Stream>,
 }
 
-/// A layer on the device, and its input.
-type Ready<R> = (MemoryLayer<R>, CubeTensor<R>);
+/// A call whose tensors are buffers of the runtime, everything that they wait for enqueued.
+struct Buffers<R: CubeRuntime> {
+    config: MemoryConfig,
+    tensors: PerWeight<Option<CubeTensor<R>>>,
+    vectors: Option<[CubeTensor<R>; 2]>,
+    shuffle: Option<CubeTensor<R>>,
+    input: CubeTensor<R>,
+}
 
 impl<B: MemoryBackend> Call<B> {
     /// Whether there is no token. The output is as empty as the input then, and of its shape.
@@ -86,12 +96,39 @@ impl<B: MemoryBackend> Call<B> {
         self.input.shape().num_elements() == 0
     }
 
+    /// What `run` makes of the layer and the input, in the call's stream. The caller keeps the tensors until it is waited for.
+    pub(super) fn run<T>(
+        self,
+        run: impl FnOnce(MemoryLayer<B::Runtime>, CubeTensor<B::Runtime>) -> Result<T>,
+    ) -> Result<T> {
+        let buffers = Buffers {
+            config: self.config,
+            tensors: self.tensors.map(|tensor| tensor.map(B::float_cube)),
+            vectors: self.vectors.map(|vectors| vectors.map(B::float_cube)),
+            shuffle: self.shuffle.map(B::int_cube),
+            input: B::float_cube(self.input),
+        };
+        let client = buffers.input.client.clone();
+        let enqueue = || buffers.layer().and_then(|(layer, input)| run(layer, input));
+        match self.stream {
+            Some(stream) => stream.fork(&client, enqueue),
+            None => enqueue(),
+        }
+    }
+
+    /// The layer on the device.
+    pub(super) fn layer(self) -> Result<MemoryLayer<B::Runtime>> {
+        self.run(|layer, _| Ok(layer))
+    }
+}
+
+impl<R: CubeRuntime> Buffers<R> {
     /// The layer on the device, and the input.
-    pub(super) fn layer(self) -> Result<Ready<B::Runtime>> {
-        let input = stored(B::float_cube(self.input));
+    fn layer(self) -> Result<(MemoryLayer<R>, CubeTensor<R>)> {
+        let input = stored(self.input);
         let client = input.client.clone();
-        let stored = |tensor| device_tensor(stored(B::float_cube(tensor)));
-        let full = |tensor| device_tensor(contiguous(B::float_cube(tensor), DType::F32));
+        let stored = |tensor| device_tensor(stored(tensor));
+        let full = |tensor| device_tensor(contiguous(tensor, DType::F32));
         let mut own = self.tensors;
         let mut table =
             |weight: Weight| own[weight].take().map(|rows| ValueTable::from_device(stored(rows))).transpose();
@@ -102,7 +139,7 @@ impl<B: MemoryBackend> Call<B> {
         let weights = LayerWeights {
             tensors: PerWeight::from_fn(&mut of),
             vectors: self.vectors.map(|[u, v]| (full(u), full(v))),
-            shuffle: self.shuffle.map(|shuffle| indices(B::int_cube(shuffle))).into_iter().collect(),
+            shuffle: self.shuffle.map(indices).into_iter().collect(),
             values,
             pre_values,
         };

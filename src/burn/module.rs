@@ -14,7 +14,9 @@ use burn_cubecl::tensor::CubeTensor;
 use super::backend::{Call, MemoryBackend, device_tensor, stored};
 use super::pending::{Learning, Pending};
 use super::{Memories, MemoryModel, Placement};
-use crate::{Checkpoint, Error, HostTensor, Kind, MemoryConfig, MemoryLayer, PerWeight, Result, Weight, Weights};
+use crate::{
+    Checkpoint, Error, HostTensor, Kind, MemoryConfig, MemoryLayer, PerWeight, Result, Stream, Weight, Weights,
+};
 
 /// An UltraMem layer: a [`Memory`] with Tucker-decomposed scores.
 #[derive(Module, Debug)]
@@ -242,6 +244,16 @@ impl<B: MemoryBackend> Memory<B> {
     /// # Errors
     /// As [`try_forward`](Self::try_forward), and tables of another shape, or none.
     pub fn try_forward_with<const D: usize>(&self, owner: &Self, input: Tensor<B, D>) -> Result<Tensor<B, D>> {
+        self.try_forward_on(None, owner, input)
+    }
+
+    /// The same in a stream of the device, where there are any. The caller keeps the input until the output is used.
+    pub(super) fn try_forward_on<const D: usize>(
+        &self,
+        stream: Option<Stream>,
+        owner: &Self,
+        input: Tensor<B, D>,
+    ) -> Result<Tensor<B, D>> {
         self.check_owner(owner)?;
         let shape = input.shape();
         let (width, hidden_size) = (shape.as_slice().last().copied().unwrap_or(0), self.config.hidden_size);
@@ -250,7 +262,8 @@ impl<B: MemoryBackend> Memory<B> {
             let (found, expected) = (shape.to_vec(), vec![tokens, hidden_size]);
             return Err(ultramem_kernels::Error::Shape { tensor: "input", found, expected }.into());
         }
-        let output = B::memory(self.call(owner, input.reshape([tokens, width])))?;
+        let call = self.call(owner, input.reshape([tokens, width]));
+        let output = B::memory(Call { stream, ..call })?;
         Ok(Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(output)).reshape(shape))
     }
 
@@ -270,7 +283,7 @@ impl<B: MemoryBackend> Memory<B> {
     pub fn layer_with(&self, owner: &Self, device: &B::Device) -> Result<MemoryLayer<B::Runtime>> {
         self.check_owner(owner)?;
         let nothing = Tensor::zeros([1, self.config.hidden_size], device);
-        Ok(self.call(owner, nothing).layer()?.0)
+        self.call(owner, nothing).layer()
     }
 
     fn call(&self, owner: &Self, input: Tensor<B, 2>) -> Call<B> {
@@ -299,6 +312,7 @@ impl<B: MemoryBackend> Memory<B> {
             shuffle: self.shuffle.first().map(|shuffle| shuffle.val().into_primitive()),
             input: primitive(input),
             pending: owner.learning.pending.clone(),
+            stream: None,
         }
     }
 }

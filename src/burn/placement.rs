@@ -10,7 +10,7 @@ use burn::{
 use super::{Memory, MemoryBackend};
 #[cfg(feature = "files")]
 use crate::checkpoint::Model;
-use crate::{Error, MemoryConfig, Result, Weights};
+use crate::{Error, MemoryConfig, Result, Stream, Weights};
 
 /// Where the layers of a model are. "2:5/6:9": one layer reads the normalised FFN input of block 2, and its output is added after
 /// block 5; another reads in block 6 and adds after block 9. Blocks are counted from 0.
@@ -194,14 +194,42 @@ impl<B: MemoryBackend> Memories<B> {
 
     /// For one forward pass through the blocks.
     pub fn carry<const D: usize>(&self) -> Carried<'_, B, D> {
-        Carried { memories: self, outputs: self.layers.iter().map(|_| None).collect() }
+        Carried { memories: self, reads: self.layers.iter().map(|_| None).collect() }
     }
 }
 
-/// Outputs on their way from the block where they were read to the block after which they are added.
-pub struct Carried<'a, B: Backend, const D: usize> {
+/// Outputs on their way from the block where they were read to the block after which they are added. On a device with streams (CUDA) a layer whose
+/// output is added some blocks later runs beside these.
+pub struct Carried<'a, B: MemoryBackend, const D: usize> {
     memories: &'a Memories<B>,
-    outputs: Vec<Option<Tensor<B, D>>>,
+    reads: Vec<Option<Read<B, D>>>,
+}
+
+/// A layer's output on its way.
+struct Read<B: MemoryBackend, const D: usize> {
+    output: Option<Tensor<B, D>>,
+    /// What the layer's stream still reads.
+    _input: Tensor<B, D>,
+    stream: Option<Stream>,
+}
+
+impl<B: MemoryBackend, const D: usize> Read<B, D> {
+    /// `hidden` and the output: adding it waits for the layer's stream.
+    fn add(mut self, hidden: Tensor<B, D>) -> Tensor<B, D> {
+        match self.output.take() {
+            Some(output) => hidden + output,
+            None => hidden,
+        }
+    }
+}
+
+impl<B: MemoryBackend, const D: usize> Drop for Read<B, D> {
+    /// An output that nobody adds: the stream is waited for all the same, before what it reads is free again.
+    fn drop(&mut self) {
+        if let Some((output, stream)) = self.output.take().zip(self.stream.take()) {
+            stream.join(&B::float_cube(output.into_primitive().tensor()).client);
+        }
+    }
 }
 
 impl<B: MemoryBackend, const D: usize> Carried<'_, B, D> {
@@ -211,19 +239,22 @@ impl<B: MemoryBackend, const D: usize> Carried<'_, B, D> {
     /// As [`Memory::forward`].
     pub fn read(&mut self, block: usize, input: &Tensor<B, D>) {
         let places = self.memories.placement.0.iter().enumerate();
-        for (output, (place, (reads, _))) in self.outputs.iter_mut().zip(places) {
+        for (read, (place, (reads, adds))) in self.reads.iter_mut().zip(places) {
             if *reads == block {
-                let read = self.memories.try_forward(place, input.clone());
-                *output = Some(read.unwrap_or_else(|error| panic!("memory layer: {error}")));
+                let stream = (adds > reads).then(|| Stream::of_thread(place));
+                let (layer, owner) = (&self.memories.layers[place], self.memories.owner(place));
+                let output = layer.try_forward_on(stream.clone(), owner, input.clone());
+                let output = Some(output.unwrap_or_else(|error| panic!("memory layer: {error}")));
+                *read = Some(Read { output, _input: input.clone(), stream });
             }
         }
     }
 
     /// `hidden` after `block`, and the outputs that are added there.
     pub fn add(&mut self, block: usize, hidden: Tensor<B, D>) -> Tensor<B, D> {
-        let places = self.outputs.iter_mut().zip(&self.memories.placement.0);
+        let places = self.reads.iter_mut().zip(&self.memories.placement.0);
         let here = places.filter(|(_, (_, adds))| *adds == block);
-        here.filter_map(|(output, _)| output.take()).fold(hidden, |hidden, output| hidden + output)
+        here.filter_map(|(read, _)| read.take()).fold(hidden, |hidden, read| read.add(hidden))
     }
 }
 

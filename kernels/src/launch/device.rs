@@ -182,6 +182,11 @@ impl Device {
     }
 }
 
+/// Whether work on different streams of the device runs side by side: CubeCL's CUDA and HIP.
+pub fn has_streams<R: Runtime>(client: &ComputeClient<R>) -> bool {
+    matches!(R::name(client), "cuda" | "hip")
+}
+
 /// Whether the device multiplies numbers of this type on matrix units, 16 by 8 by 16, in planes of 32 and with `ldmatrix`.
 pub(crate) fn has_units<R: Runtime>(client: &ComputeClient<R>, dtype: StorageType) -> bool {
     let (features, hardware) = (&client.features().matmul, &client.properties().hardware);

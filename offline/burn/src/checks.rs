@@ -1,5 +1,7 @@
 //! Each check on any backend.
 
+use std::collections::BTreeSet;
+
 use burn::{
     backend::Autodiff,
     module::{Module, ModuleMapper, ModuleVisitor, Param},
@@ -11,7 +13,7 @@ use burn::{
 };
 use ultramem::{
     Dimensions, ElementType, HostTensor, Kind, MemoryConfig, Weight, Weights,
-    burn::{Memory, MemoryBackend, MemoryModel, StepError, Trainer, TrainerConfig},
+    burn::{Memories, Memory, MemoryBackend, MemoryModel, StepError, Trainer, TrainerConfig},
     kernels::optimiser::Rule,
     reference,
 };
@@ -264,4 +266,55 @@ impl<B: MemoryBackend> ModuleVisitor<B> for Table {
 /// What the numbers are in `dtype`.
 fn round(numbers: &[f32], dtype: ElementType) -> Vec<f32> {
     HostTensor::from_f32([numbers.len()], numbers).unwrap().cast(dtype).to_f32()
+}
+
+/// What three passes through a model gave: outputs, the gradients of the input and of the first layer's values, and the launches.
+type Passes = (Vec<f32>, Vec<LaunchReport>);
+
+/// A model of five blocks whose layers read in blocks 0 and 1 and add after 2 and 3, and one that is added where it reads.
+fn three_passes<B: MemoryBackend<Device = Card>>(shuffled: bool, seed: u64) -> Passes {
+    let options = Options { seed: Some(seed), shuffled, unwritten_loads: true, ..Options::default() };
+    let card = Card(OfflineDevice::new(options));
+    let config = layer(2, 6, 16);
+    let weights = Weights::random(&config, 5);
+    let make = || Memory::from_weights(config.clone(), &weights, false, &card);
+    let memories = Memories::<Autodiff<B>>::new("0:2/1:3/4:4".parse().unwrap(), 5, make).unwrap();
+    let (tokens, width) = (9, config.hidden_size);
+    let mut found = Vec::new();
+    for pass in 0..3 {
+        let data = TensorData::new(random_input(&config, tokens, pass), [tokens, width]);
+        let input = Tensor::<Autodiff<B>, 2>::from_data(data, &card).require_grad();
+        let mut hidden = input.clone();
+        let mut carried = memories.carry();
+        for block in 0..5 {
+            let read = hidden.clone() * 0.5;
+            carried.read(block, &read);
+            hidden = carried.add(block, hidden + read.tanh());
+        }
+        // A pass that is given up: an output that nobody adds.
+        let mut given_up = memories.carry();
+        given_up.read(0, &(hidden.clone() * 0.25));
+        drop(given_up);
+        let gradients = hidden.clone().powi_scalar(2).sum().backward();
+        found.extend(numbers(hidden.inner()));
+        found.extend(numbers(input.grad(&gradients).unwrap()));
+        found.extend(gradients_by_field(&memories.layers()[0], &gradients).into_values().flatten());
+    }
+    (found, card.0.take_reports())
+}
+
+pub fn layers_run_beside_blocks<B: MemoryBackend<Device = Card>>() {
+    let (expected, _) = three_passes::<B>(false, 1);
+    for seed in 0..6 {
+        let (found, reports) = three_passes::<B>(true, seed);
+        let faults: Vec<_> = reports.iter().flat_map(|report| &report.faults).collect();
+        assert!(faults.is_empty(), "{faults:?}");
+        // The last layer is where the blocks are; the others have a stream each.
+        let chooses = |report: &&LaunchReport| {
+            ["combine_kernel", "retrieve_kernel"].iter().any(|it| report.kernel.name.contains(it))
+        };
+        let streams: BTreeSet<u64> = reports.iter().filter(chooses).map(|report| report.stream).collect();
+        assert_eq!(streams.len(), 3, "{streams:?}");
+        assert_eq!(found, expected, "order {seed}");
+    }
 }

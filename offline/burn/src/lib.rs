@@ -43,6 +43,12 @@ on_each_backend! {
     /// # Panics
     /// Where it is not.
     tables_are_contiguous();
+    /// Layers that add some blocks after they read run beside the blocks, in streams of their own, and give the numbers of a model that runs in
+    /// order, forward and backward; whatever the order between streams that their waits allow.
+    ///
+    /// # Panics
+    /// Where they don't.
+    layers_run_beside_blocks();
     /// A step refuses a table that is padded, and gives the model back.
     ///
     /// # Panics

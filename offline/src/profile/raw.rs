@@ -58,6 +58,7 @@ impl Raw<'_> {
             gaps: Vec::new(),
             products: 0,
             loops: 0,
+            stream: 0,
             allocations: 0,
             counts: None,
             executed: false,

@@ -6,6 +6,7 @@ mod baselines;
 mod invariant;
 mod popular;
 mod raw;
+mod streams;
 
 use std::collections::BTreeMap;
 
