@@ -17,7 +17,9 @@ pub use launch::element::ElementType;
 pub use launch::error::Error;
 pub use launch::loops::{LOOPS_TARGET, MAX_LOOPS};
 pub use launch::random::random;
-pub use launch::tensor::{Tensor, check, empty, fits_binding, from_f32, from_u32, supports, u32_storage};
+pub use launch::tensor::{
+    Tensor, check, empty, fits_binding, from_f32, from_u32, in_one_allocation, supports, u32_storage,
+};
 pub use linear::column_sum::ColumnSumPlans;
 pub use linear::outer::{OuterPlan, OuterPlans, OuterSizes, WeightTiles};
 pub use linear::transpose::transpose;

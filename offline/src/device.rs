@@ -1,5 +1,6 @@
 //! The device: which GPU it stands in for, how launches are run, and what they reported.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cubecl::device::DeviceId;
@@ -99,6 +100,8 @@ struct State {
     seeds: Mutex<StdRng>,
     /// Blocks that run where they are counted.
     blocks: Mutex<Blocks>,
+    /// Pieces of memory that were asked for since the last launch, or since reports were taken.
+    allocations: AtomicUsize,
 }
 
 /// Devices are looked up by number, for CubeCL knows them by number.
@@ -119,6 +122,7 @@ impl OfflineDevice {
             reports: Mutex::default(),
             seeds,
             blocks: Mutex::default(),
+            allocations: AtomicUsize::default(),
         })));
         devices[usize::from(index)].clone()
     }
@@ -135,6 +139,7 @@ impl OfflineDevice {
 
     /// What launches reported since this was last called, in their order. Wait for the client first.
     pub fn take_reports(&self) -> Vec<LaunchReport> {
+        self.take_allocations();
         std::mem::take(&mut lock(&self.0.reports))
     }
 
@@ -154,6 +159,14 @@ impl OfflineDevice {
     /// All devices that were made.
     pub(crate) fn all() -> Vec<Self> {
         lock(&DEVICES).clone()
+    }
+
+    pub(crate) fn allocates(&self) {
+        self.0.allocations.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn take_allocations(&self) -> usize {
+        self.0.allocations.swap(0, Ordering::Relaxed)
     }
 
     pub(crate) fn next_seed(&self) -> u64 {

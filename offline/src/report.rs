@@ -32,7 +32,7 @@ pub struct LaunchReport {
     pub loops: u64,
     /// The stream that it was given to.
     pub stream: u64,
-    /// Pieces of memory that were asked for since the launch before.
+    /// Pieces of memory that were asked for since the launch before, or since reports were taken.
     pub allocations: usize,
     /// What its instructions did, where they were counted.
     pub counts: Option<Arc<crate::profile::Counts>>,

@@ -43,8 +43,6 @@ pub struct OfflineServer {
     kernels: HashMap<KernelId, Arc<Kernel>>,
     /// What launches failed with since the last flush.
     errors: Errors,
-    /// Pieces of memory that were asked for since the last launch.
-    allocations: usize,
 }
 
 impl std::fmt::Debug for OfflineServer {
@@ -73,7 +71,6 @@ impl DeviceService for OfflineServer {
             timestamps: TimestampProfiler::default(),
             kernels: HashMap::new(),
             errors: Errors::default(),
-            allocations: 0,
         }
     }
 
@@ -231,7 +228,7 @@ impl OfflineServer {
             products: 0,
             loops: 0,
             stream: stream.value,
-            allocations: std::mem::take(&mut self.allocations),
+            allocations: self.device.take_allocations(),
             counts: None,
             executed: false,
         };
@@ -321,7 +318,7 @@ impl ComputeServer for OfflineServer {
     type Storage = HostStorage;
 
     fn initialize_memory(&mut self, memory: ManagedMemoryHandle, size: u64, stream: StreamId) {
-        self.allocations += 1;
+        self.device.allocates();
         let bound = self.streams.resolve(stream, [].into_iter(), false).and_then(|mut streams| {
             let cursor = streams.cursor;
             let own = &mut streams.current().memory;

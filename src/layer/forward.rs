@@ -130,11 +130,13 @@ impl<R: Runtime> MemoryLayer<R> {
     /// # Errors
     /// As [`forward`](Self::forward), and strategies that the device can't run.
     pub fn forward_with(&self, input: &Tensor<R>, strategies: Strategies) -> Result<Forward<R>> {
-        let query = self.query(input, strategies.query)?;
-        let (_, chosen) = self.retrieve(&query, strategies.score)?;
-        let weighed = self.weigh(input, &chosen, strategies.query)?;
-        let weighed = weighed.as_ref().map_or(&chosen, |(_, weighed)| &weighed.chosen);
-        let output = self.expand(input, weighed, strategies)?;
+        let (chosen, weighed) = self.in_workspace(input, strategies, || {
+            let query = self.query(input, strategies.query)?;
+            let (_, chosen) = self.retrieve(&query, strategies.score)?;
+            let weighed = self.weigh(input, &chosen, strategies.query)?;
+            Ok::<_, Error>((chosen, weighed.map(|(_, weighed)| weighed)))
+        })?;
+        let output = self.expand(input, weighed.as_ref().map_or(&chosen, |weighed| &weighed.chosen), strategies)?;
         Ok(Forward { output, chosen })
     }
 

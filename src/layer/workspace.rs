@@ -2,8 +2,10 @@
 
 use cubecl::prelude::*;
 use ultramem_kernels::expand::ExpandPlans;
+use ultramem_kernels::launch::Device;
+use ultramem_kernels::{RetrievePlans, Tensor, in_one_allocation};
 
-use crate::{MemoryLayer, Plans};
+use crate::{MemoryLayer, Plans, Strategies};
 
 /// Bytes of an f32 or of a u32.
 const WORD: usize = 4;
@@ -26,7 +28,8 @@ impl<R: Runtime> MemoryLayer<R> {
     ///
     /// Products on matrix units that are cut along their depth take [`parts_bytes`](ultramem_kernels::linear::ProductPlans::parts_bytes) more.
     ///
-    /// Slots and scores live as long as the [`Forward`](crate::Forward) that holds them, the others as long as the call. The
+    /// Slots and scores live as long as the [`Forward`](crate::Forward) that holds them, the others as long as the call. Up to 64 tokens, on CUDA, what comes
+    /// before pooling is one allocation, which lives as long as slots and scores do. The
     /// allocator rounds each of these buffers up to its alignment, 256 bytes on most devices, and keeps what it
     /// has reserved for the next call.
     pub fn workspace_bytes(&self, plans: &Plans) -> usize {
@@ -55,7 +58,39 @@ impl<R: Runtime> MemoryLayer<R> {
             .saturating_add(plans.retrieve.approximate_numbers(plans.tokens)[0].saturating_mul(WORD))
             .saturating_add(parts(plans))
     }
+
+    /// Runs `enqueue`, which launches the stages before [`expand`](Self::expand) for `input`, as [`forward_with`](Self::forward_with) does: what they write
+    /// is one allocation on CUDA, up to 64 tokens.
+    pub fn in_workspace<T>(&self, input: &Tensor<R>, strategies: Strategies, enqueue: impl FnOnce() -> T) -> T {
+        let tokens = input.shape().first().copied().unwrap_or(0);
+        in_one_allocation(self.client(), || self.shared_workspace(tokens, strategies), enqueue)
+    }
+
+    /// Bytes of each tensor that comes before pooling, if a call of so many tokens takes them in one allocation: for many, slots would keep too much.
+    fn shared_workspace(&self, tokens: usize, strategies: Strategies) -> Vec<usize> {
+        if tokens > MOST_SHARED || tokens == 0 {
+            return Vec::new();
+        }
+        let (config, device) = (self.config(), Device::of(self.client()));
+        let pass = self.pass(tokens, &device);
+        // What can't be planned is told when it is launched.
+        let retrieve = RetrievePlans::of(&device, &pass.score(), strategies.score, &pass.combine());
+        let approximate = retrieve.map_or(0, |plans| plans.approximate_numbers(tokens)[0]);
+        let (kept, slots) = (config.heads * 2 * config.top_m, config.heads * config.top_m);
+        let per_token =
+            [config.query_pairs() * 2 * config.key_dim, kept, kept * config.tucker_rank, slots, slots * config.cores];
+        let weighed = match config.capabilities.weigh {
+            Some(weigh) => [if weigh.projected { config.pre_dim } else { 0 }, slots, slots * config.cores],
+            None => [0; 3],
+        };
+        let per_token = per_token.into_iter().chain(weighed);
+        let numbers = per_token.map(|numbers| tokens.saturating_mul(numbers)).chain([approximate]);
+        numbers.map(|numbers| numbers.saturating_mul(WORD)).collect()
+    }
 }
+
+/// Tokens up to which a call's workspace is one allocation.
+const MOST_SHARED: usize = 64;
 
 /// Bytes of sums that products write in parts.
 fn parts(plans: &Plans) -> usize {

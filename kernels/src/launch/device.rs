@@ -182,8 +182,18 @@ impl Device {
     }
 }
 
-/// Whether work on different streams of the device runs side by side: CubeCL's CUDA and HIP.
+/// Whether work on different streams of the device runs side by side.
 pub fn has_streams<R: Runtime>(client: &ComputeClient<R>) -> bool {
+    is_cuda(client)
+}
+
+/// Whether a kernel may read and write parts of one buffer, as two arguments: wgpu takes a buffer for one or for the other.
+pub(crate) fn has_pointers<R: Runtime>(client: &ComputeClient<R>) -> bool {
+    is_cuda(client)
+}
+
+/// CUDA, or AMD's twin of it.
+fn is_cuda<R: Runtime>(client: &ComputeClient<R>) -> bool {
     matches!(R::name(client), "cuda" | "hip")
 }
 

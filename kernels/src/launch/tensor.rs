@@ -1,5 +1,6 @@
 //! Device tensors as the stages take them, contiguous in row-major order, and the checks that every launch makes before anything runs.
 
+use core::cell::RefCell;
 use core::ops::Deref;
 
 use cubecl::ir::StorageType;
@@ -7,6 +8,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 use cubecl::std::tensor::TensorHandle;
 
+use crate::launch::device::has_pointers;
 use crate::{ElementType, Error, Result};
 
 /// A tensor on a device: CubeCL's [`TensorHandle`], which it dereferences to, and the client whose device holds its buffer. Stages take
@@ -81,7 +83,63 @@ pub fn empty<R: Runtime>(
     storage: StorageType,
 ) -> Result<Tensor<R>> {
     let bytes = fits_binding(client, name, shape, storage)?;
-    Ok(Tensor::new_contiguous(client, shape.to_vec(), client.empty(bytes), storage))
+    let handle = Workspace::take(client, bytes).unwrap_or_else(|| client.empty(bytes));
+    Ok(Tensor::new_contiguous(client, shape.to_vec(), handle, storage))
+}
+
+/// Memory that this thread's next tensors are cut from.
+struct Workspace {
+    handle: Handle,
+    used: usize,
+    length: usize,
+}
+
+thread_local! {
+    static WORKSPACE: RefCell<Option<Workspace>> = const { RefCell::new(None) };
+}
+
+impl Workspace {
+    /// The next `bytes` of the thread's workspace, if there is one and they are left.
+    fn take<R: Runtime>(client: &ComputeClient<R>, bytes: usize) -> Option<Handle> {
+        WORKSPACE.with_borrow_mut(|workspace| {
+            let Self { handle, used, length } = workspace.as_mut()?;
+            let start = used.next_multiple_of(alignment(client));
+            let end = start.checked_add(bytes).filter(|end| end <= length)?;
+            *used = end;
+            Some(handle.clone().offset_start(start as u64).offset_end((*length - end) as u64))
+        })
+    }
+}
+
+/// Runs `enqueue`, the tensors that it makes taking up one allocation for as many bytes each as `tensors` says, one behind the other; what does not fit
+/// is allocated by itself. The allocation lives as long as any of them. Where a buffer is for reading or for writing, each has its own.
+pub fn in_one_allocation<R: Runtime, T>(
+    client: &ComputeClient<R>,
+    tensors: impl FnOnce() -> Vec<usize>,
+    enqueue: impl FnOnce() -> T,
+) -> T {
+    /// Takes the workspace away, whatever comes.
+    struct Ends;
+    impl Drop for Ends {
+        fn drop(&mut self) {
+            WORKSPACE.set(None);
+        }
+    }
+    let tensors = if has_pointers(client) { tensors() } else { Vec::new() };
+    let aligned = |bytes: usize| bytes.saturating_add(alignment(client)) / alignment(client) * alignment(client);
+    let bytes = tensors.into_iter().map(aligned).fold(0, usize::saturating_add);
+    // What no device has room for is told by whoever asks for it.
+    if bytes == 0 || bytes as u64 > client.properties().memory.max_page_size {
+        return enqueue();
+    }
+    let _ends = Ends;
+    WORKSPACE.set(Some(Workspace { handle: client.empty(bytes), used: 0, length: bytes }));
+    enqueue()
+}
+
+/// Bytes that the beginning of a binding may have to be a multiple of.
+fn alignment<R: Runtime>(client: &ComputeClient<R>) -> usize {
+    PART_ALIGNMENT.max(client.properties().memory.alignment as usize)
 }
 
 /// An f32 tensor of zeros.
@@ -107,7 +165,7 @@ pub(crate) struct Parts<R: Runtime, const N: usize> {
 impl<R: Runtime, const N: usize> Parts<R, N> {
     /// Tensors of the given shapes and types, their contents undefined.
     pub fn empty(client: &ComputeClient<R>, name: &'static str, parts: [(&[usize], StorageType); N]) -> Result<Self> {
-        let align = PART_ALIGNMENT.max(client.properties().memory.alignment as usize) / WORD;
+        let align = alignment(client) / WORD;
         let size = |shape: &[usize]| shape.iter().fold(1, |size: usize, &of| size.saturating_mul(of));
         let mut length = 0usize;
         let starts = parts.map(|(shape, _)| {

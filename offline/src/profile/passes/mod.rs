@@ -143,21 +143,26 @@ impl<'a> Subject<'a> {
         let period = if tokens.is_multiple_of(PERIOD) { PERIOD } else { tokens };
         let counting = Counting::new(self.gpu, self.adapter, self.rates);
         let layer = self.layer(&counting)?;
-        counting.drop_taken()?;
+        counting.sync()?;
         let input = layer.upload(&self.input[..period * self.config.hidden_size].repeat(tokens / period))?;
         if period < tokens {
             counting.run(Blocks::Repeated { tokens, period })?;
         }
+        // The input is there.
+        counting.drop_taken()?;
         let strategies = layer.strategies(tokens);
-        let query = layer.query(&input, strategies.query)?;
-        let mut staged = counting.taken("query")?;
-        let (_, chosen) = layer.retrieve(&query, strategies.score)?;
-        staged.extend(counting.taken("score")?);
-        if let Some(last) = staged.last_mut() {
-            last.stage = "combine";
-        }
-        let weighed = layer.weigh(&input, &chosen, strategies.query)?;
-        staged.extend(counting.taken("weigh")?);
+        let (mut staged, chosen, weighed) = layer.in_workspace(&input, strategies, || {
+            let query = layer.query(&input, strategies.query)?;
+            let mut staged = counting.taken("query")?;
+            let (_, chosen) = layer.retrieve(&query, strategies.score)?;
+            staged.extend(counting.taken("score")?);
+            if let Some(last) = staged.last_mut() {
+                last.stage = "combine";
+            }
+            let weighed = layer.weigh(&input, &chosen, strategies.query)?;
+            staged.extend(counting.taken("weigh")?);
+            Ok::<_, Error>((staged, chosen, weighed))
+        })?;
         layer.expand(&input, weighed.as_ref().map_or(&chosen, |(_, weighed)| &weighed.chosen), strategies)?;
         staged.extend(counting.taken("expand")?);
         Ok(staged)
