@@ -50,17 +50,19 @@ fn forward(tokens: usize, invariant: bool) -> Cost {
 #[test]
 fn few_tokens_take_few_tasks_and_little_time() {
     let one = forward(1, false);
-    assert!(one.launches <= 4 && one.tasks <= 6 && one.time <= 55.0, "1 token: {one:?}");
+    assert!(one.launches <= 4 && one.tasks <= 6 && one.time <= 54.0, "1 token: {one:?}");
+    let few = forward(16, false);
+    assert!(few.launches <= 5 && few.tasks <= 8 && few.time <= 55.0, "16 tokens: {few:?}");
     let some = forward(64, false);
-    assert!(some.launches <= 5 && some.tasks <= 8 && some.time <= 66.0, "64 tokens: {some:?}");
+    assert!(some.launches <= 5 && some.tasks <= 8 && some.time <= 60.0, "64 tokens: {some:?}");
 }
 
-/// The same bits in any batch cost a quarter of the time at few tokens.
+/// The same bits in any batch cost less than half of the time at few tokens: sums in one piece leave much of the device without work.
 #[test]
 fn invariance_costs_little() {
     for tokens in [1, 64] {
         let (usual, invariant) = (forward(tokens, false), forward(tokens, true));
-        assert!(invariant.time <= 1.35 * usual.time, "{tokens} tokens: {invariant:?}, usually {usual:?}");
+        assert!(invariant.time <= 1.5 * usual.time, "{tokens} tokens: {invariant:?}, usually {usual:?}");
     }
 }
 

@@ -36,7 +36,7 @@ fn a_mixture_is_about_as_near_to_its_floor_as_a_memory_layer() {
     let weights = Weights::random_without_tables(config, 1);
     let mut further = Vec::new();
     for tokens in BATCHES {
-        let versus = Versus { scale, tokens, cached: 1, dtype: DTYPE, invariant: false, gpu: GPU, rates: &rates };
+        let versus = Versus { scale, tokens, cached: 1, dtype: DTYPE, gpu: GPU, rates: &rates };
         let input = hidden_states(scale.hidden_size, tokens, 1);
         let subject = Subject {
             config,

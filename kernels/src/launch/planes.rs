@@ -24,17 +24,6 @@ pub(crate) fn smallest(own: u32, #[comptime] units: usize) -> u32 {
     least
 }
 
-/// The largest of what the units of a plane of `units` have, for all of them.
-#[cube]
-pub(crate) fn largest(own: u32, #[comptime] units: usize) -> u32 {
-    let mut most = own;
-    #[unroll]
-    for step in 0..comptime!(units.ilog2()) {
-        most = max(most, plane_shuffle_xor(most, comptime!(1u32 << step)));
-    }
-    most
-}
-
 /// The sum over `units` neighbours in a plane, a power of two, in one order for all of them.
 #[cube]
 pub(crate) fn sum_of(own: f32, #[comptime] units: usize) -> f32 {

@@ -41,12 +41,12 @@ pub enum ProjectStrategy {
 }
 
 impl ProjectStrategy {
-    /// Matrix units for prefill where they take this element type, the tile otherwise.
+    /// Matrix units where they take this element type, our own for two tokens and more, cubek's for prefill; the tile otherwise.
     pub fn choose<R: Runtime>(client: &ComputeClient<R>, tokens: usize, weight: StorageType) -> Self {
         let cmma = || client.features().matmul.cmma.iter().any(|unit| unit.a_type == weight && unit.b_type == weight);
-        match tokens >= 64 {
-            true if has_units(client, weight) => Self::Matrix,
-            true if cmma() => Self::Cubek,
+        match tokens {
+            2.. if has_units(client, weight) => Self::Matrix,
+            64.. if cmma() => Self::Cubek,
             _ => Self::Tile,
         }
     }

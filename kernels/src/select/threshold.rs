@@ -16,7 +16,7 @@ use cubecl::prelude::{select as select_value, *};
 
 use super::{Candidates, CandidatesExpand, FOUR, Lane, NOTHING, Scratch, SelectPlan, order_key, score_of};
 use crate::launch::loops::strided;
-use crate::launch::planes::{largest, smallest, total};
+use crate::launch::planes::{smallest, total};
 
 /// Steps of a bisection, more than rows of numbers in random order need.
 const STEPS: usize = 12;
@@ -276,7 +276,6 @@ impl Listing {
     /// Leaves `keep` to `most` of the listed, if they are more, and takes the bound for what is still to be listed.
     fn reduce(&self, scratch: &mut Scratch, #[comptime] most: usize) {
         let held = total(self.count.read(), self.plan.plane);
-        let used = largest(self.count.read(), self.plan.plane);
         let bounds = held > comptime!(most as u32);
         let mut key = NOTHING.runtime();
         let mut last = 0u32;
@@ -288,7 +287,7 @@ impl Listing {
             // The order key before the bound's is that of the next better score.
             self.least.store(score_of(min(key - 1, WORST)));
         }
-        self.retain(scratch, used, Bound { key, last });
+        self.retain(scratch, Bound { key, last });
     }
 
     /// A bound that holds `keep` to `most` of the `held` listed candidates, which are more.
@@ -361,10 +360,10 @@ impl Listing {
 
     /// Drops what `bound` does not hold. What is left fills the lists slot by slot. An entry never moves to a later slot, so that one barrier
     /// between reading a slot and writing will do.
-    fn retain(&self, scratch: &mut Scratch, used: u32, bound: Bound) {
+    fn retain(&self, scratch: &mut Scratch, bound: Bound) {
         let mut left = 0u32;
         let before = (1u32 << self.lane as u32) - 1;
-        for slot in 0..used as usize {
+        for slot in 0..comptime!(self.plan.slots()) {
             let place = self.place(slot);
             let mut held = false;
             let mut score = 0u32;

@@ -58,7 +58,8 @@ pub(crate) fn expand_kernel<E: Float, N: Size, O: Size>(
     let mut slices = SharedMemory::<Vector<f32, N>>::new(comptime!(plan.slice_sums().max(1)));
     for start in range_stepped(0usize, comptime!(plan.items()), comptime!(plan.units / plan.slices)) {
         let item = start + UNIT_POS as usize % comptime!(plan.units / plan.slices);
-        let sums = pool::<E, N>(&entries, scores, values, page, gate, token, tokens as usize, item, &mut slices, plan);
+        let own = Own { item, end: plan.items() };
+        let sums = pool::<E, N>(&entries, scores, values, page, gate, token, tokens as usize, own, &mut slices, plan);
         if item < plan.items() && UNIT_POS < comptime!((plan.units / plan.slices) as u32) {
             #[unroll]
             for r in 0..plan.run {
@@ -91,7 +92,8 @@ pub(crate) fn expand_kernel<E: Float, N: Size, O: Size>(
     }
 }
 
-/// The pooled values alone, of the rows of one page: `pooled` `[tokens, expansion · value_dim]`, added to where `adds`.
+/// The pooled values alone, of the rows of one page: `pooled` `[tokens, expansion · value_dim]`, added to where `adds`. `CUBE_POS` runs over the splits of
+/// a tile of tokens first.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn pool_kernel<E: Float, P: Float, N: Size>(
     slots: &Array<u32>,
@@ -114,15 +116,18 @@ pub(crate) fn pool_kernel<E: Float, P: Float, N: Size>(
         terminate!();
     }
     let vectors = comptime!(plan.blocks() * plan.value_dim / plan.width);
-    let token = CUBE_POS * plan.tile;
+    let token = CUBE_POS / plan.splits * plan.tile;
+    let begin = CUBE_POS % plan.splits * plan.share();
+    let end = min(begin + plan.share(), plan.items());
     let page = Page { first_row, rows: page_rows };
     let entries = order_entries(slots, shuffle, offset, token, tokens as usize, plan);
     let mut slices = SharedMemory::<Vector<f32, N>>::new(comptime!(plan.slice_sums().max(1)));
-    for start in range_stepped(0usize, comptime!(plan.items()), comptime!(plan.units / plan.slices)) {
+    for start in range_stepped(begin, end, comptime!(plan.units / plan.slices)) {
         let item = start + UNIT_POS as usize % comptime!(plan.units / plan.slices);
-        let sums = pool::<E, N>(&entries, scores, values, page, gate, token, tokens as usize, item, &mut slices, plan);
+        let own = Own { item, end };
+        let sums = pool::<E, N>(&entries, scores, values, page, gate, token, tokens as usize, own, &mut slices, plan);
         let first = item * plan.run;
-        let own = item < plan.items() && UNIT_POS < comptime!((plan.units / plan.slices) as u32);
+        let own = item < end && UNIT_POS < comptime!((plan.units / plan.slices) as u32);
         if own && token + first / vectors < tokens as usize {
             #[unroll]
             for r in 0..plan.run {
@@ -216,7 +221,14 @@ fn part_of(i: usize, #[comptime] plan: ExpandPlan) -> Part {
     Part { first: entries + first, last: entries + last, block: (i / chunks % comptime!(plan.blocks())) as u32 }
 }
 
-/// Run `item` of a tile's pooled vectors, summed over the rows of a page, `[tile, expansion, value_dim / width]` flattened, gated where the layer has
+/// A run of a tile's pooled vectors, and where those of its cube end.
+#[derive(CubeType, Clone, Copy)]
+struct Own {
+    item: usize,
+    end: usize,
+}
+
+/// A run of a tile's pooled vectors, summed over the rows of a page, `[tile, expansion, value_dim / width]` flattened, gated where the layer has
 /// a gate; of several slices, for the units of the first. All units of the cube come here then, and there is a barrier at the end.
 #[cube]
 #[allow(clippy::collapsible_if, reason = "the outer one is decided when the kernel is compiled")]
@@ -228,14 +240,14 @@ fn pool<E: Float, N: Size>(
     gate: &Array<f32>,
     token: usize,
     tokens: usize,
-    item: usize,
+    own: Own,
     slices: &mut SharedMemory<Vector<f32, N>>,
     #[comptime] plan: ExpandPlan,
 ) -> Array<Vector<f32, N>> {
     let vectors = comptime!(plan.value_dim / plan.width);
-    let first = item * plan.run;
+    let first = own.item * plan.run;
     let t = first / comptime!(vectors * plan.blocks());
-    let present = item < plan.items() && token + t < tokens;
+    let present = own.item < own.end && token + t < tokens;
     let mut sums = zero_sums::<N>(plan.run);
     if present {
         sum_rows::<E, N>(&mut sums, entries, scores, values, page, token, t, first, plan);

@@ -78,8 +78,8 @@ pub enum ExpandStrategy {
 }
 
 impl ExpandStrategy {
-    /// Two kernels where matrix units take the product, or the table has pages; one where its cubes reach the whole device, or where so few tokens gather that
-    /// cubes can share out the weight and each gather again. A CPU's device's cubes don't share: one kernel for any tile.
+    /// Two kernels where matrix units take the product, or the table has pages; one where its cubes reach the whole device, or where a token's rows are so few beside the
+    /// weight that cubes can share that out and each gather again. A CPU's device's cubes don't share: one kernel for any tile.
     pub fn choose<R: Runtime>(client: &ComputeClient<R>, sizes: &ExpandSizes) -> Self {
         if !sizes.projects {
             return Self::Pooled(ProjectStrategy::Tile);
@@ -93,15 +93,12 @@ impl ExpandStrategy {
             && fits_loops(2 * loops);
         let worth = match device.on_cpu {
             true => tokens > 1,
-            false => tokens.div_ceil(device.tile) >= device.processors || tokens <= FEW_TOKENS,
+            false => tokens.div_ceil(device.tile) >= device.processors || tokens == 1,
         };
         let whole = sizes.pages <= 1 && !sizes.finishes();
         if product == ProjectStrategy::Tile && worth && fits && whole { Self::Fused } else { Self::Pooled(product) }
     }
 }
-
-/// Tokens whose rows are few beside the weight that they are projected with: one kernel saves more than it gathers again.
-const FEW_TOKENS: usize = 2;
 
 /// Launches the stage: `y = (W_o · pooled + b) · sigmoid(o)`, in the type of the values.
 ///

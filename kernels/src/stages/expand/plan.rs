@@ -115,7 +115,8 @@ pub struct ExpandPlan {
     pub columns_width: usize,
     /// How the units of a cube project.
     pub sharing: Sharing,
-    /// Cubes of a tile, each of which projects every `splits`-th group of `lanes · block` columns.
+    /// Cubes of a tile, each of which pools a share of the runs, or, where it projects, pools all and projects every `splits`-th group of
+    /// `lanes · block` columns.
     pub splits: usize,
     /// Tokens of a cube, which share one reading of its part of the weight.
     pub tile: usize,
@@ -162,8 +163,8 @@ impl ExpandPlan {
         Self { sharing, splits, units, slices, ..plan }.projecting(tokens, &product).checked(STAGE, device)
     }
 
-    /// Plans the kernel that pools alone, which is launched once a page of the table. For few tokens several units share out the entries of a sum,
-    /// unless a token is to have the same bits however many there are.
+    /// Plans the kernel that pools alone, which is launched once a page of the table. For few tokens several cubes share out the runs of a token, and
+    /// several units the entries of a run, unless a token is to have the same bits however many there are.
     ///
     /// # Errors
     /// Sizes that don't fit each other or the device.
@@ -172,8 +173,11 @@ impl ExpandPlan {
         let tile = if sizes.tokens > 8 * device.busy_cubes { device.tile } else { 1 };
         let plan = start.tiled(device, sizes.tokens, sizes.pooled_dim() / start.width / start.run, 0)?;
         let plan = Self { tile: plan.tile.min(tile), ..plan };
-        let few = sizes.tokens <= device.processors && !device.on_cpu && !invariant;
-        if few { plan.sliced(device) } else { plan }.pooling_alone(sizes.tokens).checked(STAGE, device)
+        let few = sizes.tokens <= device.processors && !device.on_cpu;
+        let splits = (device.processors / sizes.tokens.max(1)).clamp(1, (plan.items() / LEAST_RUNS).max(1));
+        let plan = Self { splits: if few { splits } else { 1 }, ..plan };
+        let sliced = few && !invariant;
+        if sliced { plan.sliced(device) } else { plan }.pooling_alone(sizes.tokens).checked(STAGE, device)
     }
 
     /// The plan of a cube of one token and one unit.
@@ -220,7 +224,7 @@ impl ExpandPlan {
     fn sliced(self, device: &Device) -> Self {
         let units = device.largest_cube();
         let of_block = (self.entries / self.blocks()).max(1);
-        let slices = (units / self.items().max(1)).min(of_block).max(1);
+        let slices = (units / self.share().max(1)).min(of_block).max(1);
         let slices = 1 << slices.ilog2();
         let sliced = Self { units, slices, ..self };
         let bytes = 4 * (sliced.entry_words() + sliced.slice_sums() * self.width);
@@ -230,6 +234,11 @@ impl ExpandPlan {
     /// Runs of a tile's pooled vectors.
     pub(super) fn items(&self) -> usize {
         self.tile * self.blocks() * self.value_dim / self.width / self.run
+    }
+
+    /// Runs of a cube: where it projects, all of its tile.
+    pub(super) fn share(&self) -> usize {
+        if self.columns > 0 { self.items() } else { self.items().div_ceil(self.splits) }
     }
 
     /// Vectors of shared memory that slices take.
@@ -254,7 +263,7 @@ impl ExpandPlan {
     fn pooling_alone(self, tokens: usize) -> Planned<Self> {
         let launch = Launch {
             kernel: "pool_kernel",
-            cubes: tokens.div_ceil(self.tile),
+            cubes: tokens.div_ceil(self.tile).saturating_mul(self.splits),
             units: self.units,
             shared_bytes: 4 * (self.entry_words() + self.slice_sums() * self.width),
             loops: self.pool_loops(),
@@ -287,7 +296,7 @@ impl ExpandPlan {
         let order = strided(self.tile * self.entries, self.units).saturating_add(counting);
         // At most: all entries of every token lie in one block.
         let runs = self.value_dim / self.width / self.run;
-        let all = strided(self.items(), self.units / self.slices);
+        let all = strided(self.share(), self.units / self.slices);
         let entries = strided(self.entries, self.slices);
         let rows = entries.saturating_mul(all.min(self.tile * (1 + strided(runs, self.units / self.slices))));
         order.saturating_add(all * (1 + self.slices * self.run)).saturating_add(rows)
@@ -391,6 +400,8 @@ impl ExpandPlans {
 }
 
 const STAGE: &str = "expand";
+/// Runs that are worth a cube.
+const LEAST_RUNS: usize = 32;
 
 /// What one kernel for both halves of the stage says of a layer that has a bias, an output gate or no projection.
 pub(super) const FINISHES: Error =

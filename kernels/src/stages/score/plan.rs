@@ -150,7 +150,10 @@ impl ScorePlan {
             .into_iter()
             .filter(|&tile| tile == GROUP || sizes.tokens > tile / 2);
         let mut tiles = tiles.map(with).filter(|it| it.launch.fits(device));
-        let busy = |it: &Planned<Self>| it.launch.cubes >= device.processors / 2;
+        // A load of the largest tile serves twice the products: it is worth leaving some multiprocessors without one.
+        let enough =
+            |tile: usize| if tile == MATRIX_TOKENS { device.processors / 2 } else { 3 * device.processors / 2 };
+        let busy = |it: &Planned<Self>| it.launch.cubes >= enough(it.plan.tile);
         let possible = fits && whole && device.most_matrix_units() >= MATRIX_PLANES * MATRIX_PLANE;
         tiles.clone().find(busy).or_else(|| tiles.next_back()).filter(|_| possible)
     }
