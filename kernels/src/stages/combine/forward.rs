@@ -163,7 +163,7 @@ pub(crate) fn choose_pairs(
     let mut kept = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
     let mut chosen = SharedMemory::<u32>::new(comptime!(plan.tile * plan.top_m));
     let mut scratch = Scratch::new(comptime!(plan.select()));
-    let pairs = load_pairs(kept_scores, core, row, at, &mut chosen, &mut kept, &mut scratch, plan);
+    let mut pairs = load_pairs(kept_scores, core, row, at, &mut chosen, &mut kept, &mut scratch, plan);
     if comptime!(plan.stored) {
         let mut keys = SharedMemory::<Vector<u32, Four>>::new(comptime!(plan.tile * plan.vectors));
         for vector in range_stepped(at.lane, plan.vectors, at.lanes) {
@@ -179,7 +179,8 @@ pub(crate) fn choose_pairs(
     let first = at.row * plan.top_m;
     let mut sum = 1.0f32;
     if comptime!(plan.additive) {
-        sum = softmax_sum(&chosen, first, at, plan);
+        // The sides' scores have been looked at.
+        sum = softmax_sum(&chosen, &mut pairs.left, first, at, plan);
     }
     if row.out < row.rows {
         for i in range_stepped(at.lane, plan.top_m, at.lanes) {
@@ -333,10 +334,15 @@ fn list_pairs(
 }
 
 /// `Σ exp(total - largest)` over the totals behind the row's ascending order keys from `first` on: the same for all lanes of a row, and however many
-/// there are. Ends with a barrier.
+/// there are; its `terms` are written from there on. Ends with a barrier.
 #[cube]
-fn softmax_sum(keys: &SharedMemory<u32>, first: usize, at: Lane, #[comptime] plan: CombinePlan) -> f32 {
-    let mut terms = SharedMemory::<f32>::new(comptime!(plan.tile * plan.top_m));
+fn softmax_sum(
+    keys: &SharedMemory<u32>,
+    terms: &mut SharedMemory<f32>,
+    first: usize,
+    at: Lane,
+    #[comptime] plan: CombinePlan,
+) -> f32 {
     let largest = score_of(keys[first]);
     for i in range_stepped(at.lane, plan.top_m, at.lanes) {
         terms[first + i] = f32::exp(score_of(keys[first + i]) - largest);

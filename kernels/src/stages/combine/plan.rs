@@ -149,8 +149,8 @@ impl CombinePlan {
         let sides = if self.additive { 3 * top_m + vectors } else { rank * (top_m + top_m.next_multiple_of(FOUR)) };
         let grid = if self.stored { FOUR * vectors } else { 0 };
         let apart = self.select().plane > 0 && self.select().lanes > self.select().plane;
-        let softmax = if self.additive { tile * top_m + if apart { units } else { 0 } } else { 0 };
-        4 * (tile * (sides + 2 * top_m + grid) + softmax + FOUR) + self.select().bytes()
+        let counts = if self.additive && apart { units } else { 0 };
+        4 * (tile * (sides + 2 * top_m + grid) + counts + FOUR) + self.select().bytes()
     }
 }
 

@@ -118,7 +118,7 @@ pub(crate) fn pool_kernel<E: Float, P: Float, N: Size>(
     let vectors = comptime!(plan.blocks() * plan.value_dim / plan.width);
     let token = CUBE_POS / plan.splits * plan.tile;
     let begin = CUBE_POS % plan.splits * plan.share();
-    let end = min(begin + plan.share(), plan.items());
+    let end = lesser(begin + plan.share(), plan.items());
     let page = Page { first_row, rows: page_rows };
     let entries = order_entries(slots, shuffle, offset, token, tokens as usize, plan);
     let mut slices = SharedMemory::<Vector<f32, N>>::new(comptime!(plan.slice_sums().max(1)));
