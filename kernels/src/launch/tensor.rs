@@ -1,4 +1,5 @@
-//! Device tensors as the stages take them, contiguous in row-major order, and the checks that every launch makes before anything runs.
+//! Device tensors as the stages take them, contiguous in row-major order, the checks that every launch makes before anything runs, and
+//! memory for them: an allocation each, or one for all that a call needs.
 
 use core::cell::RefCell;
 use core::ops::Deref;
