@@ -35,16 +35,7 @@ fn a_row_that_every_token_chooses_costs_no_tail() {
     let weights = Weights::random_without_tables(&config, 1);
     let input = hidden_states(config.hidden_size, TOKENS, 1);
     let (gpu, dtype) = (Gpu::H100, ElementType::BF16);
-    let subject = Subject {
-        config: &config,
-        weights: &weights,
-        input: &input,
-        dtype,
-        invariant: false,
-        gpu,
-        adapter: None,
-        rates: &rates,
-    };
+    let subject = Subject::new(&config, &weights, &input, dtype, (gpu, &rates));
     let predicted = |choices: &Choices| subject.backward(choices).unwrap().iter().map(|it| it.profile.predicted).sum();
     let usual = subject.choices().unwrap();
     let popular = usual.clone().choosing(config.side_keys as u32 * 700 + 300, config.heads, config.top_m);

@@ -29,17 +29,7 @@ fn with_layer<T>(tokens: usize, invariant: bool, run: impl FnOnce(&Subject<'_>) 
     let (config, rates) = (MemoryConfig::new(Dimensions::ultramem_v1_1b()).unwrap(), Rates::of(Gpu::H100));
     let weights = Weights::random_without_tables(&config, 1);
     let input = hidden_states(config.hidden_size, tokens, 1);
-    let (gpu, dtype) = (Gpu::H100, ElementType::BF16);
-    run(&Subject {
-        config: &config,
-        weights: &weights,
-        input: &input,
-        dtype,
-        invariant,
-        gpu,
-        adapter: None,
-        rates: &rates,
-    })
+    run(&Subject { invariant, ..Subject::new(&config, &weights, &input, ElementType::BF16, (Gpu::H100, &rates)) })
 }
 
 fn forward(tokens: usize, invariant: bool) -> Cost {

@@ -34,16 +34,7 @@ fn with_subject<T>(input: &[f32], run: impl FnOnce(&Subject<'_>) -> T) -> T {
     let (config, rates) = (config(), Rates::of(Gpu::H100));
     let weights = Weights::random_without_tables(&config, 3);
     let (dtype, gpu) = (ElementType::F32, Gpu::H100);
-    run(&Subject {
-        config: &config,
-        weights: &weights,
-        input,
-        dtype,
-        invariant: false,
-        gpu,
-        adapter: None,
-        rates: &rates,
-    })
+    run(&Subject::new(&config, &weights, input, dtype, (gpu, &rates)))
 }
 
 fn drawn() -> Vec<f32> {

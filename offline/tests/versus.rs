@@ -38,16 +38,7 @@ fn a_mixture_is_about_as_near_to_its_floor_as_a_memory_layer() {
     for tokens in BATCHES {
         let versus = Versus { scale, tokens, cached: 1, dtype: DTYPE, gpu: GPU, rates: &rates };
         let input = hidden_states(scale.hidden_size, tokens, 1);
-        let subject = Subject {
-            config,
-            weights: &weights,
-            input: &input,
-            dtype: DTYPE,
-            invariant: false,
-            gpu: GPU,
-            adapter: None,
-            rates: &rates,
-        };
+        let subject = Subject::new(config, &weights, &input, DTYPE, (GPU, &rates));
         let ours = predicted(&versus.ffn(&memory).unwrap()) + predicted(&subject.forward().unwrap());
         let theirs = predicted(&versus.ffn(&experts).unwrap());
         let over = [ours / floor(&memory, tokens, &rates), theirs / floor(&experts, tokens, &rates)];

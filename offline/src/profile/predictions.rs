@@ -50,16 +50,7 @@ pub fn rows() -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for tokens in TOKENS {
         let input = hidden_states(config.hidden_size, tokens, 1);
-        let subject = Subject {
-            config: &config,
-            weights: &weights,
-            input: &input,
-            dtype,
-            invariant: false,
-            gpu,
-            adapter: None,
-            rates: &rates,
-        };
+        let subject = Subject::new(&config, &weights, &input, dtype, (gpu, &rates));
         rows.extend(of_pass(tokens, &subject.forward()?));
         if tokens == PREFILL {
             let choices = subject.choices()?;

@@ -123,6 +123,17 @@ impl<'a> Counting<'a> {
 }
 
 impl<'a> Subject<'a> {
+    /// A layer that chooses the fastest strategies, on all that a GPU has, with its rates.
+    pub fn new(
+        config: &'a MemoryConfig,
+        weights: &'a Weights<'a>,
+        input: &'a [f32],
+        dtype: ElementType,
+        (gpu, rates): (Gpu, &'a Rates),
+    ) -> Self {
+        Self { config, weights, input, dtype, invariant: false, gpu, adapter: None, rates }
+    }
+
     /// Tokens of the input.
     ///
     /// # Errors
