@@ -33,6 +33,8 @@ pub mod burn;
 pub mod checkpoint;
 mod config;
 mod cost;
+#[cfg(feature = "cpu")]
+mod cpu;
 mod error;
 mod layer;
 pub mod reference;
@@ -48,6 +50,8 @@ pub use config::{
     SharedTable, Weigh,
 };
 pub use cost::{Caches, Choices, Cost, StageCost};
+#[cfg(feature = "cpu")]
+pub use cpu::{CpuForward, CpuGradients, CpuLayer, CpuSaved};
 pub use error::{Error, Result};
 pub use layer::{
     BackwardPlans, Beside, Chosen, Forward, Gradients, InputGradients, Kept, LayerWeights, MapGradients, MemoryLayer,
@@ -55,6 +59,8 @@ pub use layer::{
 };
 pub use spectrum::Spectrum;
 pub use table::ValueTable;
+#[cfg(feature = "cpu")]
+pub use ultramem_cpu as processor;
 pub use ultramem_kernels as kernels;
 pub use ultramem_kernels::{RowGradients, Tensor};
 #[cfg(all(feature = "wgpu", not(target_family = "wasm")))]

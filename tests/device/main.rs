@@ -7,6 +7,8 @@
 mod common;
 #[path = "../common/device.rs"]
 mod device;
+#[path = "../common/dimensions.rs"]
+mod dimensions;
 #[path = "../common/large.rs"]
 mod large;
 #[path = "../common/top_m.rs"]

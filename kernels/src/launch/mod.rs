@@ -18,4 +18,5 @@ pub(crate) mod tensor;
 pub use self::device::{Device, Features};
 pub use self::loops::{check_loops, strided};
 pub use self::plan::{Launch, Planned};
+pub use self::random::stir;
 pub use self::tensor::{arg, float_type, positive, tokens_of};

@@ -81,8 +81,11 @@ impl Rule {
         }
     }
 
-    /// The rule's numbers by name, each with whether it may be what it is.
-    fn check(&self) -> Result<()> {
+    /// Checks the rule's numbers.
+    ///
+    /// # Errors
+    /// [`Error::Range`] for a decay that is not below 1, or a number that is negative or not finite.
+    pub fn check(&self) -> Result<()> {
         let unit = |what, value: f32| in_range(what, value, (0.0..1.0).contains(&value), "0 or more and less than 1");
         let positive = |what, value: f32| in_range(what, value, value >= 0.0 && value.is_finite(), "finite, 0 or more");
         match *self {

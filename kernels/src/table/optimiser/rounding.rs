@@ -33,7 +33,7 @@ impl Default for Rounding {
 
 impl Rounding {
     /// What the chances of the step that is the `steps`th are made of, beside row and column; None where there is no chance.
-    pub(super) fn key(self, steps: u64) -> Option<u32> {
+    pub fn key(self, steps: u64) -> Option<u32> {
         match self {
             Self::Stochastic { seed } => Some(stir(stir(seed ^ (steps >> 32) as u32).wrapping_add(steps as u32))),
             Self::Nearest => None,

@@ -1,0 +1,269 @@
+//! A layer on the processor: its weights, borrowed, and the stages in their order.
+
+use std::borrow::Cow;
+
+use crate::shape::{number, whole_rows};
+use crate::stages::combine::{self, Chosen};
+use crate::stages::expand::{self, Expanded};
+use crate::stages::query::{self, MapGradients, map_backward};
+use crate::stages::score::{self, Kept, PreparedKeys};
+use crate::stages::weigh::{self, Weighed};
+use crate::{Linear, Numbers, Place, Result, RowGradients, Shape};
+
+/// The weights of a layer, borrowed from wherever they lie; those that a layer does not have are None or empty.
+#[derive(Debug, Clone)]
+pub struct Weights<'a> {
+    /// `W_q` `[query_pairs · 2 · key_dim, hidden_size]`.
+    pub query: Linear<'a>,
+    /// `[key_dim]`.
+    pub query_norm: Cow<'a, [f32]>,
+    /// `[heads, 2, side_keys, key_dim, tucker_rank]`. Their type is the one that queries and keys are rounded to.
+    pub keys: Numbers<'a>,
+    /// `[key_dim]`.
+    pub keys_norm: Cow<'a, [f32]>,
+    /// `[cores, heads, tucker_rank, tucker_rank]`.
+    pub cores: Cow<'a, [f32]>,
+    /// `u`, `[heads, tucker_rank]`.
+    pub core_u: Cow<'a, [f32]>,
+    /// `v`, `[heads, tucker_rank]`.
+    pub core_v: Cow<'a, [f32]>,
+    /// Slot → address, `[side_keys²]`.
+    pub shuffle: Option<Cow<'a, [u32]>>,
+    /// `V` `[table_rows, value_dim]`.
+    pub values: Numbers<'a>,
+    /// `P` `[table_rows, pre_dim]`.
+    pub pre_values: Option<Numbers<'a>>,
+    /// `W_p` `[pre_dim, hidden_size]`.
+    pub pre_projection: Option<Linear<'a>>,
+    /// `W_g` `[value_dim, hidden_size]`.
+    pub gate: Option<Linear<'a>>,
+    /// `W_o` `[hidden_size, pooled_blocks · value_dim]`.
+    pub projection: Option<Linear<'a>>,
+    /// `w` `[1, hidden_size]`.
+    pub output_gate: Option<Linear<'a>>,
+}
+
+/// A layer that is ready to run. Holds its keys as they are multiplied, in f32, and a sum of its cores; all else is borrowed.
+#[derive(Debug, Clone)]
+pub struct Layer<'a> {
+    pub(crate) shape: Shape,
+    pub(crate) weights: Weights<'a>,
+    pub(crate) keys: PreparedKeys,
+    /// `Σ_k C_k`, `[heads, tucker_rank, tucker_rank]`.
+    total_cores: Vec<f32>,
+}
+
+/// What a forward pass gives.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Forward {
+    /// `[tokens, hidden_size]`.
+    pub output: Vec<f32>,
+    /// The slots that were read, and their scores before they are weighed.
+    pub chosen: Chosen,
+}
+
+/// What a forward pass leaves for the backward pass.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Saved {
+    /// Queries before their norm, and as they are multiplied.
+    raw: Vec<f32>,
+    queries: Vec<f32>,
+    kept: Kept,
+    chosen: Chosen,
+    places: Vec<Place>,
+    weighed: Option<Weighed>,
+    expanded: Expanded,
+}
+
+/// The gradients of a backward pass; those of weights that the layer does not have are empty.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Gradients {
+    /// `[tokens, hidden_size]`.
+    pub input: Vec<f32>,
+    /// Of `W_q` and its bias.
+    pub query: MapGradients,
+    /// `[key_dim]`.
+    pub query_norm: Vec<f32>,
+    /// Of the keys as a table `[heads · 2 · side_keys, key_dim · tucker_rank]`.
+    pub keys: RowGradients,
+    /// `[key_dim]`.
+    pub keys_norm: Vec<f32>,
+    /// `[cores, heads, tucker_rank, tucker_rank]`.
+    pub cores: Vec<f32>,
+    /// Of the value table.
+    pub values: RowGradients,
+    /// Of the pre-values; None for a layer without them.
+    pub pre_values: Option<RowGradients>,
+    /// Of `W_p`.
+    pub pre_projection: MapGradients,
+    /// Of `W_g` and its bias.
+    pub gate: MapGradients,
+    /// Of `W_o` and its bias.
+    pub projection: MapGradients,
+    /// Of the output gate's `w` and its bias.
+    pub output_gate: MapGradients,
+}
+
+impl<'a> Layer<'a> {
+    /// Checks the weights and prepares the keys.
+    ///
+    /// # Errors
+    /// Sizes that make no layer, or weights of other lengths than they call for.
+    pub fn new(shape: Shape, weights: Weights<'a>) -> Result<Self> {
+        shape.check()?;
+        weights.check(&shape)?;
+        let keys = PreparedKeys::new(&shape, &weights);
+        let size = shape.heads * shape.tucker_rank * shape.tucker_rank;
+        let mut total_cores = vec![0.0; if shape.tucker { size } else { 0 }];
+        for core in weights.cores.chunks_exact(size) {
+            total_cores.iter_mut().zip(core).for_each(|(total, core)| *total += core);
+        }
+        Ok(Self { shape, weights, keys, total_cores })
+    }
+
+    /// Its sizes.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// The sum of a head's cores; empty for additive scores.
+    #[inline(always)]
+    pub(crate) fn total_core(&self, head: usize) -> &[f32] {
+        if self.total_cores.is_empty() {
+            return &[];
+        }
+        let size = self.shape.tucker_rank * self.shape.tucker_rank;
+        &self.total_cores[head * size..][..size]
+    }
+
+    /// Where a core of a head begins.
+    #[inline(always)]
+    pub(crate) fn core_at(&self, core: usize, head: usize) -> usize {
+        (core * self.shape.heads + head) * self.shape.tucker_rank * self.shape.tucker_rank
+    }
+
+    /// A core of a head.
+    #[inline(always)]
+    pub(crate) fn core(&self, core: usize, head: usize) -> &[f32] {
+        &self.weights.cores[self.core_at(core, head)..][..self.shape.tucker_rank * self.shape.tucker_rank]
+    }
+
+    /// The output for `input` `[tokens, hidden_size]`.
+    ///
+    /// # Errors
+    /// An input that is not whole rows.
+    pub fn forward(&self, input: &[f32]) -> Result<Forward> {
+        self.forward_saving(input).map(|(forward, _)| forward)
+    }
+
+    /// The same, and what the backward pass needs of it.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_saving(&self, input: &[f32]) -> Result<(Forward, Saved)> {
+        whole_rows("numbers of input", input.len(), "hidden_size", self.shape.hidden_size)?;
+        let raw = query::forward(self, input);
+        let queries = query::normalised(self, raw.clone());
+        let kept = score::forward(self, &queries);
+        let chosen = combine::forward(self, &kept);
+        let places = expand::places(self, &chosen.slots);
+        let weighed = weigh::forward(self, input, &chosen, &places);
+        let scores = weighed.as_ref().map_or(&chosen.scores, |weighed| &weighed.scores);
+        let (output, expanded) = expand::forward(self, input, &places, scores);
+        let forward = Forward { output, chosen: chosen.clone() };
+        Ok((forward, Saved { raw, queries, kept, chosen, places, weighed, expanded }))
+    }
+
+    /// The gradients of `Σ output · grad_output` for the `input` that `saved` came of. Selections, `u` and `v` are constants.
+    ///
+    /// # Errors
+    /// An input or a gradient of another length.
+    pub fn backward(&self, input: &[f32], saved: &Saved, grad_output: &[f32]) -> Result<Gradients> {
+        let tokens = saved.raw.len() / self.shape.query_width();
+        number("numbers of input", input.len(), tokens * self.shape.hidden_size)?;
+        number("numbers of the output's gradient", grad_output.len(), input.len())?;
+        let (chosen, places) = (&saved.chosen, &saved.places);
+        let scores = saved.weighed.as_ref().map_or(&chosen.scores, |weighed| &weighed.scores);
+        let expand = expand::backward(self, places, scores, &saved.expanded, grad_output);
+        let weigh = weigh::backward(self, input, chosen, places, saved.weighed.as_ref(), expand.scores);
+        let (grad_scores, z, pre_values) = match weigh {
+            Ok(weigh) => (weigh.scores, weigh.z, Some(weigh.rows)),
+            Err(scores) => (scores, Vec::new(), None),
+        };
+        let combine = combine::backward(self, &saved.kept, chosen, &grad_scores);
+        let score = score::backward(self, &saved.raw, &saved.queries, &saved.kept, &combine.sides, &combine.used);
+        let mut found = Gradients {
+            input: vec![0.0; input.len()],
+            query_norm: score.query_norm,
+            keys: score.keys,
+            keys_norm: score.keys_norm,
+            cores: combine.cores,
+            values: expand.rows,
+            pre_values,
+            projection: expand.projection,
+            ..Gradients::default()
+        };
+        if self.weights.pre_projection.is_none() {
+            found.input.iter_mut().zip(&z).for_each(|(input, z)| *input += z);
+        }
+        let inputs = self.shape.hidden_size;
+        let maps = [
+            (Some(&self.weights.query), &score.query, &mut found.query),
+            (self.weights.pre_projection.as_ref(), &z, &mut found.pre_projection),
+            (self.weights.gate.as_ref(), &expand.gate, &mut found.gate),
+            (self.weights.output_gate.as_ref(), &expand.output_gate, &mut found.output_gate),
+        ];
+        for (map, grad, out) in maps {
+            map.into_iter().for_each(|map| *out = map_backward(map, inputs, input, grad, &mut found.input));
+        }
+        Ok(found)
+    }
+}
+
+impl Weights<'_> {
+    fn check(&self, shape: &Shape) -> Result<()> {
+        let (hidden, rank) = (shape.hidden_size, shape.tucker_rank);
+        let normed = |norm: Option<_>| norm.map_or(0, |_| shape.key_dim);
+        let of_tucker = |size: usize| if shape.tucker { size } else { 0 };
+        number("numbers of the queries' norm", self.query_norm.len(), normed(shape.query_norm))?;
+        number("numbers of the keys' norm", self.keys_norm.len(), normed(shape.keys_norm))?;
+        number("numbers of the keys", self.keys.len(), shape.all_keys() * shape.key_dim * rank)?;
+        number("numbers of the cores", self.cores.len(), of_tucker(shape.cores * shape.heads * rank * rank))?;
+        number("numbers of u", self.core_u.len(), of_tucker(shape.heads * rank))?;
+        number("numbers of v", self.core_v.len(), of_tucker(shape.heads * rank))?;
+        number("numbers of the values", self.values.len(), shape.table_rows * shape.value_dim)?;
+        let slots = shape.side_keys * shape.side_keys;
+        number("slots of the shuffle", self.shuffle.as_ref().map_or(slots, |shuffle| shuffle.len()), slots)?;
+        number("addresses of the slots", shape.rows * (slots / shape.rows), slots)?;
+        let largest = self.shuffle.iter().flat_map(|shuffle| shuffle.iter()).copied().max().unwrap_or(0);
+        if largest as usize >= slots {
+            let (value, limit) = (u64::from(largest), slots as u64 - 1);
+            return Err(crate::Error::Exceeds { what: "an address", value, limit_name: "the last slot", limit });
+        }
+        let pre_values = self.pre_values.as_ref().map_or(0, Numbers::len);
+        let weighs = shape.activation.map_or(0, |_| shape.table_rows * shape.pre_dim);
+        number("numbers of the pre-values", pre_values, weighs)?;
+        let z = if self.pre_projection.is_some() { hidden } else { shape.pre_dim };
+        number("width of a pre-value row", shape.activation.map_or(z, |_| hidden), z)?;
+        let pooled = shape.pooled_dim();
+        let unprojected = if self.projection.is_some() { pooled } else { hidden };
+        number("width of the pooled values", pooled, unprojected)?;
+        self.query.check("numbers of W_q", shape.query_width(), hidden)?;
+        for (map, what, outputs, inputs) in [
+            (&self.pre_projection, "numbers of W_p", shape.pre_dim, hidden),
+            (&self.gate, "numbers of W_g", pooled, hidden),
+            (&self.projection, "numbers of W_o", hidden, pooled),
+            (&self.output_gate, "numbers of the output gate", 1, hidden),
+        ] {
+            map.iter().try_for_each(|map| map.check(what, outputs, inputs))?;
+        }
+        Ok(())
+    }
+}
+
+impl Linear<'_> {
+    fn check(&self, what: &'static str, outputs: usize, inputs: usize) -> Result<()> {
+        number(what, self.weight.len(), outputs * inputs)?;
+        number("numbers of a bias", self.bias.as_ref().map_or(outputs, |bias| bias.len()), outputs)
+    }
+}

@@ -1,0 +1,172 @@
+//! Products: `out = a · b`, `gemm`'s for many rows, dot products for a few.
+//!
+//! A product is cut into blocks of its output, each one task. How, the shape alone decides: any number of threads gives the same bits.
+//!
+//! Moves each operand once per block of the other's side; a few rows times a matrix move the matrix once.
+
+use std::borrow::Cow;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use gemm::{Parallelism, gemm};
+use rayon::prelude::*;
+
+use crate::numbers::{dot, vectorised};
+
+/// A linear map of the input: `W x + b`.
+#[derive(Debug, Clone)]
+pub struct Linear<'a> {
+    /// `[outputs, inputs]`.
+    pub weight: Cow<'a, [f32]>,
+    /// `[outputs]`, if there is one.
+    pub bias: Option<Cow<'a, [f32]>>,
+}
+
+impl Linear<'_> {
+    /// `x Wᵀ + b` for each row of `x` `[rows, inputs]`.
+    pub fn apply(&self, x: &[f32], inputs: usize) -> Vec<f32> {
+        let (rows, outputs) = (x.len() / inputs, self.weight.len() / inputs);
+        let mut out = match &self.bias {
+            Some(bias) => bias.repeat(rows),
+            None => vec![0.0; rows * outputs],
+        };
+        let (x, weight) = (Matrix::new(x, inputs), Matrix::new(&self.weight, inputs).transposed());
+        add_product(&mut out, x, weight);
+        out
+    }
+}
+
+/// A matrix in memory: `rows · columns` numbers, one row or one column after the other.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    numbers: &'a [f32],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Rows of `columns` numbers, one after the other.
+    pub fn new(numbers: &'a [f32], columns: usize) -> Self {
+        let rows = numbers.len() / columns;
+        let numbers = &numbers[..rows * columns];
+        Self { numbers, rows, columns, row_stride: columns, column_stride: 1 }
+    }
+
+    pub fn transposed(self) -> Self {
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    /// The matrix from a row and a column on.
+    fn from(self, row: usize, column: usize) -> &'a [f32] {
+        &self.numbers[row * self.row_stride + column * self.column_stride..]
+    }
+}
+
+/// Rows of `a` that are multiplied by dot products.
+const FEW: usize = 4;
+/// Rows and columns of a block of the output, unless there is less to do.
+const BLOCK: usize = 256;
+/// Multiply-adds that are worth a task.
+const WORTH_A_TASK: usize = 1 << 18;
+
+/// `out += a · b`, `out` `[a.rows, b.columns]`, on all cores.
+pub(crate) fn add_product(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>) {
+    if a.rows <= FEW && a.column_stride == 1 && b.row_stride == 1 {
+        return add_few(out, a, b);
+    }
+    let (rows, columns) = (a.rows.min(BLOCK), b.columns.min(BLOCK));
+    let blocks_of_columns = b.columns.div_ceil(columns.max(1));
+    let out = Output::new(out, a.rows, b.columns);
+    let blocks = a.rows.div_ceil(rows.max(1)) * blocks_of_columns;
+    (0..blocks).into_par_iter().for_each(|at| {
+        let (row, column) = (at / blocks_of_columns * rows, at % blocks_of_columns * columns);
+        out.multiply(row..(row + rows).min(a.rows), column..(column + columns).min(b.columns), a, b, true);
+    });
+}
+
+/// `out = a · b`, `out` `[a.rows, b.columns]`, on this core.
+pub(crate) fn product_here(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>) {
+    Output::new(out, a.rows, b.columns).multiply(0..a.rows, 0..b.columns, a, b, false);
+}
+
+/// `out += a · b` for a few rows of `a` and columns of `b` that each lie in one piece.
+fn add_few(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>) {
+    let (rows, depth) = (a.rows, a.columns);
+    let columns = (WORTH_A_TASK / (rows * depth).max(1)).max(1);
+    let mut sums = vec![0.0; out.len()];
+    sums.par_chunks_mut(columns * rows).enumerate().for_each(|(at, sums)| {
+        vectorised(|| {
+            for (column, sums) in sums.chunks_exact_mut(rows).enumerate() {
+                let other = &b.from(0, at * columns + column)[..depth];
+                for (row, sum) in sums.iter_mut().enumerate() {
+                    *sum = dot(&a.from(row, 0)[..depth], other);
+                }
+            }
+        });
+    });
+    for (row, out) in out.chunks_exact_mut(b.columns).enumerate() {
+        out.iter_mut().zip(sums[row..].iter().step_by(rows)).for_each(|(out, sum)| *out += sum);
+    }
+}
+
+/// The output of a product, of which tasks write blocks that do not overlap.
+struct Output<'a> {
+    first: *mut f32,
+    rows: usize,
+    columns: usize,
+    borrowed: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: what is shared is an address; `multiply` says what its callers see to.
+unsafe impl Sync for Output<'_> {}
+
+impl<'a> Output<'a> {
+    /// # Panics
+    /// If `out` is not `[rows, columns]`.
+    fn new(out: &'a mut [f32], rows: usize, columns: usize) -> Self {
+        assert_eq!(out.len(), rows * columns, "a product of [{rows}, {columns}] in {} numbers", out.len());
+        Self { first: out.as_mut_ptr(), rows, columns, borrowed: PhantomData }
+    }
+
+    /// Writes one block. Two calls at one time are for blocks that share no number.
+    fn multiply(&self, rows: Range<usize>, columns: Range<usize>, a: Matrix<'_>, b: Matrix<'_>, add: bool) {
+        assert!(rows.end <= self.rows && columns.end <= self.columns && a.columns == b.rows, "a block of the output");
+        let (m, n, k) = (rows.len(), columns.len(), a.columns);
+        if m == 0 || n == 0 {
+            return;
+        }
+        let (lhs, rhs) = (a.from(rows.start, 0), b.from(0, columns.start));
+        // SAFETY: the block lies within the output, which was just checked, and no other task has it; a matrix lies within its slice, as it is made.
+        unsafe {
+            gemm(
+                m,
+                n,
+                k,
+                self.first.add(rows.start * self.columns + columns.start),
+                1,
+                self.columns as isize,
+                add,
+                lhs.as_ptr(),
+                a.column_stride as isize,
+                a.row_stride as isize,
+                rhs.as_ptr(),
+                b.column_stride as isize,
+                b.row_stride as isize,
+                1.0,
+                1.0,
+                false,
+                false,
+                false,
+                Parallelism::None,
+            );
+        }
+    }
+}

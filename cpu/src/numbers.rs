@@ -1,0 +1,253 @@
+//! Numbers as a table holds them, f32, f16 or bf16, widened as they are read; and vectors of them.
+//!
+//! [`vectorised`] compiles a loop for the vectors of several generations of processors and runs the one that this processor has. What it calls must
+//! be inlined into it, so every function of this file is.
+
+use std::borrow::Cow;
+
+use bytemuck::{AnyBitPattern, NoUninit};
+use half::{bf16, f16};
+use ultramem_kernels::ElementType;
+
+/// Numbers of a table or of keys, borrowed from wherever they lie: memory or a mapped file.
+#[derive(Debug, Clone)]
+pub enum Numbers<'a> {
+    /// As they are.
+    F32(Cow<'a, [f32]>),
+    /// Widened as they are read.
+    F16(Cow<'a, [f16]>),
+    /// Widened as they are read.
+    BF16(Cow<'a, [bf16]>),
+}
+
+/// The same, to be changed in place.
+#[derive(Debug)]
+pub enum NumbersMut<'a> {
+    /// As they are.
+    F32(&'a mut [f32]),
+    /// Rounded as they are written.
+    F16(&'a mut [f16]),
+    /// Rounded as they are written.
+    BF16(&'a mut [bf16]),
+}
+
+/// Does something with the slice behind [`Numbers`] or [`NumbersMut`], whatever its type.
+macro_rules! with_slice {
+    ($numbers:expr, Numbers, $slice:ident => $work:expr) => {
+        match $numbers {
+            $crate::numbers::Numbers::F32(numbers) => with_slice!(numbers.as_ref(), $slice => $work),
+            $crate::numbers::Numbers::F16(numbers) => with_slice!(numbers.as_ref(), $slice => $work),
+            $crate::numbers::Numbers::BF16(numbers) => with_slice!(numbers.as_ref(), $slice => $work),
+        }
+    };
+    ($numbers:expr, NumbersMut, $slice:ident => $work:expr) => {
+        match $numbers {
+            $crate::numbers::NumbersMut::F32(numbers) => with_slice!(numbers, $slice => $work),
+            $crate::numbers::NumbersMut::F16(numbers) => with_slice!(numbers, $slice => $work),
+            $crate::numbers::NumbersMut::BF16(numbers) => with_slice!(numbers, $slice => $work),
+        }
+    };
+    ($numbers:expr, $slice:ident => $work:expr) => {{
+        let $slice = $numbers;
+        $work
+    }};
+}
+pub(crate) use with_slice;
+
+impl<'a> Numbers<'a> {
+    /// The little-endian `bytes` as numbers, in place; copied where they lie at an address that no such number can be read at. A number that is not
+    /// whole is left out.
+    pub fn of_bytes(dtype: ElementType, bytes: &'a [u8]) -> Self {
+        match dtype {
+            ElementType::F32 => Self::F32(cast(bytes)),
+            ElementType::F16 => Self::F16(cast(bytes)),
+            ElementType::BF16 => Self::BF16(cast(bytes)),
+        }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        with_slice!(self, Numbers, numbers => numbers.len())
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Their type.
+    pub fn dtype(&self) -> ElementType {
+        match self {
+            Self::F32(_) => ElementType::F32,
+            Self::F16(_) => ElementType::F16,
+            Self::BF16(_) => ElementType::BF16,
+        }
+    }
+
+    /// Row `index` of rows of `width`, widened.
+    pub fn row(&self, index: usize, width: usize) -> Vec<f32> {
+        with_slice!(self, Numbers, numbers => numbers[index * width..][..width].iter().map(|x| x.widen()).collect())
+    }
+
+    /// All of them, widened.
+    pub fn widened(&self) -> Vec<f32> {
+        with_slice!(self, Numbers, numbers => vectorised(|| numbers.iter().map(|x| x.widen()).collect()))
+    }
+}
+
+/// Bytes as numbers, in place where they can be.
+pub(crate) fn cast<E: AnyBitPattern + NoUninit>(bytes: &[u8]) -> Cow<'_, [E]> {
+    match bytemuck::try_cast_slice(bytes) {
+        Ok(numbers) => Cow::Borrowed(numbers),
+        Err(_) => Cow::Owned(bytemuck::pod_collect_to_vec(bytes)),
+    }
+}
+
+impl NumbersMut<'_> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        with_slice!(self, NumbersMut, numbers => numbers.len())
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A number of a table.
+pub(crate) trait Element: Copy + Send + Sync {
+    /// Bits of an f32's mantissa that the type lacks.
+    const DROPPED: u32;
+    /// The type's smallest normal number, and its largest one.
+    const NORMAL: f32;
+    const LARGEST: f32;
+
+    fn widen(self) -> f32;
+
+    /// To the nearest, of two that are as near to the even one.
+    fn narrow(number: f32) -> Self;
+}
+
+impl Element for f32 {
+    const DROPPED: u32 = 0;
+    const NORMAL: f32 = f32::MIN_POSITIVE;
+    const LARGEST: f32 = f32::MAX;
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn narrow(number: f32) -> Self {
+        number
+    }
+}
+
+impl Element for bf16 {
+    const DROPPED: u32 = 16;
+    // Below it, bits of an f32 are cut off just as above.
+    const NORMAL: f32 = 0.0;
+    const LARGEST: f32 = f32::INFINITY;
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn narrow(number: f32) -> Self {
+        Self::from_f32(number)
+    }
+}
+
+impl Element for f16 {
+    const DROPPED: u32 = 13;
+    const NORMAL: f32 = f32::from_bits(0x3880_0000);
+    const LARGEST: f32 = 65504.0;
+
+    /// Moves exponent and mantissa to where an f32 has them and mends the exponent's bias by a multiplication, which is exact for every number, those
+    /// below the smallest normal one among them. Unlike the processor's conversion of one number, a compiler makes vectors of this.
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        let bits = u32::from(self.to_bits());
+        let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
+        let unbounded = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+        f32::from_bits(magnitude.to_bits() | unbounded | (bits & 0x8000) << 16)
+    }
+
+    #[inline(always)]
+    fn narrow(number: f32) -> Self {
+        Self::from_f32(number)
+    }
+}
+
+/// Runs `work` compiled for this processor's vectors.
+#[inline(always)]
+pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(work)
+}
+
+/// Sums that a dot product is taken in, side by side: two of the widest vectors.
+const LANES: usize = 32;
+
+/// `Σ a · b`.
+#[inline(always)]
+pub(crate) fn dot<E: Element>(a: &[f32], b: &[E]) -> f32 {
+    let mut sums = [0.0; LANES];
+    let (whole_a, rest_a) = a.as_chunks::<LANES>();
+    let (whole_b, rest_b) = b.as_chunks::<LANES>();
+    for (a, b) in whole_a.iter().zip(whole_b) {
+        for lane in 0..LANES {
+            sums[lane] += a[lane] * b[lane].widen();
+        }
+    }
+    for ((sum, a), b) in sums.iter_mut().zip(rest_a).zip(rest_b) {
+        *sum += a * b.widen();
+    }
+    folded(sums)
+}
+
+/// The sum of the lanes, halved again and again.
+#[inline(always)]
+pub(crate) fn folded(mut sums: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            sums[lane] += sums[lane + width];
+        }
+        width /= 2;
+    }
+    sums[0]
+}
+
+/// `sums += scale · row`.
+#[inline(always)]
+pub(crate) fn add_scaled<E: Element>(sums: &mut [f32], scale: f32, row: &[E]) {
+    for (sum, x) in sums.iter_mut().zip(row) {
+        *sum += scale * x.widen();
+    }
+}
+
+/// Asks for a row ahead of its use.
+#[inline(always)]
+pub(crate) fn prefetch<E>(row: &[E]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in row.chunks((64 / size_of::<E>()).max(1)) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint that reads nothing and cannot fault; every x86-64 processor has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = row;
+}
+
+/// Rounds numbers to `dtype` and back.
+pub(crate) fn round(dtype: ElementType, numbers: &mut [f32]) {
+    match dtype {
+        ElementType::F32 => {}
+        ElementType::F16 => numbers.iter_mut().for_each(|x| *x = f16::narrow(*x).widen()),
+        ElementType::BF16 => vectorised(|| numbers.iter_mut().for_each(|x| *x = bf16::narrow(*x).widen())),
+    }
+}

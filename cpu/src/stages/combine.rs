@@ -1,0 +1,223 @@
+//! Combine: of the `top_m²` pairs of kept keys of a head the `top_m` with the largest total, largest first.
+//!
+//! Tucker: `s_k = S_row[i]ᵀ · C_k · S_col[j]`, judged by their sum, `S_row[i]ᵀ · (Σ_k C_k) · S_col[j]`. Additive: `S_row[i] + S_col[j]`, and a softmax over
+//! the chosen. The slot of a pair is `i · side_keys + j`; of equal totals the smaller slot comes first.
+//!
+//! A task takes rows of one token and head each. Scratch: 4 bytes a pair, and what selection takes.
+
+use rayon::prelude::*;
+
+use crate::Layer;
+use crate::numbers::vectorised;
+use crate::select::{Selection, order_key};
+use crate::stages::query::sum_of;
+use crate::stages::score::Kept;
+
+/// The slots that each head chooses.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Chosen {
+    /// Before the shuffle, largest total first: `[tokens, heads, top_m]`.
+    pub slots: Vec<u32>,
+    /// `[tokens, heads, top_m, cores]`; for additive scores after the softmax.
+    pub scores: Vec<f32>,
+}
+
+/// The `top_m` best pairs of kept keys for each token and head.
+pub fn forward(layer: &Layer<'_>, kept: &Kept) -> Chosen {
+    let shape = &layer.shape;
+    let (m, rank, cores) = (shape.top_m, shape.tucker_rank, shape.cores);
+    let rows = kept.keys.len() / (2 * m);
+    let mut chosen = Chosen { slots: vec![0; rows * m], scores: vec![0.0; rows * m * cores] };
+    let sides = kept.keys.par_chunks_exact(2 * m).zip(kept.scores.par_chunks_exact(2 * m * rank));
+    let out = chosen.slots.par_chunks_exact_mut(m).zip(chosen.scores.par_chunks_exact_mut(m * cores));
+    sides.zip(out).enumerate().for_each_init(Scratch::default, |scratch, (row, ((keys, sides), (slots, scores)))| {
+        let grid = Grid { layer, head: row % shape.heads, keys, sides };
+        vectorised(|| grid.choose(scratch, slots, scores));
+    });
+    chosen
+}
+
+#[derive(Default)]
+struct Scratch {
+    selection: Selection,
+    /// A row of totals, and the order of all.
+    totals: Vec<f32>,
+    order: Vec<u32>,
+    /// The columns' scores, rank by rank.
+    columns: Vec<f32>,
+    best: Vec<u32>,
+    sorted: Vec<u64>,
+}
+
+/// The kept keys of one token and head.
+struct Grid<'a> {
+    layer: &'a Layer<'a>,
+    head: usize,
+    /// `[2, top_m]`.
+    keys: &'a [u32],
+    /// `[2, top_m, tucker_rank]`.
+    sides: &'a [f32],
+}
+
+impl Grid<'_> {
+    #[inline(always)]
+    fn choose(&self, scratch: &mut Scratch, slots: &mut [u32], scores: &mut [f32]) {
+        let m = self.layer.shape.top_m;
+        self.order(scratch);
+        scratch.best.resize(m, 0);
+        scratch.selection.best(&scratch.order, &mut scratch.best);
+        // The largest first, of equal ones the smaller slot.
+        let sortable = |&pair: &u32| u64::from(!scratch.order[pair as usize]) << 32 | u64::from(pair);
+        scratch.sorted.clear();
+        scratch.sorted.extend(scratch.best.iter().map(sortable));
+        scratch.sorted.sort_unstable();
+        let cores = self.layer.shape.cores;
+        for ((&pair, slot), scores) in scratch.sorted.iter().zip(&mut *slots).zip(scores.chunks_exact_mut(cores)) {
+            let pair = pair as u32 as usize;
+            *slot = self.keys[pair / m] * self.layer.shape.side_keys as u32 + self.keys[m + pair % m];
+            self.score(pair / m, pair % m, scores);
+        }
+        if !self.layer.shape.tucker {
+            softmax(scores);
+        }
+    }
+
+    /// The totals of all pairs, as they are selected.
+    #[inline(always)]
+    fn order(&self, scratch: &mut Scratch) {
+        let (m, rank) = (self.layer.shape.top_m, self.layer.shape.tucker_rank);
+        let core = self.layer.total_core(self.head);
+        let (rows, columns) = self.sides.split_at(m * rank);
+        scratch.order.resize(m * m, 0);
+        scratch.totals.resize(m, 0.0);
+        scratch.columns.clear();
+        scratch.columns.extend((0..rank).flat_map(|r| columns[r..].iter().step_by(rank)));
+        for (row, order) in rows.chunks_exact(rank).zip(scratch.order.chunks_exact_mut(m)) {
+            if core.is_empty() {
+                scratch.totals.iter_mut().zip(&scratch.columns).for_each(|(total, column)| *total = row[0] + column);
+            } else {
+                scratch.totals.fill(0.0);
+                for (b, column) in scratch.columns.chunks_exact(m).enumerate() {
+                    let factor: f32 = row.iter().enumerate().map(|(a, row)| row * core[a * rank + b]).sum();
+                    scratch.totals.iter_mut().zip(column).for_each(|(total, column)| *total += factor * column);
+                }
+            }
+            order.iter_mut().zip(&scratch.totals).for_each(|(order, &total)| *order = order_key(total));
+        }
+    }
+
+    /// The scores of a pair, one a core.
+    #[inline(always)]
+    fn score(&self, i: usize, j: usize, out: &mut [f32]) {
+        let (m, rank) = (self.layer.shape.top_m, self.layer.shape.tucker_rank);
+        let (row, column) = (&self.sides[i * rank..][..rank], &self.sides[(m + j) * rank..][..rank]);
+        if !self.layer.shape.tucker {
+            out[0] = row[0] + column[0];
+            return;
+        }
+        for (core, out) in out.iter_mut().enumerate() {
+            let matrix = self.layer.core(core, self.head);
+            let of_row = |(a, row): (usize, &f32)| {
+                row * matrix[a * rank..].iter().zip(column).map(|(core, column)| core * column).sum::<f32>()
+            };
+            *out = row.iter().enumerate().map(of_row).sum();
+        }
+    }
+}
+
+/// In place; the first is the largest.
+#[inline(always)]
+fn softmax(totals: &mut [f32]) {
+    let largest = totals[0];
+    totals.iter_mut().for_each(|total| *total = (*total - largest).exp());
+    let sum: f32 = totals.iter().sum();
+    totals.iter_mut().for_each(|total| *total /= sum);
+}
+
+/// What comes back through combine.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct CombineGradients {
+    /// Of the kept keys' scores, `[tokens, heads, 2, top_m, tucker_rank]`.
+    pub sides: Vec<f32>,
+    /// Which kept keys a chosen slot has, `[tokens, heads, 2, top_m]`.
+    pub used: Vec<bool>,
+    /// `[cores, heads, tucker_rank, tucker_rank]`; empty for additive scores.
+    pub cores: Vec<f32>,
+}
+
+/// Rows of a token and a head whose shares of the cores' gradient are summed in one task; a multiple of the heads is taken.
+const CHUNK: usize = 64;
+
+/// From the slots' scores `[tokens, heads, top_m, cores]` to the kept keys' and the cores.
+pub fn backward(layer: &Layer<'_>, kept: &Kept, chosen: &Chosen, grad_scores: &[f32]) -> CombineGradients {
+    let shape = &layer.shape;
+    let (m, rank, cores) = (shape.top_m, shape.tucker_rank, shape.cores);
+    let mut out =
+        CombineGradients { sides: vec![0.0; kept.scores.len()], used: vec![false; kept.keys.len()], cores: Vec::new() };
+    let rows = CHUNK * shape.heads;
+    let chunks = out.sides.par_chunks_mut(rows * 2 * m * rank).zip(out.used.par_chunks_mut(rows * 2 * m));
+    let sums: Vec<_> = chunks
+        .enumerate()
+        .map(|(chunk, (sides, used))| {
+            let mut sum = vec![0.0; layer.weights.cores.len()];
+            let of_rows = sides.chunks_exact_mut(2 * m * rank).zip(used.chunks_exact_mut(2 * m));
+            for (at, (grad, used)) in of_rows.enumerate() {
+                let row = chunk * rows + at;
+                let (keys, sides) =
+                    (&kept.keys[row * 2 * m..][..2 * m], &kept.scores[row * 2 * m * rank..][..2 * m * rank]);
+                let grid = Grid { layer, head: row % shape.heads, keys, sides };
+                let scores = &chosen.scores[row * m * cores..][..m * cores];
+                let grads = &grad_scores[row * m * cores..][..m * cores];
+                grid.backward(&chosen.slots[row * m..][..m], scores, grads, grad, used, &mut sum);
+            }
+            sum
+        })
+        .collect();
+    out.cores = sum_of(layer.weights.cores.len(), &sums);
+    out
+}
+
+impl Grid<'_> {
+    /// Adds to the gradients of the kept keys' scores, and to those of the cores.
+    fn backward(
+        &self,
+        slots: &[u32],
+        scores: &[f32],
+        grad_scores: &[f32],
+        grad: &mut [f32],
+        used: &mut [bool],
+        cores: &mut [f32],
+    ) {
+        let shape = &self.layer.shape;
+        let (m, n, rank) = (shape.top_m, shape.side_keys as u32, shape.tucker_rank);
+        let mean: f32 = scores.iter().zip(grad_scores).map(|(score, grad)| score * grad).sum();
+        for (entry, &slot) in slots.iter().enumerate() {
+            let i = self.place(&self.keys[..m], slot / n);
+            let j = m + self.place(&self.keys[m..], slot % n);
+            (used[i], used[j]) = (true, true);
+            if !shape.tucker {
+                let through = scores[entry] * (grad_scores[entry] - mean);
+                grad[i] += through;
+                grad[j] += through;
+                continue;
+            }
+            for (core, &g) in grad_scores[entry * shape.cores..][..shape.cores].iter().enumerate() {
+                let first = self.layer.core_at(core, self.head);
+                for a in 0..rank {
+                    for b in 0..rank {
+                        let (row, column) = (self.sides[i * rank + a], self.sides[j * rank + b]);
+                        let weight = self.layer.weights.cores[first + a * rank + b];
+                        cores[first + a * rank + b] += g * row * column;
+                        grad[i * rank + a] += g * weight * column;
+                        grad[j * rank + b] += g * weight * row;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where a key is among the kept ones, which are ascending.
+    fn place(&self, keys: &[u32], key: u32) -> usize {
+        keys.partition_point(|&kept| kept < key)
+    }
+}

@@ -1,0 +1,202 @@
+//! Expand: the selected rows times their scores, pooled by virtual block, and projected.
+//!
+//! `pooled[block, slice k] += s_k · V[row, slice k]`, then the gate, `W_o`, and the output gate where the layer has them.
+//!
+//! A task takes tokens; a token's rows are asked for some rows ahead of their use, for each is a miss of every cache. Reads each selected row once,
+//! forwards; backwards once for the scores' gradient, and the gradient of the pooled values once per entry of a row.
+
+use rayon::prelude::*;
+
+use crate::linear::{Matrix, add_product};
+use crate::numbers::{Element, add_scaled, dot, prefetch, vectorised, with_slice};
+use crate::stages::query::{MapGradients, column_sum};
+use crate::table::{RowGradients, group};
+use crate::{Layer, Place, Shape};
+
+/// Rows that are on their way at once.
+pub(crate) const AHEAD: usize = 8;
+
+/// Where the chosen `slots` are in the table, through the shuffle.
+pub fn places(layer: &Layer<'_>, slots: &[u32]) -> Vec<Place> {
+    let shape = &layer.shape;
+    let place = |&slot: &u32| match &layer.weights.shuffle {
+        Some(shuffle) => shape.place(shuffle[slot as usize] as usize),
+        None => shape.place(slot as usize),
+    };
+    slots.par_iter().with_min_len(1024).map(place).collect()
+}
+
+/// What expand leaves for its backward pass, and its output.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Expanded {
+    /// `[tokens, pooled_blocks · value_dim]`, before the gate.
+    pub pooled: Vec<f32>,
+    /// `W_g x + b_g`, `[tokens, value_dim]`; empty without a gate.
+    pub gate: Vec<f32>,
+    /// `w · x + b`, `[tokens]`; empty without an output gate.
+    pub output_gate: Vec<f32>,
+    /// Before the output gate; empty without one.
+    pub projected: Vec<f32>,
+}
+
+/// The output `[tokens, hidden_size]` from slots at `places` with `scores` `[tokens, heads, top_m, cores]`.
+pub fn forward(layer: &Layer<'_>, input: &[f32], places: &[Place], scores: &[f32]) -> (Vec<f32>, Expanded) {
+    let hidden = layer.shape.hidden_size;
+    let apply = |map: Option<&crate::Linear<'_>>| map.map_or_else(Vec::new, |map| map.apply(input, hidden));
+    let mut expanded = Expanded {
+        pooled: pool(layer, places, scores),
+        gate: apply(layer.weights.gate.as_ref()),
+        output_gate: apply(layer.weights.output_gate.as_ref()),
+        projected: Vec::new(),
+    };
+    let mut output = match &layer.weights.projection {
+        Some(map) if expanded.gate.is_empty() => map.apply(&expanded.pooled, layer.shape.pooled_dim()),
+        Some(map) => map.apply(&expanded.gated(), layer.shape.pooled_dim()),
+        None => expanded.pooled.clone(),
+    };
+    if !expanded.output_gate.is_empty() {
+        expanded.projected = output.clone();
+        let rows = output.chunks_exact_mut(hidden).zip(&expanded.output_gate);
+        rows.for_each(|(row, &gate)| row.iter_mut().for_each(|x| *x *= sigmoid(gate)));
+    }
+    (output, expanded)
+}
+
+impl Expanded {
+    /// The pooled values times their gate.
+    fn gated(&self) -> Vec<f32> {
+        self.pooled.iter().zip(&self.gate).map(|(pooled, &gate)| pooled * gate * sigmoid(gate)).collect()
+    }
+}
+
+/// Pools the rows at `places`, each times its scores, for every token: `[tokens, pooled_blocks · value_dim]`.
+pub fn pool(layer: &Layer<'_>, places: &[Place], scores: &[f32]) -> Vec<f32> {
+    let (shape, table) = (&layer.shape, &layer.weights.values);
+    let entries = shape.entries();
+    let mut pooled = vec![0.0; places.len() / entries * shape.pooled_dim()];
+    let tokens = places.par_chunks_exact(entries).zip(scores.par_chunks_exact(entries * shape.cores));
+    pooled.par_chunks_exact_mut(shape.pooled_dim()).zip(tokens).for_each(|(pooled, (places, scores))| {
+        with_slice!(table, Numbers, table => vectorised(|| pool_token(shape, table, places, scores, pooled)));
+    });
+    pooled
+}
+
+#[inline(always)]
+fn pool_token<E: Element>(shape: &Shape, table: &[E], places: &[Place], scores: &[f32], pooled: &mut [f32]) {
+    let (width, slice) = (shape.value_dim, shape.value_dim / shape.cores);
+    let row = |place: &Place| &table[place.row as usize * width..][..width];
+    places.iter().take(AHEAD).for_each(|place| prefetch(row(place)));
+    for (at, (place, scores)) in places.iter().zip(scores.chunks_exact(shape.cores)).enumerate() {
+        places.get(at + AHEAD).into_iter().for_each(|place| prefetch(row(place)));
+        let block = &mut pooled[place.block as usize * width..][..width];
+        let slices = block.chunks_exact_mut(slice).zip(row(place).chunks_exact(slice));
+        slices.zip(scores).for_each(|((sum, row), &score)| add_scaled(sum, score, row));
+    }
+}
+
+/// What comes back through expand; parts that the layer has no use for are empty.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ExpandGradients {
+    /// Of the scores that expand was given, `[tokens, heads, top_m, cores]`.
+    pub scores: Vec<f32>,
+    /// Of the value table.
+    pub rows: RowGradients,
+    /// Of `W_o` and its bias.
+    pub projection: MapGradients,
+    /// Of `W_g x + b_g`.
+    pub gate: Vec<f32>,
+    /// Of `w · x + b`.
+    pub output_gate: Vec<f32>,
+}
+
+/// From `grad_output` `[tokens, hidden_size]` to the scores, the rows, `W_o` and the gates.
+pub fn backward(
+    layer: &Layer<'_>,
+    places: &[Place],
+    scores: &[f32],
+    expanded: &Expanded,
+    grad_output: &[f32],
+) -> ExpandGradients {
+    let hidden = layer.shape.hidden_size;
+    let (mut out, mut grad) = (ExpandGradients::default(), grad_output.to_vec());
+    if !expanded.output_gate.is_empty() {
+        let rows = grad.chunks_exact_mut(hidden).zip(expanded.projected.chunks_exact(hidden));
+        for ((grad, projected), &gate) in rows.zip(&expanded.output_gate) {
+            let open = sigmoid(gate);
+            out.output_gate.push(vectorised(|| dot::<f32>(grad, projected)) * open * (1.0 - open));
+            grad.iter_mut().for_each(|grad| *grad *= open);
+        }
+    }
+    let mut grad_pooled = project_backward(layer, expanded, grad, &mut out.projection);
+    if !expanded.gate.is_empty() {
+        let of_gate = grad_pooled.iter().zip(&expanded.pooled).zip(&expanded.gate).map(|((grad, pooled), &gate)| {
+            let open = sigmoid(gate);
+            grad * pooled * open * (1.0 + gate * (1.0 - open))
+        });
+        out.gate = of_gate.collect();
+        grad_pooled.iter_mut().zip(&expanded.gate).for_each(|(grad, &gate)| *grad *= gate * sigmoid(gate));
+    }
+    out.scores = scores_backward(layer, places, &grad_pooled);
+    out.rows = rows_backward(&layer.shape, places, scores, &grad_pooled);
+    out
+}
+
+/// Through `W_o`, where there is one: to the pooled values as they were projected.
+fn project_backward(layer: &Layer<'_>, expanded: &Expanded, grad: Vec<f32>, out: &mut MapGradients) -> Vec<f32> {
+    let (hidden, pooled_dim) = (layer.shape.hidden_size, layer.shape.pooled_dim());
+    let Some(map) = &layer.weights.projection else { return grad };
+    if map.bias.is_some() {
+        out.bias = column_sum(&grad, hidden);
+    }
+    let gated;
+    let pooled = match expanded.gate.is_empty() {
+        true => &expanded.pooled,
+        false => {
+            gated = expanded.gated();
+            &gated
+        }
+    };
+    out.weight = vec![0.0; map.weight.len()];
+    let grad = Matrix::new(&grad, hidden);
+    add_product(&mut out.weight, grad.transposed(), Matrix::new(pooled, pooled_dim));
+    let mut grad_pooled = vec![0.0; pooled.len()];
+    add_product(&mut grad_pooled, grad, Matrix::new(&map.weight, pooled_dim));
+    grad_pooled
+}
+
+/// `∂s_k = ∂pooled[block, slice k] · V[row, slice k]`.
+fn scores_backward(layer: &Layer<'_>, places: &[Place], grad_pooled: &[f32]) -> Vec<f32> {
+    let (shape, table) = (&layer.shape, &layer.weights.values);
+    let (entries, width, slice) = (shape.entries(), shape.value_dim, shape.value_dim / shape.cores);
+    let mut grad = vec![0.0; places.len() * shape.cores];
+    let tokens = places.par_chunks_exact(entries).zip(grad_pooled.par_chunks_exact(shape.pooled_dim()));
+    grad.par_chunks_exact_mut(entries * shape.cores).zip(tokens).for_each(|(grad, (places, grad_pooled))| {
+        with_slice!(table, Numbers, table => vectorised(|| {
+            let row = |place: &Place| &table[place.row as usize * width..][..width];
+            for (at, (place, grad)) in places.iter().zip(grad.chunks_exact_mut(shape.cores)).enumerate() {
+                places.get(at + AHEAD).into_iter().for_each(|place| prefetch(row(place)));
+                let block = grad_pooled[place.block as usize * width..][..width].chunks_exact(slice);
+                let slices = block.zip(row(place).chunks_exact(slice));
+                grad.iter_mut().zip(slices).for_each(|(out, (block, row))| *out = dot(block, row));
+            }
+        }));
+    });
+    grad
+}
+
+/// `∂V[row, slice k] = Σ s_k · ∂pooled[block, slice k]`.
+fn rows_backward(shape: &Shape, places: &[Place], scores: &[f32], grad_pooled: &[f32]) -> RowGradients {
+    let (entries, cores, width) = (shape.entries(), shape.cores, shape.value_dim);
+    let pairs = places.par_iter().enumerate().map(|(entry, place)| u64::from(place.row) << 32 | entry as u64);
+    group(pairs.collect()).sum(width, |entry, sum| {
+        let entry = entry as usize;
+        let first = entry / entries * shape.pooled_dim() + places[entry].block as usize * width;
+        let slices = sum.chunks_exact_mut(width / cores).zip(grad_pooled[first..][..width].chunks_exact(width / cores));
+        let scores = &scores[entry * cores..][..cores];
+        slices.zip(scores).for_each(|((sum, grad), &score)| add_scaled(sum, score, grad));
+    })
+}
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}

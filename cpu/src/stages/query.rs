@@ -1,0 +1,105 @@
+//! Query: `q = norm(W_q x + b_q)`, each half of a pair normalised over `key_dim`, and rounded to the keys' type.
+//!
+//! `input` `[tokens, hidden_size]` gives `[tokens, query_pairs, 2, key_dim]`.
+
+use rayon::prelude::*;
+
+use crate::Layer;
+use crate::linear::{Linear, Matrix, add_product};
+use crate::norm::{normalise, normalise_backward};
+use crate::numbers::{round, vectorised};
+
+/// Vectors that a task normalises: sums over them are taken chunk by chunk.
+const CHUNK: usize = 64;
+
+/// The queries before their norm.
+pub fn forward(layer: &Layer<'_>, input: &[f32]) -> Vec<f32> {
+    layer.weights.query.apply(input, layer.shape.hidden_size)
+}
+
+/// Queries as they are multiplied with keys, from those before their norm.
+pub fn normalised(layer: &Layer<'_>, mut queries: Vec<f32>) -> Vec<f32> {
+    let (width, dtype) = (layer.shape.key_dim, layer.weights.keys.dtype());
+    queries.par_chunks_mut(CHUNK * width).for_each(|queries| {
+        if let Some(norm) = layer.shape.query_norm {
+            let weight = &layer.weights.query_norm;
+            vectorised(|| queries.chunks_exact_mut(width).for_each(|query| normalise(norm, weight, query)));
+        }
+        round(dtype, queries);
+    });
+    queries
+}
+
+/// Through the norm: from the gradient of the queries, in place, to that of `raw`, the queries before it; returns the norm's weight's.
+pub fn norm_backward(layer: &Layer<'_>, raw: &[f32], grad: &mut [f32]) -> Vec<f32> {
+    let Some(norm) = layer.shape.query_norm else { return Vec::new() };
+    through_norm(norm, &layer.weights.query_norm, raw.to_vec(), grad)
+}
+
+/// As [`norm_backward`], for vectors `x` of any kind.
+pub(crate) fn through_norm(
+    norm: (ultramem_kernels::Norm, f32),
+    weight: &[f32],
+    mut x: Vec<f32>,
+    grad: &mut [f32],
+) -> Vec<f32> {
+    let width = weight.len();
+    let chunks = x.par_chunks_mut(CHUNK * width).zip(grad.par_chunks_mut(CHUNK * width));
+    let sums: Vec<_> = chunks
+        .map(|(x, grad)| {
+            let mut sum = vec![0.0; width];
+            vectorised(|| {
+                for (x, grad) in x.chunks_exact_mut(width).zip(grad.chunks_exact_mut(width)) {
+                    normalise_backward(norm, weight, x, grad, &mut sum);
+                }
+            });
+            sum
+        })
+        .collect();
+    sum_of(width, &sums)
+}
+
+/// The sum of vectors, one after the other.
+pub(crate) fn sum_of(width: usize, all: &[Vec<f32>]) -> Vec<f32> {
+    let mut sum = vec![0.0; width];
+    all.iter().for_each(|one| sum.iter_mut().zip(one).for_each(|(sum, x)| *sum += x));
+    sum
+}
+
+/// The gradients of a map of the input.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct MapGradients {
+    /// `[outputs, hidden_size]`.
+    pub weight: Vec<f32>,
+    /// `[outputs]`; empty where the map has no bias.
+    pub bias: Vec<f32>,
+}
+
+/// Of a map of the input, from the gradient of its output `[tokens, outputs]`: adds the input's to `grad_input`.
+pub(crate) fn map_backward(
+    map: &Linear<'_>,
+    inputs: usize,
+    input: &[f32],
+    grad: &[f32],
+    grad_input: &mut [f32],
+) -> MapGradients {
+    let outputs = map.weight.len() / inputs;
+    let grad_of = Matrix::new(grad, outputs);
+    add_product(grad_input, grad_of, Matrix::new(&map.weight, inputs));
+    let mut weight = vec![0.0; map.weight.len()];
+    add_product(&mut weight, grad_of.transposed(), Matrix::new(input, inputs));
+    MapGradients { weight, bias: map.bias.as_ref().map_or_else(Vec::new, |_| column_sum(grad, outputs)) }
+}
+
+/// The sum of rows of `width` numbers.
+pub(crate) fn column_sum(rows: &[f32], width: usize) -> Vec<f32> {
+    let chunks: Vec<_> = rows
+        .par_chunks(CHUNK * width)
+        .map(|rows| {
+            let mut sum = vec![0.0; width];
+            rows.chunks_exact(width).for_each(|row| sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x));
+            sum
+        })
+        .collect();
+    sum_of(width, &chunks)
+}

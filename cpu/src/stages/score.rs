@@ -1,0 +1,245 @@
+//! Score: the `top_m` keys of each side by approximate score, and all ranks of what is kept.
+//!
+//! `S_side[head, i, ρ] = q[side] · K̂[head, side, i, :, ρ]`, judged by `p_side[i] = q[side] · Σ_ρ w_side[head, ρ] · K̂[head, side, i, :, ρ]`. Both forms
+//! of a key are rounded to the keys' type, as they are multiplied.
+//!
+//! A task takes a tile of tokens and one side of a head: a product with all its keys, then a selection a row. No score but those of the tile's is in
+//! memory. Reads the projected keys once per tile, and `top_m · rank` keys a token.
+
+use rayon::prelude::*;
+
+use crate::linear::{Matrix, product_here};
+use crate::norm::normalise;
+use crate::numbers::{add_scaled, dot, round, vectorised};
+use crate::select::{Selection, order_key};
+use crate::stages::query::{self, through_norm};
+use crate::table::{RowGradients, group};
+use crate::{Layer, Shape, Weights};
+
+/// Tokens of a task.
+const TILE: usize = 64;
+
+/// Keys as the layer reads them: once for every change of the weights.
+#[derive(Debug, Clone, Default)]
+pub struct PreparedKeys {
+    /// As they are scored, `[heads, 2, side_keys, tucker_rank, key_dim]`.
+    scored: Vec<f32>,
+    /// As they are judged, `[heads, 2, side_keys, key_dim]`; empty for additive scores, which judge what they score.
+    judged: Vec<f32>,
+}
+
+impl PreparedKeys {
+    /// Normalises, projects and rounds the keys.
+    pub fn new(shape: &Shape, weights: &Weights<'_>) -> Self {
+        let (rank, width) = (shape.tucker_rank, shape.key_dim);
+        let mut scored = keys_by_rank(shape, weights);
+        if let Some(norm) = shape.keys_norm {
+            scored.par_chunks_mut(64 * width).for_each(|keys| {
+                vectorised(|| keys.chunks_exact_mut(width).for_each(|key| normalise(norm, &weights.keys_norm, key)));
+            });
+        }
+        let mut judged = Vec::new();
+        if shape.tucker {
+            judged = vec![0.0; shape.all_keys() * width];
+            let of_sides = scored.par_chunks(shape.side_keys * rank * width);
+            judged.par_chunks_mut(shape.side_keys * width).zip(of_sides).enumerate().for_each(
+                |(at, (judged, keys))| {
+                    let vectors = if at % 2 == 0 { &weights.core_u } else { &weights.core_v };
+                    let vector = &vectors[at / 2 * rank..][..rank];
+                    vectorised(|| {
+                        for (judged, key) in judged.chunks_exact_mut(width).zip(keys.chunks_exact(rank * width)) {
+                            key.chunks_exact(width).zip(vector).for_each(|(key, &w)| add_scaled(judged, w, key));
+                        }
+                    });
+                },
+            );
+        }
+        round(weights.keys.dtype(), &mut scored);
+        round(weights.keys.dtype(), &mut judged);
+        Self { scored, judged }
+    }
+
+    /// All ranks of a key, `[tucker_rank, key_dim]`; `key` counts over heads and sides.
+    fn ranks(&self, shape: &Shape, key: usize) -> &[f32] {
+        let width = shape.tucker_rank * shape.key_dim;
+        &self.scored[key * width..][..width]
+    }
+}
+
+/// `[heads, 2, side_keys, key_dim, tucker_rank]` with the last two swapped.
+fn keys_by_rank(shape: &Shape, weights: &Weights<'_>) -> Vec<f32> {
+    let (keys, rank, width) = (weights.keys.widened(), shape.tucker_rank, shape.key_dim);
+    if rank == 1 {
+        return keys;
+    }
+    let mut by_rank = vec![0.0; keys.len()];
+    let pairs = by_rank.par_chunks_exact_mut(rank * width).zip(keys.par_chunks_exact(rank * width));
+    pairs.with_min_len(64).for_each(|(out, key)| {
+        for (r, out) in out.chunks_exact_mut(width).enumerate() {
+            out.iter_mut().zip(key[r..].iter().step_by(rank)).for_each(|(out, x)| *out = *x);
+        }
+    });
+    by_rank
+}
+
+/// The keys that each token keeps.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Kept {
+    /// `[tokens, heads, 2, top_m]`, ascending.
+    pub keys: Vec<u32>,
+    /// `S`, `[tokens, heads, 2, top_m, tucker_rank]`.
+    pub scores: Vec<f32>,
+}
+
+/// Keeps the best keys of every side for `queries` `[tokens, query_pairs, 2, key_dim]`, normalised.
+pub fn forward(layer: &Layer<'_>, queries: &[f32]) -> Kept {
+    let shape = &layer.shape;
+    let (tokens, sides) = (queries.len() / shape.query_width(), shape.heads * 2);
+    let tiles = tokens.div_ceil(TILE);
+    let parts: Vec<Kept> = (0..tiles * sides)
+        .into_par_iter()
+        .map(|task| {
+            let first = task / sides * TILE;
+            let queries = &queries[first * shape.query_width()..];
+            keep(layer, task % sides, queries, TILE.min(tokens - first))
+        })
+        .collect();
+    gather(shape, tokens, &parts)
+}
+
+/// One side's keys for a tile of tokens.
+fn keep(layer: &Layer<'_>, side: usize, queries: &[f32], tokens: usize) -> Kept {
+    let (shape, keys) = (&layer.shape, &layer.keys);
+    let (width, n, m, rank) = (shape.key_dim, shape.side_keys, shape.top_m, shape.tucker_rank);
+    let query_of = |token: usize| &queries[token * shape.query_width() + shape.query_of(side)..][..width];
+    let tile: Vec<f32> = (0..tokens).flat_map(query_of).copied().collect();
+    let judged = if shape.tucker { &keys.judged } else { &keys.scored };
+    let mut scores = vec![0.0; tokens * n];
+    let keys_of_side = Matrix::new(&judged[side * n * width..][..n * width], width);
+    product_here(&mut scores, Matrix::new(&tile, width), keys_of_side.transposed());
+    let mut kept = Kept { keys: vec![0; tokens * m], scores: vec![0.0; tokens * m * rank] };
+    let (mut selection, mut order) = (Selection::default(), vec![0; n]);
+    vectorised(|| {
+        let out = kept.keys.chunks_exact_mut(m).zip(kept.scores.chunks_exact_mut(m * rank));
+        for ((query, scores), (kept, out)) in tile.chunks_exact(width).zip(scores.chunks_exact(n)).zip(out) {
+            order.iter_mut().zip(scores).for_each(|(order, &score)| *order = order_key(score));
+            selection.best(&order, kept);
+            for (&key, out) in kept.iter().zip(out.chunks_exact_mut(rank)) {
+                if shape.tucker {
+                    let vectors = keys.ranks(shape, side * n + key as usize).chunks_exact(width);
+                    out.iter_mut().zip(vectors).for_each(|(out, vector)| *out = dot(query, vector));
+                } else {
+                    out[0] = scores[key as usize];
+                }
+            }
+        }
+    });
+    kept
+}
+
+/// The parts, each a tile's of one side, token by token.
+fn gather(shape: &Shape, tokens: usize, parts: &[Kept]) -> Kept {
+    let (sides, m, rank) = (shape.heads * 2, shape.top_m, shape.tucker_rank);
+    let mut kept = Kept { keys: vec![0; tokens * sides * m], scores: vec![0.0; tokens * sides * m * rank] };
+    let out = kept.keys.par_chunks_exact_mut(m).zip(kept.scores.par_chunks_exact_mut(m * rank));
+    out.enumerate().with_min_len(64).for_each(|(at, (keys, scores))| {
+        let (token, side) = (at / sides, at % sides);
+        let (part, row) = (&parts[token / TILE * sides + side], token % TILE);
+        keys.copy_from_slice(&part.keys[row * m..][..m]);
+        scores.copy_from_slice(&part.scores[row * m * rank..][..m * rank]);
+    });
+    kept
+}
+
+/// What comes back through score.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ScoreGradients {
+    /// Of the queries before their norm, `[tokens, query_pairs · 2 · key_dim]`.
+    pub query: Vec<f32>,
+    /// `[key_dim]`; empty where queries are not normalised.
+    pub query_norm: Vec<f32>,
+    /// Of the keys as a table `[heads · 2 · side_keys, key_dim · tucker_rank]`: those of chosen slots.
+    pub keys: RowGradients,
+    /// `[key_dim]`; empty where keys are not normalised.
+    pub keys_norm: Vec<f32>,
+}
+
+/// From the kept keys' scores `[tokens, heads, 2, top_m, tucker_rank]`, NaN-free zeros where no slot used a key, as `used` says, to the queries and
+/// the keys. `raw`: the queries before their norm.
+pub fn backward(
+    layer: &Layer<'_>,
+    raw: &[f32],
+    queries: &[f32],
+    kept: &Kept,
+    grad_scores: &[f32],
+    used: &[bool],
+) -> ScoreGradients {
+    let mut query = queries_backward(layer, kept, grad_scores, used);
+    let query_norm = query::norm_backward(layer, raw, &mut query);
+    let (keys, keys_norm) = keys_backward(layer, queries, kept, grad_scores, used);
+    ScoreGradients { query, query_norm, keys, keys_norm }
+}
+
+/// `∂q = Σ ∂S · K̂` over the used keys.
+fn queries_backward(layer: &Layer<'_>, kept: &Kept, grad_scores: &[f32], used: &[bool]) -> Vec<f32> {
+    let shape = &layer.shape;
+    let (width, m, rank, sides) = (shape.key_dim, shape.top_m, shape.tucker_rank, shape.heads * 2);
+    let tokens = kept.keys.len() / (sides * m);
+    let mut grad = vec![0.0; tokens * shape.query_width()];
+    grad.par_chunks_exact_mut(shape.query_width()).enumerate().for_each(|(token, grad)| {
+        vectorised(|| {
+            for entry in 0..sides * m {
+                let (side, at) = (entry / m, token * sides * m + entry);
+                if used[at] {
+                    let key = layer.keys.ranks(shape, side * shape.side_keys + kept.keys[at] as usize);
+                    let grad = &mut grad[shape.query_of(side)..][..width];
+                    let grads = &grad_scores[at * rank..][..rank];
+                    key.chunks_exact(width).zip(grads).for_each(|(key, &g)| add_scaled(grad, g, key));
+                }
+            }
+        });
+    });
+    grad
+}
+
+/// `∂K̂ = Σ ∂S · q`, then back through the norm; the keys' as rows, and the norm's weight's.
+fn keys_backward(
+    layer: &Layer<'_>,
+    queries: &[f32],
+    kept: &Kept,
+    grad_scores: &[f32],
+    used: &[bool],
+) -> (RowGradients, Vec<f32>) {
+    let shape = &layer.shape;
+    let (width, m, rank, sides) = (shape.key_dim, shape.top_m, shape.tucker_rank, shape.heads * 2);
+    let row = |at: usize| at / m % sides * shape.side_keys + kept.keys[at] as usize;
+    let pairs =
+        (0..kept.keys.len()).into_par_iter().filter(|&at| used[at]).map(|at| (row(at) as u64) << 32 | at as u64);
+    let mut grad = group(pairs.collect()).sum(rank * width, |at, sum| {
+        let at = at as usize;
+        let query = &queries[at / (m * sides) * shape.query_width() + shape.query_of(at / m % sides)..][..width];
+        let grads = &grad_scores[at * rank..][..rank];
+        sum.chunks_exact_mut(width).zip(grads).for_each(|(sum, &g)| add_scaled(sum, g, query));
+    });
+    let norm = shape.keys_norm.map_or_else(Vec::new, |norm| {
+        let raw = raw_keys(layer, &grad.rows);
+        through_norm(norm, &layer.weights.keys_norm, raw, &mut grad.numbers)
+    });
+    grad.numbers.par_chunks_exact_mut(rank * width).with_min_len(64).for_each(|row| {
+        let by_rank = row.to_vec();
+        for (at, out) in row.iter_mut().enumerate() {
+            *out = by_rank[at % rank * width + at / rank];
+        }
+    });
+    (grad, norm)
+}
+
+/// Some keys before their norm, `[rows, tucker_rank, key_dim]`.
+fn raw_keys(layer: &Layer<'_>, rows: &[u32]) -> Vec<f32> {
+    let (width, rank) = (layer.shape.key_dim, layer.shape.tucker_rank);
+    let of_row = |&row: &u32| {
+        let key = layer.weights.keys.row(row as usize, rank * width);
+        (0..rank).flat_map(|r| (0..width).map(|d| key[d * rank + r]).collect::<Vec<_>>()).collect::<Vec<_>>()
+    };
+    rows.iter().flat_map(of_row).collect()
+}

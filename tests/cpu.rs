@@ -1,0 +1,177 @@
+//! The layer on the processor: PyTorch's goldens, the oracle on random layers of every kind and element type, the same bits on any number of threads,
+//! and how far a NaN goes.
+
+#![cfg(all(feature = "cpu", feature = "files"))]
+
+mod common;
+#[path = "common/dimensions.rs"]
+mod dimensions;
+
+use common::{KINDS, cast, golden_files, random_input, relative_l2, small};
+use dimensions::any_dimensions;
+use proptest::prelude::*;
+use rayon::ThreadPoolBuilder;
+use ultramem::{CpuLayer, Dimensions, ElementType, Kind, MemoryConfig, Weights, reference};
+
+/// Of f32 sums over hundreds of terms.
+const OUTPUT: f64 = 1e-5;
+const GRADIENT: f64 = 1e-4;
+
+/// Gradients by name.
+fn named(config: &MemoryConfig, gradients: &reference::Gradients) -> Vec<(String, Vec<f32>)> {
+    let named = gradients.named(config).unwrap();
+    named.into_iter().map(|(name, tensor)| (name, tensor.to_f32())).collect()
+}
+
+/// Zeros for zeros, else within the tolerance.
+fn assert_close(what: &str, found: &[f32], expected: &[f32], tolerance: f64) {
+    if expected.iter().all(|&x| x == 0.0) {
+        assert!(found.iter().all(|&x| x == 0.0), "{what}: numbers where there should be zeros");
+    } else {
+        let distance = relative_l2(found, expected);
+        assert!(distance <= tolerance, "{what}: relative L2 {distance:.2e} exceeds {tolerance:.0e}");
+    }
+}
+
+/// Holds output and gradients against the oracle's for the slots that the layer chose, and the slots against the oracle's scores.
+fn hold(what: &str, config: &MemoryConfig, weights: &Weights<'_>, tokens: usize) {
+    let (input, grad_output) = (random_input(config, tokens, 5), random_input(config, tokens, 77));
+    let layer = CpuLayer::new(config.clone(), weights).unwrap();
+    let (forward, saved) = layer.forward_saving(&input).unwrap();
+    assert_eq!(layer.forward(&input).unwrap(), forward, "{what}: forward, and forward that saves");
+    let slots = &forward.chosen.slots;
+    let of_slots = reference::score_slots(config, weights, &input, slots).unwrap();
+    let weighed = reference::weigh(config, weights, &input, &of_slots).unwrap();
+    let expected = reference::expand(config, weights, &input, slots, &weighed.scores).unwrap();
+    let narrow = |numbers: &[f64]| numbers.iter().map(|&x| x as f32).collect::<Vec<_>>();
+    assert_close(&format!("{what}: scores"), &forward.chosen.scores, &narrow(&of_slots.scores), OUTPUT);
+    assert_close(&format!("{what}: output"), &forward.output, &narrow(&expected), OUTPUT);
+    let best = reference::forward(config, weights, &input).unwrap();
+    let judged = reference::judge(config, weights, &input, slots, &best.slots, 1e-5).unwrap();
+    assert!(judged.right() && judged.swapped * 50 <= judged.equal, "{what}: {judged:?}");
+
+    let found = layer.named(&layer.backward(&input, &saved, &grad_output).unwrap());
+    let expected = reference::backward(config, weights, &input, slots, &grad_output).unwrap();
+    for ((name, found), (_, expected)) in named(config, &found).iter().zip(named(config, &expected)) {
+        assert_close(&format!("{what}: {name}"), found, &expected, GRADIENT);
+    }
+    assert_eq!(found.values.len(), expected.values.len(), "{what}: used rows");
+    assert_eq!(found.pre_values.len(), expected.pre_values.len(), "{what}: used rows of the pre-values");
+}
+
+#[test]
+fn outputs_and_gradients_agree_with_pytorch() {
+    for (name, file) in golden_files() {
+        let (config, weights) = (file.config(), file.weights().unwrap());
+        let numbers = |tensor: &str| file.tensor(tensor).unwrap().to_f32();
+        let input = numbers("input");
+        let layer = CpuLayer::new(config.clone(), &weights).unwrap();
+        let (forward, saved) = layer.forward_saving(&input).unwrap();
+        assert_close(&format!("{name}: output"), &forward.output, &numbers("expected.output"), OUTPUT);
+        let gradients = layer.named(&layer.backward(&input, &saved, &numbers("grad_output")).unwrap());
+        let found = named(config, &gradients);
+        let expected: Vec<_> = file.names().filter(|tensor| tensor.starts_with("expected.grad")).collect();
+        assert!(!expected.is_empty(), "{name} holds no gradient");
+        for tensor in expected {
+            let of = tensor.trim_start_matches("expected.");
+            let found = found.iter().find(|(name, _)| name == of).map(|(_, numbers)| numbers).expect(of);
+            assert_close(&format!("{name}: {of}"), found, &numbers(tensor), GRADIENT);
+        }
+    }
+}
+
+#[test]
+fn every_kind_agrees_with_the_oracle_in_every_type() {
+    for kind in KINDS {
+        let config = small(kind);
+        let weights = Weights::random(&config, 3);
+        for dtype in [ElementType::F32, ElementType::F16, ElementType::BF16] {
+            hold(&format!("{kind:?} in {dtype}"), &config, &cast(&weights, dtype), 70);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_layers_agree_with_the_oracle(dims in any_dimensions(), tokens in 0..90usize, seed in 0..1000u64) {
+        let config = MemoryConfig::new(dims).unwrap();
+        hold("a random layer", &config, &Weights::random(&config, seed), tokens);
+    }
+}
+
+/// 2,048 slots a token, and the sizes of a layer of the 1B model but for its widths.
+#[test]
+fn many_slots_agree_with_the_oracle() {
+    let narrow = Dimensions { hidden_size: 8, key_dim: 8, value_dim: 4, ..Dimensions::default() };
+    let many = Dimensions { side_keys: 1100, top_m: 1024, ..narrow.clone() };
+    let real = Dimensions { side_keys: 1616, top_m: 80, ..narrow.clone() };
+    let additive = Dimensions {
+        capabilities: Kind::ProductKey.capabilities(),
+        tucker_rank: 1,
+        cores: 1,
+        expansion: 1,
+        side_keys: 300,
+        top_m: 256,
+        ..narrow
+    };
+    for (name, dims, tokens) in [("2,048 slots", many, 2), ("the 1B model's", real, 5), ("additive", additive, 3)] {
+        let config = MemoryConfig::new(dims).unwrap();
+        hold(name, &config, &Weights::random(&config, 1), tokens);
+    }
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    let dims = Dimensions { hidden_size: 300, side_keys: 200, top_m: 20, ..Dimensions::default() };
+    let config = MemoryConfig::new(dims).unwrap();
+    let weights = Weights::random(&config, 9);
+    let (input, grad) = (random_input(&config, 333, 1), random_input(&config, 333, 2));
+    let run = || {
+        let layer = CpuLayer::new(config.clone(), &weights).unwrap();
+        let (forward, saved) = layer.forward_saving(&input).unwrap();
+        (forward, layer.backward(&input, &saved, &grad).unwrap())
+    };
+    let found: Vec<_> =
+        [1, 2, 3, 8].map(|threads| ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run)).into();
+    assert!(found.windows(2).all(|pair| pair[0] == pair[1]), "other bits on another number of threads");
+}
+
+#[test]
+fn a_nan_spoils_no_other_token() {
+    for kind in KINDS {
+        let config = small(kind);
+        let weights = Weights::random(&config, 3);
+        let layer = CpuLayer::new(config.clone(), &weights).unwrap();
+        let input = random_input(&config, 70, 4);
+        let clean = layer.forward(&input).unwrap();
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut spoilt = input.clone();
+            spoilt[33 * config.hidden_size + 2] = bad;
+            let found = layer.forward(&spoilt).unwrap();
+            let tokens =
+                |numbers: &[f32]| numbers.chunks_exact(config.hidden_size).map(<[f32]>::to_vec).collect::<Vec<_>>();
+            for (token, (found, clean)) in tokens(&found.output).iter().zip(tokens(&clean.output)).enumerate() {
+                assert!(token == 33 || *found == clean, "{kind:?}: {bad} in token 33 changed token {token}");
+            }
+            assert!(
+                found.chosen.slots.iter().all(|&slot| (slot as usize) < config.slots()),
+                "{kind:?}: a slot out of range"
+            );
+        }
+    }
+}
+
+#[test]
+fn wrong_lengths_are_refused() {
+    let config = small(Kind::UltraMem);
+    let weights = Weights::random(&config, 3);
+    let layer = CpuLayer::new(config.clone(), &weights).unwrap();
+    let message = |error: ultramem::Error| error.to_string();
+    let found = layer.forward(&[0.0; 12]).map_err(message);
+    assert_eq!(found.err().as_deref(), Some("numbers of input 12 is not a multiple of hidden_size 11"));
+    let (_, saved) = layer.forward_saving(&[0.0; 22]).unwrap();
+    let found = layer.backward(&[0.0; 22], &saved, &[0.0; 11]).map_err(message);
+    assert_eq!(found.err().as_deref(), Some("numbers of the output's gradient: 11, expected 22"));
+}
