@@ -79,13 +79,16 @@ const WORTH_A_TASK: usize = 1 << 18;
 
 /// `out += a · b`, `out` `[a.rows, b.columns]`, on all cores.
 pub(crate) fn add_product(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>) {
+    if out.is_empty() {
+        return;
+    }
     if a.rows <= FEW && a.column_stride == 1 && b.row_stride == 1 {
         return add_few(out, a, b);
     }
     let (rows, columns) = (a.rows.min(BLOCK), b.columns.min(BLOCK));
-    let blocks_of_columns = b.columns.div_ceil(columns.max(1));
+    let blocks_of_columns = b.columns.div_ceil(columns);
     let out = Output::new(out, a.rows, b.columns);
-    let blocks = a.rows.div_ceil(rows.max(1)) * blocks_of_columns;
+    let blocks = a.rows.div_ceil(rows) * blocks_of_columns;
     (0..blocks).into_par_iter().for_each(|at| {
         let (row, column) = (at / blocks_of_columns * rows, at % blocks_of_columns * columns);
         out.multiply(row..(row + rows).min(a.rows), column..(column + columns).min(b.columns), a, b, true);
