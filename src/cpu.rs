@@ -83,7 +83,7 @@ impl<'a> CpuLayer<'a> {
             keys[row as usize * width..][..width].copy_from_slice(gradient);
         }
         let mut found = reference::Gradients {
-            input: reference::to_f64(&gradients.input),
+            input: reference::to_f64(&gradients.maps.input),
             values: rows(&gradients.values),
             pre_values: gradients.pre_values.as_ref().map_or_else(BTreeMap::new, rows),
             ..reference::Gradients::default()
@@ -111,11 +111,11 @@ fn rows(gradients: &RowGradients) -> BTreeMap<usize, Vec<f64>> {
 /// The maps' gradients, by weight and bias.
 fn maps(gradients: &CpuGradients) -> [(Weight, Option<Weight>, &MapGradients); 5] {
     [
-        (Weight::QueryProj, Some(Weight::QueryBias), &gradients.query),
-        (Weight::PreValuesProj, None, &gradients.pre_projection),
-        (Weight::GateProj, Some(Weight::GateBias), &gradients.gate),
+        (Weight::QueryProj, Some(Weight::QueryBias), &gradients.maps.query),
+        (Weight::PreValuesProj, None, &gradients.maps.pre_projection),
+        (Weight::GateProj, Some(Weight::GateBias), &gradients.maps.gate),
         (Weight::ValuesProj, Some(Weight::ValuesBias), &gradients.projection),
-        (Weight::OutputGate, Some(Weight::OutputGateBias), &gradients.output_gate),
+        (Weight::OutputGate, Some(Weight::OutputGateBias), &gradients.maps.output_gate),
     ]
 }
 

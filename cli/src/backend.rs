@@ -12,16 +12,20 @@ use ultramem_offline::{Gpu, OfflineDevice, OfflineRuntime};
 
 use crate::engine::{Engine, Oracle};
 use crate::failure::{Failure, Result};
+use crate::numbers::counted;
+use crate::processor::Processor;
 
 /// What `--backend` takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Backend {
-    /// CUDA if a driver answers, else wgpu if there is an adapter, else the reference.
+    /// CUDA if a driver answers, else a GPU through wgpu, else the processor.
     Auto,
-    /// Vulkan or Metal, through wgpu.
+    /// Vulkan or Metal, through wgpu; a software device, too.
     Wgpu,
     /// CUDA.
     Cuda,
+    /// The processor: native code on all cores.
+    Cpu,
     /// The oracle: plain loops on the CPU.
     Reference,
     /// The CUDA kernels on a GPU that is not there (--device): interpreted on the CPU and checked as they run. Slow.
@@ -40,7 +44,7 @@ pub enum Limits {
 /// A device that a layer can run on.
 #[derive(Debug, Clone)]
 pub struct Adapter {
-    /// `cuda`, `wgpu`, `reference` or `offline`.
+    /// `cuda`, `wgpu`, `cpu`, `reference` or `offline`.
     pub backend: &'static str,
     /// The device's own name.
     pub name: String,
@@ -60,7 +64,8 @@ enum Place {
         shares_host: bool,
     },
     Offline(OfflineDevice),
-    Cpu,
+    Processor,
+    Reference,
 }
 
 /// Something to do with a device, whichever runtime drives it.
@@ -106,16 +111,16 @@ impl Backend {
         match (limits, self) {
             (Limits::Adapter, _) => Ok(self),
             (Limits::Webgpu, Self::Auto | Self::Wgpu) => Ok(Self::Wgpu),
-            (Limits::Webgpu, Self::Cuda | Self::Reference | Self::Offline) => {
+            (Limits::Webgpu, Self::Cuda | Self::Cpu | Self::Reference | Self::Offline) => {
                 Err(Failure::new("--limits webgpu is for --backend wgpu alone"))
             }
         }
     }
 
-    /// The device to use; `gpu` is the one that an offline device stands in for. Where `auto` can find none, says so on stderr and takes
-    /// the reference.
+    /// The device to use; `gpu` is the one that an offline device stands in for.
     pub fn find(self, gpu: Gpu) -> Result<Adapter> {
         match self {
+            Self::Cpu => Ok(Adapter::processor()),
             Self::Reference => Ok(Adapter::reference()),
             Self::Offline => Ok(Adapter::offline(gpu)),
             Self::Cuda => first(cuda_adapters()?, "no CUDA device found; use --backend wgpu"),
@@ -124,10 +129,7 @@ impl Backend {
                 Err(failure) if cfg!(feature = "wgpu") => Err(Failure::new(format!("{failure}; {CURE}"))),
                 Err(_) => Err(Failure::new(CURE)),
             },
-            Self::Auto => Ok(best().unwrap_or_else(|| {
-                eprintln!("note: no CUDA device or wgpu adapter found, using the reference on the CPU; {CURE}");
-                Adapter::reference()
-            })),
+            Self::Auto => Ok(best().unwrap_or_else(Adapter::processor)),
         }
     }
 
@@ -143,14 +145,26 @@ impl Backend {
 
     /// The device for a verb that means nothing on the reference.
     pub fn find_device(self, verb: &str) -> Result<Adapter> {
+        match self {
+            Self::Reference => Err(Failure::new(format!(
+                "{verb} needs a device, cpu, wgpu or cuda; the reference has no kernels to measure"
+            ))),
+            _ => self.can_be_timed(verb)?.find(Gpu::default()),
+        }
+    }
+
+    /// The device for a verb that measures what only GPUs have kernels for.
+    pub fn find_gpu(self, verb: &str) -> Result<Adapter> {
         let needs = format!("{verb} needs a GPU backend, wgpu or cuda");
         match self {
+            Self::Cpu => Err(Failure::new(format!("{needs}: what layers are compared with has no native kernels"))),
             Self::Reference => Err(Failure::new(format!("{needs}; the reference has no kernels to measure"))),
-            Self::Auto => {
-                best().ok_or_else(|| Failure::new(format!("{needs}: no CUDA device or wgpu adapter found; {CURE}")))
-            }
-            Self::Offline => self.can_be_timed(verb)?.find(Gpu::default()),
-            Self::Cuda | Self::Wgpu => self.find(Gpu::default()),
+            Self::Auto => best().ok_or_else(|| {
+                Failure::new(format!(
+                    "{needs}: no CUDA device or GPU found; --backend wgpu takes a software device, {CURE}"
+                ))
+            }),
+            Self::Cuda | Self::Wgpu | Self::Offline => self.find_device(verb),
         }
     }
 }
@@ -161,13 +175,31 @@ fn first(adapters: Vec<Adapter>, otherwise: &str) -> Result<Adapter> {
 
 fn best() -> Option<Adapter> {
     let cuda = cuda_adapters().unwrap_or_default().into_iter().next();
-    cuda.or_else(|| wgpu_adapters().unwrap_or_default().into_iter().next())
+    cuda.or_else(|| wgpu_adapters().unwrap_or_default().into_iter().find(Adapter::is_hardware))
 }
 
 impl Adapter {
     fn reference() -> Self {
         let driver = "plain loops with f64 sums".to_string();
-        Self { backend: "reference", name: "CPU".to_string(), driver, place: Place::Cpu }
+        Self { backend: "reference", name: "CPU".to_string(), driver, place: Place::Reference }
+    }
+
+    /// The processor that this runs on.
+    pub fn processor() -> Self {
+        let (threads, vectors) = (rayon::current_num_threads(), ultramem::processor::vectors());
+        let driver = format!("{}, {vectors}", counted(threads, "thread"));
+        Self { backend: "cpu", name: processor_name(), driver, place: Place::Processor }
+    }
+
+    /// Whether it is a GPU, and no software that stands in for one.
+    fn is_hardware(&self) -> bool {
+        match &self.place {
+            #[cfg(feature = "cuda")]
+            Place::Cuda(_) => true,
+            #[cfg(feature = "wgpu")]
+            Place::Wgpu { device, .. } => !matches!(device, cubecl::wgpu::WgpuDevice::Cpu),
+            Place::Offline(_) | Place::Processor | Place::Reference => false,
+        }
     }
 
     fn offline(gpu: Gpu) -> Self {
@@ -190,10 +222,10 @@ impl Adapter {
 
     /// Whether this is the oracle itself.
     pub fn is_reference(&self) -> bool {
-        matches!(self.place, Place::Cpu)
+        matches!(self.place, Place::Reference)
     }
 
-    /// What the device can do; None for the oracle. Opens the device.
+    /// What the device can do; None for the processor and the oracle. Opens the device.
     pub fn properties(&self) -> Option<DeviceProperties> {
         match &self.place {
             #[cfg(feature = "cuda")]
@@ -201,7 +233,7 @@ impl Adapter {
             #[cfg(feature = "wgpu")]
             Place::Wgpu { device, .. } => Some(wgpu::client(device).properties().clone()),
             Place::Offline(device) => Some(OfflineRuntime::client(device).properties().clone()),
-            Place::Cpu => None,
+            Place::Processor | Place::Reference => None,
         }
     }
 
@@ -213,7 +245,7 @@ impl Adapter {
             Place::Cuda(device) => cuda::memory(device),
             #[cfg(feature = "wgpu")]
             Place::Wgpu { shares_host, .. } => shares_host.then(host_memory).flatten(),
-            Place::Offline(_) | Place::Cpu => host_memory(),
+            Place::Offline(_) | Place::Processor | Place::Reference => host_memory(),
         }
     }
 
@@ -225,7 +257,7 @@ impl Adapter {
             #[cfg(feature = "wgpu")]
             Place::Wgpu { device, .. } => job.run(&wgpu::client(device)),
             Place::Offline(device) => job.run(&OfflineRuntime::client(device)),
-            Place::Cpu => Err(Failure::new("the reference has no device")),
+            Place::Processor | Place::Reference => Err(Failure::new("the processor is no device that runs kernels")),
         }
     }
 
@@ -253,7 +285,8 @@ impl Adapter {
             Place::Wgpu { device, .. } => layer(&wgpu::client(device), config, weights, dtype, invariant),
             Place::Offline(device) => layer(&OfflineRuntime::client(device), config, weights, dtype, invariant),
             // It takes one token after the other.
-            Place::Cpu => Ok(Box::new(Oracle::new(config, weights, dtype))),
+            Place::Reference => Ok(Box::new(Oracle::new(config, weights, dtype))),
+            Place::Processor => Ok(Box::new(Processor::new(config, weights, dtype)?)),
         }
     }
 }
@@ -263,4 +296,11 @@ pub fn host_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// What the processor calls itself, where it says so.
+fn processor_name() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map_or_else(|| format!("{} processor", std::env::consts::ARCH), |(_, name)| name.trim().to_string())
 }

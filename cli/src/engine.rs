@@ -1,4 +1,4 @@
-//! One way to run and to time a layer, whoever computes it: a device or the oracle.
+//! One way to run and to time a layer, whoever computes it: a device, the processor or the oracle.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use ultramem::{ElementType, HostTensor, MapGradients, MemoryConfig, MemoryLayer,
 use crate::failure::{Failure, Result};
 use crate::numbers::counted;
 use crate::rates::Rates;
-use crate::sampling::{Effort, Run, Times, interleaved, milliseconds};
+use crate::sampling::{Effort, Run, Times, interleaved, milliseconds, waiting};
 
 /// What one forward pass gives.
 #[derive(Debug, Clone)]
@@ -131,7 +131,7 @@ impl<R: Runtime> Engine for MemoryLayer<R> {
         let last = 3 + usize::from(weighs);
         stages.push(("expand", last..last + 1, expand));
         let runs: Vec<_> = std::iter::once(forward).chain(stages.iter().map(|(.., run)| *run)).collect();
-        let mut times = interleaved(self.client(), &runs, effort, &counted(tokens, "token"))?.into_iter();
+        let mut times = interleaved(&waiting(self.client()), &runs, effort, &counted(tokens, "token"))?.into_iter();
         let forward = times.next().ok_or_else(|| Failure::new("a run has no times"))?;
         let of_stage = |((name, stages, _), times)| StageTimes { name, stages, times };
         let stages = stages.into_iter().zip(times).map(of_stage).collect();
@@ -169,7 +169,7 @@ impl<R: Runtime> Engine for MemoryLayer<R> {
         let mut runs = vec![forward, backward, update, of_query, of_score, of_combine];
         runs.extend(weigh.is_some().then_some(of_weigh));
         runs.push(of_expand);
-        let mut times = interleaved(&client, &runs, effort, &counted(tokens, "token"))?.into_iter();
+        let mut times = interleaved(&waiting(&client), &runs, effort, &counted(tokens, "token"))?.into_iter();
         let (Some(forward), Some(backward), Some(update)) = (times.next(), times.next(), times.next()) else {
             return Err(Failure::new("a run has no times"));
         };

@@ -20,6 +20,7 @@ mod info;
 mod kernels;
 mod load;
 mod numbers;
+mod processor;
 mod profile;
 mod rates;
 mod report;
@@ -90,6 +91,11 @@ impl Common {
     /// The device for a verb that means nothing on the reference.
     fn find_device(&self, verb: &str) -> Result<Adapter> {
         self.backend.within(self.limits)?.find_device(verb)?.within(self.limits)
+    }
+
+    /// The device for a verb that measures what only GPUs have kernels for.
+    fn find_gpu(&self, verb: &str) -> Result<Adapter> {
+        self.backend.within(self.limits)?.find_gpu(verb)?.within(self.limits)
     }
 }
 

@@ -1,19 +1,24 @@
 //! What a device gives at best: the bandwidth of a plain copy and the rate of a large square product. Every stage and every
 //! step is held against the two, so each is the highest that was seen: a floor must be a floor.
 //!
-//! The copy: one kernel with vectors of four f32, each unit a strided share of the buffer. It moves twice the buffer's bytes, and
+//! On a device, the copy: one kernel with vectors of four f32, each unit a strided share of the buffer. It moves twice the buffer's bytes, and
 //! both are counted.
 
+use std::cell::RefCell;
+use std::hint::black_box;
+
 use cubecl::prelude::*;
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use ultramem::ElementType;
 use ultramem::kernels::empty;
 use ultramem::kernels::linear::ProjectStrategy;
 use ultramem::kernels::query::query;
+use ultramem::processor::Linear;
 
 use crate::failure::Result;
 use crate::numbers::{flops, rate};
-use crate::sampling::{Run, timed};
+use crate::sampling::{Run, done, timed, waiting};
 
 /// What a device gives at best.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,6 +33,11 @@ impl Rates {
     /// Measures a device, with products of `dtype`.
     pub fn measure<R: Runtime>(client: &ComputeClient<R>, dtype: ElementType) -> Result<Self> {
         Ok(Self { copy_gb_s: copy_gb_s(client)?, matrix_flop_ms: matrix_flop_ms(client, dtype)? })
+    }
+
+    /// Measures the processor: a copy on all cores, and products by the library that the layer takes, both f32.
+    pub fn of_processor() -> Result<Self> {
+        Ok(Self { copy_gb_s: host_copy_gb_s()?, matrix_flop_ms: host_flop_ms()? })
     }
 
     /// The least milliseconds for so many bytes and operations: the longer of the two.
@@ -138,11 +148,49 @@ const LONG_MS: f64 = 15.0;
 
 /// The shortest of a few runs, in milliseconds, after one that compiles.
 fn shortest<R: Runtime>(client: &ComputeClient<R>, run: Run<'_>) -> Result<f64> {
-    timed(client, run, 1)?;
-    (0..SAMPLES).try_fold(f64::INFINITY, |least, _| Ok(least.min(timed(client, run, 1)?)))
+    least(&waiting(client), run)
+}
+
+fn least(wait: Run<'_>, run: Run<'_>) -> Result<f64> {
+    timed(wait, run, 1)?;
+    (0..SAMPLES).try_fold(f64::INFINITY, |least, _| Ok(least.min(timed(wait, run, 1)?)))
 }
 
 const SAMPLES: usize = 5;
+
+/// As [`copy_gb_s`], on all cores.
+fn host_copy_gb_s() -> Result<f64> {
+    let numbers = HOST_COPY / size_of::<f32>();
+    let input = vec![1.0f32; numbers];
+    let output = RefCell::new(vec![0.0f32; numbers]);
+    let run = || {
+        let mut output = output.borrow_mut();
+        let pieces = output.par_chunks_mut(HOST_PIECE).zip(input.par_chunks(HOST_PIECE));
+        pieces.for_each(|(output, input)| output.copy_from_slice(input));
+        Ok(())
+    };
+    Ok(2.0 * HOST_COPY as f64 / least(&done, &run)? / 1e6)
+}
+
+/// The best of square and tall products.
+fn host_flop_ms() -> Result<f64> {
+    let mut best = 0.0f64;
+    for (rows, side) in [(256, 256), (1024, 512), (1024, 1024), (2048, 1024)] {
+        let input = vec![1.0; rows * side];
+        let map = Linear { weight: vec![1.0; side * side].into(), bias: None };
+        let run = || {
+            black_box(map.apply(&input, side));
+            Ok(())
+        };
+        best = best.max(2.0 * (rows * side * side) as f64 / least(&done, &run)?);
+    }
+    Ok(best)
+}
+
+/// Bytes: beyond the caches of most processors.
+const HOST_COPY: usize = 256 << 20;
+/// Numbers of a task.
+const HOST_PIECE: usize = 1 << 18;
 
 #[cfg(test)]
 mod tests {

@@ -104,19 +104,14 @@ pub struct Effort {
 pub type Run<'a> = &'a dyn Fn() -> Result<()>;
 
 /// Samples of each of `runs`, after a first run that compiles its kernels: in turn, so that a device that slows down slows all of
-/// them. A sample is as many launches back to back as last [`SHORTEST`], divided by their number.
-pub fn interleaved<R: Runtime>(
-    client: &ComputeClient<R>,
-    runs: &[Run<'_>],
-    effort: Effort,
-    what: &str,
-) -> Result<Vec<Times>> {
+/// them. A sample is as many launches back to back as last [`SHORTEST`], and [`wait`](waiting), divided by their number.
+pub fn interleaved(wait: Run<'_>, runs: &[Run<'_>], effort: Effort, what: &str) -> Result<Vec<Times>> {
     let bar = progress(runs.len(), what);
     let mut launches = Vec::new();
     let mut round = 0.0;
     for run in runs {
-        timed(client, run, 1)?;
-        let once = timed(client, run, 1)?;
+        timed(wait, run, 1)?;
+        let once = timed(wait, run, 1)?;
         let needed = (SHORTEST / once).ceil().clamp(1.0, MOST_LAUNCHES);
         round += needed * once;
         launches.push(needed as usize);
@@ -128,7 +123,7 @@ pub fn interleaved<R: Runtime>(
     let mut found = vec![Vec::new(); runs.len()];
     for _ in 0..samples {
         for ((found, run), &launches) in found.iter_mut().zip(runs).zip(&launches) {
-            found.push(timed(client, run, launches)?);
+            found.push(timed(wait, run, launches)?);
             bar.inc(1);
         }
     }
@@ -153,13 +148,23 @@ pub fn progress(steps: usize, what: &str) -> ProgressBar {
     }
 }
 
-/// Milliseconds of one of `launches` launches, the wait for the device included.
-pub fn timed<R: Runtime>(client: &ComputeClient<R>, run: Run<'_>, launches: usize) -> Result<f64> {
+/// Waits until a device has done all that was enqueued.
+pub fn waiting<R: Runtime>(client: &ComputeClient<R>) -> impl Fn() -> Result<()> {
+    || Ok(block_on(client.sync())?)
+}
+
+/// Nothing to wait for: a run that returns is done.
+pub fn done() -> Result<()> {
+    Ok(())
+}
+
+/// Milliseconds of one of `launches` launches, `wait` included.
+pub fn timed(wait: Run<'_>, run: Run<'_>, launches: usize) -> Result<f64> {
     let start = Instant::now();
     for _ in 0..launches {
         run()?;
     }
-    block_on(client.sync())?;
+    wait()?;
     Ok(milliseconds(start) / launches as f64)
 }
 

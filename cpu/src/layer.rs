@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use crate::shape::{number, whole_rows};
 use crate::stages::combine::{self, Chosen};
 use crate::stages::expand::{self, Expanded};
-use crate::stages::query::{self, MapGradients, map_backward};
+use crate::stages::query::{self, InputGradients, MapGradients, OfMaps};
 use crate::stages::score::{self, Kept, PreparedKeys};
 use crate::stages::weigh::{self, Weighed};
 use crate::{Linear, Numbers, Place, Result, RowGradients, Shape};
@@ -78,10 +78,8 @@ pub struct Saved {
 /// The gradients of a backward pass; those of weights that the layer does not have are empty.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Gradients {
-    /// `[tokens, hidden_size]`.
-    pub input: Vec<f32>,
-    /// Of `W_q` and its bias.
-    pub query: MapGradients,
+    /// Of the input, and of what it is mapped by.
+    pub maps: InputGradients,
     /// `[key_dim]`.
     pub query_norm: Vec<f32>,
     /// Of the keys as a table `[heads · 2 · side_keys, key_dim · tucker_rank]`.
@@ -94,14 +92,8 @@ pub struct Gradients {
     pub values: RowGradients,
     /// Of the pre-values; None for a layer without them.
     pub pre_values: Option<RowGradients>,
-    /// Of `W_p`.
-    pub pre_projection: MapGradients,
-    /// Of `W_g` and its bias.
-    pub gate: MapGradients,
     /// Of `W_o` and its bias.
     pub projection: MapGradients,
-    /// Of the output gate's `w` and its bias.
-    pub output_gate: MapGradients,
 }
 
 impl<'a> Layer<'a> {
@@ -185,38 +177,25 @@ impl<'a> Layer<'a> {
         let (chosen, places) = (&saved.chosen, &saved.places);
         let scores = saved.weighed.as_ref().map_or(&chosen.scores, |weighed| &weighed.scores);
         let expand = expand::backward(self, places, scores, &saved.expanded, grad_output);
-        let weigh = weigh::backward(self, input, chosen, places, saved.weighed.as_ref(), expand.scores);
-        let (grad_scores, z, pre_values) = match weigh {
-            Ok(weigh) => (weigh.scores, weigh.z, Some(weigh.rows)),
-            Err(scores) => (scores, Vec::new(), None),
-        };
-        let combine = combine::backward(self, &saved.kept, chosen, &grad_scores);
-        let score = score::backward(self, &saved.raw, &saved.queries, &saved.kept, &combine.sides, &combine.used);
-        let mut found = Gradients {
-            input: vec![0.0; input.len()],
+        let weigh = saved
+            .weighed
+            .as_ref()
+            .and_then(|weighed| weigh::backward(self, input, chosen, places, weighed, &expand.scores));
+        let (grad_scores, z) = weigh.as_ref().map_or((&expand.scores, &[][..]), |weigh| (&weigh.scores, &weigh.z));
+        let combine = combine::backward(self, &saved.kept, chosen, grad_scores);
+        let score = score::backward(self, &saved.raw, &saved.queries, &saved.kept, &combine);
+        let of_maps = OfMaps { query: &score.query, z, gate: &expand.gate, output_gate: &expand.output_gate };
+        let maps = query::backward(self, input, &of_maps);
+        Ok(Gradients {
+            maps,
             query_norm: score.query_norm,
             keys: score.keys,
             keys_norm: score.keys_norm,
             cores: combine.cores,
             values: expand.rows,
-            pre_values,
+            pre_values: weigh.map(|weigh| weigh.rows),
             projection: expand.projection,
-            ..Gradients::default()
-        };
-        if self.weights.pre_projection.is_none() {
-            found.input.iter_mut().zip(&z).for_each(|(input, z)| *input += z);
-        }
-        let inputs = self.shape.hidden_size;
-        let maps = [
-            (Some(&self.weights.query), &score.query, &mut found.query),
-            (self.weights.pre_projection.as_ref(), &z, &mut found.pre_projection),
-            (self.weights.gate.as_ref(), &expand.gate, &mut found.gate),
-            (self.weights.output_gate.as_ref(), &expand.output_gate, &mut found.output_gate),
-        ];
-        for (map, grad, out) in maps {
-            map.into_iter().for_each(|map| *out = map_backward(map, inputs, input, grad, &mut found.input));
-        }
-        Ok(found)
+        })
     }
 }
 

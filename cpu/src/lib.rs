@@ -20,7 +20,9 @@ pub mod table;
 
 pub use layer::{Forward, Gradients, Layer, Saved, Weights};
 pub use linear::Linear;
-pub use numbers::{Numbers, NumbersMut};
+pub use numbers::{Numbers, NumbersMut, vectors};
 pub use shape::{Place, Shape};
 pub use table::RowGradients;
 pub use ultramem_kernels::{Error, Result};
+#[doc(hidden)]
+pub mod probe;

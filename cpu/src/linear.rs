@@ -11,7 +11,7 @@ use std::ops::Range;
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
-use crate::numbers::{dot, vectorised};
+use crate::numbers::dots;
 
 /// A linear map of the input: `W x + b`.
 #[derive(Debug, Clone)]
@@ -106,14 +106,8 @@ fn add_few(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>) {
     let columns = (WORTH_A_TASK / (rows * depth).max(1)).max(1);
     let mut sums = vec![0.0; out.len()];
     sums.par_chunks_mut(columns * rows).enumerate().for_each(|(at, sums)| {
-        vectorised(|| {
-            for (column, sums) in sums.chunks_exact_mut(rows).enumerate() {
-                let other = &b.from(0, at * columns + column)[..depth];
-                for (row, sum) in sums.iter_mut().enumerate() {
-                    *sum = dot(&a.from(row, 0)[..depth], other);
-                }
-            }
-        });
+        let column = |place: usize| &b.from(0, at * columns + place)[..depth];
+        dots(|at| (&a.from(at % rows, 0)[..depth], column(at / rows)), sums);
     });
     for (row, out) in out.chunks_exact_mut(b.columns).enumerate() {
         out.iter_mut().zip(sums[row..].iter().step_by(rows)).for_each(|(out, sum)| *out += sum);

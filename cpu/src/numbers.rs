@@ -1,13 +1,14 @@
 //! Numbers as a table holds them, f32, f16 or bf16, widened as they are read; and vectors of them.
 //!
-//! [`vectorised`] compiles a loop for the vectors of several generations of processors and runs the one that this processor has. What it calls must
+//! [`vectorised!`] compiles a loop for the vectors of several generations of processors and runs the one that this processor has. What it calls must
 //! be inlined into it, so every function of this file is.
 
 use std::borrow::Cow;
 
 use bytemuck::{AnyBitPattern, NoUninit};
 use half::{bf16, f16};
-use ultramem_kernels::ElementType;
+use pulp::{Simd, WithSimd};
+use ultramem_kernels::{ElementType, Error, Result};
 
 /// Numbers of a table or of keys, borrowed from wherever they lie: memory or a mapped file.
 #[derive(Debug, Clone)]
@@ -91,7 +92,7 @@ impl<'a> Numbers<'a> {
 
     /// All of them, widened.
     pub fn widened(&self) -> Vec<f32> {
-        with_slice!(self, Numbers, numbers => vectorised(|| numbers.iter().map(|x| x.widen()).collect()))
+        with_slice!(self, Numbers, numbers => vectorised!(numbers.iter().map(|x| x.widen()).collect()))
     }
 }
 
@@ -103,7 +104,22 @@ pub(crate) fn cast<E: AnyBitPattern + NoUninit>(bytes: &[u8]) -> Cow<'_, [E]> {
     }
 }
 
-impl NumbersMut<'_> {
+impl<'a> NumbersMut<'a> {
+    /// The little-endian `bytes` as numbers, in place.
+    ///
+    /// # Errors
+    /// Bytes that are no whole numbers, or lie at an address that no such number can be written at.
+    pub fn of_bytes(dtype: ElementType, bytes: &'a mut [u8]) -> Result<Self> {
+        let value = format!("{} bytes at {:p}", bytes.len(), bytes.as_ptr());
+        let found = match dtype {
+            ElementType::F32 => bytemuck::try_cast_slice_mut(bytes).map(Self::F32),
+            ElementType::F16 => bytemuck::try_cast_slice_mut(bytes).map(Self::F16),
+            ElementType::BF16 => bytemuck::try_cast_slice_mut(bytes).map(Self::BF16),
+        };
+        let expected = "whole numbers at an address of theirs";
+        found.map_err(|_| Error::Range { what: "table to be changed", value, expected })
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         with_slice!(self, NumbersMut, numbers => numbers.len())
@@ -127,6 +143,12 @@ pub(crate) trait Element: Copy + Send + Sync {
 
     /// To the nearest, of two that are as near to the even one.
     fn narrow(number: f32) -> Self;
+
+    /// `Σ a · b`.
+    #[inline(always)]
+    fn dot<S: Simd>(simd: S, a: &[f32], b: &[Self]) -> f32 {
+        dot_narrow(simd, a, b)
+    }
 }
 
 impl Element for f32 {
@@ -142,6 +164,11 @@ impl Element for f32 {
     #[inline(always)]
     fn narrow(number: f32) -> Self {
         number
+    }
+
+    #[inline(always)]
+    fn dot<S: Simd>(simd: S, a: &[f32], b: &[Self]) -> f32 {
+        dot_wide(simd, a, b)
     }
 }
 
@@ -183,43 +210,94 @@ impl Element for f16 {
     }
 }
 
-/// Runs `work` compiled for this processor's vectors.
+/// Runs `work` compiled for this processor's vectors. A closure that is not inlined is compiled for the least processor: use [`vectorised!`].
 #[inline(always)]
-pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+pub(crate) fn with_vectors<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)
 }
 
-/// Sums that a dot product is taken in, side by side: two of the widest vectors.
-const LANES: usize = 32;
+/// The value of an expression that is compiled for this processor's vectors, with all that is inlined into it.
+macro_rules! vectorised {
+    ($work:expr) => {
+        $crate::numbers::with_vectors(
+            #[inline(always)]
+            || $work,
+        )
+    };
+}
+pub(crate) use vectorised;
+
+/// The vectors that loops run with here, in words.
+pub fn vectors() -> &'static str {
+    struct Width;
+    impl WithSimd for Width {
+        type Output = usize;
+
+        fn with_simd<S: Simd>(self, _simd: S) -> usize {
+            size_of::<S::f32s>() * 8
+        }
+    }
+    match pulp::Arch::new().dispatch(Width) {
+        512 => "512-bit vectors",
+        256 => "256-bit vectors",
+        128 => "128-bit vectors",
+        _ => "no vectors",
+    }
+}
 
 /// `Σ a · b`.
 #[inline(always)]
 pub(crate) fn dot<E: Element>(a: &[f32], b: &[E]) -> f32 {
-    let mut sums = [0.0; LANES];
-    let (whole_a, rest_a) = a.as_chunks::<LANES>();
-    let (whole_b, rest_b) = b.as_chunks::<LANES>();
-    for (a, b) in whole_a.iter().zip(whole_b) {
-        for lane in 0..LANES {
-            sums[lane] += a[lane] * b[lane].widen();
-        }
-    }
-    for ((sum, a), b) in sums.iter_mut().zip(rest_a).zip(rest_b) {
-        *sum += a * b.widen();
-    }
-    folded(sums)
+    let mut sum = [0.0];
+    dots(|_| (a, b), &mut sum);
+    sum[0]
 }
 
-/// The sum of the lanes, halved again and again.
+/// A dot product into each of `out`, of the pair that `pair` has for it.
 #[inline(always)]
-pub(crate) fn folded(mut sums: [f32; LANES]) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            sums[lane] += sums[lane + width];
+pub(crate) fn dots<'a, E: Element + 'a>(pair: impl Fn(usize) -> (&'a [f32], &'a [E]), out: &mut [f32]) {
+    pulp::Arch::new().dispatch(Dots { pair, out });
+}
+
+/// No loop over sums: a compiler makes vectors of numbers that are added, but not of a sum that they are added to.
+struct Dots<'o, F> {
+    pair: F,
+    out: &'o mut [f32],
+}
+
+impl<'a, E: Element + 'a, F: Fn(usize) -> (&'a [f32], &'a [E])> WithSimd for Dots<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        for (at, out) in self.out.iter_mut().enumerate() {
+            let (a, b) = (self.pair)(at);
+            *out = E::dot(simd, a, b);
         }
-        width /= 2;
     }
-    sums[0]
+}
+
+#[inline(always)]
+fn dot_wide<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
+    let count = a.len().min(b.len());
+    let ((a, rest_a), (b, rest_b)) = (S::as_simd_f32s(&a[..count]), S::as_simd_f32s(&b[..count]));
+    let mut sums =
+        [simd.mul_f32s(simd.partial_load_f32s(rest_a), simd.partial_load_f32s(rest_b)), simd.splat_f32s(0.0)];
+    for (at, (a, b)) in a.iter().zip(b).enumerate() {
+        sums[at % 2] = simd.mul_add_e_f32s(*a, *b, sums[at % 2]);
+    }
+    simd.reduce_sum_f32s(simd.add_f32s(sums[0], sums[1]))
+}
+
+/// Widens a block at a time.
+#[inline(always)]
+fn dot_narrow<S: Simd, E: Element>(simd: S, a: &[f32], b: &[E]) -> f32 {
+    let (mut block, mut sum) = ([0.0; 128], 0.0);
+    for (a, b) in a.chunks(block.len()).zip(b.chunks(block.len())) {
+        block.iter_mut().zip(b).for_each(|(wide, x)| *wide = x.widen());
+        sum += dot_wide(simd, a, &block[..b.len()]);
+    }
+    sum
 }
 
 /// `sums += scale · row`.
@@ -248,6 +326,6 @@ pub(crate) fn round(dtype: ElementType, numbers: &mut [f32]) {
     match dtype {
         ElementType::F32 => {}
         ElementType::F16 => numbers.iter_mut().for_each(|x| *x = f16::narrow(*x).widen()),
-        ElementType::BF16 => vectorised(|| numbers.iter_mut().for_each(|x| *x = bf16::narrow(*x).widen())),
+        ElementType::BF16 => vectorised!(numbers.iter_mut().for_each(|x| *x = bf16::narrow(*x).widen())),
     }
 }

@@ -57,11 +57,21 @@ impl<'a> Weights<'a> {
 
     /// The weights of a layer in `dtype`: matrices, keys and tables rounded to it, the rest in f32.
     pub fn rounded(&self, dtype: ElementType) -> Weights<'static> {
-        let round = |weight: Weight, tensor: &HostTensor<'_>| {
-            tensor.cast(if weight.is_full() { ElementType::F32 } else { dtype }).into_owned()
-        };
+        let cast = self.cast(dtype);
+        let own = |weight| cast.get(weight).map(|tensor| tensor.clone().into_owned());
         Weights {
-            tensors: PerWeight::from_fn(|weight| self.get(weight).map(|tensor| round(weight, tensor))),
+            tensors: PerWeight::from_fn(own),
+            core_u: cast.core_u,
+            core_v: cast.core_v,
+            shuffle_index: cast.shuffle_index,
+        }
+    }
+
+    /// The same, borrowed where they have the type already.
+    pub fn cast(&self, dtype: ElementType) -> Weights<'_> {
+        let of = |weight: Weight| if weight.is_full() { ElementType::F32 } else { dtype };
+        Weights {
+            tensors: PerWeight::from_fn(|weight| self.get(weight).map(|tensor| tensor.cast(of(weight)))),
             core_u: self.core_u.clone(),
             core_v: self.core_v.clone(),
             shuffle_index: self.shuffle_index.clone(),

@@ -12,7 +12,7 @@ use crate::failure::Result;
 use crate::numbers::grouped;
 use crate::rates::Rates;
 use crate::report::Table;
-use crate::sampling::{Effort, Ratio, Run, Times, interleaved, progress};
+use crate::sampling::{Effort, Ratio, Run, Times, interleaved, progress, waiting};
 
 /// What to measure.
 pub struct Contest<'a> {
@@ -160,7 +160,7 @@ impl Contest<'_> {
         let steps = steps.map(|(decoder, stream)| || Ok(decoder.step(stream, cache.as_ref()).map(drop)?));
         let steps: Vec<_> = steps.collect();
         let runs: Vec<Run<'_>> = steps.iter().map(|step| step as Run<'_>).collect();
-        let times = interleaved(client, &runs, self.effort, &format!("batch {}", grouped(batch)))?;
+        let times = interleaved(&waiting(client), &runs, self.effort, &format!("batch {}", grouped(batch)))?;
         let entry = |(plan, ms): (&Plan, Times)| Entry {
             design: plan.design,
             ms,

@@ -18,7 +18,7 @@ use crate::failure::{Failure, Result};
 use crate::numbers::grouped;
 use crate::rates::Rates;
 use crate::report::{Report, Table, device_json, device_line, object};
-use crate::sampling::{Effort, Ratio, Run, Times, interleaved};
+use crate::sampling::{Effort, Ratio, Run, Times, interleaved, waiting};
 
 /// Arguments of `bench growth`.
 #[derive(Debug, Args)]
@@ -56,7 +56,7 @@ const GROWING: [Design; 4] = [Design::Moe, Design::ProductKey, Design::MemoryPlu
 /// Runs the verb.
 pub fn run(args: &GrowthArgs, common: &Common) -> Result<Report> {
     let picture = args.series.plot.as_deref().map(Picture::at).transpose()?;
-    let adapter = common.find_device("bench growth")?;
+    let adapter = common.find_gpu("bench growth")?;
     let step = Step { batch: args.batch, dtype: common.dtype, cached: Some(args.cached as usize) };
     let factors = super::ordered(&args.factors);
     let limits = Limits::of(&adapter)?;
@@ -185,7 +185,7 @@ impl Job for Growth<'_> {
         let scores = of_ultramem.map(|(decoder, _)| score(decoder, &stream)).collect::<Result<Vec<_>>>()?;
         let steps: Vec<Boxed<'_>> = steps.chain(scores).collect();
         let runs: Vec<Run<'_>> = steps.iter().map(|step| step.as_ref() as Run<'_>).collect();
-        let times = interleaved(client, &runs, self.effort, "all sizes")?;
+        let times = interleaved(&waiting(client), &runs, self.effort, "all sizes")?;
         Ok(Grown { places: self.places(&plans, &times, &rates), rates })
     }
 }

@@ -65,7 +65,7 @@ impl Verb {
     /// Fits, measures and reports.
     pub fn run(&self, wanted: &[usize], series: &Series, common: &Common) -> Result<Report> {
         let picture = series.plot.as_deref().map(Picture::at).transpose()?;
-        let adapter = common.find_device(self.name)?;
+        let adapter = common.find_gpu(self.name)?;
         let wanted = ordered(wanted);
         let step = Step { batch: wanted.first().copied().unwrap_or(1), dtype: common.dtype, cached: self.cached };
         let limits = Limits::of(&adapter)?;

@@ -36,7 +36,7 @@ pub fn measure(
         return Ok(None);
     }
     fits_host(config, input.len() / config.hidden_size)?;
-    let adapter = common.find_device("profile")?;
+    let adapter = common.find_gpu("profile")?;
     let engine = adapter.engine(config, weights, common.dtype, common.invariant)?;
     let rates = engine.rates()?;
     let measured = engine.measure(input, EFFORT, rates)?;

@@ -32,7 +32,7 @@ pub fn forward(layer: &Layer<'_>, kept: &Kept) -> Chosen {
     let out = chosen.slots.par_chunks_exact_mut(m).zip(chosen.scores.par_chunks_exact_mut(m * cores));
     sides.zip(out).enumerate().for_each_init(Scratch::default, |scratch, (row, ((keys, sides), (slots, scores)))| {
         let grid = Grid { layer, head: row % shape.heads, keys, sides };
-        vectorised(|| grid.choose(scratch, slots, scores));
+        vectorised!(grid.choose(scratch, slots, scores));
     });
     chosen
 }

@@ -8,7 +8,7 @@
 use rayon::prelude::*;
 
 use crate::linear::{Matrix, add_product};
-use crate::numbers::{Element, add_scaled, dot, prefetch, vectorised, with_slice};
+use crate::numbers::{Element, add_scaled, dot, dots, prefetch, vectorised, with_slice};
 use crate::stages::query::{MapGradients, column_sum};
 use crate::table::{RowGradients, group};
 use crate::{Layer, Place, Shape};
@@ -76,7 +76,7 @@ pub fn pool(layer: &Layer<'_>, places: &[Place], scores: &[f32]) -> Vec<f32> {
     let mut pooled = vec![0.0; places.len() / entries * shape.pooled_dim()];
     let tokens = places.par_chunks_exact(entries).zip(scores.par_chunks_exact(entries * shape.cores));
     pooled.par_chunks_exact_mut(shape.pooled_dim()).zip(tokens).for_each(|(pooled, (places, scores))| {
-        with_slice!(table, Numbers, table => vectorised(|| pool_token(shape, table, places, scores, pooled)));
+        with_slice!(table, Numbers, table => vectorised!(pool_token(shape, table, places, scores, pooled)));
     });
     pooled
 }
@@ -123,7 +123,7 @@ pub fn backward(
         let rows = grad.chunks_exact_mut(hidden).zip(expanded.projected.chunks_exact(hidden));
         for ((grad, projected), &gate) in rows.zip(&expanded.output_gate) {
             let open = sigmoid(gate);
-            out.output_gate.push(vectorised(|| dot::<f32>(grad, projected)) * open * (1.0 - open));
+            out.output_gate.push(vectorised!(dot::<f32>(grad, projected)) * open * (1.0 - open));
             grad.iter_mut().for_each(|grad| *grad *= open);
         }
     }
@@ -171,15 +171,18 @@ fn scores_backward(layer: &Layer<'_>, places: &[Place], grad_pooled: &[f32]) -> 
     let mut grad = vec![0.0; places.len() * shape.cores];
     let tokens = places.par_chunks_exact(entries).zip(grad_pooled.par_chunks_exact(shape.pooled_dim()));
     grad.par_chunks_exact_mut(entries * shape.cores).zip(tokens).for_each(|(grad, (places, grad_pooled))| {
-        with_slice!(table, Numbers, table => vectorised(|| {
-            let row = |place: &Place| &table[place.row as usize * width..][..width];
-            for (at, (place, grad)) in places.iter().zip(grad.chunks_exact_mut(shape.cores)).enumerate() {
-                places.get(at + AHEAD).into_iter().for_each(|place| prefetch(row(place)));
-                let block = grad_pooled[place.block as usize * width..][..width].chunks_exact(slice);
-                let slices = block.zip(row(place).chunks_exact(slice));
-                grad.iter_mut().zip(slices).for_each(|(out, (block, row))| *out = dot(block, row));
-            }
-        }));
+        with_slice!(table, Numbers, table => {
+            let row = |at: usize| &table[places[at].row as usize * width..][..width];
+            let pair = |at: usize| {
+                let (entry, core) = (at / shape.cores, at % shape.cores);
+                if core == 0 {
+                    prefetch(row((entry + AHEAD).min(entries - 1)));
+                }
+                let block = &grad_pooled[places[entry].block as usize * width..][..width];
+                (&block[core * slice..][..slice], &row(entry)[core * slice..][..slice])
+            };
+            dots(pair, grad);
+        });
     });
     grad
 }

@@ -23,7 +23,7 @@ pub fn normalised(layer: &Layer<'_>, mut queries: Vec<f32>) -> Vec<f32> {
     queries.par_chunks_mut(CHUNK * width).for_each(|queries| {
         if let Some(norm) = layer.shape.query_norm {
             let weight = &layer.weights.query_norm;
-            vectorised(|| queries.chunks_exact_mut(width).for_each(|query| normalise(norm, weight, query)));
+            vectorised!(queries.chunks_exact_mut(width).for_each(|query| normalise(norm, weight, query)));
         }
         round(dtype, queries);
     });
@@ -48,7 +48,7 @@ pub(crate) fn through_norm(
     let sums: Vec<_> = chunks
         .map(|(x, grad)| {
             let mut sum = vec![0.0; width];
-            vectorised(|| {
+            vectorised!({
                 for (x, grad) in x.chunks_exact_mut(width).zip(grad.chunks_exact_mut(width)) {
                     normalise_backward(norm, weight, x, grad, &mut sum);
                 }
@@ -75,14 +75,54 @@ pub struct MapGradients {
     pub bias: Vec<f32>,
 }
 
-/// Of a map of the input, from the gradient of its output `[tokens, outputs]`: adds the input's to `grad_input`.
-pub(crate) fn map_backward(
-    map: &Linear<'_>,
-    inputs: usize,
-    input: &[f32],
-    grad: &[f32],
-    grad_input: &mut [f32],
-) -> MapGradients {
+/// The gradients of what the input was mapped to, each empty where the layer has no such map.
+#[derive(Debug, Clone, Copy)]
+pub struct OfMaps<'a> {
+    /// Of the queries before their norm, `[tokens, query_pairs · 2 · key_dim]`.
+    pub query: &'a [f32],
+    /// Of `z`, `[tokens, pre_dim]`.
+    pub z: &'a [f32],
+    /// Of the gate before its silu, `[tokens, value_dim]`.
+    pub gate: &'a [f32],
+    /// Of the output gate before its sigmoid, `[tokens]`.
+    pub output_gate: &'a [f32],
+}
+
+/// What comes through the maps of the input.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct InputGradients {
+    /// `[tokens, hidden_size]`.
+    pub input: Vec<f32>,
+    /// Of `W_q` and its bias.
+    pub query: MapGradients,
+    /// Of `W_p`.
+    pub pre_projection: MapGradients,
+    /// Of `W_g` and its bias.
+    pub gate: MapGradients,
+    /// Of the output gate's `w` and its bias.
+    pub output_gate: MapGradients,
+}
+
+/// From what the `input` was mapped to, to the input and to the maps.
+pub fn backward(layer: &Layer<'_>, input: &[f32], grads: &OfMaps<'_>) -> InputGradients {
+    let (weights, inputs) = (&layer.weights, layer.shape.hidden_size);
+    let mut found = InputGradients { input: vec![0.0; input.len()], ..InputGradients::default() };
+    if weights.pre_projection.is_none() {
+        found.input.iter_mut().zip(grads.z).for_each(|(input, z)| *input += z);
+    }
+    for (map, grad, out) in [
+        (Some(&weights.query), grads.query, &mut found.query),
+        (weights.pre_projection.as_ref(), grads.z, &mut found.pre_projection),
+        (weights.gate.as_ref(), grads.gate, &mut found.gate),
+        (weights.output_gate.as_ref(), grads.output_gate, &mut found.output_gate),
+    ] {
+        map.into_iter().for_each(|map| *out = map_backward(map, inputs, input, grad, &mut found.input));
+    }
+    found
+}
+
+/// From the gradient of a map's output `[tokens, outputs]`: adds the input's to `grad_input`.
+fn map_backward(map: &Linear<'_>, inputs: usize, input: &[f32], grad: &[f32], grad_input: &mut [f32]) -> MapGradients {
     let outputs = map.weight.len() / inputs;
     let grad_of = Matrix::new(grad, outputs);
     add_product(grad_input, grad_of, Matrix::new(&map.weight, inputs));

@@ -10,8 +10,10 @@ use rayon::prelude::*;
 
 use crate::linear::{Matrix, product_here};
 use crate::norm::normalise;
-use crate::numbers::{add_scaled, dot, round, vectorised};
+use crate::numbers::{add_scaled, dots, prefetch, round, vectorised};
 use crate::select::{Selection, order_key};
+use crate::stages::combine::CombineGradients;
+use crate::stages::expand::AHEAD;
 use crate::stages::query::{self, through_norm};
 use crate::table::{RowGradients, group};
 use crate::{Layer, Shape, Weights};
@@ -35,7 +37,7 @@ impl PreparedKeys {
         let mut scored = keys_by_rank(shape, weights);
         if let Some(norm) = shape.keys_norm {
             scored.par_chunks_mut(64 * width).for_each(|keys| {
-                vectorised(|| keys.chunks_exact_mut(width).for_each(|key| normalise(norm, &weights.keys_norm, key)));
+                vectorised!(keys.chunks_exact_mut(width).for_each(|key| normalise(norm, &weights.keys_norm, key)));
             });
         }
         let mut judged = Vec::new();
@@ -46,7 +48,7 @@ impl PreparedKeys {
                 |(at, (judged, keys))| {
                     let vectors = if at % 2 == 0 { &weights.core_u } else { &weights.core_v };
                     let vector = &vectors[at / 2 * rank..][..rank];
-                    vectorised(|| {
+                    vectorised!({
                         for (judged, key) in judged.chunks_exact_mut(width).zip(keys.chunks_exact(rank * width)) {
                             key.chunks_exact(width).zip(vector).for_each(|(key, &w)| add_scaled(judged, w, key));
                         }
@@ -119,18 +121,23 @@ fn keep(layer: &Layer<'_>, side: usize, queries: &[f32], tokens: usize) -> Kept 
     product_here(&mut scores, Matrix::new(&tile, width), keys_of_side.transposed());
     let mut kept = Kept { keys: vec![0; tokens * m], scores: vec![0.0; tokens * m * rank] };
     let (mut selection, mut order) = (Selection::default(), vec![0; n]);
-    vectorised(|| {
+    vectorised!({
         let out = kept.keys.chunks_exact_mut(m).zip(kept.scores.chunks_exact_mut(m * rank));
         for ((query, scores), (kept, out)) in tile.chunks_exact(width).zip(scores.chunks_exact(n)).zip(out) {
             order.iter_mut().zip(scores).for_each(|(order, &score)| *order = order_key(score));
             selection.best(&order, kept);
-            for (&key, out) in kept.iter().zip(out.chunks_exact_mut(rank)) {
-                if shape.tucker {
-                    let vectors = keys.ranks(shape, side * n + key as usize).chunks_exact(width);
-                    out.iter_mut().zip(vectors).for_each(|(out, vector)| *out = dot(query, vector));
-                } else {
-                    out[0] = scores[key as usize];
-                }
+            if shape.tucker {
+                let vector =
+                    |at: usize| &keys.ranks(shape, side * n + kept[at / rank] as usize)[at % rank * width..][..width];
+                dots(
+                    |at| {
+                        prefetch(vector((at + AHEAD).min(m * rank - 1)));
+                        (query, vector(at))
+                    },
+                    out,
+                );
+            } else {
+                out.iter_mut().zip(&*kept).for_each(|(out, &key)| *out = scores[key as usize]);
             }
         }
     });
@@ -164,36 +171,34 @@ pub struct ScoreGradients {
     pub keys_norm: Vec<f32>,
 }
 
-/// From the kept keys' scores `[tokens, heads, 2, top_m, tucker_rank]`, NaN-free zeros where no slot used a key, as `used` says, to the queries and
-/// the keys. `raw`: the queries before their norm.
+/// From the kept keys' scores to the queries and the keys. `raw`: the queries before their norm.
 pub fn backward(
     layer: &Layer<'_>,
     raw: &[f32],
     queries: &[f32],
     kept: &Kept,
-    grad_scores: &[f32],
-    used: &[bool],
+    grad: &CombineGradients,
 ) -> ScoreGradients {
-    let mut query = queries_backward(layer, kept, grad_scores, used);
+    let mut query = queries_backward(layer, kept, grad);
     let query_norm = query::norm_backward(layer, raw, &mut query);
-    let (keys, keys_norm) = keys_backward(layer, queries, kept, grad_scores, used);
+    let (keys, keys_norm) = keys_backward(layer, queries, kept, grad);
     ScoreGradients { query, query_norm, keys, keys_norm }
 }
 
 /// `∂q = Σ ∂S · K̂` over the used keys.
-fn queries_backward(layer: &Layer<'_>, kept: &Kept, grad_scores: &[f32], used: &[bool]) -> Vec<f32> {
+fn queries_backward(layer: &Layer<'_>, kept: &Kept, grads: &CombineGradients) -> Vec<f32> {
     let shape = &layer.shape;
     let (width, m, rank, sides) = (shape.key_dim, shape.top_m, shape.tucker_rank, shape.heads * 2);
     let tokens = kept.keys.len() / (sides * m);
     let mut grad = vec![0.0; tokens * shape.query_width()];
     grad.par_chunks_exact_mut(shape.query_width()).enumerate().for_each(|(token, grad)| {
-        vectorised(|| {
+        vectorised!({
             for entry in 0..sides * m {
                 let (side, at) = (entry / m, token * sides * m + entry);
-                if used[at] {
+                if grads.used[at] {
                     let key = layer.keys.ranks(shape, side * shape.side_keys + kept.keys[at] as usize);
                     let grad = &mut grad[shape.query_of(side)..][..width];
-                    let grads = &grad_scores[at * rank..][..rank];
+                    let grads = &grads.sides[at * rank..][..rank];
                     key.chunks_exact(width).zip(grads).for_each(|(key, &g)| add_scaled(grad, g, key));
                 }
             }
@@ -207,18 +212,17 @@ fn keys_backward(
     layer: &Layer<'_>,
     queries: &[f32],
     kept: &Kept,
-    grad_scores: &[f32],
-    used: &[bool],
+    grads: &CombineGradients,
 ) -> (RowGradients, Vec<f32>) {
     let shape = &layer.shape;
     let (width, m, rank, sides) = (shape.key_dim, shape.top_m, shape.tucker_rank, shape.heads * 2);
     let row = |at: usize| at / m % sides * shape.side_keys + kept.keys[at] as usize;
     let pairs =
-        (0..kept.keys.len()).into_par_iter().filter(|&at| used[at]).map(|at| (row(at) as u64) << 32 | at as u64);
+        (0..kept.keys.len()).into_par_iter().filter(|&at| grads.used[at]).map(|at| (row(at) as u64) << 32 | at as u64);
     let mut grad = group(pairs.collect()).sum(rank * width, |at, sum| {
         let at = at as usize;
         let query = &queries[at / (m * sides) * shape.query_width() + shape.query_of(at / m % sides)..][..width];
-        let grads = &grad_scores[at * rank..][..rank];
+        let grads = &grads.sides[at * rank..][..rank];
         sum.chunks_exact_mut(width).zip(grads).for_each(|(sum, &g)| add_scaled(sum, g, query));
     });
     let norm = shape.keys_norm.map_or_else(Vec::new, |norm| {

@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 use ultramem_kernels::weigh::Activation;
 
-use crate::numbers::{add_scaled, dot, prefetch, vectorised, with_slice};
+use crate::numbers::{add_scaled, dots, prefetch, vectorised, with_slice};
 use crate::stages::combine::Chosen;
 use crate::stages::expand::AHEAD;
 use crate::table::{RowGradients, group};
@@ -39,13 +39,10 @@ pub fn forward(layer: &Layer<'_>, input: &[f32], chosen: &Chosen, places: &[Plac
     let out = weighed.products.par_chunks_exact_mut(entries).zip(weighed.scores.par_chunks_exact_mut(entries * cores));
     let tokens = places.par_chunks_exact(entries).zip(z.par_chunks_exact(width));
     out.zip(tokens).for_each(|((products, scores), (places, z))| {
-        with_slice!(table, Numbers, table => vectorised(|| {
-            let row = |place: &Place| &table[place.row as usize * width..][..width];
-            for (at, (product, place)) in products.iter_mut().zip(places).enumerate() {
-                places.get(at + AHEAD).into_iter().for_each(|place| prefetch(row(place)));
-                *product = dot(z, row(place));
-            }
-        }));
+        with_slice!(table, Numbers, table => {
+            let row = |at: usize| &table[places[at].row as usize * width..][..width];
+            dots(|at| { prefetch(row((at + AHEAD).min(entries - 1))); (z, row(at)) }, products);
+        });
         for (scores, &d) in scores.chunks_exact_mut(cores).zip(&*products) {
             let factor = activate(d, activation);
             scores.iter_mut().for_each(|score| *score *= factor);
@@ -65,19 +62,17 @@ pub struct WeighGradients {
     pub rows: RowGradients,
 }
 
-/// From the weighed scores' gradient, in place, to the scores', to `z` and to the pre-values; None for a layer without them.
+/// From the weighed scores' gradient to the scores', to `z` and to the pre-values; None for a layer without them.
 pub fn backward(
     layer: &Layer<'_>,
     input: &[f32],
     chosen: &Chosen,
     places: &[Place],
-    weighed: Option<&Weighed>,
-    mut grad: Vec<f32>,
-) -> Result<WeighGradients, Vec<f32>> {
-    let (Some(weighed), Some(activation), Some(table)) = (weighed, layer.shape.activation, &layer.weights.pre_values)
-    else {
-        return Err(grad);
-    };
+    weighed: &Weighed,
+    grad_weighed: &[f32],
+) -> Option<WeighGradients> {
+    let (activation, table) = (layer.shape.activation?, layer.weights.pre_values.as_ref()?);
+    let mut grad = grad_weighed.to_vec();
     let (entries, width, cores) = (layer.shape.entries(), layer.shape.pre_dim, layer.shape.cores);
     let z = weighed.z(input);
     let mut products = vec![0.0; places.len()];
@@ -91,7 +86,7 @@ pub fn backward(
     let mut grad_z = vec![0.0; z.len()];
     let tokens = places.par_chunks_exact(entries).zip(products.par_chunks_exact(entries));
     grad_z.par_chunks_exact_mut(width).zip(tokens).for_each(|(grad, (places, products))| {
-        with_slice!(table, Numbers, table => vectorised(|| {
+        with_slice!(table, Numbers, table => vectorised!({
             let row = |place: &Place| &table[place.row as usize * width..][..width];
             for (at, (place, &product)) in places.iter().zip(products).enumerate() {
                 places.get(at + AHEAD).into_iter().for_each(|place| prefetch(row(place)));
@@ -104,7 +99,7 @@ pub fn backward(
         let entry = entry as usize;
         add_scaled(sum, products[entry], &z[entry / entries * width..][..width]);
     });
-    Ok(WeighGradients { scores: grad, z: grad_z, rows })
+    Some(WeighGradients { scores: grad, z: grad_z, rows })
 }
 
 fn activate(x: f32, activation: Activation) -> f32 {

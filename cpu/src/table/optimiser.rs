@@ -216,7 +216,7 @@ impl Update<'_> {
             join(|| self.rows(left, &rows[..middle], of_left), || self.rows(right, &rows[middle..], of_right));
             return;
         }
-        vectorised(|| {
+        vectorised!({
             for (&row, gradient) in rows.iter().zip(gradients.chunks_exact(self.width)) {
                 if self.step.mask.is_none_or(|mask| mask[row as usize / 32] >> (row % 32) & 1 == 1) {
                     let at = row as usize - part.first_row;

@@ -46,7 +46,7 @@ impl Grouped {
     pub fn sum(self, width: usize, add: impl Fn(u32, &mut [f32]) + Sync) -> RowGradients {
         let mut numbers = vec![0.0; self.rows.len() * width];
         numbers.par_chunks_exact_mut(width).zip(self.starts.par_windows(2)).with_min_len(64).for_each(|(sum, ends)| {
-            vectorised(|| self.entries[ends[0] as usize..ends[1] as usize].iter().for_each(|&entry| add(entry, sum)));
+            vectorised!(self.entries[ends[0] as usize..ends[1] as usize].iter().for_each(|&entry| add(entry, sum)));
         });
         RowGradients { rows: self.rows, numbers, width }
     }

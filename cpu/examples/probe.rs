@@ -1,0 +1,3 @@
+fn main() {
+    ultramem_cpu::probe::probe();
+}
