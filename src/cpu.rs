@@ -41,6 +41,11 @@ impl<'a> CpuLayer<'a> {
         Ok(Self { config, layer })
     }
 
+    /// The same, giving a token the same bits in a forward pass of any number of tokens.
+    pub fn with_invariance(self, invariant: bool) -> Self {
+        Self { layer: self.layer.with_invariance(invariant), ..self }
+    }
+
     /// Its configuration.
     pub fn config(&self) -> &MemoryConfig {
         &self.config

@@ -7,15 +7,21 @@ mod common;
 #[path = "common/dimensions.rs"]
 mod dimensions;
 
+use std::collections::BTreeMap;
+
 use common::{KINDS, cast, golden_files, random_input, relative_l2, small};
 use dimensions::any_dimensions;
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use rayon::ThreadPoolBuilder;
-use ultramem::{
-    CpuLayer, Dimensions, ElementType, Kind, MemoryConfig, Weights,
-    reference::{self, Judged},
-};
+use ultramem::kernels::optimiser::Rule;
+use ultramem::processor::table::optimiser::{Optimiser, Step};
+use ultramem::processor::{NumbersMut, RowGradients};
+use ultramem::reference::{self, Judged};
+use ultramem::{CpuLayer, Dimensions, ElementType, HostTensor, Kind, MemoryConfig, Weight, Weights};
 
+const DTYPES: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::BF16];
 /// Of f32 sums over hundreds of terms.
 const OUTPUT: f64 = 1e-5;
 const GRADIENT: f64 = 1e-4;
@@ -39,6 +45,12 @@ fn assert_near(what: &str, found: &[f32], expected: &[f32], tolerance: f64, canc
     assert!(near || distance <= tolerance, "{what}: relative L2 {distance:.2e} exceeds {tolerance:.0e}");
 }
 
+/// How much a norm over a few numbers may add to the error: what it gives is what is left of numbers that cancel, `x - mean` of two that are nearly equal,
+/// or `1 - x² / (x² + eps)` of one.
+fn narrow_norm(config: &MemoryConfig) -> f64 {
+    if config.key_dim < 4 { 30.0 } else { 1.0 }
+}
+
 /// Holds output and gradients against the oracle's for the slots that the layer chose, and the slots against the oracle's scores.
 fn hold(what: &str, config: &MemoryConfig, weights: &Weights<'_>, tokens: usize) -> Judged {
     let (input, grad_output) = (random_input(config, tokens, 5), random_input(config, tokens, 77));
@@ -50,8 +62,9 @@ fn hold(what: &str, config: &MemoryConfig, weights: &Weights<'_>, tokens: usize)
     let weighed = reference::weigh(config, weights, &input, &of_slots).unwrap();
     let expected = reference::expand(config, weights, &input, slots, &weighed.scores).unwrap();
     let narrow = |numbers: &[f64]| numbers.iter().map(|&x| x as f32).collect::<Vec<_>>();
-    assert_close(&format!("{what}: scores"), &forward.chosen.scores, &narrow(&of_slots.scores), OUTPUT);
-    assert_close(&format!("{what}: output"), &forward.output, &narrow(&expected), OUTPUT);
+    let norm = narrow_norm(config);
+    assert_close(&format!("{what}: scores"), &forward.chosen.scores, &narrow(&of_slots.scores), OUTPUT * norm);
+    assert_close(&format!("{what}: output"), &forward.output, &narrow(&expected), OUTPUT * norm);
     let best = reference::forward(config, weights, &input).unwrap();
     let judged = reference::judge(config, weights, &input, slots, &best.slots, 1e-5).unwrap();
     assert!(judged.right(), "{what}: {judged:?}");
@@ -62,7 +75,7 @@ fn hold(what: &str, config: &MemoryConfig, weights: &Weights<'_>, tokens: usize)
     let largest =
         named_expected.iter().flat_map(|(_, numbers)| numbers).fold(0.0, |largest: f32, x| largest.max(x.abs()));
     for ((name, found), (_, expected)) in named(config, &found).iter().zip(&named_expected) {
-        assert_near(&format!("{what}: {name}"), found, expected, GRADIENT, largest * 1e-6);
+        assert_near(&format!("{what}: {name}"), found, expected, GRADIENT * norm, largest * 1e-6);
     }
     assert_eq!(found.values.len(), expected.values.len(), "{what}: used rows");
     assert_eq!(found.pre_values.len(), expected.pre_values.len(), "{what}: used rows of the pre-values");
@@ -95,7 +108,7 @@ fn every_kind_agrees_with_the_oracle_in_every_type() {
     for kind in KINDS {
         let config = small(kind);
         let weights = Weights::random(&config, 3);
-        for dtype in [ElementType::F32, ElementType::F16, ElementType::BF16] {
+        for dtype in DTYPES {
             let judged = hold(&format!("{kind:?} in {dtype}"), &config, &cast(&weights, dtype), 70);
             assert!(judged.swapped * 50 <= judged.equal, "{kind:?} in {dtype}: {judged:?}");
         }
@@ -103,7 +116,7 @@ fn every_kind_agrees_with_the_oracle_in_every_type() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, rng_seed: RngSeed::Fixed(0x63_70_75), ..ProptestConfig::default() })]
 
     #[test]
     fn random_layers_agree_with_the_oracle(dims in any_dimensions(), tokens in 0..90usize, seed in 0..1000u64) {
@@ -185,4 +198,100 @@ fn wrong_lengths_are_refused() {
     let (_, saved) = layer.forward_saving(&[0.0; 22]).unwrap();
     let found = layer.backward(&[0.0; 22], &saved, &[0.0; 11]).map_err(message);
     assert_eq!(found.err().as_deref(), Some("numbers of the output's gradient: 11, expected 22"));
+}
+
+/// Whatever the number of tokens in the call, bit by bit.
+#[test]
+fn an_invariant_layer_gives_a_token_the_same_bits_in_any_call() {
+    for kind in KINDS {
+        let config = small(kind);
+        let weights = Weights::random(&config, 3);
+        let layer = CpuLayer::new(config.clone(), &weights).unwrap().with_invariance(true);
+        let input = random_input(&config, 150, 4);
+        let whole = layer.forward(&input).unwrap();
+        for tokens in [1, 2, 3, 4, 5, 16, 64, 65, 128] {
+            let found = layer.forward(&input[..tokens * config.hidden_size]).unwrap();
+            assert_eq!(found.output, whole.output[..found.output.len()], "{kind:?}, {tokens} tokens");
+            assert_eq!(found.chosen.slots, whole.chosen.slots[..found.chosen.slots.len()], "{kind:?}, {tokens} tokens");
+        }
+    }
+}
+
+/// A table whose bytes lie at an odd address is read all the same.
+#[test]
+fn weights_lie_wherever_they_lie() {
+    let config = small(Kind::UltraMem);
+    let weights = Weights::random(&config, 3);
+    let values = &weights[Weight::Values];
+    let mut bytes = vec![0; 1];
+    bytes.extend_from_slice(values.bytes());
+    let odd =
+        weights.clone().with(Weight::Values, HostTensor::new(values.shape(), ElementType::F32, &bytes[1..]).unwrap());
+    let input = random_input(&config, 7, 4);
+    let output = |weights| CpuLayer::new(config.clone(), weights).unwrap().forward(&input).unwrap().output;
+    assert_eq!(output(&weights), output(&odd));
+}
+
+const ADAM: Rule = Rule::Adam { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, decoupled: false };
+const ADAM_W: Rule = Rule::Adam { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, decoupled: true };
+const RULES: [Rule; 5] =
+    [Rule::Sgd { momentum: 0.0 }, Rule::Sgd { momentum: 0.9 }, Rule::Adagrad { eps: 1e-8 }, ADAM, ADAM_W];
+
+/// Five steps over other rows each time, some of them masked, against the oracle's; rows that no step may change keep their bits.
+#[test]
+fn every_rule_agrees_with_the_oracle() {
+    let (rows, width) = (900, 12);
+    let rng = &mut StdRng::seed_from_u64(7);
+    for (rule, dtype) in RULES.into_iter().flat_map(|rule| DTYPES.map(|dtype| (rule, dtype))) {
+        let numbers: Vec<f32> = (0..rows * width).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let before = HostTensor::from_f32([rows, width], &numbers).unwrap().cast(dtype).into_owned();
+        let mut table = before.bytes().to_vec();
+        let wide = |row: &[f32]| row.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+        let mut expected: BTreeMap<usize, Vec<f64>> = before.to_f32().chunks(width).map(wide).enumerate().collect();
+        let mask: Vec<u32> = (0..rows.div_ceil(32)).map(|_| rng.random()).collect();
+        let may_change = |row: usize| mask[row / 32] >> (row % 32) & 1 == 1;
+        let mut optimiser = Optimiser::new(rule, rows, width).unwrap();
+        let mut oracle = reference::Optimiser::new(rule).with_rounding(0, dtype);
+        let mut changed = vec![false; rows];
+        for step in 1..=5 {
+            let listed: Vec<u32> = (0..rows as u32).filter(|_| rng.random_bool(0.7)).collect();
+            let numbers: Vec<f32> = (0..listed.len() * width).map(|_| rng.random_range(-1.0..1.0)).collect();
+            let gradients = RowGradients { rows: listed, numbers, width };
+            let (learning_rate, scale) = (0.1 / step as f32, 0.5);
+            let how = Step { learning_rate, scale, mask: Some(&mask) };
+            optimiser.step(NumbersMut::of_bytes(dtype, &mut table).unwrap(), &gradients, &how).unwrap();
+            let on_host = gradients.iter().map(|(row, gradient)| (row as usize, wide(gradient))).collect();
+            oracle.step(&mut expected, &on_host, learning_rate.into(), scale.into(), may_change);
+            on_host.keys().filter(|&&row| may_change(row)).for_each(|&row| changed[row] = true);
+        }
+        let found = HostTensor::new([rows, width], dtype, table).unwrap().to_f32();
+        let tolerance = if dtype == ElementType::F32 { 1e-5 } else { 1e-2 };
+        for (row, (found, before)) in found.chunks(width).zip(before.to_f32().chunks(width)).enumerate() {
+            let expected: Vec<f32> = expected[&row].iter().map(|&x| x as f32).collect();
+            match changed[row] {
+                true => assert_close(&format!("{rule:?} in {dtype}, row {row}"), found, &expected, tolerance),
+                false => assert_eq!(found, before, "{rule:?}: row {row} was not to change"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_refused_step_changes_nothing() {
+    let mut table = vec![1.0; 12];
+    let mut optimiser = Optimiser::new(ADAM, 3, 4).unwrap();
+    let mut refused = |rows: &[u32], numbers: usize, rate: f32| {
+        let gradients = RowGradients { rows: rows.to_vec(), numbers: vec![1.0; numbers], width: 4 };
+        let before = (table.clone(), optimiser.clone());
+        let found = optimiser.step(NumbersMut::F32(&mut table), &gradients, &Step::new(rate));
+        assert_eq!((table.clone(), optimiser.clone()), before);
+        found.unwrap_err().to_string()
+    };
+    assert!(refused(&[0, 3], 8, 0.1).contains("2 rows, the last 3, of 3"));
+    assert!(refused(&[1, 0], 8, 0.1).contains("ascending rows of the table"));
+    assert_eq!(refused(&[0, 1], 4, 0.1), "numbers of the gradients: 4, expected 8");
+    assert!(refused(&[0], 4, f32::NAN).contains("learning_rate is NaN"));
+    assert!(Optimiser::new(Rule::Sgd { momentum: 1.0 }, 3, 4).is_err());
+    let parts = [4, 5].map(|width| RowGradients { rows: vec![0], numbers: vec![1.0; width], width });
+    assert_eq!(RowGradients::sum(&parts).unwrap_err().to_string(), "width of row gradients: 5, expected 4");
 }

@@ -100,6 +100,11 @@ pub fn wgpu_adapters() -> Result<Vec<Adapter>> {
     return Err(Failure::new("this build has no wgpu"));
 }
 
+/// The processor.
+pub fn processors() -> Result<Vec<Adapter>> {
+    Ok(vec![Adapter::processor()])
+}
+
 /// The GPUs that the offline device stands in for.
 pub fn offline_adapters() -> Result<Vec<Adapter>> {
     Ok(Gpu::ALL.map(Adapter::offline).to_vec())
@@ -185,7 +190,7 @@ impl Adapter {
     }
 
     /// The processor that this runs on.
-    pub fn processor() -> Self {
+    fn processor() -> Self {
         let (threads, vectors) = (rayon::current_num_threads(), ultramem::processor::vectors());
         let driver = format!("{}, {vectors}", counted(threads, "thread"));
         Self { backend: "cpu", name: processor_name(), driver, place: Place::Processor }
@@ -218,6 +223,11 @@ impl Adapter {
             }
             _ => Ok(self),
         }
+    }
+
+    /// Whether it compiles kernels in its first call.
+    pub fn compiles(&self) -> bool {
+        !matches!(self.place, Place::Processor | Place::Reference)
     }
 
     /// Whether this is the oracle itself.
@@ -286,7 +296,7 @@ impl Adapter {
             Place::Offline(device) => layer(&OfflineRuntime::client(device), config, weights, dtype, invariant),
             // It takes one token after the other.
             Place::Reference => Ok(Box::new(Oracle::new(config, weights, dtype))),
-            Place::Processor => Ok(Box::new(Processor::new(config, weights, dtype)?)),
+            Place::Processor => Ok(Box::new(Processor::new(config, weights, dtype, invariant)?)),
         }
     }
 }

@@ -5,8 +5,8 @@ use cubecl::ir::{DeviceProperties, ElemType, FloatKind, StorageType, Type};
 use serde_json::{Value, json};
 use ultramem::ElementType;
 
-use crate::backend::{Adapter, Backend, CURE, cuda_adapters, offline_adapters, wgpu_adapters};
-use crate::failure::{Failure, Result, guard};
+use crate::backend::{Adapter, Backend, CURE, cuda_adapters, offline_adapters, processors, wgpu_adapters};
+use crate::failure::{Result, guard};
 use crate::numbers::bytes;
 use crate::report::{Report, Table};
 
@@ -24,10 +24,10 @@ pub fn run(backend: Backend) -> Result<Report> {
             Err(reason) => problems.push(reason.to_string()),
         }
     }
-    if devices.is_empty() {
-        text += &format!("no CUDA device or wgpu adapter found, only the reference on the CPU; {CURE}\n");
+    if !devices.iter().any(Adapter::compiles) && backend != Backend::Cpu {
+        text += &format!("no CUDA device or wgpu adapter found; {CURE}\n");
     }
-    let devices: Vec<(Adapter, Result<DeviceProperties>)> = devices
+    let devices: Vec<(Adapter, Result<Option<DeviceProperties>>)> = devices
         .into_iter()
         .map(|adapter| {
             let found = open(&adapter);
@@ -45,17 +45,24 @@ pub fn run(backend: Backend) -> Result<Report> {
 /// A way to find the adapters of a backend.
 type Search = fn() -> Result<Vec<Adapter>>;
 
-const SEARCHES: [(Backend, Search); 3] =
-    [(Backend::Cuda, cuda_adapters), (Backend::Wgpu, wgpu_adapters), (Backend::Offline, offline_adapters)];
+const SEARCHES: [(Backend, Search); 4] = [
+    (Backend::Cuda, cuda_adapters),
+    (Backend::Wgpu, wgpu_adapters),
+    (Backend::Cpu, processors),
+    (Backend::Offline, offline_adapters),
+];
 
-fn open(adapter: &Adapter) -> Result<DeviceProperties> {
-    guard(|| adapter.properties().ok_or_else(|| Failure::new("has no properties")))
+/// What the device can do; None for the processor, which runs no kernels.
+fn open(adapter: &Adapter) -> Result<Option<DeviceProperties>> {
+    guard(|| Ok(adapter.properties()))
 }
+
+/// The element types that a layer can have.
+const TYPES: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::BF16];
 
 /// Element types that kernels can compute with.
 fn types(properties: &DeviceProperties) -> Vec<String> {
-    let all = [ElementType::F32, ElementType::F16, ElementType::BF16];
-    all.into_iter().filter(|it| properties.supports_type(it.storage())).map(|it| it.to_string()).collect()
+    TYPES.into_iter().filter(|it| properties.supports_type(it.storage())).map(|it| it.to_string()).collect()
 }
 
 /// Element types of the left operand of matrix units.
@@ -70,16 +77,20 @@ fn atomic_add(properties: &DeviceProperties) -> bool {
     properties.atomic_type_usage(Type::new(atomic)).contains(AtomicUsage::Add)
 }
 
-fn adapter_text(adapter: &Adapter, found: &Result<DeviceProperties>) -> String {
+fn adapter_text(adapter: &Adapter, found: &Result<Option<DeviceProperties>>) -> String {
     let title = format!("{}; {}, {}\n", adapter.name, adapter.backend, adapter.driver);
+    let mut table = Table::default();
     let properties = match found {
-        Ok(properties) => properties,
+        Ok(Some(properties)) => properties,
+        Ok(None) => {
+            table.line(["element types", &TYPES.map(|it| it.to_string()).join(", ")]);
+            return title + &table.text();
+        }
         Err(reason) => return format!("{title}  can't be opened: {reason}\n"),
     };
     let hardware = &properties.hardware;
     let yes = |it: bool| if it { "yes" } else { "no" };
     let none = |list: Vec<String>| if list.is_empty() { "none".to_string() } else { list.join(", ") };
-    let mut table = Table::default();
     table.line(["element types", &none(types(properties))]);
     table.line(["plane size", &range(hardware.plane_size_min, hardware.plane_size_max)]);
     table.line(["plane operations", yes(properties.features.plane.contains(Plane::Ops))]);
@@ -95,10 +106,11 @@ fn range(min: u32, max: u32) -> String {
     if min == max { min.to_string() } else { format!("{min} to {max}") }
 }
 
-fn adapter_json(adapter: &Adapter, found: &Result<DeviceProperties>) -> Value {
+fn adapter_json(adapter: &Adapter, found: &Result<Option<DeviceProperties>>) -> Value {
     let mut json = json!({ "backend": adapter.backend, "device": adapter.name, "driver": adapter.driver });
     match found {
-        Ok(properties) => {
+        Ok(None) => json["types"] = json!(TYPES.map(|it| it.to_string())),
+        Ok(Some(properties)) => {
             let hardware = &properties.hardware;
             json["types"] = json!(types(properties));
             json["plane_size"] = json!([hardware.plane_size_min, hardware.plane_size_max]);

@@ -21,17 +21,18 @@ pub struct Processor<'a> {
     config: MemoryConfig,
     weights: Weights<'a>,
     dtype: ElementType,
+    invariant: bool,
 }
 
 impl<'a> Processor<'a> {
     /// A layer of `weights` in `dtype`, in place where they have it already.
-    pub fn new(config: &MemoryConfig, weights: &'a Weights<'_>, dtype: ElementType) -> Result<Self> {
+    pub fn new(config: &MemoryConfig, weights: &'a Weights<'_>, dtype: ElementType, invariant: bool) -> Result<Self> {
         weights.check(config)?;
-        Ok(Self { config: config.clone(), weights: weights.cast(dtype), dtype })
+        Ok(Self { config: config.clone(), weights: weights.cast(dtype), dtype, invariant })
     }
 
     fn layer(&self) -> Result<CpuLayer<'_>> {
-        Ok(CpuLayer::new(self.config.clone(), &self.weights)?)
+        Ok(CpuLayer::new(self.config.clone(), &self.weights)?.with_invariance(self.invariant))
     }
 
     fn rounded(&self, numbers: &[f32]) -> Result<Vec<f32>> {

@@ -179,7 +179,7 @@ fn host_flop_ms() -> Result<f64> {
         let input = vec![1.0; rows * side];
         let map = Linear { weight: vec![1.0; side * side].into(), bias: None };
         let run = || {
-            black_box(map.apply(&input, side));
+            black_box(map.apply(&input, side, false));
             Ok(())
         };
         best = best.max(2.0 * (rows * side * side) as f64 / least(&done, &run)?);

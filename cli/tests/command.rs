@@ -47,13 +47,33 @@ fn demo_runs_in_half_precision() {
 }
 
 #[test]
-fn demo_without_an_adapter_falls_back_and_says_so() {
-    let Ran { status, stdout, stderr } = without_adapter("demo --json");
-    assert_eq!(status, Some(0), "{stderr}");
-    assert_eq!(stderr.lines().count(), 1, "{stderr}");
-    assert!(stderr.contains("apt-get install mesa-vulkan-drivers"), "{stderr}");
-    let report: Value = serde_json::from_str(&stdout).expect("--json prints JSON");
-    assert_eq!((&report["backend"], &report["agreement"]["passed"]), (&"reference".into(), &true.into()));
+fn demo_runs_on_the_processor_where_there_is_no_gpu() {
+    // With a driver, too, that is software.
+    for Ran { status, stdout, stderr } in [without_adapter("demo --json"), ultramem("demo --json")] {
+        assert_eq!((status, stderr.as_str()), (Some(0), ""));
+        let report: Value = serde_json::from_str(&stdout).expect("--json prints JSON");
+        assert_eq!((&report["backend"], &report["agreement"]["passed"]), (&"cpu".into(), &true.into()));
+        assert!(report["driver"].as_str().is_some_and(|driver| driver.contains("thread")), "{report}");
+        assert!(report["stages"]["expand"]["share_of_copy"].as_f64() > Some(0.0));
+    }
+}
+
+#[test]
+fn the_processor_is_measured_as_a_device() {
+    let report = ultramem(&format!("{SMALL} --backend cpu --json")).json();
+    assert!(
+        report["matrix_tflop_s"].as_f64() > Some(0.0) && report["stages"]["score"]["floor_ms"].as_f64() > Some(0.0)
+    );
+    let text = ultramem("bench training --tokens 8 --side-keys 16 --top-m 4 --samples 3 --backend cpu").well();
+    assert!(text.contains("update") && text.contains("over floor"), "{text}");
+    let stages = ultramem("bench stages --tokens 1,5 --side-keys 16 --top-m 4 --samples 3 --backend cpu --json").json();
+    assert_eq!(stages["tokens"].as_array().map(Vec::len), Some(2), "{stages}");
+    for verb in ["versus", "growth", "decode"] {
+        ultramem(&format!("bench {verb} --backend cpu")).refused(&[verb, "GPU", "native"]);
+    }
+    let devices = ultramem("devices --backend cpu --json").json();
+    assert_eq!(devices["devices"][0]["types"], serde_json::json!(["f32", "f16", "bf16"]), "{devices}");
+    ultramem("demo --backend cpu --limits webgpu").refused(&["--limits webgpu"]);
 }
 
 #[test]
@@ -165,7 +185,7 @@ fn a_panicking_driver_is_one_line() {
 #[test]
 fn check_agrees_with_every_golden_file() {
     for name in LAYERS {
-        for backend in ["wgpu", "reference"] {
+        for backend in ["wgpu", "cpu", "reference"] {
             let report = ultramem(&format!("check {} --backend {backend} --json", fixture(name))).json();
             // Output, slots, scores and a gradient for the input and for each weight; UltraMem's auxiliary loss.
             let others = if name.starts_with("ultramem") { gradients(name) + 1 } else { 7 };
@@ -285,7 +305,9 @@ fn forward_writes_output_slots_and_scores() {
 
 #[test]
 fn backward_writes_a_gradient_for_every_weight() {
-    for (name, backend) in LAYERS.into_iter().flat_map(|name| [(name, "wgpu"), (name, "reference")]) {
+    for (name, backend) in
+        LAYERS.into_iter().flat_map(|name| ["wgpu", "cpu", "reference"].map(|backend| (name, backend)))
+    {
         let (directory, mut expected) = (directory(), Parts::read(fixture(name)));
         let out = directory.path().join("out.safetensors");
         let text = ultramem(&format!("backward {} -o {} --backend {backend}", fixture(name), out.display())).well();
@@ -522,13 +544,16 @@ fn bench_stages_measures_each_over_tokens() {
 
 #[test]
 fn bench_refuses_what_can_not_be_compared_or_drawn() {
+    ultramem("bench stages --backend reference").refused(&["bench stages", "needs a device"]);
     for verb in ["stages", "versus", "growth", "decode"] {
         let verb = format!("bench {verb}");
-        ultramem(&format!("{verb} --backend reference")).refused(&[&verb, "GPU"]);
         ultramem(&format!("{verb} --plot out.jpg")).refused(&["out.jpg", ".svg or .png"]);
         ultramem(&format!("{verb} --plot /nonexistent/out.png")).refused(&["/nonexistent/out.png"]);
         ultramem(&format!("{verb} --samples 2")).refused(&["--samples"]);
-        without_adapter(&verb).refused(&["GPU", "apt-get install mesa-vulkan-drivers"]);
+    }
+    for verb in ["bench versus", "bench growth", "bench decode"] {
+        ultramem(&format!("{verb} --backend reference")).refused(&[verb, "GPU"]);
+        without_adapter(verb).refused(&["GPU", "apt-get install mesa-vulkan-drivers"]);
     }
     for verb in
         ["versus --batch 0", "growth --batch 0", "decode --batch 1,0", "stages --tokens 0", "growth --factors 0"]

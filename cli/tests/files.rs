@@ -79,7 +79,7 @@ fn a_file_of_no_tokens_gives_none() {
         parts.pack();
     };
     let file = changed(&directory, "ultramem_v1_tiny", empty);
-    for backend in ["wgpu", "reference"] {
+    for backend in ["wgpu", "cpu", "reference"] {
         let out = directory.path().join("out.safetensors").display().to_string();
         ultramem(&format!("forward {file} -o {out} --backend {backend}")).well();
         let parts = Parts::read(&out);

@@ -44,7 +44,14 @@ fn info_shows_the_layers_of_a_model() {
 fn check_holds_every_layer_of_every_model() {
     for (name, layers) in MODELS {
         let (path, expected) = (model(name), model(&format!("{name}/expected.safetensors")));
-        for (backend, dtype) in [("reference", "f32"), ("wgpu", "f32"), ("wgpu", "f16"), ("reference", "bf16")] {
+        for (backend, dtype) in [
+            ("reference", "f32"),
+            ("wgpu", "f32"),
+            ("wgpu", "f16"),
+            ("reference", "bf16"),
+            ("cpu", "f32"),
+            ("cpu", "bf16"),
+        ] {
             let args = format!("check {path} --expected {expected} --backend {backend} --dtype {dtype} --json");
             let report = ultramem(&args).json();
             let counts = ["passed", "missed", "not_checked"].map(|key| report[key].as_u64().unwrap_or(99));

@@ -51,6 +51,7 @@ pub struct Layer<'a> {
     pub(crate) keys: PreparedKeys,
     /// `Σ_k C_k`, `[heads, tucker_rank, tucker_rank]`.
     total_cores: Vec<f32>,
+    pub(crate) invariant: bool,
 }
 
 /// What a forward pass gives.
@@ -110,7 +111,12 @@ impl<'a> Layer<'a> {
         for core in weights.cores.chunks_exact(size) {
             total_cores.iter_mut().zip(core).for_each(|(total, core)| *total += core);
         }
-        Ok(Self { shape, weights, keys, total_cores })
+        Ok(Self { shape, weights, keys, total_cores, invariant: false })
+    }
+
+    /// The same, giving a token the same bits in a forward pass of any number of tokens: each number of a product is a dot product of its own.
+    pub fn with_invariance(self, invariant: bool) -> Self {
+        Self { invariant, ..self }
     }
 
     /// Its sizes.

@@ -24,5 +24,3 @@ pub use numbers::{Numbers, NumbersMut, vectors};
 pub use shape::{Place, Shape};
 pub use table::RowGradients;
 pub use ultramem_kernels::{Error, Result};
-#[doc(hidden)]
-pub mod probe;

@@ -23,15 +23,19 @@ pub struct Linear<'a> {
 }
 
 impl Linear<'_> {
-    /// `x Wᵀ + b` for each row of `x` `[rows, inputs]`.
-    pub fn apply(&self, x: &[f32], inputs: usize) -> Vec<f32> {
+    /// `x Wᵀ + b` for each row of `x` `[rows, inputs]`; the same bits in a call of any number of rows, if `invariant`.
+    pub fn apply(&self, x: &[f32], inputs: usize, invariant: bool) -> Vec<f32> {
         let (rows, outputs) = (x.len() / inputs, self.weight.len() / inputs);
         let mut out = match &self.bias {
             Some(bias) => bias.repeat(rows),
             None => vec![0.0; rows * outputs],
         };
         let (x, weight) = (Matrix::new(x, inputs), Matrix::new(&self.weight, inputs).transposed());
-        add_product(&mut out, x, weight);
+        if invariant {
+            add_dots(&mut out, x, weight);
+        } else {
+            add_product(&mut out, x, weight);
+        }
         out
     }
 }
@@ -83,7 +87,7 @@ pub(crate) fn add_product(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>) {
         return;
     }
     if a.rows <= FEW && a.column_stride == 1 && b.row_stride == 1 {
-        return add_few(out, a, b);
+        return add_dots(out, a, b);
     }
     let (rows, columns) = (a.rows.min(BLOCK), b.columns.min(BLOCK));
     let blocks_of_columns = b.columns.div_ceil(columns);
@@ -100,8 +104,9 @@ pub(crate) fn product_here(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>) {
     Output::new(out, a.rows, b.columns).multiply(0..a.rows, 0..b.columns, a, b, false);
 }
 
-/// `out += a · b` for a few rows of `a` and columns of `b` that each lie in one piece.
-fn add_few(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>) {
+/// `out += a · b` by a dot product each, of rows of `a` and columns of `b` that lie in one piece: the faster way for a few rows, and the one whose sums
+/// do not depend on how many there are.
+fn add_dots(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>) {
     let (rows, depth) = (a.rows, a.columns);
     let columns = (WORTH_A_TASK / (rows * depth).max(1)).max(1);
     let mut sums = vec![0.0; out.len()];

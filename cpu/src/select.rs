@@ -25,9 +25,6 @@ pub(crate) struct Selection {
 }
 
 impl Selection {
-    pub fn report(&self) {
-        println!("survivors {}", self.count);
-    }
     /// The places of the `m` largest of `keys`, ascending, into `chosen`, which is `m` long; of equal ones the first.
     #[inline(always)]
     pub fn best(&mut self, keys: &[u32], chosen: &mut [u32]) {

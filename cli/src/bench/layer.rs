@@ -126,7 +126,7 @@ pub fn run(args: &LayerArgs, common: &Common) -> Result<Report> {
         shape_line(&config, &counted(tokens, "token")),
         forward_table(&measured, &cost),
         format!("  Loading took {}, the first call after it {}", ms(load_ms), ms(first_call_ms)),
-        if adapter.is_reference() { ".\n".into() } else { ", kernels compiled in both.\n".to_string() },
+        if adapter.compiles() { ", kernels compiled in both.\n".to_string() } else { ".\n".into() },
         engine.strategies(tokens).map_or_else(String::new, |it| format!("  {it}\n")),
     ];
     Ok(Report { text: text.concat(), json: object(entries), passed: true })

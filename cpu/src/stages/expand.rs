@@ -42,7 +42,8 @@ pub struct Expanded {
 /// The output `[tokens, hidden_size]` from slots at `places` with `scores` `[tokens, heads, top_m, cores]`.
 pub fn forward(layer: &Layer<'_>, input: &[f32], places: &[Place], scores: &[f32]) -> (Vec<f32>, Expanded) {
     let hidden = layer.shape.hidden_size;
-    let apply = |map: Option<&crate::Linear<'_>>| map.map_or_else(Vec::new, |map| map.apply(input, hidden));
+    let apply =
+        |map: Option<&crate::Linear<'_>>| map.map_or_else(Vec::new, |map| map.apply(input, hidden, layer.invariant));
     let mut expanded = Expanded {
         pooled: pool(layer, places, scores),
         gate: apply(layer.weights.gate.as_ref()),
@@ -50,8 +51,8 @@ pub fn forward(layer: &Layer<'_>, input: &[f32], places: &[Place], scores: &[f32
         projected: Vec::new(),
     };
     let mut output = match &layer.weights.projection {
-        Some(map) if expanded.gate.is_empty() => map.apply(&expanded.pooled, layer.shape.pooled_dim()),
-        Some(map) => map.apply(&expanded.gated(), layer.shape.pooled_dim()),
+        Some(map) if expanded.gate.is_empty() => map.apply(&expanded.pooled, layer.shape.pooled_dim(), layer.invariant),
+        Some(map) => map.apply(&expanded.gated(), layer.shape.pooled_dim(), layer.invariant),
         None => expanded.pooled.clone(),
     };
     if !expanded.output_gate.is_empty() {

@@ -14,7 +14,7 @@ const CHUNK: usize = 64;
 
 /// The queries before their norm.
 pub fn forward(layer: &Layer<'_>, input: &[f32]) -> Vec<f32> {
-    layer.weights.query.apply(input, layer.shape.hidden_size)
+    layer.weights.query.apply(input, layer.shape.hidden_size, layer.invariant)
 }
 
 /// Queries as they are multiplied with keys, from those before their norm.

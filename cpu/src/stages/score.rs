@@ -117,8 +117,14 @@ fn keep(layer: &Layer<'_>, side: usize, queries: &[f32], tokens: usize) -> Kept 
     let tile: Vec<f32> = (0..tokens).flat_map(query_of).copied().collect();
     let judged = if shape.tucker { &keys.judged } else { &keys.scored };
     let mut scores = vec![0.0; tokens * n];
-    let keys_of_side = Matrix::new(&judged[side * n * width..][..n * width], width);
-    product_here(&mut scores, Matrix::new(&tile, width), keys_of_side.transposed());
+    let keys_of_side = &judged[side * n * width..][..n * width];
+    if layer.invariant {
+        for (query, scores) in tile.chunks_exact(width).zip(scores.chunks_exact_mut(n)) {
+            dots(|key| (query, &keys_of_side[key * width..][..width]), scores);
+        }
+    } else {
+        product_here(&mut scores, Matrix::new(&tile, width), Matrix::new(keys_of_side, width).transposed());
+    }
     let mut kept = Kept { keys: vec![0; tokens * m], scores: vec![0.0; tokens * m * rank] };
     let (mut selection, mut order) = (Selection::default(), vec![0; n]);
     vectorised!({

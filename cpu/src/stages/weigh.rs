@@ -32,7 +32,7 @@ impl Weighed {
 pub fn forward(layer: &Layer<'_>, input: &[f32], chosen: &Chosen, places: &[Place]) -> Option<Weighed> {
     let (activation, table) = (layer.shape.activation?, layer.weights.pre_values.as_ref()?);
     let (entries, width, cores) = (layer.shape.entries(), layer.shape.pre_dim, layer.shape.cores);
-    let z = layer.weights.pre_projection.as_ref().map(|map| map.apply(input, layer.shape.hidden_size));
+    let z = layer.weights.pre_projection.as_ref().map(|map| map.apply(input, layer.shape.hidden_size, layer.invariant));
     let mut weighed =
         Weighed { z: z.unwrap_or_default(), products: vec![0.0; places.len()], scores: chosen.scores.clone() };
     let z = if weighed.z.is_empty() { input } else { &weighed.z };

@@ -2,7 +2,9 @@
 
 use rayon::prelude::*;
 
+use crate::Result;
 use crate::numbers::vectorised;
+use crate::shape::number;
 
 /// The gradient of a table's used rows; all others' is zero.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -58,16 +60,20 @@ impl RowGradients {
         self.rows.iter().copied().zip(self.numbers.chunks_exact(self.width.max(1)))
     }
 
-    /// The sum of the gradients that several layers have for one table.
-    pub fn sum(all: &[Self]) -> Self {
+    /// The sum of the gradients that several layers, or several passes, have for one table.
+    ///
+    /// # Errors
+    /// Gradients of rows of several widths.
+    pub fn sum(all: &[Self]) -> Result<Self> {
         let width = all.first().map_or(0, |first| first.width);
+        all.iter().try_for_each(|one| number("width of row gradients", one.width, width))?;
         let places: Vec<(usize, usize)> =
             all.iter().enumerate().flat_map(|(at, one)| (0..one.rows.len()).map(move |row| (at, row))).collect();
         let pair = |(entry, &(at, row)): (usize, &(usize, usize))| u64::from(all[at].rows[row]) << 32 | entry as u64;
         let grouped = group(places.iter().enumerate().map(pair).collect());
-        grouped.sum(width, |entry, sum| {
+        Ok(grouped.sum(width, |entry, sum| {
             let (at, row) = places[entry as usize];
             sum.iter_mut().zip(&all[at].numbers[row * width..][..width]).for_each(|(sum, x)| *sum += x);
-        })
+        }))
     }
 }

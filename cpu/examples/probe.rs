@@ -1,3 +1,0 @@
-fn main() {
-    ultramem_cpu::probe::probe();
-}
