@@ -47,7 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=30, help="samples of each time")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="f32")
-    parser.add_argument("--pool", choices=POOLS, help="how rows are summed; without it, what is fastest for the verb")
+    parser.add_argument("--pool", choices=POOLS, help="how rows are summed: bag, the fastest; check tries all")
     parser.add_argument("--optimiser", choices=OPTIMISERS, default="fused", help="AdamW's form; sparse: SparseAdam for the table")
     parser.add_argument("--json", action="store_true", help="a JSON object a line")
     return parser.parse_args()
@@ -62,9 +62,8 @@ def made(args: argparse.Namespace) -> tuple[MemoryLayer, Tensor | None]:
     """The layer to measure, of a file with its input, or of dimensions with random weights."""
     torch.manual_seed(1)
     config, tensors = files.read(args.file[0]) if args.file else (configured(args), {})
-    pool = args.pool or "bag"
     with torch.device(args.device):
-        layer = MemoryLayer(config, pool, sparse=args.verb == "train" and args.optimiser == "sparse")
+        layer = MemoryLayer(config, args.pool or "bag", sparse=args.verb == "train" and args.optimiser == "sparse")
     if tensors:
         files.fill(layer, tensors)
     return layer.to(args.device, DTYPES[args.dtype]), tensors.get("input")

@@ -75,11 +75,20 @@ def compare(layer: MemoryLayer, tensors: files.Tensors) -> Iterator[Line]:
         tensor = found.get(name.removeprefix("expected.")) if name.startswith("expected.") else None
         if tensor is None:
             continue
+        if name == "expected.output":
+            yield Line("expected.output, served", relative_l2(served(layer, tensors["input"]), expected), OUTPUT_BOUND)
         if name == "expected.indices":
             yield Line(name, differing(tensor, expected, layer.config.heads), 1e-3)
         else:
             bound = GRADIENT_BOUND if "grad" in name else OUTPUT_BOUND
             yield Line(name, relative_l2(tensor.reshape(expected.shape), expected), bound)
+
+
+def served(layer: MemoryLayer, x: Tensor) -> Tensor:
+    """The output of the layer with its keys prepared, scored by projected keys."""
+    layer.few_tokens = len(x)
+    with torch.inference_mode():
+        return layer.prepare()(x)
 
 
 def golden(layer: MemoryLayer, x: Tensor, grad_output: Tensor) -> files.Tensors:

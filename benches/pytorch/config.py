@@ -94,13 +94,9 @@ class Config:
         )
 
 
-SMALL = Config()
-WIDE = Config(hidden_size=768, side_keys=512, key_dim=96, value_dim=192, top_m=32)
 PRESETS = {
-    "small": SMALL,
-    "wide": WIDE,
-    # The small layer with the wide one's 262,144 slots.
-    "small_262144": replace(SMALL, side_keys=512),
+    # The dimensions that nobody gave.
+    "small": Config(),
     # src/config/presets.rs.
     "ultramem_v1_1b": Config(hidden_size=768, side_keys=1616, key_dim=192, value_dim=384, top_m=80),
 }

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from config import Config
@@ -32,6 +30,13 @@ def name_of(weight: str, config: Config) -> str:
     return f"full_memory_layer.{NAMES[weight]}" if shared else NAMES[weight]
 
 
+def to_file(name: str, tensor: Tensor, config: Config) -> Tensor:
+    """The weight `name`, or its gradient, in the shape that files have."""
+    if name == "keys":
+        return keys_to_file(tensor, config)
+    return tensor.view(config.rows, config.value_dim) if name == "values" else tensor
+
+
 def keys_to_file(keys: Tensor, config: Config) -> Tensor:
     """From `[2, heads, rank, side_keys, key_dim]` to `[heads, 2, side_keys, key_dim, rank]`, or without the rank."""
     turned = keys.permute(1, 0, 3, 4, 2)
@@ -51,7 +56,7 @@ def learned(weights: dict[str, Tensor | None], config: Config) -> Tensors:
         if name == "cores":
             tensors |= {f"tucker_core.{core}": part for core, part in enumerate(tensor)}
         else:
-            tensors[name_of(name, config)] = keys_to_file(tensor, config) if name == "keys" else tensor
+            tensors[name_of(name, config)] = to_file(name, tensor, config)
     return {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -61,7 +66,12 @@ def gradients(layer: MemoryLayer) -> Tensors:
     return learned({name: grad.to_dense() if grad is not None else None for name, grad in of.items()}, layer.config)
 
 
+# A machine with a GPU and a PyTorch may lack safetensors, and measures without files: they are imported where they are needed.
+
+
 def read(path: Path) -> tuple[Config, Tensors]:
+    from safetensors import safe_open
+
     with safe_open(path, framework="pt") as file:
         config = Config.from_metadata(file.metadata() or {})
         return config, {name: file.get_tensor(name) for name in file.keys()}
@@ -76,7 +86,7 @@ def fill(layer: MemoryLayer, tensors: Tensors) -> None:
                 weight.copy_(torch.stack([tensors[f"tucker_core.{core}"] for core in range(config.cores)]))
             else:
                 stored = tensors[name_of(name, config)]
-                weight.copy_(keys_from_file(stored, config) if name == "keys" else stored)
+                weight.copy_(keys_from_file(stored, config) if name == "keys" else stored.view(weight.shape))
         if config.tucker:
             vectors = [tensors[f"tucker_core_{side}"].view(config.heads, config.tucker_rank) for side in "uv"]
             layer.core_uv.copy_(torch.stack(vectors))
@@ -98,4 +108,6 @@ def layer_tensors(layer: MemoryLayer) -> Tensors:
 
 
 def write(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
+    from safetensors.torch import save_file
+
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
