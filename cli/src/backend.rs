@@ -230,11 +230,6 @@ impl Adapter {
         !matches!(self.place, Place::Processor | Place::Reference)
     }
 
-    /// Whether this is the oracle itself.
-    pub fn is_reference(&self) -> bool {
-        matches!(self.place, Place::Reference)
-    }
-
     /// What the device can do; None for the processor and the oracle. Opens the device.
     pub fn properties(&self) -> Option<DeviceProperties> {
         match &self.place {
