@@ -85,11 +85,6 @@ impl<'a> Numbers<'a> {
         }
     }
 
-    /// Row `index` of rows of `width`, widened.
-    pub fn row(&self, index: usize, width: usize) -> Vec<f32> {
-        with_slice!(self, Numbers, numbers => numbers[index * width..][..width].iter().map(|x| x.widen()).collect())
-    }
-
     /// All of them, widened.
     pub fn widened(&self) -> Vec<f32> {
         with_slice!(self, Numbers, numbers => vectorised!(numbers.iter().map(|x| x.widen()).collect()))

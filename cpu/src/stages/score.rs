@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::linear::{Matrix, product_here};
 use crate::norm::normalise;
-use crate::numbers::{add_scaled, dots, prefetch, round, vectorised};
+use crate::numbers::{Element, add_scaled, dots, prefetch, round, vectorised, with_slice};
 use crate::select::{Selection, order_key};
 use crate::stages::combine::CombineGradients;
 use crate::stages::expand::AHEAD;
@@ -70,16 +70,21 @@ impl PreparedKeys {
 
 /// `[heads, 2, side_keys, key_dim, tucker_rank]` with the last two swapped.
 fn keys_by_rank(shape: &Shape, weights: &Weights<'_>) -> Vec<f32> {
-    let (keys, rank, width) = (weights.keys.widened(), shape.tucker_rank, shape.key_dim);
-    if rank == 1 {
-        return keys;
-    }
-    let mut by_rank = vec![0.0; keys.len()];
-    let pairs = by_rank.par_chunks_exact_mut(rank * width).zip(keys.par_chunks_exact(rank * width));
-    pairs.with_min_len(64).for_each(|(out, key)| {
-        for (r, out) in out.chunks_exact_mut(width).enumerate() {
-            out.iter_mut().zip(key[r..].iter().step_by(rank)).for_each(|(out, x)| *out = *x);
-        }
+    let all: Vec<u32> = (0..shape.all_keys() as u32).collect();
+    rows_by_rank(shape, weights, &all)
+}
+
+/// Some keys with their last two dimensions swapped, `[rows, tucker_rank, key_dim]`.
+fn rows_by_rank(shape: &Shape, weights: &Weights<'_>, rows: &[u32]) -> Vec<f32> {
+    let (rank, width) = (shape.tucker_rank, shape.key_dim);
+    let mut by_rank = vec![0.0; rows.len() * rank * width];
+    by_rank.par_chunks_exact_mut(rank * width).zip(rows).with_min_len(64).for_each(|(out, &row)| {
+        with_slice!(&weights.keys, Numbers, keys => {
+            let key = &keys[row as usize * rank * width..][..rank * width];
+            for (r, out) in out.chunks_exact_mut(width).enumerate() {
+                out.iter_mut().zip(key[r..].iter().step_by(rank)).for_each(|(out, x)| *out = x.widen());
+            }
+        });
     });
     by_rank
 }
@@ -232,7 +237,7 @@ fn keys_backward(
         sum.chunks_exact_mut(width).zip(grads).for_each(|(sum, &g)| add_scaled(sum, g, query));
     });
     let norm = shape.keys_norm.map_or_else(Vec::new, |norm| {
-        let raw = raw_keys(layer, &grad.rows);
+        let raw = rows_by_rank(shape, &layer.weights, &grad.rows);
         through_norm(norm, &layer.weights.keys_norm, raw, &mut grad.numbers)
     });
     grad.numbers.par_chunks_exact_mut(rank * width).with_min_len(64).for_each(|row| {
@@ -242,14 +247,4 @@ fn keys_backward(
         }
     });
     (grad, norm)
-}
-
-/// Some keys before their norm, `[rows, tucker_rank, key_dim]`.
-fn raw_keys(layer: &Layer<'_>, rows: &[u32]) -> Vec<f32> {
-    let (width, rank) = (layer.shape.key_dim, layer.shape.tucker_rank);
-    let of_row = |&row: &u32| {
-        let key = layer.weights.keys.row(row as usize, rank * width);
-        (0..rank).flat_map(|r| (0..width).map(|d| key[d * rank + r]).collect::<Vec<_>>()).collect::<Vec<_>>()
-    };
-    rows.iter().flat_map(of_row).collect()
 }
