@@ -64,7 +64,7 @@ impl Engine for Processor<'_> {
     }
 
     fn measure(&self, input: &[f32], effort: Effort, rates: Option<Rates>) -> Result<Measured> {
-        let (whole, input) = (self.layer()?, self.rounded(input)?);
+        let (whole, input) = (self.layer()?.prepared(), self.rounded(input)?);
         let (layer, input) = (whole.layer(), input.as_slice());
         let queries = query::normalised(layer, query::forward(layer, input));
         let kept = score::forward(layer, &queries);

@@ -177,7 +177,7 @@ fn host_flop_ms() -> Result<f64> {
     let mut best = 0.0f64;
     for (rows, side) in [(256, 256), (1024, 512), (1024, 1024), (2048, 1024)] {
         let input = vec![1.0; rows * side];
-        let map = Linear { weight: vec![1.0; side * side].into(), bias: None };
+        let map = Linear::new(vec![1.0; side * side].into(), None);
         let run = || {
             black_box(map.apply(&input, side, false));
             Ok(())

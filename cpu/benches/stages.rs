@@ -51,7 +51,7 @@ fn weights(shape: &Shape) -> Weights<'static> {
     let vector = |count: usize| Cow::Owned(numbers(count));
     let slots = shape.side_keys * shape.side_keys;
     Weights {
-        query: Linear { weight: vector(shape.query_width() * shape.hidden_size), bias: None },
+        query: Linear::new(vector(shape.query_width() * shape.hidden_size), None),
         query_norm: vector(shape.key_dim),
         keys: Numbers::F32(vector(shape.all_keys() * shape.key_dim * shape.tucker_rank)),
         keys_norm: vector(shape.key_dim),
@@ -64,14 +64,14 @@ fn weights(shape: &Shape) -> Weights<'static> {
         pre_values: None,
         pre_projection: None,
         gate: None,
-        projection: Some(Linear { weight: vector(shape.hidden_size * shape.pooled_dim()), bias: None }),
+        projection: Some(Linear::new(vector(shape.hidden_size * shape.pooled_dim()), None)),
         output_gate: None,
     }
 }
 
 fn stages(bench: &mut Criterion) {
     let shape = shape();
-    let layer = Layer::new(shape.clone(), weights(&shape)).expect("the sizes fit each other");
+    let layer = Layer::new(shape.clone(), weights(&shape)).expect("the sizes fit each other").prepared();
     let input = numbers(TOKENS * shape.hidden_size);
     let queries = query::normalised(&layer, query::forward(&layer, &input));
     let kept = score::forward(&layer, &queries);

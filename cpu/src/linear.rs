@@ -20,9 +20,21 @@ pub struct Linear<'a> {
     pub weight: Cow<'a, [f32]>,
     /// `[outputs]`, if there is one.
     pub bias: Option<Cow<'a, [f32]>>,
+    /// `[inputs, outputs]`, for whoever multiplies many times: a product with many rows reads it as it lies. Empty: there is none.
+    transposed: Vec<f32>,
 }
 
-impl Linear<'_> {
+impl<'a> Linear<'a> {
+    /// A map of weights that lie anywhere.
+    pub fn new(weight: Cow<'a, [f32]>, bias: Option<Cow<'a, [f32]>>) -> Self {
+        Self { weight, bias, transposed: Vec::new() }
+    }
+
+    /// The same with a transposed copy of its weight.
+    pub(crate) fn with_transposed(self, inputs: usize) -> Self {
+        Self { transposed: transposed(&self.weight, inputs), ..self }
+    }
+
     /// `x Wᵀ + b` for each row of `x` `[rows, inputs]`; the same bits in a call of any number of rows, if `invariant`.
     pub fn apply(&self, x: &[f32], inputs: usize, invariant: bool) -> Vec<f32> {
         let (rows, outputs) = (x.len() / inputs, self.weight.len() / inputs);
@@ -31,13 +43,30 @@ impl Linear<'_> {
             None => vec![0.0; rows * outputs],
         };
         let (x, weight) = (Matrix::new(x, inputs), Matrix::new(&self.weight, inputs).transposed());
-        if invariant {
+        if invariant || rows <= FEW {
             add_dots(&mut out, x, weight);
-        } else {
+        } else if self.transposed.is_empty() {
             add_product(&mut out, x, weight);
+        } else {
+            add_product(&mut out, x, Matrix::new(&self.transposed, outputs));
         }
         out
     }
+}
+
+/// Rows of `columns` numbers as columns: `[columns, rows]`.
+pub(crate) fn transposed(numbers: &[f32], columns: usize) -> Vec<f32> {
+    let rows = numbers.len() / columns;
+    let mut out = vec![0.0; numbers.len()];
+    // A block of columns at a time, so that what is read next to each other is still in the cache.
+    out.par_chunks_mut((16 * rows).max(1)).enumerate().for_each(|(block, out)| {
+        for row in 0..rows {
+            for (column, out) in out.chunks_exact_mut(rows).enumerate() {
+                out[row] = numbers[row * columns + block * 16 + column];
+            }
+        }
+    });
+    out
 }
 
 /// A matrix in memory: `rows · columns` numbers, one row or one column after the other.
@@ -56,6 +85,11 @@ impl<'a> Matrix<'a> {
         let rows = numbers.len() / columns;
         let numbers = &numbers[..rows * columns];
         Self { numbers, rows, columns, row_stride: columns, column_stride: 1 }
+    }
+
+    /// Its rows, which lie one after the other.
+    pub fn rows(self) -> impl Iterator<Item = &'a [f32]> {
+        self.numbers.chunks_exact(self.columns)
     }
 
     pub fn transposed(self) -> Self {
@@ -85,9 +119,6 @@ const WORTH_A_TASK: usize = 1 << 18;
 pub(crate) fn add_product(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>) {
     if out.is_empty() {
         return;
-    }
-    if a.rows <= FEW && a.column_stride == 1 && b.row_stride == 1 {
-        return add_dots(out, a, b);
     }
     let (rows, columns) = (a.rows.min(BLOCK), b.columns.min(BLOCK));
     let blocks_of_columns = b.columns.div_ceil(columns);

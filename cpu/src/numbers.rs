@@ -85,11 +85,31 @@ impl<'a> Numbers<'a> {
         }
     }
 
+    /// Asks the system to hold them in large pages, which rows that lie anywhere are found through in half the time. Where it has none to give, or the
+    /// numbers lie in a file that it keeps in small ones, nothing happens. Takes some two seconds a gigabyte.
+    pub(crate) fn in_large_pages(&self) {
+        with_slice!(self, Numbers, numbers => large_pages(bytemuck::cast_slice(numbers)));
+    }
+
     /// All of them, widened.
     pub fn widened(&self) -> Vec<f32> {
         with_slice!(self, Numbers, numbers => vectorised!(numbers.iter().map(|x| x.widen()).collect()))
     }
 }
+
+#[cfg(target_os = "linux")]
+fn large_pages(bytes: &[u8]) {
+    const PAGE: usize = 2 << 20;
+    let before = bytes.as_ptr().align_offset(PAGE).min(bytes.len());
+    let inside = &bytes[before..][..(bytes.len() - before) / PAGE * PAGE];
+    for advice in [libc::MADV_HUGEPAGE, libc::MADV_COLLAPSE] {
+        // SAFETY: advice about pages that lie within the slice and are mapped as long as it lives; what they hold stays as it is.
+        unsafe { libc::madvise(inside.as_ptr().cast_mut().cast(), inside.len(), advice) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn large_pages(_bytes: &[u8]) {}
 
 /// Bytes as numbers, in place where they can be.
 pub(crate) fn cast<E: AnyBitPattern + NoUninit>(bytes: &[u8]) -> Cow<'_, [E]> {

@@ -14,6 +14,9 @@ pub(crate) fn order_key(score: f32) -> u32 {
     if score.is_nan() { 0 } else { key }
 }
 
+/// Keys that are passed over together where none reaches the bound.
+const CHUNK: usize = 16;
+
 /// What a selection works with, kept from row to row.
 #[derive(Debug, Default)]
 pub(crate) struct Selection {
@@ -68,10 +71,14 @@ impl Selection {
             self.places.resize(keys.len(), 0);
         }
         let mut count = 0;
-        for (place, &key) in keys.iter().enumerate() {
-            self.keys[count] = key;
-            self.places[count] = place as u32;
-            count += usize::from(key >= bound);
+        for (chunk, keys) in keys.chunks(CHUNK).enumerate() {
+            if keys.iter().copied().fold(0, u32::max) >= bound {
+                for (at, &key) in keys.iter().enumerate() {
+                    self.keys[count] = key;
+                    self.places[count] = (chunk * CHUNK + at) as u32;
+                    count += usize::from(key >= bound);
+                }
+            }
         }
         self.count = count;
     }

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::linear::{Matrix, add_product};
 use crate::numbers::{Element, add_scaled, dot, dots, prefetch, vectorised, with_slice};
 use crate::stages::query::{MapGradients, column_sum};
-use crate::table::{RowGradients, group};
+use crate::table::{Named, RowGradients, group};
 use crate::{Layer, Place, Shape};
 
 /// Rows that are on their way at once.
@@ -191,8 +191,9 @@ fn scores_backward(layer: &Layer<'_>, places: &[Place], grad_pooled: &[f32]) -> 
 /// `∂V[row, slice k] = Σ s_k · ∂pooled[block, slice k]`.
 fn rows_backward(shape: &Shape, places: &[Place], scores: &[f32], grad_pooled: &[f32]) -> RowGradients {
     let (entries, cores, width) = (shape.entries(), shape.cores, shape.value_dim);
-    let pairs = places.par_iter().enumerate().map(|(entry, place)| u64::from(place.row) << 32 | entry as u64);
-    group(pairs.collect()).sum(width, |entry, sum| {
+    let named = |(entry, place): (usize, &Place)| Named { row: place.row, entry: entry as u32 };
+    let named = places.iter().enumerate().map(named).collect();
+    group(named).sum(width, |entry, sum| {
         let entry = entry as usize;
         let first = entry / entries * shape.pooled_dim() + places[entry].block as usize * width;
         let slices = sum.chunks_exact_mut(width / cores).zip(grad_pooled[first..][..width].chunks_exact(width / cores));

@@ -8,14 +8,14 @@
 
 use rayon::prelude::*;
 
-use crate::linear::{Matrix, product_here};
+use crate::linear::{Matrix, product_here, transposed};
 use crate::norm::normalise;
 use crate::numbers::{Element, add_scaled, dots, prefetch, round, vectorised, with_slice};
 use crate::select::{Selection, order_key};
 use crate::stages::combine::CombineGradients;
 use crate::stages::expand::AHEAD;
 use crate::stages::query::{self, through_norm};
-use crate::table::{RowGradients, group};
+use crate::table::{Named, RowGradients, group};
 use crate::{Layer, Shape, Weights};
 
 /// Tokens of a task.
@@ -26,7 +26,7 @@ const TILE: usize = 64;
 pub struct PreparedKeys {
     /// As they are scored, `[heads, 2, side_keys, tucker_rank, key_dim]`.
     scored: Vec<f32>,
-    /// As they are judged, `[heads, 2, side_keys, key_dim]`; empty for additive scores, which judge what they score.
+    /// As they are judged, `[heads, 2, key_dim, side_keys]`: a product reads them as they lie.
     judged: Vec<f32>,
 }
 
@@ -40,22 +40,9 @@ impl PreparedKeys {
                 vectorised!(keys.chunks_exact_mut(width).for_each(|key| normalise(norm, &weights.keys_norm, key)));
             });
         }
-        let mut judged = Vec::new();
-        if shape.tucker {
-            judged = vec![0.0; shape.all_keys() * width];
-            let of_sides = scored.par_chunks(shape.side_keys * rank * width);
-            judged.par_chunks_mut(shape.side_keys * width).zip(of_sides).enumerate().for_each(
-                |(at, (judged, keys))| {
-                    let vectors = if at % 2 == 0 { &weights.core_u } else { &weights.core_v };
-                    let vector = &vectors[at / 2 * rank..][..rank];
-                    vectorised!({
-                        for (judged, key) in judged.chunks_exact_mut(width).zip(keys.chunks_exact(rank * width)) {
-                            key.chunks_exact(width).zip(vector).for_each(|(key, &w)| add_scaled(judged, w, key));
-                        }
-                    });
-                },
-            );
-        }
+        let of_sides = scored.par_chunks(shape.side_keys * rank * width);
+        let judged: Vec<_> = of_sides.enumerate().map(|(side, keys)| judged(shape, weights, side, keys)).collect();
+        let mut judged = judged.concat();
         round(weights.keys.dtype(), &mut scored);
         round(weights.keys.dtype(), &mut judged);
         Self { scored, judged }
@@ -66,6 +53,23 @@ impl PreparedKeys {
         let width = shape.tucker_rank * shape.key_dim;
         &self.scored[key * width..][..width]
     }
+}
+
+/// `Σ_ρ w_side[head, ρ] · K̂[.., ρ]` of the keys of one side, `[key_dim, side_keys]`; of additive scores the keys themselves.
+fn judged(shape: &Shape, weights: &Weights<'_>, side: usize, keys: &[f32]) -> Vec<f32> {
+    let (rank, width) = (shape.tucker_rank, shape.key_dim);
+    if !shape.tucker {
+        return transposed(keys, width);
+    }
+    let vectors = if side % 2 == 0 { &weights.core_u } else { &weights.core_v };
+    let vector = &vectors[side / 2 * rank..][..rank];
+    let mut judged = vec![0.0; shape.side_keys * width];
+    vectorised!({
+        for (judged, key) in judged.chunks_exact_mut(width).zip(keys.chunks_exact(rank * width)) {
+            key.chunks_exact(width).zip(vector).for_each(|(key, &w)| add_scaled(judged, w, key));
+        }
+    });
+    transposed(&judged, width)
 }
 
 /// `[heads, 2, side_keys, key_dim, tucker_rank]` with the last two swapped.
@@ -120,15 +124,17 @@ fn keep(layer: &Layer<'_>, side: usize, queries: &[f32], tokens: usize) -> Kept 
     let (width, n, m, rank) = (shape.key_dim, shape.side_keys, shape.top_m, shape.tucker_rank);
     let query_of = |token: usize| &queries[token * shape.query_width() + shape.query_of(side)..][..width];
     let tile: Vec<f32> = (0..tokens).flat_map(query_of).copied().collect();
-    let judged = if shape.tucker { &keys.judged } else { &keys.scored };
     let mut scores = vec![0.0; tokens * n];
-    let keys_of_side = &judged[side * n * width..][..n * width];
+    let judged = Matrix::new(&keys.judged[side * n * width..][..n * width], n);
     if layer.invariant {
-        for (query, scores) in tile.chunks_exact(width).zip(scores.chunks_exact_mut(n)) {
-            dots(|key| (query, &keys_of_side[key * width..][..width]), scores);
-        }
+        // Sums in the order of the depth, whatever the number of tokens.
+        vectorised!({
+            for (query, scores) in tile.chunks_exact(width).zip(scores.chunks_exact_mut(n)) {
+                query.iter().zip(judged.rows()).for_each(|(&q, keys)| add_scaled(scores, q, keys));
+            }
+        });
     } else {
-        product_here(&mut scores, Matrix::new(&tile, width), Matrix::new(keys_of_side, width).transposed());
+        product_here(&mut scores, Matrix::new(&tile, width), judged);
     }
     let mut kept = Kept { keys: vec![0; tokens * m], scores: vec![0.0; tokens * m * rank] };
     let (mut selection, mut order) = (Selection::default(), vec![0; n]);
@@ -228,9 +234,9 @@ fn keys_backward(
     let shape = &layer.shape;
     let (width, m, rank, sides) = (shape.key_dim, shape.top_m, shape.tucker_rank, shape.heads * 2);
     let row = |at: usize| at / m % sides * shape.side_keys + kept.keys[at] as usize;
-    let pairs =
-        (0..kept.keys.len()).into_par_iter().filter(|&at| grads.used[at]).map(|at| (row(at) as u64) << 32 | at as u64);
-    let mut grad = group(pairs.collect()).sum(rank * width, |at, sum| {
+    let used = (0..kept.keys.len()).filter(|&at| grads.used[at]);
+    let named = used.map(|at| Named { row: row(at) as u32, entry: at as u32 }).collect();
+    let mut grad = group(named).sum(rank * width, |at, sum| {
         let at = at as usize;
         let query = &queries[at / (m * sides) * shape.query_width() + shape.query_of(at / m % sides)..][..width];
         let grads = &grads.sides[at * rank..][..rank];

@@ -8,7 +8,7 @@ use ultramem_kernels::weigh::Activation;
 use crate::numbers::{add_scaled, dots, prefetch, vectorised, with_slice};
 use crate::stages::combine::Chosen;
 use crate::stages::expand::AHEAD;
-use crate::table::{RowGradients, group};
+use crate::table::{Named, RowGradients, group};
 use crate::{Layer, Place};
 
 /// What weigh gives.
@@ -94,8 +94,9 @@ pub fn backward(
             }
         }));
     });
-    let pairs = places.par_iter().enumerate().map(|(entry, place)| u64::from(place.row) << 32 | entry as u64);
-    let rows = group(pairs.collect()).sum(width, |entry, sum| {
+    let named = |(entry, place): (usize, &Place)| Named { row: place.row, entry: entry as u32 };
+    let named = places.iter().enumerate().map(named).collect();
+    let rows = group(named).sum(width, |entry, sum| {
         let entry = entry as usize;
         add_scaled(sum, products[entry], &z[entry / entries * width..][..width]);
     });

@@ -27,20 +27,51 @@ pub(crate) struct Grouped {
     entries: Vec<u32>,
 }
 
-/// Sorts entries by row. `pairs`: each the row in the upper half, the entry in the lower one.
-pub(crate) fn group(mut pairs: Vec<u64>) -> Grouped {
-    pairs.par_sort_unstable();
-    let mut grouped = Grouped { rows: Vec::new(), starts: Vec::new(), entries: Vec::with_capacity(pairs.len()) };
-    for pair in pairs {
-        let (row, entry) = ((pair >> 32) as u32, pair as u32);
+/// An entry, and the row that it names.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Named {
+    pub row: u32,
+    pub entry: u32,
+}
+
+/// Groups entries, ascending, by row: a radix sort, which leaves those of a row in their order.
+pub(crate) fn group(named: Vec<Named>) -> Grouped {
+    let sorted = sort(named);
+    let mut grouped = Grouped { rows: Vec::new(), starts: Vec::new(), entries: Vec::with_capacity(sorted.len()) };
+    for (at, Named { row, entry }) in sorted.into_iter().enumerate() {
         if grouped.rows.last() != Some(&row) {
             grouped.rows.push(row);
-            grouped.starts.push(grouped.entries.len() as u32);
+            grouped.starts.push(at as u32);
         }
         grouped.entries.push(entry);
     }
     grouped.starts.push(grouped.entries.len() as u32);
     grouped
+}
+
+/// Bits of a digit: its counts fit the first cache.
+const DIGIT: u32 = 11;
+
+/// By row, from its last digit to the first that some row has.
+fn sort(mut named: Vec<Named>) -> Vec<Named> {
+    let largest = named.iter().map(|named| named.row).max().unwrap_or(0);
+    let mut sorted = vec![Named::default(); named.len()];
+    for shift in (0..u32::BITS - largest.leading_zeros()).step_by(DIGIT as usize) {
+        let digit = |named: &Named| (named.row >> shift) as usize % (1 << DIGIT);
+        let mut places = [0u32; 1 << DIGIT];
+        named.iter().for_each(|named| places[digit(named)] += 1);
+        let mut sum = 0;
+        for place in &mut places {
+            (*place, sum) = (sum, sum + *place);
+        }
+        for named in &named {
+            let place = &mut places[digit(named)];
+            sorted[*place as usize] = *named;
+            *place += 1;
+        }
+        std::mem::swap(&mut named, &mut sorted);
+    }
+    named
 }
 
 impl Grouped {
@@ -69,8 +100,9 @@ impl RowGradients {
         all.iter().try_for_each(|one| number("width of row gradients", one.width, width))?;
         let places: Vec<(usize, usize)> =
             all.iter().enumerate().flat_map(|(at, one)| (0..one.rows.len()).map(move |row| (at, row))).collect();
-        let pair = |(entry, &(at, row)): (usize, &(usize, usize))| u64::from(all[at].rows[row]) << 32 | entry as u64;
-        let grouped = group(places.iter().enumerate().map(pair).collect());
+        let named =
+            |(entry, &(at, row)): (usize, &(usize, usize))| Named { row: all[at].rows[row], entry: entry as u32 };
+        let grouped = group(places.iter().enumerate().map(named).collect());
         Ok(grouped.sum(width, |entry, sum| {
             let (at, row) = places[entry as usize];
             sum.iter_mut().zip(&all[at].numbers[row * width..][..width]).for_each(|(sum, x)| *sum += x);
