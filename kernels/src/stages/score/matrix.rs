@@ -9,7 +9,7 @@ use cubecl::prelude::*;
 
 use super::GROUP;
 use super::forward::query_of;
-use super::plan::{MATRIX_KEYS, ScorePlan, query_pitch};
+use super::plan::{MATRIX_KEYS, ScorePlan};
 use crate::launch::planes::sum_of;
 use crate::linear::tile::component_sum;
 use crate::select::{FOUR, Four};
@@ -58,12 +58,8 @@ pub(crate) fn approximate_matrix_kernel<E: Float>(
     let first_line = CUBE_POS % splits * range;
     let plane = Plane { index: UNIT_POS as usize / plan.plane, lane: UNIT_POS as usize % plan.plane };
 
-    let mut queries = SharedMemory::<Vector<u32, Four>>::new(comptime!(plan.tile * query_pitch(plan.key_dim)));
-    #[unroll]
-    for r in 0..comptime!(plan.tile / (plan.units / plan.plane)) {
-        let row = plane.index + comptime!(r * (plan.units / plan.plane));
-        normalise_row::<E>(query, query_norm, &mut queries, row, first + tile + row, end, side, plane, eps, plan);
-    }
+    let mut queries = SharedMemory::<Vector<u32, Four>>::new(comptime!(plan.tile * plan.key_dim / EIGHT));
+    normalise_tile::<E>(query, query_norm, &mut queries, first + tile, end, side, plane, eps, plan);
     sync_cube();
 
     let (shares, span) = comptime!(plan.matrix_shares());
@@ -93,20 +89,59 @@ pub(crate) fn approximate_matrix_kernel<E: Float>(
     }
 }
 
-/// Normalises a row's query and rounds it, eight numbers a lane; zeros from token `end` on.
+/// Normalises the queries of a tile's tokens, from `first` on, and rounds them; zeros from token `end` on. They lie as a lane's parts of the products of 16
+/// by 8 by 16 follow each other: of 16 rows and 16 numbers, a load for each lane.
 #[cube]
-fn normalise_row<E: Float>(
+fn normalise_tile<E: Float>(
     query: &Array<Vector<f32, Four>>,
     query_norm: &Array<Vector<f32, Four>>,
     queries: &mut SharedMemory<Vector<u32, Four>>,
-    row: usize,
-    token: usize,
+    first: usize,
     end: usize,
     side: usize,
     plane: Plane,
     eps: f32,
     #[comptime] plan: ScorePlan,
 ) {
+    let planes = comptime!(plan.units / plan.plane);
+    let (eights, steps) = comptime!((plan.key_dim / EIGHT, plan.key_dim / STEP));
+    #[unroll]
+    for pair in 0..comptime!(plan.tile / 2 / planes) {
+        let row = plane.index + pair * planes;
+        let token = first + row / EIGHT * GROUP + row % EIGHT;
+        let upper = normalised_row::<E>(query, query_norm, token, end, side, plane, eps, plan);
+        let lower = normalised_row::<E>(query, query_norm, token + EIGHT, end, side, plane, eps, plan);
+        #[unroll]
+        for i in 0..comptime!(eights.div_ceil(plan.plane)) {
+            let at = comptime!(i * plan.plane) + plane.lane;
+            if at < eights {
+                let fragment = (row / EIGHT * steps + at / FOUR) * comptime!(2 * plan.plane);
+                let place = fragment + row % EIGHT * FOUR + at % FOUR;
+                #[unroll]
+                for half in 0..2usize {
+                    let mut words = Vector::<u32, Four>::new(upper[i][2 * half]);
+                    words[1] = lower[i][2 * half];
+                    words[2] = upper[i][2 * half + 1];
+                    words[3] = lower[i][2 * half + 1];
+                    queries[place + comptime!(half * plan.plane)] = words;
+                }
+            }
+        }
+    }
+}
+
+/// A token's query, normalised and rounded, eight numbers a lane and step.
+#[cube]
+fn normalised_row<E: Float>(
+    query: &Array<Vector<f32, Four>>,
+    query_norm: &Array<Vector<f32, Four>>,
+    token: usize,
+    end: usize,
+    side: usize,
+    plane: Plane,
+    eps: f32,
+    #[comptime] plan: ScorePlan,
+) -> Array<Vector<u32, Four>> {
     let eights = comptime!(plan.key_dim / EIGHT);
     let steps = comptime!(eights.div_ceil(plan.plane));
     let first = query_of(min(token, end - 1), side, plan) * comptime!(plan.key_dim / FOUR);
@@ -137,11 +172,12 @@ fn normalise_row<E: Float>(
         }
         scale = scale_of(sum_of(component_sum::<Four>(squares), plan.plane), eps, plan.key_dim);
     }
+    let mut rounded = Array::<Vector<u32, Four>>::new(steps);
     #[unroll]
     for step in 0..steps {
         let at = comptime!(step * plan.plane) + plane.lane;
+        let mut words = Vector::<u32, Four>::new(0u32);
         if at < eights {
-            let mut words = Vector::<u32, Four>::new(0u32);
             #[unroll]
             for half in 0..2usize {
                 let mut value = own[comptime!(2 * step + half)];
@@ -151,9 +187,10 @@ fn normalise_row<E: Float>(
                 words[2 * half] = pair_of::<E>(value[0], value[1]);
                 words[2 * half + 1] = pair_of::<E>(value[2], value[3]);
             }
-            queries[row * comptime!(query_pitch(plan.key_dim)) + at] = words;
         }
+        rounded[step] = words;
     }
+    rounded
 }
 
 /// Two numbers, rounded, as a word.
@@ -182,7 +219,7 @@ fn multiply<E: Float>(
 ) {
     let (row, column) = (lane / FOUR, lane % FOUR);
     let (shares, span) = comptime!(plan.matrix_shares());
-    let (pitch, depth) = comptime!((query_pitch(plan.key_dim), plan.key_dim / EIGHT));
+    let depth = comptime!(plan.key_dim / EIGHT);
     let of_rows = comptime!(plan.tile / shares / GROUP);
     #[unroll]
     for _ in 0..2 * span * of_rows {
@@ -193,7 +230,7 @@ fn multiply<E: Float>(
     }
     let (steps, ahead) = comptime!((plan.key_dim / STEP, AHEAD / span));
     let line = first / EIGHT + row * depth + column;
-    let query = (part + row) * pitch + column;
+    let query = part / GROUP * comptime!(2 * steps * plan.plane) + lane;
     #[unroll]
     for chunk in 0..comptime!(steps.div_ceil(ahead)) {
         let (start, end) = comptime!((chunk * ahead, ((chunk + 1) * ahead).min(steps)));
@@ -211,14 +248,14 @@ fn multiply<E: Float>(
         for s in start..end {
             #[unroll]
             for g in 0..of_rows {
-                let at = query + comptime!(g * GROUP * pitch + s * FOUR);
-                let (upper, lower) = (queries[at], queries[at + comptime!(EIGHT * pitch)]);
+                let at = query + comptime!(2 * (g * steps + s) * plan.plane);
+                let (first, second) = (queries[at], queries[at + plan.plane]);
                 #[unroll]
                 for n in 0..2 * span {
                     let keys = loaded[comptime!(2 * span * (s - start) + n)];
                     let sum = sums.index_mut(comptime!(2 * span * g + n));
-                    multiply_words::<E>(upper[0], lower[0], upper[1], lower[1], keys[0], keys[1], sum);
-                    multiply_words::<E>(upper[2], lower[2], upper[3], lower[3], keys[2], keys[3], sum);
+                    multiply_words::<E>(first, keys[0], keys[1], sum);
+                    multiply_words::<E>(second, keys[2], keys[3], sum);
                 }
             }
         }
@@ -228,20 +265,17 @@ fn multiply<E: Float>(
 /// Adds a product of 16 rows by 8 keys, 16 numbers deep, to `sums`; the words are the lane's parts of both.
 #[cube]
 fn multiply_words<E: Float>(
-    upper: u32,
-    lower: u32,
-    upper_next: u32,
-    lower_next: u32,
+    row_words: Vector<u32, Four>,
     key: u32,
     key_next: u32,
     sums: &mut Array<Vector<f32, Two>>,
 ) {
     let definition = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
     let mut rows = Array::<Vector<E, Two>>::new(4usize);
-    rows[0] = Vector::reinterpret(upper);
-    rows[1] = Vector::reinterpret(lower);
-    rows[2] = Vector::reinterpret(upper_next);
-    rows[3] = Vector::reinterpret(lower_next);
+    #[unroll]
+    for i in 0..FOUR {
+        rows[i] = Vector::reinterpret(row_words[i]);
+    }
     let mut keys = Array::<Vector<E, Two>>::new(2usize);
     keys[0] = Vector::reinterpret(key);
     keys[1] = Vector::reinterpret(key_next);

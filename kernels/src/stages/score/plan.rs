@@ -222,7 +222,7 @@ impl ScorePlan {
             kernel: if self.matrix { "approximate_matrix_kernel" } else { "approximate_kernel" },
             cubes: tokens.div_ceil(tile).saturating_mul(heads * 2 * splits),
             units,
-            shared_bytes: if self.matrix { tile * 4 * FOUR * query_pitch(key_dim) } else { by_units },
+            shared_bytes: if self.matrix { 2 * tile * key_dim } else { by_units },
             loops: match self.matrix {
                 true => {
                     tile / MATRIX_PLANES * (1 + 3 * strided(key_dim / FOUR, MATRIX_PLANE)) + range.div_ceil(MATRIX_KEYS)
@@ -402,12 +402,6 @@ pub(super) const MATRIX_PLANES: usize = 8;
 pub(super) const MATRIX_KEYS: usize = MATRIX_PLANES * GROUP;
 /// Numbers of the depth that a plane reads at a time.
 const DEPTH: usize = 32;
-
-/// Loads of eight numbers from a query in shared memory to the next, four more than a multiple of eight: two rows that are read together fall
-/// into different banks.
-pub(super) fn query_pitch(key_dim: usize) -> usize {
-    (key_dim / 8 + 4) / 8 * 8 + 4
-}
 
 /// Units of a plane that multiplies.
 const MATRIX_PLANE: usize = 32;
