@@ -10,6 +10,7 @@
 #![expect(missing_docs, reason = "CubeCL's macros document nothing of what they make of a public function")]
 
 mod digits;
+pub(crate) mod held;
 pub(crate) mod sort;
 pub(crate) mod threshold;
 pub(crate) mod top_m;
@@ -25,7 +26,7 @@ pub(crate) type Four = Const<4>;
 pub(crate) const FOUR: usize = 4;
 /// The order key of no candidate at all, which fills up a row's last vector. A NaN's is one less.
 pub(crate) const NOTHING: u32 = u32::MAX;
-const NAN_KEY: u32 = u32::MAX - 1;
+pub(crate) const NAN_KEY: u32 = u32::MAX - 1;
 
 /// Maps a score to a key whose ascending order is the order of selection: larger scores have smaller keys, both zeros
 /// have one key, every NaN has the last.

@@ -23,8 +23,8 @@ const STEPS: usize = 12;
 /// Order keys that a lane holds in registers while it bisects.
 const IN_REGISTERS: usize = 36;
 /// Places at which a step cuts, and bits of what it counts at each, which share a word.
-const CUTS: usize = 3;
-const BITS: u32 = 10;
+pub(super) const CUTS: usize = 3;
+pub(super) const BITS: u32 = 10;
 /// The order key of the worst number.
 const WORST: u32 = 0xff80_0000;
 
@@ -198,14 +198,14 @@ struct Listing {
 
 /// Of what is listed, what is left: an order key below `key`, or this one and at most position `last`.
 #[derive(CubeType, Clone, Copy)]
-struct Bound {
-    key: u32,
-    last: u32,
+pub(crate) struct Bound {
+    pub key: u32,
+    pub last: u32,
 }
 
 #[cube]
 impl Bound {
-    fn holds(&self, key: u32, position: u32) -> bool {
+    pub fn holds(&self, key: u32, position: u32) -> bool {
         key < self.key || (key == self.key && position <= self.last)
     }
 }
@@ -306,16 +306,10 @@ impl Listing {
                 own[slot] = key;
             }
         }
-        let search = Search {
-            low: RuntimeCell::new(smallest(least, self.plan.plane)),
-            high: RuntimeCell::new(NOTHING - smallest(worst, self.plan.plane)),
-            held: RuntimeCell::new(held),
-            below: RuntimeCell::new(0u32),
-            keep: comptime!(self.plan.keep as u32),
-            cuts,
-        };
+        let (low, high) = (smallest(least, self.plan.plane), NOTHING - smallest(worst, self.plan.plane));
+        let search = Search::new(low, high, held, comptime!(self.plan.keep as u32), cuts);
         let mut halve = false;
-        while search.low.read() < search.high.read() && search.held.read() > comptime!(most as u32) {
+        while search.goes_on(comptime!(most as u32)) {
             let middles = search.middles(halve, comptime!((self.plan.keep + most + 1) as f32 / 2.0));
             halve = !halve;
             let mut within = 0u32;
@@ -391,10 +385,10 @@ impl Listing {
 /// A bisection: `held` candidates, no fewer than are kept, have order key `high` or a smaller one; `below`, fewer than are kept, one
 /// smaller than `low`.
 #[derive(CubeType)]
-struct Search {
+pub(super) struct Search {
     low: RuntimeCell<u32>,
-    high: RuntimeCell<u32>,
-    held: RuntimeCell<u32>,
+    pub high: RuntimeCell<u32>,
+    pub held: RuntimeCell<u32>,
     below: RuntimeCell<u32>,
     #[cube(comptime)]
     keep: u32,
@@ -404,8 +398,25 @@ struct Search {
 
 #[cube]
 impl Search {
+    /// Of `held` candidates from `low` to `high`, `keep` of which are wanted.
+    pub fn new(low: u32, high: u32, held: u32, #[comptime] keep: u32, #[comptime] cuts: usize) -> Search {
+        Search {
+            low: RuntimeCell::new(low),
+            high: RuntimeCell::new(high),
+            held: RuntimeCell::new(held),
+            below: RuntimeCell::new(0u32),
+            keep,
+            cuts,
+        }
+    }
+
+    /// Whether more than `most` are held, and not all that are too many are equal.
+    pub fn goes_on(&self, #[comptime] most: u32) -> bool {
+        self.low.read() < self.high.read() && self.held.read() > most
+    }
+
     /// Where the range is cut, ascending: at even distances, or around where evenly spread order keys would leave `wanted`.
-    fn middles(&self, halve: bool, #[comptime] wanted: f32) -> Array<u32> {
+    pub fn middles(&self, halve: bool, #[comptime] wanted: f32) -> Array<u32> {
         let mut middles = Array::<u32>::new(self.cuts);
         let span = f32::cast_from(self.high.read() - self.low.read());
         let last = self.high.read() - 1;
@@ -422,7 +433,7 @@ impl Search {
     }
 
     /// Takes the part in which the bound lies; `within` has how many are at each of the middles or before it.
-    fn narrow(&self, middles: &Array<u32>, within: u32) {
+    pub fn narrow(&self, middles: &Array<u32>, within: u32) {
         #[unroll]
         for cut in 0..self.cuts {
             let mut count = within;

@@ -14,7 +14,7 @@ use crate::select::select_lane;
 use crate::stages::combine::{self, Chosen, CombinePlan, CombineSizes, HeadRow, PairScore, choose_pairs};
 use crate::stages::score::{
     Kept, Place, PreparedKeys, Queries, ScoreCall, ScorePlan, ScorePlans, ScoreSizes, ScoreStrategy, SplitPlans,
-    select_keys, write_keys,
+    padded, select_keys, write_keys,
 };
 
 /// Launches [`score`](crate::stages::score::score()), then [`combine`](crate::stages::combine::combine()); as one kernel what follows a split of the keys, where
@@ -143,6 +143,7 @@ impl RetrievePlans {
             Self::Together { score, .. } => &score.plan,
             Self::Apart { score: ScorePlans::Whole(score), .. } => &score.plan,
             Self::Apart { score: ScorePlans::Split(split), .. } => &split.approximate.plan,
+            Self::Apart { score: ScorePlans::Filtered(filtered), .. } => &filtered.plan.score,
         }
     }
 
@@ -151,10 +152,15 @@ impl RetrievePlans {
         self.score().tile
     }
 
-    /// Projected keys of a side that are read; on matrix units all lines, the normalised keys among them.
+    /// Projected keys of a side that are read; on matrix units all lines, the normalised keys among them, and where these filter the projected ones
+    /// again.
     pub fn keys_read(&self) -> usize {
         let score = self.score();
-        if score.matrix { score.pitch() } else { score.side_keys }
+        match self {
+            Self::Apart { score: ScorePlans::Filtered(_), .. } => score.pitch() + padded(score.side_keys),
+            _ if score.matrix => score.pitch(),
+            _ => score.side_keys,
+        }
     }
 
     /// Whether matrix units score all ranks of all keys.
@@ -176,7 +182,7 @@ impl RetrievePlans {
         let all = tokens.saturating_mul(score.heads * 2).saturating_mul(score.pitch());
         match self {
             Self::Together { .. } => [all; 2],
-            Self::Apart { score: ScorePlans::Whole(_), .. } => [0; 2],
+            Self::Apart { score: ScorePlans::Whole(_) | ScorePlans::Filtered(_), .. } => [0; 2],
             Self::Apart { score: ScorePlans::Split(split), .. } => [split.numbers(), all],
         }
     }

@@ -17,18 +17,25 @@ use crate::stages::norm::{Norm, scale_of};
 
 /// Numbers of the depth that a lane's load of 8 takes part in: four lanes share a row.
 const STEP: usize = 32;
-/// Steps of the depth whose keys are on their way at once.
+/// Steps of the depth whose keys are on their way at once, where a plane has registers for them.
 const AHEAD: usize = 6;
 /// Numbers of a load.
-const EIGHT: usize = 8;
+pub(super) const EIGHT: usize = 8;
 
-type Two = Const<2>;
+pub(super) type Two = Const<2>;
 
 /// Where a unit stands: its plane of the cube, and its place in it.
 #[derive(CubeType, Clone, Copy)]
-struct Plane {
-    index: usize,
-    lane: usize,
+pub(super) struct Plane {
+    pub index: usize,
+    pub lane: usize,
+}
+
+#[cube]
+impl Plane {
+    pub fn of_unit(#[comptime] units: usize) -> Plane {
+        Plane { index: UNIT_POS as usize / units, lane: UNIT_POS as usize % units }
+    }
 }
 
 /// As [`approximate_kernel`](super::forward::approximate_kernel), on matrix units, of `lines` `[heads, 2, pitch, key_dim]`.
@@ -56,7 +63,7 @@ pub(crate) fn approximate_matrix_kernel<E: Float>(
     let tile = CUBE_POS / splits / sides * plan.tile;
     let (first, end) = (first as usize, end as usize);
     let first_line = CUBE_POS % splits * range;
-    let plane = Plane { index: UNIT_POS as usize / plan.plane, lane: UNIT_POS as usize % plan.plane };
+    let plane = Plane::of_unit(plan.plane);
 
     let mut queries = SharedMemory::<Vector<u32, Four>>::new(comptime!(plan.tile * plan.key_dim / EIGHT));
     normalise_tile::<E>(query, query_norm, &mut queries, first + tile, end, side, plane, eps, plan);
@@ -71,7 +78,7 @@ pub(crate) fn approximate_matrix_kernel<E: Float>(
         let weight = (side * comptime!(plan.pitch()) + line) * plan.key_dim;
         // Of the last lines of a range one group may be left.
         let groups = (last - line) / GROUP;
-        multiply::<E>(&queries, lines, &mut sums, weight, part, groups, plane.lane, plan);
+        multiply::<E>(&queries, lines, &mut sums, weight, part, groups, plane.lane, AHEAD, plan);
         #[unroll]
         for g in 0..comptime!(plan.tile / shares / GROUP) {
             #[unroll]
@@ -92,7 +99,7 @@ pub(crate) fn approximate_matrix_kernel<E: Float>(
 /// Normalises the queries of a tile's tokens, from `first` on, and rounds them; zeros from token `end` on. They lie as a lane's parts of the products of 16
 /// by 8 by 16 follow each other: of 16 rows and 16 numbers, a load for each lane.
 #[cube]
-fn normalise_tile<E: Float>(
+pub(super) fn normalise_tile<E: Float>(
     query: &Array<Vector<f32, Four>>,
     query_norm: &Array<Vector<f32, Four>>,
     queries: &mut SharedMemory<Vector<u32, Four>>,
@@ -205,9 +212,9 @@ fn pair_of<E: Float>(first: f32, second: f32) -> u32 {
 /// each 16 rows and 8 lines a lane's numbers of rows `lane / 4`, and 8 further. Where fewer `groups` are left, the last stands for the others.
 ///
 /// A matrix unit sums over its 16 columns of both factors in any order, so that a lane takes eight numbers in a row of each, of which four words are
-/// its part of two products of 16 by 8 by 16.
+/// its part of two products of 16 by 8 by 16. The keys of `ahead` steps are on their way at once, of half as many for two groups.
 #[cube]
-fn multiply<E: Float>(
+pub(super) fn multiply<E: Float>(
     queries: &SharedMemory<Vector<u32, Four>>,
     weight: &Array<Vector<u32, Four>>,
     sums: &mut Sequence<Array<Vector<f32, Two>>>,
@@ -215,6 +222,7 @@ fn multiply<E: Float>(
     part: usize,
     groups: usize,
     lane: usize,
+    #[comptime] ahead: usize,
     #[comptime] plan: ScorePlan,
 ) {
     let (row, column) = (lane / FOUR, lane % FOUR);
@@ -228,7 +236,7 @@ fn multiply<E: Float>(
         sum[1] = Vector::new(0.0);
         sums.push(sum);
     }
-    let (steps, ahead) = comptime!((plan.key_dim / STEP, AHEAD / span));
+    let (steps, ahead) = comptime!((plan.key_dim / STEP, ahead / span));
     let line = first / EIGHT + row * depth + column;
     let query = part / GROUP * comptime!(2 * steps * plan.plane) + lane;
     #[unroll]

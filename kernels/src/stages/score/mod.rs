@@ -3,12 +3,15 @@
 //! Shapes: query `[tokens, query_pairs, 2, key_dim]` as [`query`](crate::stages::query::query) makes it, before its norm; result
 //! `keys` `[tokens, heads, 2, top_m]` in ascending order of the key, `scores` `[tokens, heads, 2, top_m, rank]`.
 //!
-//! Two strategies. One cube holds a tile of tokens against all keys of a side, and selects ([`ScoreStrategy::Whole`]). On matrix units, for a
-//! few tokens, or with more keys than shared memory holds, the keys are split over cubes, which write the approximate scores, and a
-//! second launch selects ([`ScoreStrategy::Split`]); of many tokens chunk by chunk, so that what lies between the two stays in a cache.
+//! Three strategies. One cube holds a tile of tokens against all keys of a side, and selects ([`ScoreStrategy::Whole`]); so it does on matrix units,
+//! for many tokens, but lists only what reaches a bound ([`ScoreStrategy::Filtered`]). For fewer tokens on matrix units, for very few, or with
+//! more keys than shared memory holds, the keys are split over cubes, which write the approximate scores, and a second launch selects
+//! ([`ScoreStrategy::Split`]); of many tokens chunk by chunk, so that what lies between the two stays in a cache.
 
 mod backward;
 mod backward_plan;
+mod filter;
+mod filter_plan;
 mod forward;
 mod matrix;
 mod plan;
@@ -18,6 +21,8 @@ use cubecl::prelude::*;
 
 pub use self::backward::{ScoreGradients, Scored, score_backward};
 pub use self::backward_plan::ScoreBackwardPlans;
+use self::filter::filter_keys_kernel;
+pub use self::filter_plan::FilterPlan;
 pub(crate) use self::forward::{Place, select_keys, write_keys};
 use self::forward::{approximate_kernel, score_kernel, select_keys_kernel};
 use self::matrix::approximate_matrix_kernel;
@@ -212,14 +217,21 @@ pub enum ScoreStrategy {
         /// Ranges per side.
         splits: usize,
     },
+    /// On matrix units a cube holds a tile of tokens against all keys of a side, without a score in memory but those of what it keeps: one launch.
+    /// Where that does not fit, as one range a side.
+    Filtered,
 }
 
 impl ScoreStrategy {
-    /// Splits on matrix units, and where whole sides would leave most of the device idle or would not fit its shared memory.
+    /// Filters on matrix units where there are tokens for half of the device. Splits on matrix units else, and where whole sides would leave most of the
+    /// device idle or would not fit its shared memory.
     pub fn choose<R: Runtime>(client: &ComputeClient<R>, sizes: &ScoreSizes) -> Self {
         let device = Device::of(client);
         let [heads, side_keys, top_m] = [sizes.heads, sizes.side_keys, sizes.top_m].map(|size| size.min(MOST));
         let sizes = ScoreSizes { heads, side_keys, top_m, key_dim: sizes.key_dim.min(MOST), ..*sizes };
+        if FilterPlan::of(&device, &sizes).is_some_and(|it| it.is_worth_it(&device)) {
+            return Self::Filtered;
+        }
         if let Some(sides) = sizes.matrix_sides(&device) {
             let lines = lines_of(side_keys, sizes.rank.min(MOST), sizes.direct);
             let splits = (device.busy_cubes / sides.max(1)).min(lines.div_ceil(MATRIX_KEYS)).max(1);
@@ -320,6 +332,7 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
         match self.plans {
             _ if self.sizes.tokens == 0 => {}
             ScorePlans::Whole(whole) => self.launch_whole(whole, &kept)?,
+            ScorePlans::Filtered(filtered) => self.launch_filtered(filtered, &kept)?,
             ScorePlans::Split(split) => {
                 let approximate = empty(self.client, APPROXIMATE, &[split.numbers()], f32_storage())?;
                 for (first, end, [scores, select]) in split.chunks() {
@@ -361,6 +374,33 @@ impl<'a, R: Runtime> ScoreCall<'a, R> {
                 arg(&self.keys.normalised, plan.width),
                 arg(&kept.keys, 1),
                 arg(&kept.scores, 1),
+                self.eps,
+                self.sizes.tokens as u32,
+                launch.cubes as u32,
+                plan,
+                self.keys.normalised.dtype,
+            );
+        }
+        Ok(())
+    }
+
+    fn launch_filtered(&self, planned: Planned<FilterPlan>, kept: &Kept<R>) -> Result<()> {
+        let Planned { plan, launch } = planned;
+        let (grid, cube_dim) = launch.start(&self.device)?;
+        // Keys are prepared line by line wherever matrix units multiply them.
+        let lines = self.keys.lines.as_ref().unwrap_or(&self.keys.normalised);
+        // SAFETY: as above; a side's keys are filled up to whole groups.
+        unsafe {
+            filter_keys_kernel::launch_unchecked::<R>(
+                self.client,
+                grid,
+                cube_dim,
+                plan.width(),
+                arg(self.query, FOUR),
+                arg(self.query_norm, FOUR),
+                arg(lines, 2 * FOUR),
+                arg(&kept.keys, 1),
+                arg(&kept.scores, plan.width()),
                 self.eps,
                 self.sizes.tokens as u32,
                 launch.cubes as u32,

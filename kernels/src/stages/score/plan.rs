@@ -1,5 +1,6 @@
 //! How the stage is launched, from sizes and a device alone: how the keys of a side are cut, tiles, units and shared memory.
 
+use super::filter_plan::FilterPlan;
 use super::{FOUR, GROUP, ScoreStrategy, lines_of};
 use crate::launch::device::Device;
 use crate::launch::loops::strided;
@@ -37,7 +38,7 @@ pub struct ScoreSizes {
 }
 
 impl ScoreSizes {
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         self.check_keys()?;
         let Self { side_keys, top_m, .. } = *self;
         if top_m > side_keys {
@@ -109,11 +110,11 @@ pub struct ScorePlan {
 
 impl ScorePlan {
     /// The keys of a side cut as `strategy` says, and a cube of one token and one unit.
-    fn cut(device: &Device, sizes: &ScoreSizes, strategy: ScoreStrategy) -> Self {
+    pub(super) fn cut(device: &Device, sizes: &ScoreSizes, strategy: ScoreStrategy) -> Self {
         let ScoreSizes { heads, query_pairs, heads_per_pair, side_keys, key_dim, rank, top_m, norm, direct, .. } =
             *sizes;
         let splits = match strategy {
-            ScoreStrategy::Whole => 1,
+            ScoreStrategy::Whole | ScoreStrategy::Filtered => 1,
             ScoreStrategy::Split { splits } => splits.max(1),
         };
         Self {
@@ -140,8 +141,6 @@ impl ScorePlan {
 
     /// The same on matrix units, where they can score: the largest tile of tokens that keeps the device busy, or else the smallest.
     fn on_matrix_units(self, device: &Device, sizes: &ScoreSizes) -> Option<Planned<Self>> {
-        let fits = device.multiplies(sizes.dtype) && device.exchange == MATRIX_PLANE;
-        let whole = self.key_dim.is_multiple_of(DEPTH) && self.width == FOUR && self.side_keys >= GROUP;
         let lines = lines_of(self.side_keys, self.rank, self.direct);
         let range = lines.div_ceil(self.splits).next_multiple_of(MATRIX_KEYS);
         let cut = Self { matrix: true, range, splits: lines.div_ceil(range), ..self };
@@ -154,8 +153,15 @@ impl ScorePlan {
         let enough =
             |tile: usize| if tile == MATRIX_TOKENS { device.processors / 2 } else { 3 * device.processors / 2 };
         let busy = |it: &Planned<Self>| it.launch.cubes >= enough(it.plan.tile);
-        let possible = fits && whole && device.most_matrix_units() >= MATRIX_PLANES * MATRIX_PLANE;
+        let possible = self.takes_matrix_units(device, sizes, MATRIX_PLANES);
         tiles.clone().find(busy).or_else(|| tiles.next_back()).filter(|_| possible)
+    }
+
+    /// Whether matrix units can score, in cubes of so many planes.
+    pub(super) fn takes_matrix_units(&self, device: &Device, sizes: &ScoreSizes, planes: usize) -> bool {
+        let fits = device.multiplies(sizes.dtype) && device.exchange == MATRIX_PLANE;
+        let whole = self.key_dim.is_multiple_of(DEPTH) && self.width == FOUR && self.side_keys >= GROUP;
+        fits && whole && device.most_matrix_units() >= planes * MATRIX_PLANE
     }
 
     /// What the kernel on matrix units is compiled for: ranges come when it is launched, so that there is one for all numbers of tokens.
@@ -289,6 +295,8 @@ pub enum ScorePlans {
     Whole(Planned<ScorePlan>),
     /// The keys of a side are split: all are scored, then selected from.
     Split(SplitPlans),
+    /// One launch, on matrix units.
+    Filtered(Planned<FilterPlan>),
 }
 
 /// The launches of a split stage, for each chunk of tokens.
@@ -337,6 +345,10 @@ impl ScorePlans {
             let whole = tiled(device, tokens, cut.range, |tile, units| with(tile, units).scoring(tokens))?;
             return Ok(Self::Whole(whole.checked(STAGE, device)?));
         }
+        let filtered = FilterPlan::of(device, sizes).filter(|_| strategy == ScoreStrategy::Filtered);
+        if let Some(filtered) = filtered {
+            return Ok(Self::Filtered(filtered.checked(STAGE, device)?));
+        }
         let chunk = cut.on_matrix_units(device, sizes).map_or(cut, |it| it.plan).chunk_of(tokens);
         let chunks = tokens.div_ceil(chunk.max(1));
         if chunks > MOST_CHUNKS {
@@ -363,7 +375,7 @@ impl ScorePlans {
     /// Numbers of the approximate scores, 4 bytes each, the stage's only memory besides its result; 0 where one launch does it all.
     pub fn approximate_numbers(&self) -> usize {
         match self {
-            Self::Whole(_) => 0,
+            Self::Whole(_) | Self::Filtered(_) => 0,
             Self::Split(split) => split.numbers(),
         }
     }
@@ -372,6 +384,7 @@ impl ScorePlans {
     pub fn launches(&self) -> Vec<Launch> {
         match self {
             Self::Whole(whole) => vec![whole.launch],
+            Self::Filtered(filtered) => vec![filtered.launch],
             Self::Split(split) => split.chunks().flat_map(|(.., launches)| launches.map(|it| it.launch)).collect(),
         }
     }
@@ -393,7 +406,7 @@ const APPROXIMATE_BYTES: usize = 24 << 20;
 /// Chunks of a call: more tokens than any device's memory has room for.
 const MOST_CHUNKS: usize = 1 << 16;
 /// Tokens of the largest tile of a cube on matrix units.
-const MATRIX_TOKENS: usize = 8 * GROUP;
+pub(super) const MATRIX_TOKENS: usize = 8 * GROUP;
 /// Lanes that share a key: a load of each reads a sector or two of it together.
 const KEY_LANES: usize = 8;
 /// Planes that multiply, a group of keys each.
@@ -404,7 +417,7 @@ pub(super) const MATRIX_KEYS: usize = MATRIX_PLANES * GROUP;
 const DEPTH: usize = 32;
 
 /// Units of a plane that multiplies.
-const MATRIX_PLANE: usize = 32;
+pub(super) const MATRIX_PLANE: usize = 32;
 
 /// The plan of a cube that selects among `range` keys, with the largest tile of tokens that fits; more units for one token where they would
 /// go through too many iterations. `plan` is that of a tile and units.
