@@ -107,7 +107,7 @@ fn strategies() -> [Strategies; 4] {
         Strategies { query: tile, score: whole, expand: ExpandStrategy::Fused },
         Strategies { query: tile, score: ScoreStrategy::Split { splits: 2 }, expand: ExpandStrategy::Pooled(tile) },
         Strategies { query: cubek, score: whole, expand: ExpandStrategy::Pooled(cubek) },
-        Strategies { query: matrix, score: whole, expand: ExpandStrategy::Pooled(matrix) },
+        Strategies { query: matrix, score: ScoreStrategy::Filtered, expand: ExpandStrategy::Pooled(matrix) },
     ]
 }
 
@@ -348,6 +348,7 @@ fn every_kernel_compiles_without_spills_and_loads_rows_whole() {
         "score",
         "approximate",
         "approximate_matrix",
+        "filter_keys",
         "select_keys",
         "combine",
         "retrieve",

@@ -83,7 +83,7 @@ fn layers() -> Vec<Dimensions> {
 }
 
 /// Each stage by each of its strategies.
-fn strategies() -> [Strategies; 5] {
+fn strategies() -> [Strategies; 6] {
     let (tile, matrix, cubek) = (ProjectStrategy::Tile, ProjectStrategy::Matrix, ProjectStrategy::Cubek);
     let split = |splits| ScoreStrategy::Split { splits };
     let by = |query, score, expand| Strategies { query, score, expand };
@@ -93,6 +93,7 @@ fn strategies() -> [Strategies; 5] {
         by(cubek, split(20), ExpandStrategy::Pooled(cubek)),
         by(cubek, split(2), ExpandStrategy::Fused),
         by(matrix, split(2), ExpandStrategy::Pooled(matrix)),
+        by(matrix, ScoreStrategy::Filtered, ExpandStrategy::Pooled(matrix)),
     ]
 }
 

@@ -90,7 +90,11 @@ impl<'a, R: Runtime> Draw<'a, R> {
     }
 
     pub fn split(&mut self) -> ScoreStrategy {
-        if self.one_in(2) { ScoreStrategy::Whole } else { ScoreStrategy::Split { splits: self.size() } }
+        match self.rng.random_range(0..4) {
+            0 => ScoreStrategy::Whole,
+            1 => ScoreStrategy::Filtered,
+            _ => ScoreStrategy::Split { splits: self.size() },
+        }
     }
 
     pub fn rows(&mut self, rows: usize, width: usize) -> Result<RowGradients<R>, Error> {

@@ -3,6 +3,7 @@
 //! the model of cost has or the shapes call for, and where a strategy that only such a GPU has did not run.
 
 mod baselines;
+mod filtered;
 mod invariant;
 mod popular;
 mod raw;
@@ -45,15 +46,15 @@ const PRODUCTS: [ProjectStrategy; 3] = [ProjectStrategy::Tile, ProjectStrategy::
 /// Every way to compute a layer.
 fn every_strategy() -> Vec<Strategies> {
     let expands = [ExpandStrategy::Fused].into_iter().chain(PRODUCTS.map(ExpandStrategy::Pooled));
-    let scores = [ScoreStrategy::Whole, ScoreStrategy::Split { splits: 3 }];
+    let scores = [ScoreStrategy::Whole, ScoreStrategy::Split { splits: 3 }, ScoreStrategy::Filtered];
     // The query's product and the score's split are independent of the rest: each in turn is enough.
     expands
         .zip([0, 1, 2, 3])
         .flat_map(|(expand, turn)| {
-            let (query, score) = (PRODUCTS[turn % 3], scores[(turn + 1) % 2]);
+            let (query, score) = (PRODUCTS[turn % 3], scores[(turn + 1) % 3]);
             [
                 Strategies { query, score, expand },
-                Strategies { query: PRODUCTS[(turn + 1) % 3], score: scores[turn % 2], expand },
+                Strategies { query: PRODUCTS[(turn + 1) % 3], score: scores[turn % 3], expand },
             ]
         })
         .collect()
@@ -341,12 +342,15 @@ fn scores_of_matrix_units_agree_with_the_oracle() {
     ];
     for (what, tokens, dtype, dims) in shapes {
         let case = Case::random(dims, tokens, dtype, tokens);
-        for splits in [1, 2, 5] {
-            let score = ScoreStrategy::Split { splits };
+        let filtered = (ScoreStrategy::Filtered, "filter_keys_kernel");
+        let split = |splits| (ScoreStrategy::Split { splits }, "approximate_matrix_kernel");
+        // Three ranks do not fall into pairs.
+        let all = [split(1), split(2), split(5), if what.starts_with("rank 3") { split(1) } else { filtered }];
+        for (score, kernel) in all {
             let (query, expand) = (ProjectStrategy::Tile, ExpandStrategy::Fused);
             let strategies = Strategies { query, score, expand };
             let launches = case.layer.plans(tokens, strategies).unwrap().launches();
-            assert!(launches.iter().any(|(_, it)| it.kernel == "approximate_matrix_kernel"), "{what}: {launches:?}");
+            assert!(launches.iter().any(|(_, it)| it.kernel == kernel), "{what}: {launches:?}");
             case.hold_forward(what, &[strategies]);
         }
     }

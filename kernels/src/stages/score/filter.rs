@@ -152,32 +152,27 @@ impl Rows {
         self.scores[row] = score_of(bound.key);
     }
 
-    /// Lists the keys of a row, of those from `key` on that a lane has the scores of, whose bits are set.
-    fn push(&mut self, sums: &Sums, passed: u32, row: usize, key: usize, #[comptime] g: usize, #[comptime] half: usize) {
+    /// Lists the keys of the row `8 · i` behind `row`, of those from `key` on that a lane has the scores of, whose bits are set.
+    fn push(&mut self, sums: &Sums, passed: u32, row: usize, key: usize, #[comptime] i: usize) {
         let (pitch, room) = comptime!((self.plan.pitch(), self.plan.room));
-        let mut place = self.listed[row].fetch_add(passed.count_ones()) as usize;
+        let mut place = self.listed[row + comptime!(i * EIGHT)].fetch_add(passed.count_ones()) as usize;
         #[unroll]
         for e in 0..comptime!(self.plan.of_lane()) {
-            if passed & comptime!(1u32 << e as u32) != 0 {
-                if place < room {
-                    self.words[row * pitch + place] = u32::reinterpret(number(sums, g, half, e, self.plan));
-                    self.words[row * pitch + room + place] = (key + comptime!(offset(e))) as u32;
-                }
-                place += 1;
+            let bit = (passed >> comptime!(e as u32)) % 2;
+            if bit == 1 && place < room {
+                let at = row * pitch + place;
+                self.words[at + comptime!(i * EIGHT * pitch)] = u32::reinterpret(number(sums, i, e, self.plan));
+                self.words[at + comptime!(i * EIGHT * pitch + room)] = (key + comptime!(offset(e))) as u32;
             }
+            place += bit as usize;
         }
     }
 
-    /// The word of a key's mark, once a row's keys are selected.
-    fn word(&self, row: usize, key: usize) -> u32 {
-        self.words[row * comptime!(self.plan.pitch()) + self.plan.room + key / BITS]
-    }
-
-    /// How many keys that a row keeps lie before `key`, one of these; `word` is that of its mark.
-    fn before(&self, row: usize, word: u32, key: usize) -> usize {
-        let first = comptime!(self.plan.room + self.plan.mark_words());
-        let words = self.words[row * comptime!(self.plan.pitch()) + first + key / BITS];
-        (words + (word & ((1u32 << (key % BITS) as u32) - 1)).count_ones()) as usize
+    /// The word of a key's mark in the row `8 · i` behind `row`, once its keys are selected, and how many kept keys lie before it.
+    fn marked(&self, row: usize, key: usize, #[comptime] i: usize) -> (u32, u32) {
+        let (pitch, words) = comptime!((self.plan.pitch(), self.plan.mark_words()));
+        let (place, first) = (row * pitch + key / BITS, comptime!(i * EIGHT * pitch + self.plan.room));
+        (self.words[place + first], self.words[place + comptime!(first + words)])
     }
 }
 
@@ -186,16 +181,10 @@ fn offset(e: usize) -> usize {
     e / 2 * EIGHT + e % 2
 }
 
-/// A lane's number `e` of row `lane / 4` of 16, or 8 further, of group `g` of the plane's rows.
+/// A lane's number `e` of row `8 · i + lane / 4` of the plane's.
 #[cube]
-fn number(
-    sums: &Sums,
-    #[comptime] g: usize,
-    #[comptime] half: usize,
-    #[comptime] e: usize,
-    #[comptime] plan: FilterPlan,
-) -> f32 {
-    let both = sums.index(comptime!(plan.of_lane() / 2 * g + e / 2))[half];
+fn number(sums: &Sums, #[comptime] i: usize, #[comptime] e: usize, #[comptime] plan: FilterPlan) -> f32 {
+    let both = sums.index(comptime!(plan.of_lane() / 2 * (i / 2) + e / 2))[comptime!(i % 2)];
     both[comptime!(e % 2)]
 }
 
@@ -229,7 +218,7 @@ fn blank(sums: &mut Sums, line: usize, at: Place, #[comptime] plan: FilterPlan) 
             for e in 0..comptime!(plan.of_lane()) {
                 if key + comptime!(offset(e)) >= keys {
                     #[unroll]
-                    for i in 0..comptime!(2 * plan.groups_of_rows()) {
+                    for i in 0..comptime!(plan.eights()) {
                         let sum = sums.index_mut(comptime!(plan.of_lane() / 2 * (i / 2) + e / 2));
                         let mut both = sum[comptime!(i % 2)];
                         both[comptime!(e % 2)] = no_score();
@@ -255,19 +244,17 @@ fn find_largest<E: Float>(
     for line in range_stepped(at.line, keys, comptime!(plan.lines_of_cube())) {
         let mut sums = scores_of::<E>(queries, lines, line, at, 0usize, keys, plan);
         blank(&mut sums, line, at, plan);
+        let first = (at.row + lane / FOUR) * comptime!(plan.pitch()) + line / plan.group + lane % FOUR;
         #[unroll]
-        for i in 0..comptime!(2 * plan.groups_of_rows()) {
-            let (g, half) = comptime!((i / 2, i % 2));
-            let row = at.row + comptime!(i * EIGHT) + lane / FOUR;
-            let first = row * comptime!(plan.pitch()) + line / plan.group + lane % FOUR;
+        for i in 0..comptime!(plan.eights()) {
             #[unroll]
             for j in 0..comptime!(plan.of_lane() / plan.group) {
-                let mut largest = number(&sums, g, half, comptime!(j * plan.group), plan);
+                let mut largest = number(&sums, i, comptime!(j * plan.group), plan);
                 #[unroll]
                 for e in 1..plan.group {
-                    largest = max(largest, number(&sums, g, half, comptime!(j * plan.group + e), plan));
+                    largest = max(largest, number(&sums, i, comptime!(j * plan.group + e), plan));
                 }
-                rows.words[first + comptime!(j * FOUR)] = u32::reinterpret(largest);
+                rows.words[first + comptime!(i * EIGHT * plan.pitch() + j * FOUR)] = u32::reinterpret(largest);
             }
         }
     }
@@ -310,28 +297,27 @@ fn list<E: Float>(
     #[comptime] plan: FilterPlan,
 ) {
     let keys = comptime!(padded(plan.score.side_keys));
-    let lane = at.plane.lane;
+    let (lane, row) = (at.plane.lane, at.row + at.plane.lane / FOUR);
     for line in range_stepped(at.line, keys, comptime!(plan.lines_of_cube())) {
         let mut sums = scores_of::<E>(queries, lines, line, at, 0usize, keys, plan);
         blank(&mut sums, line, at, plan);
         let key = line + 2 * (lane % FOUR);
         #[unroll]
-        for i in 0..comptime!(2 * plan.groups_of_rows()) {
-            let (g, half) = comptime!((i / 2, i % 2));
-            let row = at.row + comptime!(i * EIGHT) + lane / FOUR;
-            let least = rows.scores[row];
+        for i in 0..comptime!(plan.eights()) {
+            let least = rows.scores[row + comptime!(i * EIGHT)];
             let mut passed = 0u32;
             #[unroll]
             for e in 0..comptime!(plan.of_lane()) {
                 let bit = comptime!(1u32 << e as u32);
-                passed |= select_value(number(&sums, g, half, e, plan) >= least, bit, 0u32);
+                passed |= select_value(number(&sums, i, e, plan) >= least, bit, 0u32);
             }
             if unclear {
-                let bound = Bound { key: rows.keys[row], last: rows.lasts[row] };
-                passed = passing(&sums, bound, key, g, half, plan);
+                let of_row = row + comptime!(i * EIGHT);
+                let bound = Bound { key: rows.keys[of_row], last: rows.lasts[of_row] };
+                passed = passing(&sums, bound, key, i, plan);
             }
             if passed != 0 {
-                rows.push(&sums, passed, row, key, g, half);
+                rows.push(&sums, passed, row, key, i);
             }
         }
     }
@@ -339,19 +325,12 @@ fn list<E: Float>(
 
 /// A bit for each of a lane's keys of a row that `bound` holds.
 #[cube]
-fn passing(
-    sums: &Sums,
-    bound: Bound,
-    first: usize,
-    #[comptime] g: usize,
-    #[comptime] half: usize,
-    #[comptime] plan: FilterPlan,
-) -> u32 {
+fn passing(sums: &Sums, bound: Bound, first: usize, #[comptime] i: usize, #[comptime] plan: FilterPlan) -> u32 {
     let mut passed = 0u32;
     #[unroll]
     for e in 0..comptime!(plan.of_lane()) {
         let key = first + comptime!(offset(e));
-        let held = bound.holds(order_key(number(sums, g, half, e, plan)), key as u32);
+        let held = bound.holds(order_key(number(sums, i, e, plan)), key as u32);
         passed |= select_value(held && key < plan.score.side_keys, comptime!(1u32 << e as u32), 0u32);
     }
     passed
@@ -453,7 +432,8 @@ fn write_kept<S: Size>(
     for slot in 0..comptime!(plan.room.div_ceil(units)) {
         if bound.holds(own[slot], keys[slot]) {
             let key = keys[slot] as usize;
-            let place = out + rows.before(row, rows.word(row, key), key);
+            let (word, before) = rows.marked(row, key, 0usize);
+            let place = out + (before + (word & ((1u32 << (key % BITS) as u32) - 1)).count_ones()) as usize;
             kept_keys[place] = keys[slot];
             if comptime!(plan.score.direct) {
                 // A lone rank's scores are the approximate ones.
@@ -476,29 +456,32 @@ fn write_ranks<E: Float, S: Size>(
 ) {
     let score = comptime!(plan.score);
     let (keys, rank) = comptime!((padded(score.side_keys), score.rank));
-    let lane = at.plane.lane;
+    let (lane, row) = (at.plane.lane, at.row + at.plane.lane / FOUR);
     let pair = 2 * (lane % FOUR);
+    let of_token = comptime!(score.heads * 2 * score.top_m);
+    let out = (at.first + row) * of_token + at.side * score.top_m;
     for line in range_stepped(at.line, comptime!(keys * rank), comptime!(plan.lines_of_cube())) {
         let sums = scores_of::<E>(queries, lines, line, at, keys, comptime!(keys * rank), plan);
-        let first = line / rank;
+        let key = (line + pair) / rank;
+        let shift = (key % BITS) as u32;
         #[unroll]
-        for i in 0..comptime!(2 * plan.groups_of_rows()) {
-            let (g, half) = comptime!((i / 2, i % 2));
-            let row = at.row + comptime!(i * EIGHT) + lane / FOUR;
+        for i in 0..comptime!(plan.eights()) {
             // Nothing is selected of what is no token.
-            let mut word = 0u32;
-            if at.first + row < at.end {
-                word = rows.word(row, first);
-            }
-            let out = ((at.first + row) * comptime!(score.heads * 2) + at.side) * score.top_m;
-            #[unroll]
-            for n in 0..comptime!(plan.of_lane() / 2) {
-                let key = first + (comptime!(n * EIGHT) + pair) / rank;
-                if (word >> (key % BITS) as u32) % 2 == 1 {
-                    let place = (out + rows.before(row, word, key)) * rank + (comptime!(n * EIGHT) + pair) % rank;
-                    let mut both = Vector::<f32, S>::new(number(&sums, g, half, comptime!(2 * n), plan));
-                    both[1] = number(&sums, g, half, comptime!(2 * n + 1), plan);
-                    kept_scores[place / 2] = both;
+            if at.first + row + comptime!(i * EIGHT) < at.end {
+                let (word, before) = rows.marked(row, key, i);
+                let own = word >> shift;
+                let first =
+                    out + comptime!(i * EIGHT * of_token) + (before + (word - (own << shift)).count_ones()) as usize;
+                #[unroll]
+                for n in 0..comptime!(plan.of_lane() / 2) {
+                    let bit = comptime!(1u32 << (n * EIGHT / rank) as u32);
+                    if own & bit != 0 {
+                        let place = first + (own & comptime!(bit - 1)).count_ones() as usize;
+                        let mut both = Vector::<f32, S>::new(number(&sums, i, comptime!(2 * n), plan));
+                        both[1] = number(&sums, i, comptime!(2 * n + 1), plan);
+                        kept_scores[place * comptime!(rank / 2) + (comptime!(n * EIGHT % rank) + pair % rank) / 2] =
+                            both;
+                    }
                 }
             }
         }

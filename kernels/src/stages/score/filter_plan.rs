@@ -82,9 +82,9 @@ impl FilterPlan {
         self.lines_of_plane() / 4
     }
 
-    /// Groups of 16 rows that a plane multiplies.
-    pub(super) fn groups_of_rows(&self) -> usize {
-        self.score.tile / self.score.matrix_shares().0 / GROUP
+    /// Groups of eight rows that a plane multiplies.
+    pub(super) fn eights(&self) -> usize {
+        self.score.tile / self.score.matrix_shares().0 / 8
     }
 
     /// Groups of a row.
@@ -121,7 +121,8 @@ impl FilterPlan {
             loops: 2 * blocks(keys)
                 + blocks(ranks)
                 + strided(tile * self.mark_words(), units)
-                + tile / PLANES * (1 + 3 * strided(key_dim / 4, MATRIX_PLANE) + bisections + strided(top_m, MATRIX_PLANE)),
+                + tile / PLANES
+                    * (1 + 3 * strided(key_dim / 4, MATRIX_PLANE) + bisections + strided(top_m, MATRIX_PLANE)),
         };
         Planned { plan: self, launch }
     }

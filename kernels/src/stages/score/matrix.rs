@@ -258,12 +258,16 @@ pub(super) fn multiply<E: Float>(
             for g in 0..of_rows {
                 let at = query + comptime!(2 * (g * steps + s) * plan.plane);
                 let (first, second) = (queries[at], queries[at + plan.plane]);
+                // One after the other, products of a sum would wait for each other.
                 #[unroll]
                 for n in 0..2 * span {
                     let keys = loaded[comptime!(2 * span * (s - start) + n)];
-                    let sum = sums.index_mut(comptime!(2 * span * g + n));
-                    multiply_words::<E>(first, keys[0], keys[1], sum);
-                    multiply_words::<E>(second, keys[2], keys[3], sum);
+                    multiply_words::<E>(first, keys[0], keys[1], sums.index_mut(comptime!(2 * span * g + n)));
+                }
+                #[unroll]
+                for n in 0..2 * span {
+                    let keys = loaded[comptime!(2 * span * (s - start) + n)];
+                    multiply_words::<E>(second, keys[2], keys[3], sums.index_mut(comptime!(2 * span * g + n)));
                 }
             }
         }
@@ -272,12 +276,7 @@ pub(super) fn multiply<E: Float>(
 
 /// Adds a product of 16 rows by 8 keys, 16 numbers deep, to `sums`; the words are the lane's parts of both.
 #[cube]
-fn multiply_words<E: Float>(
-    row_words: Vector<u32, Four>,
-    key: u32,
-    key_next: u32,
-    sums: &mut Array<Vector<f32, Two>>,
-) {
+fn multiply_words<E: Float>(row_words: Vector<u32, Four>, key: u32, key_next: u32, sums: &mut Array<Vector<f32, Two>>) {
     let definition = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
     let mut rows = Array::<Vector<E, Two>>::new(4usize);
     #[unroll]
