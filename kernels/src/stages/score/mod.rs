@@ -3,9 +3,9 @@
 //! Shapes: query `[tokens, query_pairs, 2, key_dim]` as [`query`](crate::stages::query::query) makes it, before its norm; result
 //! `keys` `[tokens, heads, 2, top_m]` in ascending order of the key, `scores` `[tokens, heads, 2, top_m, rank]`.
 //!
-//! Three strategies. One cube holds a tile of tokens against all keys of a side, and selects ([`ScoreStrategy::Whole`]); so it does on matrix units,
-//! for many tokens, but lists only what reaches a bound ([`ScoreStrategy::Filtered`]). For fewer tokens on matrix units, for very few, or with
-//! more keys than shared memory holds, the keys are split over cubes, which write the approximate scores, and a second launch selects
+//! Three strategies. One cube holds a tile of tokens against all keys of a side, and selects ([`ScoreStrategy::Whole`]); for many tokens on matrix
+//! units, too, where it lists only what reaches a bound ([`ScoreStrategy::Filtered`]). For fewer tokens on matrix units, for very few on any device,
+//! or with more keys than shared memory holds, the keys are split over cubes, which write the approximate scores, and a second launch selects
 //! ([`ScoreStrategy::Split`]); of many tokens chunk by chunk, so that what lies between the two stays in a cache.
 
 mod backward;
