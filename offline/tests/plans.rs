@@ -232,6 +232,7 @@ const KERNELS: [&str; 39] = [
     "count_heads_kernel",
     "count_kernel",
     "expand_kernel",
+    "filter_keys_kernel",
     "finish_backward_kernel",
     "finish_kernel",
     "gate_backward_kernel",

@@ -2,8 +2,11 @@
 
 use super::*;
 
-/// A side's keys, each a few numbers by its place: all equal, better and better, only a few numbers among NaN, and many equal among others.
-const KEYS: [(&str, fn(usize) -> f32); 4] = [
+/// The number of which a key is made.
+type Number = fn(usize) -> f32;
+
+/// A side's keys, each of one number by its place: all equal, better and better, only a few numbers among NaN, and many equal among others.
+const KEYS: [(&str, Number); 4] = [
     ("equal", |_| 0.5),
     ("ascending", |key| key as f32 / 64.0),
     ("NaN", |key| if key % 20 == 3 { key as f32 } else { f32::NAN }),

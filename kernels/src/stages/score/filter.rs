@@ -211,19 +211,17 @@ fn scores_of<E: Float>(
 #[cube]
 fn blank(sums: &mut Sums, line: usize, at: Place, #[comptime] plan: FilterPlan) {
     let (keys, lines) = comptime!((plan.score.side_keys, plan.lines_of_plane()));
-    if comptime!(!keys.is_multiple_of(lines)) {
-        if line + lines > keys {
-            let key = line + 2 * (at.plane.lane % FOUR);
-            #[unroll]
-            for e in 0..comptime!(plan.of_lane()) {
-                if key + comptime!(offset(e)) >= keys {
-                    #[unroll]
-                    for i in 0..comptime!(plan.eights()) {
-                        let sum = sums.index_mut(comptime!(plan.of_lane() / 2 * (i / 2) + e / 2));
-                        let mut both = sum[comptime!(i % 2)];
-                        both[comptime!(e % 2)] = no_score();
-                        sum[comptime!(i % 2)] = both;
-                    }
+    if line + lines > keys {
+        let key = line + 2 * (at.plane.lane % FOUR);
+        #[unroll]
+        for e in 0..comptime!(plan.of_lane()) {
+            if key + comptime!(offset(e)) >= keys {
+                #[unroll]
+                for i in 0..comptime!(plan.eights()) {
+                    let sum = sums.index_mut(comptime!(plan.of_lane() / 2 * (i / 2) + e / 2));
+                    let mut both = sum[comptime!(i % 2)];
+                    both[comptime!(e % 2)] = no_score();
+                    sum[comptime!(i % 2)] = both;
                 }
             }
         }
