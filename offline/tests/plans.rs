@@ -217,7 +217,7 @@ fn assert_step(
 }
 
 /// All kernels of a training step.
-const KERNELS: [&str; 39] = [
+const KERNELS: [&str; 40] = [
     "accumulate_kernel",
     "adagrad_kernel",
     "adam_kernel",
