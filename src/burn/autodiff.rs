@@ -15,10 +15,9 @@ use burn::tensor::{
     backend::AutodiffBackend,
     ops::{FloatTensor, IntTensor},
 };
-use burn_cubecl::tensor::CubeTensor;
-use ultramem_kernels::RowGradients;
 
-use super::backend::{Call, MemoryBackend, Trace, contiguous, device_tensor, like};
+use super::backend::{Buffer, Call, MemoryBackend};
+use super::engine::Engine;
 use super::pending::Pendings;
 use crate::{MemoryConfig, Result, Weight};
 
@@ -42,25 +41,26 @@ struct MemoryNode;
 /// What a call keeps for its backward pass.
 #[derive(Debug)]
 struct SavedCall<B: MemoryBackend> {
-    trace: Trace<B::Runtime>,
+    config: MemoryConfig,
+    trace: <B::Engine as Engine>::Trace,
     is_sparse: bool,
     /// Where the gradients of sparse tables go where the layer learns, and the leaf that stands for the tables in this call.
     sparse: Option<(Pendings, FloatTensor<Autodiff<B>>)>,
 }
 
 impl<B: MemoryBackend, C: CheckpointStrategy> MemoryBackend for Autodiff<B, C> {
-    type Runtime = B::Runtime;
+    type Engine = B::Engine;
 
-    fn float_cube(tensor: FloatTensor<Self>) -> CubeTensor<B::Runtime> {
-        B::float_cube(tensor.primitive)
+    fn float_buffer(tensor: FloatTensor<Self>) -> Buffer<B> {
+        B::float_buffer(tensor.primitive)
     }
 
-    fn int_cube(tensor: IntTensor<Self>) -> CubeTensor<B::Runtime> {
-        B::int_cube(tensor)
+    fn int_buffer(tensor: IntTensor<Self>) -> Buffer<B> {
+        B::int_buffer(tensor)
     }
 
-    fn float_from_cube(tensor: CubeTensor<B::Runtime>) -> FloatTensor<Self> {
-        Self::from_inner(B::float_from_cube(tensor))
+    fn float_from_buffer(tensor: Buffer<B>) -> FloatTensor<Self> {
+        Self::from_inner(B::float_from_buffer(tensor))
     }
 
     fn memory(call: Call<Self>) -> Result<FloatTensor<Self>> {
@@ -90,8 +90,10 @@ impl<B: MemoryBackend, C: CheckpointStrategy> MemoryBackend for Autodiff<B, C> {
         }
         match Backward::<B, PARENTS>::prepare::<C>(MemoryNode, nodes).compute_bound().stateful() {
             OpsKind::Tracked(node) => {
-                let (output, trace) = saving(inner)?;
-                Ok(node.finish(Arc::new(SavedCall::<B> { trace, is_sparse, sparse }), output))
+                let config = inner.config.clone();
+                let (output, trace) = B::Engine::forward_saving(inner.buffers())?;
+                let saved = SavedCall::<B> { config, trace, is_sparse, sparse };
+                Ok(node.finish(Arc::new(saved), B::float_from_buffer(output)))
             }
             OpsKind::UnTracked(node) => Ok(node.finish(B::memory(inner)?)),
         }
@@ -104,12 +106,12 @@ impl<B: MemoryBackend> Backward<B, PARENTS> for MemoryNode {
     /// # Panics
     /// If the device refuses a launch: Burn's backward pass has no error to give.
     fn backward(self, ops: Ops<Self::State, PARENTS>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let grad_output = B::float_cube(grads.consume::<B>(&ops.node));
+        let grad_output = B::float_buffer(grads.consume::<B>(&ops.node));
         let found = backward(&*ops.state, grad_output, grads);
         let found = found.unwrap_or_else(|error| panic!("memory layer, backward: {error}"));
         for (parent, gradient) in ops.parents.into_iter().zip(found) {
             if let (Some(parent), Some(gradient)) = (parent, gradient) {
-                grads.register::<B>(parent.id, B::float_from_cube(gradient));
+                grads.register::<B>(parent.id, B::float_from_buffer(gradient));
             }
         }
     }
@@ -133,10 +135,9 @@ impl<B: MemoryBackend> Backward<B, PARENTS> for EmptyNode {
 
     fn backward(self, ops: Ops<Self::State, PARENTS>, grads: &mut Gradients, _: &mut Checkpointer) {
         if let Some((pending, leaf)) = &ops.state.sparse {
-            let client = B::float_cube(leaf.primitive.clone()).client;
-            let mut put = pending.values.put::<B>(&client, grads, leaf.clone(), None, 0);
+            let mut put = pending.values.put::<B>(grads, leaf.clone(), None, 0);
             if ops.state.weighs {
-                put = put.and_then(|()| pending.pre_values.put::<B>(&client, grads, leaf.clone(), None, 0));
+                put = put.and_then(|()| pending.pre_values.put::<B>(grads, leaf.clone(), None, 0));
             }
             put.unwrap_or_else(|error| panic!("memory layer, backward: {error}"));
         }
@@ -181,59 +182,34 @@ fn inner<B: MemoryBackend, C: CheckpointStrategy>(call: Call<Autodiff<B, C>>) ->
     }
 }
 
-/// The output and what the backward pass needs.
-fn saving<B: MemoryBackend>(call: Call<B>) -> Result<(FloatTensor<B>, Trace<B::Runtime>)> {
-    let (output, trace) = call.run(|layer, input| {
-        let (forward, saved) = layer.forward_saving(&device_tensor(input.clone()))?;
-        layer.submit_reads_of_others(&forward.output)?;
-        let output = like(&input, forward.output, input.dtype);
-        Ok((output, Trace { layer, input, saved }))
-    })?;
-    Ok((B::float_from_cube(output), trace))
-}
-
-/// The gradients of a call, one for each parent.
-type Found<R> = [Option<CubeTensor<R>>; PARENTS];
-
 /// A gradient for each parent, in the type of the layer; None where there is no such parent.
 ///
 /// `pass`: what the backward pass has found so far.
 fn backward<B: MemoryBackend>(
     kept: &SavedCall<B>,
-    grad_output: CubeTensor<B::Runtime>,
+    grad_output: Buffer<B>,
     pass: &Gradients,
-) -> Result<Found<B::Runtime>> {
-    let Trace { layer, input, saved } = &kept.trace;
-    let (client, config) = (layer.client(), layer.config());
-    let grad_output = device_tensor(contiguous(grad_output, input.dtype));
-    let mut found = layer.backward(&device_tensor(input.clone()), saved, &grad_output)?;
-    let own = |tensor| contiguous(like(input, tensor, DType::F32), input.dtype);
-    let dense = |rows: &RowGradients<B::Runtime>, count| -> Result<CubeTensor<B::Runtime>> {
-        Ok(own(rows.dense(client, count)?))
-    };
-    let mut all: Found<B::Runtime> = [const { None }; PARENTS];
-    all[0] = Some(like(input, found.input, input.dtype));
-    for weight in Weight::ALL {
-        all[place(weight)] = found.tensors[weight].take().map(own);
-    }
-    let keys = dense(&found.keys, config.heads * 2 * config.side_keys)?;
-    let key_shape = [config.heads, 2, config.side_keys, config.key_dim, config.tucker_rank];
-    let keys = CubeTensor::new_contiguous(keys.client, keys.device, key_shape.into(), keys.handle, keys.dtype);
-    all[place(Weight::Keys)] = Some(keys);
-    let rows = config.table_rows();
+) -> Result<[Option<Buffer<B>>; PARENTS]> {
+    let SavedCall { config, trace, .. } = kept;
+    let mut found = B::Engine::backward(trace, grad_output)?;
+    let mut all = [const { None }; PARENTS];
+    all[0] = Some(found.input);
+    Weight::ALL.into_iter().for_each(|weight| all[place(weight)] = found.tensors[weight].take());
     match &kept.sparse {
         Some((pending, leaf)) => {
-            pending.values.put::<B>(client, pass, leaf.clone(), Some(found.values), rows)?;
+            let rows = config.table_rows();
+            pending.values.put::<B>(pass, leaf.clone(), Some(found.values), rows)?;
             if let Some(pre_values) = found.pre_values {
-                pending.pre_values.put::<B>(client, pass, leaf.clone(), Some(pre_values), rows)?;
+                pending.pre_values.put::<B>(pass, leaf.clone(), Some(pre_values), rows)?;
             }
             // Any gradient: the leaf only tells through which backward pass the call has gone.
             all[place(Weight::Values)] = all[place(stand_in(config))].clone();
         }
         None if kept.is_sparse => {}
         None => {
-            all[place(Weight::Values)] = Some(dense(&found.values, rows)?);
-            all[place(Weight::PreValues)] = found.pre_values.map(|found| dense(&found, rows)).transpose()?;
+            all[place(Weight::Values)] = Some(B::Engine::dense(trace, &found.values)?);
+            let pre_values = found.pre_values.map(|found| B::Engine::dense(trace, &found));
+            all[place(Weight::PreValues)] = pre_values.transpose()?;
         }
     }
     Ok(all)

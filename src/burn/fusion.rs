@@ -8,22 +8,22 @@ use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElemen
 use burn_fusion::{Fusion, NoOp, get_client, stream::OperationStreams};
 use burn_ir::{BackendIr, InitOperationIr, OperationIr};
 
-use super::MemoryBackend;
+use super::{Kernels, MemoryBackend};
 
 type Cube<R, F, I, BT> = CubeBackend<R, F, I, BT>;
 
 impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> MemoryBackend for Fusion<Cube<R, F, I, BT>> {
-    type Runtime = R;
+    type Engine = Kernels<R>;
 
-    fn float_cube(tensor: FloatTensor<Self>) -> CubeTensor<R> {
+    fn float_buffer(tensor: FloatTensor<Self>) -> CubeTensor<R> {
         tensor.client.clone().resolve_tensor_float::<Cube<R, F, I, BT>>(tensor)
     }
 
-    fn int_cube(tensor: IntTensor<Self>) -> CubeTensor<R> {
+    fn int_buffer(tensor: IntTensor<Self>) -> CubeTensor<R> {
         tensor.client.clone().resolve_tensor_int::<Cube<R, F, I, BT>>(tensor)
     }
 
-    fn float_from_cube(tensor: CubeTensor<R>) -> FloatTensor<Self> {
+    fn float_from_buffer(tensor: CubeTensor<R>) -> FloatTensor<Self> {
         let client = get_client::<Cube<R, F, I, BT>>(&tensor.device);
         let (shape, dtype) = (tensor.shape(), tensor.dtype);
         let handle = Cube::<R, F, I, BT>::float_tensor_handle(tensor);

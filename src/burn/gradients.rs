@@ -43,7 +43,7 @@ pub(super) fn norm<B: MemoryBackend + AutodiffBackend, M: MemoryModel<B>>(
     tables: &SparseTables<B>,
 ) -> Result<f32>
 where
-    B::InnerBackend: MemoryBackend<Runtime = B::Runtime>,
+    B::InnerBackend: MemoryBackend<Engine = B::Engine>,
 {
     let mut squares = Squares::<B> { gradients, more, sum: None };
     model.visit(&mut squares);

@@ -30,10 +30,12 @@ mod adamw;
 mod autodiff;
 mod backend;
 mod config;
+mod engine;
 mod full;
 #[cfg(feature = "burn-fusion")]
 mod fusion;
 mod gradients;
+mod kernels;
 mod model;
 mod module;
 mod optimiser;
@@ -42,9 +44,11 @@ mod placement;
 mod sparse;
 mod training;
 
-pub use backend::{Call, MemoryBackend};
+pub use backend::{Buffer, Call, MemoryBackend};
 pub use config::{MemoryPlusConfig, ProductKeyMemoryConfig, UltraMemConfig, UltraMemV2Config};
+pub use engine::{Buffers, Engine, Gradients, Step, TableOptimiser};
 pub use full::FullTensor;
+pub use kernels::Kernels;
 pub use model::MemoryModel;
 pub use module::{Core, LinguaMemoryPlus, Memory, MemoryPlus, Peer, ProductKeyMemory, Tables, UltraMem, UltraMemV2};
 pub use optimiser::{SparseOptimizer, SparseOptimizerRecord};

@@ -5,17 +5,21 @@ use std::ops::{Deref, DerefMut};
 use burn::{
     module::{Module, Param, ParamId},
     tensor::{
-        Int, Tensor, TensorData, TensorPrimitive,
+        DType, Int, Tensor, TensorData, TensorMetadata, TensorPrimitive,
         backend::{AutodiffBackend, Backend},
     },
 };
-use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::CubeRuntime;
 
-use super::backend::{Call, MemoryBackend, device_tensor, stored};
+use super::backend::{Buffer, Call, MemoryBackend};
+use super::engine::Engine;
+use super::kernels::Kernels;
+use super::model::read;
 use super::pending::{Learning, Pending};
 use super::{Memories, MemoryModel, Placement};
 use crate::{
-    Checkpoint, Error, HostTensor, Kind, MemoryConfig, MemoryLayer, PerWeight, Result, Stream, Weight, Weights,
+    Checkpoint, ElementType, Error, HostTensor, Kind, MemoryConfig, MemoryLayer, PerWeight, Result, Stream, Weight,
+    Weights,
 };
 
 /// An UltraMem layer: a [`Memory`] with Tucker-decomposed scores.
@@ -267,23 +271,34 @@ impl<B: MemoryBackend> Memory<B> {
         Ok(Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(output)).reshape(shape))
     }
 
-    /// The layer for serving and for files, as it is now: its weights are prepared once, here. It shares the table until the module's next
-    /// step, which copies it: while both live then, there are two.
+    /// The weights as they are now, read from the device: for files, and for layers without Burn.
     ///
     /// # Errors
-    /// An element type that the device lacks.
-    pub fn layer(&self, device: &B::Device) -> Result<MemoryLayer<B::Runtime>> {
-        self.layer_with(self, device)
+    /// A layer without tables of its own, an element type that no layer has, or a device that failed.
+    pub fn weights(&self) -> Result<Weights<'static>> {
+        self.weights_with(self)
     }
 
-    /// [`layer`](Self::layer) with the tables of `owner`, another layer.
+    /// [`weights`](Self::weights) with the tables of `owner`, another layer.
     ///
     /// # Errors
-    /// As [`layer`](Self::layer), and tables of another shape, or none.
-    pub fn layer_with(&self, owner: &Self, device: &B::Device) -> Result<MemoryLayer<B::Runtime>> {
+    /// As [`weights`](Self::weights), and tables of another shape.
+    pub fn weights_with(&self, owner: &Self) -> Result<Weights<'static>> {
         self.check_owner(owner)?;
-        let nothing = Tensor::zeros([1, self.config.hidden_size], device);
-        self.call(owner, nothing).layer()
+        let mut call = self.call(owner, self.query_proj.val());
+        let mut weights = Weights::default();
+        for weight in Weight::ALL {
+            let tensor = call.tensors[weight].take().map(|tensor| host::<B>(&self.config, weight, tensor));
+            weights.tensors[weight] = tensor.transpose()?;
+        }
+        if let Some(core) = &self.core {
+            (weights.core_u, weights.core_v) = (read(core.u.val())?, read(core.v.val())?);
+        }
+        if let Some(shuffle) = self.shuffle.first() {
+            let data = shuffle.val().try_into_data().map_err(|error| Error::Device(error.to_string()))?;
+            weights.shuffle_index = Some(data.iter::<u32>().collect());
+        }
+        Ok(weights)
     }
 
     fn call(&self, owner: &Self, input: Tensor<B, 2>) -> Call<B> {
@@ -317,6 +332,27 @@ impl<B: MemoryBackend> Memory<B> {
     }
 }
 
+impl<R: CubeRuntime, B: MemoryBackend<Engine = Kernels<R>>> Memory<B> {
+    /// The layer for serving, as it is now: its weights are prepared once, here. It shares the table until the module's next step, which copies
+    /// it: while both live then, there are two.
+    ///
+    /// # Errors
+    /// An element type that the device lacks.
+    pub fn layer(&self, device: &B::Device) -> Result<MemoryLayer<R>> {
+        self.layer_with(self, device)
+    }
+
+    /// [`layer`](Self::layer) with the tables of `owner`, another layer.
+    ///
+    /// # Errors
+    /// As [`layer`](Self::layer), and tables of another shape, or none.
+    pub fn layer_with(&self, owner: &Self, device: &B::Device) -> Result<MemoryLayer<R>> {
+        self.check_owner(owner)?;
+        let nothing = Tensor::zeros([1, self.config.hidden_size], device);
+        self.call(owner, nothing).buffers().layer().map(|(layer, _)| layer)
+    }
+}
+
 /// A table of a layer, for a step.
 pub(super) struct TableMut<'a, B: Backend> {
     pub(super) param: &'a mut Param<Tensor<B, 2>>,
@@ -333,9 +369,7 @@ impl<B: MemoryBackend> TableMut<'_, B> {
     /// # Errors
     /// [`NotContiguous`](ultramem_kernels::Error::NotContiguous) with shape and strides.
     pub(super) fn check(&self) -> Result<()> {
-        let table = device_tensor(B::float_cube(primitive(self.param.val())));
-        let (shape, storage) = ([self.rows, self.width], table.dtype);
-        Ok(ultramem_kernels::check(table.client(), &table, "values", &shape, storage)?)
+        B::Engine::check_table(&B::float_buffer(primitive(self.param.val())), [self.rows, self.width])
     }
 }
 
@@ -355,6 +389,11 @@ pub(super) fn primitive<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> B::
     tensor.into_primitive().tensor()
 }
 
+/// An engine's tensor as Burn's.
+pub(super) fn from_buffer<B: MemoryBackend, const D: usize>(buffer: Buffer<B>) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(B::float_from_buffer(buffer)))
+}
+
 /// A parameter that optimisers train, contiguous also when it has been loaded.
 fn learned<B: MemoryBackend, const D: usize>(tensor: Tensor<B, D>) -> Param<Tensor<B, D>> {
     Param::from_tensor(tensor).load_mapper(packed)
@@ -367,16 +406,44 @@ fn fixed<B: MemoryBackend, const D: usize>(tensor: Tensor<B, D>) -> Param<Tensor
 
 /// The tensor contiguous, so that no call has to copy it. Autodiff lets go of it.
 fn packed<B: MemoryBackend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, D> {
-    let tensor = stored(B::float_cube(primitive(tensor)));
-    Tensor::from_primitive(TensorPrimitive::Float(B::float_from_cube(tensor)))
+    from_buffer(B::Engine::packed(B::float_buffer(primitive(tensor))))
+}
+
+/// A weight on the host, in f32 where every layer has it so.
+fn host<B: MemoryBackend>(
+    config: &MemoryConfig,
+    weight: Weight,
+    tensor: B::FloatTensorPrimitive,
+) -> Result<HostTensor<'static>> {
+    let flat = Tensor::<B, 1>::from_primitive(TensorPrimitive::Float(B::float_reshape(
+        tensor.clone(),
+        [tensor.shape().num_elements()].into(),
+    )));
+    let data = flat.try_into_data().map_err(|error| Error::Device(error.to_string()))?;
+    let dtype = element_type(data.dtype).ok_or_else(|| Error::Tensor {
+        name: weight.name(config),
+        problem: format!("is {:?}, expected F32, F16 or BF16", data.dtype),
+    })?;
+    let tensor = HostTensor::new(weight.shape(config), dtype, data.as_bytes().to_vec())?;
+    let full = weight.is_full() && dtype != ElementType::F32;
+    Ok(if full { tensor.cast(ElementType::F32).into_owned() } else { tensor })
+}
+
+/// The element type of a layer's tensor; None for one that no layer has.
+pub(super) fn element_type(dtype: DType) -> Option<ElementType> {
+    match dtype {
+        DType::F32 | DType::Flex32 => Some(ElementType::F32),
+        DType::F16 => Some(ElementType::F16),
+        DType::BF16 => Some(ElementType::BF16),
+        _ => None,
+    }
 }
 
 /// Uploaded flat, for an allocator may pad rows.
 fn floats<B: MemoryBackend, const D: usize>(numbers: &[f32], shape: [usize; D], device: &B::Device) -> Tensor<B, D> {
     let data = TensorData::new(numbers.to_vec(), [numbers.len()]);
-    let flat = B::float_cube(primitive(Tensor::<B, 1>::from_data(data, device)));
-    let tensor = CubeTensor::new_contiguous(flat.client, flat.device, shape.into(), flat.handle, flat.dtype);
-    Tensor::from_primitive(TensorPrimitive::Float(B::float_from_cube(tensor)))
+    let flat = B::float_buffer(primitive(Tensor::<B, 1>::from_data(data, device)));
+    from_buffer(B::Engine::shaped(flat, shape.into()))
 }
 
 /// The addresses are below 2³¹.

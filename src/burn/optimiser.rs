@@ -7,6 +7,7 @@ use burn::{
 use ultramem_kernels::optimiser::{Rounding, Rule};
 
 use super::backend::MemoryBackend;
+use super::engine::Step;
 use super::gradients::{Ready, auxiliary, norm};
 use super::model::MemoryModel;
 use super::module::Memory;
@@ -45,7 +46,7 @@ pub type SparseOptimizerRecord<B, R> = (usize, R, Vec<TableRecord<B>>);
 
 impl<B: MemoryBackend + AutodiffBackend, O> SparseOptimizer<B, O>
 where
-    B::InnerBackend: MemoryBackend<Runtime = B::Runtime>,
+    B::InnerBackend: MemoryBackend<Engine = B::Engine>,
 {
     /// `inner` for everything but the sparse tables of `model`, which learn by `rule` at the rate of the rest. From now on the gradients of all
     /// passes through its layers, and its clones', add up until a step of this optimiser or of a clone takes them.
@@ -132,9 +133,8 @@ where
             Some(clip) => (clip / (norm(model, gradients, &more, &self.tables)? + 1e-6)).min(1.0),
             None => 1.0,
         };
-        let rate = learning_rate * self.value_factor();
-        let step = ultramem_kernels::optimiser::Step { scale, ..ultramem_kernels::optimiser::Step::new(rate as f32) };
-        self.tables.check(model, &step)?;
+        let learning_rate = (learning_rate * self.value_factor()) as f32;
+        self.tables.check(model, Step { learning_rate, scale })?;
         Ok((more, scale))
     }
 
@@ -146,7 +146,7 @@ where
 impl<B, M, O> Optimizer<M, B> for SparseOptimizer<B, O>
 where
     B: MemoryBackend + AutodiffBackend,
-    B::InnerBackend: MemoryBackend<Runtime = B::Runtime>,
+    B::InnerBackend: MemoryBackend<Engine = B::Engine>,
     M: MemoryModel<B>,
     O: Optimizer<M, B>,
 {

@@ -18,10 +18,9 @@ use burn::{
         ops::FloatTensor,
     },
 };
-use cubecl::prelude::*;
-use ultramem_kernels::RowGradients;
 
 use super::MemoryBackend;
+use super::engine::{Engine, Rows};
 use crate::{Error, Result};
 
 /// How a table learns: sparsely, with a place where its gradients wait, or as a parameter like any other. A module of its own, by which a
@@ -55,9 +54,9 @@ struct Waiting {
 }
 
 /// The last call's leaf and the sum of the gradients, where a call had a token.
-type Sum<B> = (FloatTensor<Autodiff<B>>, Option<RowGradients<<B as MemoryBackend>::Runtime>>);
+type Sum<B> = (FloatTensor<Autodiff<B>>, Option<Rows<B>>);
 /// The same, as a backend with autodiff names it.
-type Taken<B> = (FloatTensor<B>, Option<RowGradients<<B as MemoryBackend>::Runtime>>);
+type Taken<B> = (FloatTensor<B>, Option<Rows<B>>);
 
 impl Pending {
     /// From now on passes add up until a step takes their sum.
@@ -69,10 +68,9 @@ impl Pending {
     /// far, which holds the gradients of the leaves of its earlier calls. A pass that finds another's gradients waiting replaces them.
     pub(super) fn put<B: MemoryBackend>(
         &self,
-        client: &ComputeClient<B::Runtime>,
         pass: &Gradients,
         leaf: FloatTensor<Autodiff<B>>,
-        gradients: Option<RowGradients<B::Runtime>>,
+        gradients: Option<Rows<B>>,
         rows: usize,
     ) -> Result<()> {
         let mut waiting = self.lock();
@@ -87,7 +85,7 @@ impl Pending {
             None => None,
         };
         let sum = match (before, gradients) {
-            (Some(before), Some(gradients)) => Some(RowGradients::sum(client, &[before, gradients], rows)?),
+            (Some(before), Some(gradients)) => Some(B::Engine::sum(&[before, gradients], rows)?),
             (before, gradients) => before.or(gradients),
         };
         waiting.sum = Some(Box::new((leaf, sum)));
@@ -98,14 +96,14 @@ impl Pending {
     pub(super) fn through<B: MemoryBackend + AutodiffBackend>(
         &self,
         gradients: &B::Gradients,
-    ) -> Option<Option<RowGradients<B::Runtime>>> {
+    ) -> Option<Option<Rows<B>>> {
         let waiting = self.lock();
         let sum = waiting.sum.as_ref().and_then(|sum| sum.downcast_ref::<Taken<B>>());
         sum.filter(|(leaf, _)| B::grad(leaf, gradients).is_some()).map(|(_, gradients)| gradients.clone())
     }
 
     /// The gradients that wait, whatever pass they are of.
-    pub(super) fn sum<B: MemoryBackend + AutodiffBackend>(&self) -> Option<RowGradients<B::Runtime>> {
+    pub(super) fn sum<B: MemoryBackend + AutodiffBackend>(&self) -> Option<Rows<B>> {
         let waiting = self.lock();
         waiting.sum.as_ref().and_then(|sum| sum.downcast_ref::<Taken<B>>()).and_then(|(_, gradients)| gradients.clone())
     }

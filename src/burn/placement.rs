@@ -7,7 +7,8 @@ use burn::{
     tensor::{Tensor, backend::Backend},
 };
 
-use super::{Memory, MemoryBackend};
+use super::module::primitive;
+use super::{Engine, Memory, MemoryBackend};
 #[cfg(feature = "files")]
 use crate::checkpoint::Model;
 use crate::{Error, MemoryConfig, Result, Stream, Weights};
@@ -227,7 +228,7 @@ impl<B: MemoryBackend, const D: usize> Drop for Read<B, D> {
     /// An output that nobody adds: the stream is waited for all the same, before what it reads is free again.
     fn drop(&mut self) {
         if let Some((output, stream)) = self.output.take().zip(self.stream.take()) {
-            stream.join(&B::float_cube(output.into_primitive().tensor()).client);
+            B::Engine::join(&stream, &B::float_buffer(primitive(output)));
         }
     }
 }

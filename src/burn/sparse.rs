@@ -6,19 +6,17 @@ use burn::{
     module::{Param, ParamId},
     record::Record,
     tensor::{
-        DType, Int, Tensor, TensorPrimitive,
+        Int, Tensor,
         backend::{AutodiffBackend, Backend},
     },
 };
-use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
-use cubecl::prelude::ComputeClient;
-use ultramem_kernels::optimiser::{Optimiser, Rounding, Rule, Step};
-use ultramem_kernels::{RowGradients, Tensor as DeviceTensor};
+use ultramem_kernels::optimiser::{Rounding, Rule};
 
-use super::backend::{MemoryBackend, device_tensor, on_device};
+use super::backend::{Buffer, MemoryBackend};
+use super::engine::{Engine, Optimiser, Rows, Step, TableOptimiser};
 use super::full::FullTensor;
 use super::model::{MemoryModel, read, square_sum};
-use super::module::{Memory, TableMut, primitive};
+use super::module::{Memory, TableMut, from_buffer, primitive};
 use super::pending::{Found, Pending, wrong_list};
 use crate::{Error, Result};
 
@@ -31,18 +29,16 @@ use crate::{Error, Result};
 pub struct SparseTables<B: MemoryBackend> {
     rule: Rule,
     rounding: Rounding,
-    tables: HashMap<ParamId, Table<B::Runtime>>,
+    tables: HashMap<ParamId, Table<B>>,
     /// In the model's order.
-    waiting: Vec<(ParamId, RowGradients<B::Runtime>)>,
+    waiting: Vec<(ParamId, Rows<B>)>,
     /// State from a record whose table has not been met yet.
     restored: Vec<TableRecord<B>>,
 }
 
-/// A table's optimiser, and where its state lives.
-struct Table<R: CubeRuntime> {
-    optimiser: Optimiser<R>,
-    client: ComputeClient<R>,
-    device: R::CubeDevice,
+/// A table's optimiser.
+struct Table<B: MemoryBackend> {
+    optimiser: Optimiser<B>,
     rows: usize,
     width: usize,
 }
@@ -60,19 +56,13 @@ pub struct TableRecord<B: Backend> {
     pub width: usize,
     /// Its steps.
     pub steps: u64,
-    /// Its tensors, flat, in the order of [`Optimiser::state`].
+    /// Its tensors, flat, in the order of [`state`](ultramem_kernels::optimiser::Optimiser::state).
     pub state: Vec<FullTensor<B, 1>>,
 }
 
-impl<R: CubeRuntime> Clone for Table<R> {
+impl<B: MemoryBackend> Clone for Table<B> {
     fn clone(&self) -> Self {
-        Self {
-            optimiser: self.optimiser.clone(),
-            client: self.client.clone(),
-            device: self.device.clone(),
-            rows: self.rows,
-            width: self.width,
-        }
+        Self { optimiser: self.optimiser.clone(), rows: self.rows, width: self.width }
     }
 }
 
@@ -143,7 +133,7 @@ impl<B: MemoryBackend> SparseTables<B> {
 
 impl<B: MemoryBackend + AutodiffBackend> SparseTables<B>
 where
-    B::InnerBackend: MemoryBackend<Runtime = B::Runtime>,
+    B::InnerBackend: MemoryBackend<Engine = B::Engine>,
 {
     /// Takes what a backward pass has found of the sparse tables, for the next step; several passes add up.
     ///
@@ -194,19 +184,14 @@ where
     }
 
     /// The sum of what was found for a table and of what waits for it already.
-    fn with_waiting(
-        &self,
-        table: &TableMut<'_, B>,
-        found: Option<RowGradients<B::Runtime>>,
-    ) -> Result<Option<(ParamId, RowGradients<B::Runtime>)>> {
+    fn with_waiting(&self, table: &TableMut<'_, B>, found: Option<Rows<B>>) -> Result<Option<(ParamId, Rows<B>)>> {
         let id = table.param.id;
         let before = self.waiting.iter().find(|(table, _)| *table == id).map(|(_, rows)| rows.clone());
         let parts: Vec<_> = before.into_iter().chain(found).collect();
         if parts.is_empty() {
             return Ok(None);
         }
-        let client = B::float_cube(primitive(table.param.val())).client;
-        Ok(Some((id, RowGradients::sum(&client, &parts, table.rows)?)))
+        Ok(Some((id, B::Engine::sum(&parts, table.rows)?)))
     }
 
     /// The norm of the gradients that wait. Waits for the device.
@@ -231,13 +216,13 @@ where
     /// A list of layers that is not the model's, a record of another shape or table, or numbers and sizes that don't fit: the model is as it was
     /// then, and the gradients still wait.
     pub fn step<M: MemoryModel<B>>(&mut self, model: &mut M, learning_rate: f64, scale: f32) -> Result<()> {
-        let step = Step { scale, ..Step::new(learning_rate as f32) };
-        self.check(model, &step)?;
+        let step = Step { learning_rate: learning_rate as f32, scale };
+        self.check(model, step)?;
         for table in model.memories().into_iter().flat_map(Memory::tables_mut) {
             let id = table.param.id;
             let Some(at) = self.waiting.iter().position(|(of, _)| *of == id) else { continue };
             let Some(state) = self.tables.get_mut(&id) else { continue };
-            table.update(state, &self.waiting[at].1, &step)?;
+            table.update(&mut state.optimiser, &self.waiting[at].1, step)?;
             self.waiting.remove(at);
         }
         self.waiting.clear();
@@ -245,7 +230,7 @@ where
     }
 
     /// Checks all that [`step`](Self::step) can refuse, and makes the optimisers that it needs.
-    pub(super) fn check<M: MemoryModel<B>>(&mut self, model: &mut M, step: &Step<'_, B::Runtime>) -> Result<()> {
+    pub(super) fn check<M: MemoryModel<B>>(&mut self, model: &mut M, step: Step) -> Result<()> {
         check_list(model)?;
         self.check_rules()?;
         let tables: Vec<_> = model.memories().into_iter().flat_map(Memory::tables_mut).collect();
@@ -261,16 +246,16 @@ where
         for of_model in tables {
             let id = of_model.param.id;
             let Some((_, gradient)) = self.waiting.iter().find(|(table, _)| *table == id) else { continue };
-            let table = B::float_cube(primitive(of_model.param.val()));
+            let table = B::float_buffer(primitive(of_model.param.val()));
             if !self.tables.contains_key(&id) {
                 let record = self.restored.iter().position(|record| record.table == id.serialize());
                 let state = record.map(|at| self.restored[at].clone());
-                let made = Table::new::<B>(&table, &of_model, self.rule, self.rounding, state)?;
+                let made = Table::new(&table, &of_model, self.rule, self.rounding, state)?;
                 self.tables.insert(id, made);
                 record.map(|at| self.restored.swap_remove(at));
             }
-            let Some(Table { optimiser, client, .. }) = self.tables.get(&id) else { continue };
-            optimiser.check(client, &[device_tensor(table)], gradient, step)?;
+            let Some(state) = self.tables.get(&id) else { continue };
+            state.optimiser.check(&table, gradient, step)?;
         }
         Ok(())
     }
@@ -282,71 +267,49 @@ impl<B: Backend> TableRecord<B> {
     }
 }
 
-impl<R: CubeRuntime> Table<R> {
-    fn new<B: MemoryBackend<Runtime = R>>(
-        table: &CubeTensor<R>,
+impl<B: MemoryBackend> Table<B> {
+    fn new(
+        table: &Buffer<B>,
         of_model: &TableMut<'_, B>,
         rule: Rule,
         rounding: Rounding,
         record: Option<TableRecord<B>>,
     ) -> Result<Self> {
         let (rows, width) = (of_model.rows, of_model.width);
-        let mut optimiser = Optimiser::new(&table.client, rule, &[rows], width)?.with_rounding(rounding);
+        let mut optimiser = Optimiser::<B>::new(table, [rows, width], rule, rounding)?;
         if let Some(record) = record {
-            let shape = |(_, pages): (_, Vec<&DeviceTensor<R>>)| pages.first().map(|page| page.shape().to_vec());
-            let own: Vec<_> = optimiser.state().into_iter().filter_map(shape).collect();
-            if record.state.len() != own.len() {
-                return Err(record.refused("tensors", &record.state.len().to_string(), &own.len().to_string()));
+            let (found, expected) = (record.state.len(), optimiser.tensors());
+            if found != expected {
+                return Err(record.refused("tensors", &found.to_string(), &expected.to_string()));
             }
-            let shaped = |(tensor, shape): (FullTensor<B, 1>, Vec<usize>)| {
-                let tensor = B::float_cube(primitive(tensor.0));
-                vec![device_tensor(tensor).reshaped(shape)]
-            };
-            // A Burn tensor is one buffer, so its table has one page.
-            let state: Vec<_> = record.state.into_iter().zip(own).map(shaped).collect();
-            optimiser.restore(record.steps, &state)?;
+            let state = record.state.into_iter().map(|tensor| B::float_buffer(primitive(tensor.0))).collect();
+            optimiser.restore(record.steps, state)?;
         }
-        Ok(Self { optimiser, client: table.client.clone(), device: table.device.clone(), rows, width })
+        Ok(Self { optimiser, rows, width })
     }
 
-    fn record<B: MemoryBackend<Runtime = R>>(&self, id: ParamId, rule: Rule) -> TableRecord<B> {
-        let tensor = |tensor: &DeviceTensor<R>| {
-            let count = tensor.shape().iter().product::<usize>();
-            let flat = tensor.reshaped(vec![count]);
-            let cube = on_device(&self.client, &self.device, flat, DType::F32);
-            FullTensor(Tensor::from_primitive(TensorPrimitive::Float(B::float_from_cube(cube))))
-        };
+    fn record(&self, id: ParamId, rule: Rule) -> TableRecord<B> {
         TableRecord {
             table: id.serialize(),
             rule: rule.name().into(),
             rows: self.rows,
             width: self.width,
             steps: self.optimiser.steps(),
-            state: self.optimiser.state().into_iter().flat_map(|(_, pages)| pages).map(tensor).collect(),
+            state: self.optimiser.state().into_iter().map(|tensor| FullTensor(from_buffer(tensor))).collect(),
         }
     }
 }
 
 impl<B: MemoryBackend> TableMut<'_, B> {
     /// A sparse table's step: in place, for the parameter gives its tensor away meanwhile and only what others hold is copied.
-    fn update(
-        self,
-        table: &mut Table<B::Runtime>,
-        gradient: &RowGradients<B::Runtime>,
-        step: &Step<'_, B::Runtime>,
-    ) -> Result<()> {
+    fn update(self, optimiser: &mut Optimiser<B>, gradient: &Rows<B>, step: Step) -> Result<()> {
         let device = self.param.val().device();
         let nothing = |device: &B::Device, _| Tensor::zeros([1, 1], device);
         let nothing = Param::uninitialized(self.param.id, nothing, device, false, [1, 1].into());
         let (id, values, mapper) = std::mem::replace(self.param, nothing).consume();
-        let cube = B::float_cube(primitive(values));
-        let (device, dtype) = (cube.device.clone(), cube.dtype);
-        let mut pages = [device_tensor(cube)];
-        let done = table.optimiser.step(&table.client, &mut pages, gradient, step);
-        let [values] = pages;
-        let values = B::float_from_cube(on_device(&table.client, &device, values, dtype));
-        *self.param = Param::from_mapped_value(id, Tensor::from_primitive(TensorPrimitive::Float(values)), mapper);
-        Ok(done?)
+        let (values, done) = optimiser.step(B::float_buffer(primitive(values)), gradient, step);
+        *self.param = Param::from_mapped_value(id, from_buffer(values), mapper);
+        done
     }
 }
 
@@ -362,15 +325,14 @@ pub(super) fn check_list<B: MemoryBackend + AutodiffBackend, M: MemoryModel<B>>(
 }
 
 /// The sum of the squares of the listed rows: what lies behind them is undefined.
-fn table_square<B: MemoryBackend>(rows: &RowGradients<B::Runtime>, device: &B::Device) -> Result<Tensor<B, 1>> {
-    let some = B::float_cube(primitive(Tensor::<B, 1>::zeros([1], device)));
-    let gradients = on_device(&some.client, &some.device, rows.gradients().clone(), DType::F32);
-    let gradients = Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(B::float_from_cube(gradients)));
-    let count = some.client.read_one(rows.count().handle.clone());
-    let count = count.map_err(|error| Error::Device(format!("{error:?}").chars().take(300).collect()))?;
-    let count = count.get(..4).map(bytemuck::pod_read_unaligned::<u32>);
-    let count = count.ok_or_else(|| Error::Device("the number of used rows has no bytes".into()))?;
-    let capacity = gradients.dims()[0] as i64;
-    let unlisted = Tensor::<B, 1, Int>::arange(0..capacity, device).greater_equal_elem(i64::from(count));
+fn table_square<B: MemoryBackend>(rows: &Rows<B>, device: &B::Device) -> Result<Tensor<B, 1>> {
+    let some = B::float_buffer(primitive(Tensor::<B, 1>::zeros([1], device)));
+    let (gradients, count) = B::Engine::listed(rows, &some)?;
+    let gradients: Tensor<B, 2> = from_buffer(gradients);
+    let capacity = gradients.dims()[0];
+    if count >= capacity {
+        return Ok(square_sum(gradients));
+    }
+    let unlisted = Tensor::<B, 1, Int>::arange(0..capacity as i64, device).greater_equal_elem(count as i64);
     Ok(square_sum(gradients.mask_fill(unlisted.unsqueeze_dim(1), 0.0)))
 }

@@ -16,10 +16,11 @@ use burn::{
     optim::{AdamWConfig, GradientsAccumulator, GradientsParams, Optimizer, adaptor::OptimizerAdaptor},
     tensor::{Tensor, TensorData, backend::AutodiffBackend},
 };
-use ultramem_kernels::optimiser::{Rounding, Rule, Step};
+use ultramem_kernels::optimiser::{Rounding, Rule};
 
 use super::adamw::FullAdamW;
 use super::backend::MemoryBackend;
+use super::engine::Step;
 use super::gradients::{Ready, auxiliary, norm};
 use super::model::{MemoryModel, read};
 use super::module::{Core, Memory};
@@ -112,7 +113,7 @@ type AdamRecord<B, M> = <OptimizerAdaptor<FullAdamW, M, B> as Optimizer<M, B>>::
 
 impl<B: MemoryBackend + AutodiffBackend, M: MemoryModel<B>> Trainer<B, M>
 where
-    B::InnerBackend: MemoryBackend<Runtime = B::Runtime>,
+    B::InnerBackend: MemoryBackend<Engine = B::Engine>,
 {
     /// A trainer that has made no step. Sparse tables learn by lazy Adam.
     pub fn new(config: TrainerConfig) -> Self {
@@ -245,8 +246,8 @@ where
         let gradient_norm = norm(model, gradients, &more, &self.tables)?;
         let done = gradient_norm.is_finite();
         let scale = if done { (self.config.clip / (gradient_norm + 1e-6)).min(1.0) } else { 1.0 };
-        let rate = (learning_rate * self.value_factor()) as f32;
-        self.tables.check(model, &Step { scale, ..Step::new(rate) })?;
+        let learning_rate = (learning_rate * self.value_factor()) as f32;
+        self.tables.check(model, Step { learning_rate, scale })?;
         Ok((StepReport { gradient_norm, auxiliary_loss, done }, more, scale))
     }
 

@@ -5,7 +5,7 @@ use ultramem::{Weight, Weights};
 use ultramem_learner::{EPOCHS, Model, Training, train};
 
 fn weights<B: ultramem::burn::MemoryBackend>(model: &Model<B>) -> Weights<'static> {
-    model.memory().layer(&Default::default()).unwrap().read_weights().unwrap()
+    model.memory().weights().unwrap()
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub fn export(folder: &Path, output: &Path, windows: usize) -> Result<()> {
     let bytes = Tensor::<Inner, 2, Int>::from_data(TensorData::new(bytes, [read.len() / context, context]), &device);
     let input = model.memory_input(bytes).map(Tensor::into_data);
     let Some(input) = input.and_then(|data| data.into_vec::<f32>().ok()) else { return Err("no hidden states".into()) };
-    let weights = memory.layer(&device)?.read_weights()?;
+    let weights = memory.weights()?;
     let config = memory.config();
     let expected = reference::forward(config, &weights, &input)?;
     let (tokens, width, entries) = (read.len(), config.hidden_size, config.heads * config.top_m);

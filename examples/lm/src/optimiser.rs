@@ -18,7 +18,7 @@ pub struct Optimiser<B: MemoryBackend + AutodiffBackend> {
 
 impl<B: MemoryBackend + AutodiffBackend> Optimiser<B>
 where
-    B::InnerBackend: MemoryBackend<Runtime = B::Runtime>,
+    B::InnerBackend: MemoryBackend<Engine = B::Engine>,
 {
     /// An optimiser that has made no step.
     pub fn new(settings: &Settings) -> Self {

@@ -356,7 +356,7 @@ fn layers_are_found_by_type() {
     assert!(report.done && numbers(model.own.values.val()).iter().all(|&x| x < 1.0));
 }
 
-/// A clone, a record and a layer stay as they were when the model goes on. A table that somebody else holds is copied once, one that nobody
+/// A clone and a record stay as they were when the model goes on. A table that somebody else holds is copied once, one that nobody
 /// holds never.
 fn a_clone_is_a_copy<B: MemoryBackend>() {
     let mut trainer = trainer::<B>();
@@ -365,15 +365,25 @@ fn a_clone_is_a_copy<B: MemoryBackend>() {
     let (copies, model) = step(model, 1);
     assert_eq!(copies, 0, "nobody else holds the table");
     let (best, record) = (model.clone(), model.clone().into_record());
-    let (layer, kept) = (model.memory.layer(&Default::default()).unwrap(), weights_of(&model.memory));
+    let kept = weights_of(&model.memory);
     let (copies, model) = step(model, 2);
     assert_eq!(copies, 1);
     let (copies, model) = step(model, 3);
     assert_eq!(copies, 0);
     assert!(weights_of(&model.memory)[Weight::Values] != kept[Weight::Values]);
     assert!(weights_of(&best.memory) == kept);
-    assert!(layer.read_weights().unwrap() == kept);
     assert!(weights_of(&one::<Autodiff<B>>(Kind::UltraMem, 9).load_record(record).memory) == kept);
+}
+
+/// A layer that was made of the model is a copy, too.
+#[test]
+fn a_layer_is_a_copy() {
+    let mut trainer = trainer::<Plain>();
+    let model = step::<Plain>(&mut trainer, one(Kind::UltraMem, 6), 0);
+    let (layer, kept) = (model.memory.layer(&Default::default()).unwrap(), weights_of(&model.memory));
+    let (copies, _model) = told("is copied", || step::<Plain>(&mut trainer, model, 1));
+    assert_eq!(copies, 1);
+    assert!(layer.read_weights().unwrap() == kept);
 }
 
 /// One thread trains, another runs a clone over and over: it finds the same numbers every time, even in what it has only enqueued when it

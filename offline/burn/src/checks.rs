@@ -13,13 +13,13 @@ use burn::{
 };
 use ultramem::{
     Dimensions, ElementType, HostTensor, Kind, MemoryConfig, Weight, Weights,
-    burn::{Memories, Memory, MemoryBackend, MemoryModel, StepError, Trainer, TrainerConfig},
+    burn::{Kernels, Memories, Memory, MemoryBackend, MemoryModel, StepError, Trainer, TrainerConfig},
     kernels::optimiser::Rule,
     reference,
 };
 use ultramem_offline::{Fault, Finding, Gpu, LaunchReport, OfflineDevice, Options, Space};
 
-use crate::Card;
+use crate::{BurnRuntime, Card};
 use common::{random_input, relative_l2};
 use modules::{gradients_by_field, numbers, rounded};
 
@@ -29,7 +29,7 @@ mod common;
 mod modules;
 
 /// A new device whose floats are of `dtype`.
-fn card<B: MemoryBackend<Device = Card>>(dtype: ElementType) -> Card {
+fn card<B: MemoryBackend<Device = Card, Engine = Kernels<BurnRuntime>>>(dtype: ElementType) -> Card {
     let card = Card(OfflineDevice::new(Options { gpu: Gpu::H100, unwritten_loads: true, ..Options::default() }));
     let float = match dtype {
         ElementType::F32 => FloatDType::F32,
@@ -76,17 +76,17 @@ impl<B: MemoryBackend + AutodiffBackend> MemoryModel<B> for Model<B> {
 
 fn model<B>(config: &MemoryConfig, weights: &Weights<'_>, sparse: bool, card: &Card) -> Model<B>
 where
-    B: MemoryBackend<Device = Card>,
+    B: MemoryBackend<Device = Card, Engine = Kernels<BurnRuntime>>,
 {
     Model { memory: Memory::from_weights(config.clone(), weights, sparse, card).unwrap() }
 }
 
 /// On numbers that `dtype` holds.
-pub fn is_the_oracle<B: MemoryBackend<Device = Card>>(
+pub fn is_the_oracle<B: MemoryBackend<Device = Card, Engine = Kernels<BurnRuntime>>>(
     dtype: ElementType,
     (rank, key_dim, value_dim): (usize, usize, usize),
 ) where
-    Autodiff<B>: MemoryBackend<Runtime = B::Runtime> + AutodiffBackend<InnerBackend = B, Device = Card>,
+    Autodiff<B>: MemoryBackend<Engine = B::Engine> + AutodiffBackend<InnerBackend = B, Device = Card>,
 {
     let (config, card) = (&layer(rank, key_dim, value_dim), &card::<B>(dtype));
     let name = format!("{:?}, {dtype:?}, key_dim {}, value_dim {}", config.kind(), config.key_dim, config.value_dim);
@@ -148,7 +148,7 @@ pub fn is_the_oracle<B: MemoryBackend<Device = Card>>(
     let mut trainer = Trainer::new(no_clip).with_rule(Rule::Sgd { momentum: 0.0 });
     let (model, report) = trainer.step(rate / 4.0, model, gradients).unwrap_or_else(|error| panic!("{name}: {error}"));
     assert!(report.done, "{name}: {report:?}");
-    let weights = model.memory.layer(card).unwrap().read_weights().unwrap();
+    let weights = model.memory.weights().unwrap();
     let off = relative_l2(&weights.numbers(Weight::Values), &values);
     let moved = relative_l2(&start, &values);
     assert!(off < gradient_off && moved > 10.0 * gradient_off, "{name}: values {off}, moved {moved}");
@@ -178,7 +178,7 @@ fn is_ours(launch: &LaunchReport) -> bool {
     launch.kernel.name.starts_with("ultramem")
 }
 
-pub fn tables_are_contiguous<B: MemoryBackend<Device = Card>>() {
+pub fn tables_are_contiguous<B: MemoryBackend<Device = Card, Engine = Kernels<BurnRuntime>>>() {
     let (card, config) = (card::<B>(ElementType::F32), layer(1, 6, 6));
     for sparse in [true, false] {
         let [first, second] = [1, 2].map(|seed| model::<B>(&config, &Weights::random(&config, seed), sparse, &card));
@@ -187,15 +187,15 @@ pub fn tables_are_contiguous<B: MemoryBackend<Device = Card>>() {
         let bytes = Recorder::<B>::record(&recorder, first.clone().into_record(), ()).unwrap();
         let second = second.load_record(Recorder::<B>::load(&recorder, bytes, &card).unwrap());
         assert!(values_are_contiguous(&second), "loaded, sparse {sparse}");
-        let [first, second] = [first, second].map(|it| it.memory.layer(&card).unwrap().read_weights().unwrap());
+        let [first, second] = [first, second].map(|it| it.memory.weights().unwrap());
         assert!(first[Weight::Values] == second[Weight::Values], "loaded, sparse {sparse}");
     }
 }
 
 /// Whoever gives a layer another table has to give it one that can be updated in place; the model is there again after the error.
-pub fn a_padded_table_is_refused<B: MemoryBackend<Device = Card>>()
+pub fn a_padded_table_is_refused<B: MemoryBackend<Device = Card, Engine = Kernels<BurnRuntime>>>()
 where
-    Autodiff<B>: MemoryBackend<Runtime = B::Runtime> + AutodiffBackend<InnerBackend = B, Device = Card>,
+    Autodiff<B>: MemoryBackend<Engine = B::Engine> + AutodiffBackend<InnerBackend = B, Device = Card>,
 {
     let (card, config) = (card::<B>(ElementType::F32), layer(1, 6, 6));
     let weights = Weights::random(&config, 3);
@@ -214,7 +214,7 @@ where
     let error = error.to_string();
     assert!(error.contains("of shape [64, 6] has strides [8, 1], expected a contiguous tensor"), "{error}");
     assert_eq!(trainer.steps(), 0);
-    assert!(model.memory.layer(&card).unwrap().read_weights().unwrap() == weights);
+    assert!(model.memory.weights().unwrap() == weights);
     let record = model.clone().into_record();
     assert!(values_are_contiguous(&model.load_record(record)));
 }
@@ -235,7 +235,7 @@ impl<B: MemoryBackend> ModuleMapper<B> for Doubled {
     }
 }
 
-fn values_are_contiguous<B: MemoryBackend>(model: &Model<B>) -> bool {
+fn values_are_contiguous<B: MemoryBackend<Engine = Kernels<BurnRuntime>>>(model: &Model<B>) -> bool {
     let mut table = Table { path: vec![], contiguous: None };
     model.visit(&mut table);
     table.contiguous.unwrap()
@@ -247,7 +247,7 @@ struct Table {
     contiguous: Option<bool>,
 }
 
-impl<B: MemoryBackend> ModuleVisitor<B> for Table {
+impl<B: MemoryBackend<Engine = Kernels<BurnRuntime>>> ModuleVisitor<B> for Table {
     fn enter_module(&mut self, name: &str, _: &str) {
         self.path.push(name.into());
     }
@@ -258,7 +258,7 @@ impl<B: MemoryBackend> ModuleVisitor<B> for Table {
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         if self.path.last().is_some_and(|name| name == "values") {
-            self.contiguous = Some(B::float_cube(param.val().into_primitive().tensor()).is_contiguous());
+            self.contiguous = Some(B::float_buffer(param.val().into_primitive().tensor()).is_contiguous());
         }
     }
 }
@@ -272,7 +272,7 @@ fn round(numbers: &[f32], dtype: ElementType) -> Vec<f32> {
 type Passes = (Vec<f32>, Vec<LaunchReport>);
 
 /// A model of five blocks whose layers read in blocks 0 and 1 and add after 2 and 3, and one that is added where it reads.
-fn three_passes<B: MemoryBackend<Device = Card>>(shuffled: bool, seed: u64) -> Passes {
+fn three_passes<B: MemoryBackend<Device = Card, Engine = Kernels<BurnRuntime>>>(shuffled: bool, seed: u64) -> Passes {
     let options = Options { seed: Some(seed), shuffled, unwritten_loads: true, ..Options::default() };
     let card = Card(OfflineDevice::new(options));
     let config = layer(2, 6, 16);
@@ -303,7 +303,7 @@ fn three_passes<B: MemoryBackend<Device = Card>>(shuffled: bool, seed: u64) -> P
     (found, card.0.take_reports())
 }
 
-pub fn layers_run_beside_blocks<B: MemoryBackend<Device = Card>>() {
+pub fn layers_run_beside_blocks<B: MemoryBackend<Device = Card, Engine = Kernels<BurnRuntime>>>() {
     let (expected, _) = three_passes::<B>(false, 1);
     for seed in 0..6 {
         let (found, reports) = three_passes::<B>(true, seed);

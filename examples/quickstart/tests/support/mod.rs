@@ -57,7 +57,7 @@ pub fn step<B: MemoryBackend>(
     seed: u64,
 ) -> One<Autodiff<B>>
 where
-    Autodiff<B>: MemoryBackend<Runtime = B::Runtime>,
+    Autodiff<B>: MemoryBackend<Engine = B::Engine>,
 {
     let input = random_input(model.memory.config(), 9, seed);
     let output = model.memory.forward(tensor::<Autodiff<B>>(&input, model.memory.config().hidden_size));
@@ -80,5 +80,5 @@ impl<B: MemoryBackend + AutodiffBackend> MemoryModel<B> for One<B> {
 }
 
 pub fn weights_of<B: MemoryBackend>(memory: &Memory<B>) -> Weights<'static> {
-    memory.layer(&Default::default()).unwrap().read_weights().unwrap()
+    memory.weights().unwrap()
 }
