@@ -16,11 +16,10 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use ultramem_cpu::stages::query::MapGradients;
 pub use ultramem_cpu::{Forward as CpuForward, Gradients as CpuGradients, Saved as CpuSaved};
 use ultramem_cpu::{Layer, Linear, Numbers, RowGradients, Shape};
 
-use crate::{ElementType, HostTensor, MemoryConfig, Result, Weight, Weights, reference};
+use crate::{HostTensor, MemoryConfig, PerWeight, Result, Weight, Weights, reference};
 
 /// A layer on the processor, its weights borrowed: tables are read in place, in whatever element type they have, mapped files among them. Queries
 /// and keys are rounded to the keys' type (DESIGN §2, half precision); inputs and outputs are f32.
@@ -37,7 +36,7 @@ impl<'a> CpuLayer<'a> {
     /// Weights that do not fit `config`.
     pub fn new(config: MemoryConfig, weights: &'a Weights<'_>) -> Result<Self> {
         weights.check(&config)?;
-        let layer = Layer::new(shape(&config), borrow(&config, weights))?;
+        let layer = Borrowed::of(weights).layer(&config)?;
         Ok(Self { config, layer })
     }
 
@@ -88,29 +87,15 @@ impl<'a> CpuLayer<'a> {
 
     /// Gradients in the oracle's form: by weight, in f64.
     pub fn named(&self, gradients: &CpuGradients) -> reference::Gradients {
-        let width = self.config.key_dim * self.config.tucker_rank;
-        let mut keys = vec![0.0; self.config.heads * 2 * self.config.side_keys * width];
-        for (row, gradient) in gradients.keys.iter() {
-            keys[row as usize * width..][..width].copy_from_slice(gradient);
-        }
+        let keys = dense(&gradients.keys, self.config.heads * 2 * self.config.side_keys);
         let mut found = reference::Gradients {
             input: reference::to_f64(&gradients.maps.input),
             values: rows(&gradients.values),
             pre_values: gradients.pre_values.as_ref().map_or_else(BTreeMap::new, rows),
             ..reference::Gradients::default()
         };
-        for (map, bias, of_map) in maps(gradients) {
-            found.tensors[map] = reference::to_f64(&of_map.weight);
-            bias.into_iter().for_each(|bias| found.tensors[bias] = reference::to_f64(&of_map.bias));
-        }
-        for (weight, gradient) in [
-            (Weight::QueryNorm, &gradients.query_norm),
-            (Weight::Keys, &keys),
-            (Weight::KeysNorm, &gradients.keys_norm),
-            (Weight::Cores, &gradients.cores),
-        ] {
-            found.tensors[weight] = reference::to_f64(gradient);
-        }
+        found.tensors = by_weight(gradients).map(reference::to_f64);
+        found.tensors[Weight::Keys] = reference::to_f64(&keys);
         found
     }
 }
@@ -119,15 +104,36 @@ fn rows(gradients: &RowGradients) -> BTreeMap<usize, Vec<f64>> {
     gradients.iter().map(|(row, gradient)| (row as usize, reference::to_f64(gradient))).collect()
 }
 
-/// The maps' gradients, by weight and bias.
-fn maps(gradients: &CpuGradients) -> [(Weight, Option<Weight>, &MapGradients); 5] {
-    [
-        (Weight::QueryProj, Some(Weight::QueryBias), &gradients.maps.query),
-        (Weight::PreValuesProj, None, &gradients.maps.pre_projection),
-        (Weight::GateProj, Some(Weight::GateBias), &gradients.maps.gate),
-        (Weight::ValuesProj, Some(Weight::ValuesBias), &gradients.projection),
-        (Weight::OutputGate, Some(Weight::OutputGateBias), &gradients.maps.output_gate),
-    ]
+/// The gradient of a table of so many rows.
+pub(crate) fn dense(gradients: &RowGradients, rows: usize) -> Vec<f32> {
+    let mut all = vec![0.0; rows * gradients.width];
+    for (row, gradient) in gradients.iter() {
+        all[row as usize * gradients.width..][..gradients.width].copy_from_slice(gradient);
+    }
+    all
+}
+
+/// The gradients of all weights but keys and tables; empty where the layer has no such weight.
+pub(crate) fn by_weight(gradients: &CpuGradients) -> PerWeight<&[f32]> {
+    let maps = &gradients.maps;
+    PerWeight::from_fn(|weight| {
+        let numbers = match weight {
+            Weight::QueryProj => &maps.query.weight,
+            Weight::QueryBias => &maps.query.bias,
+            Weight::QueryNorm => &gradients.query_norm,
+            Weight::KeysNorm => &gradients.keys_norm,
+            Weight::Cores => &gradients.cores,
+            Weight::PreValuesProj => &maps.pre_projection.weight,
+            Weight::ValuesProj => &gradients.projection.weight,
+            Weight::ValuesBias => &gradients.projection.bias,
+            Weight::GateProj => &maps.gate.weight,
+            Weight::GateBias => &maps.gate.bias,
+            Weight::OutputGate => &maps.output_gate.weight,
+            Weight::OutputGateBias => &maps.output_gate.bias,
+            Weight::Keys | Weight::Values | Weight::PreValues => return &[][..],
+        };
+        numbers.as_slice()
+    })
 }
 
 /// The sizes of a layer of `config`, and what its stages do.
@@ -156,34 +162,65 @@ fn shape(config: &MemoryConfig) -> Shape {
     }
 }
 
-/// The weights of a layer, borrowed; matrices and vectors that are not f32 are widened.
-fn borrow<'a>(config: &MemoryConfig, weights: &'a Weights<'_>) -> ultramem_cpu::Weights<'a> {
-    let own = |weight| weights.get(weight).filter(|_| Weight::learns(weight, config));
-    let table = |weight| own(weight).map(|tensor| Numbers::of_bytes(tensor.dtype(), tensor.bytes()));
-    let vector = |weight| own(weight).map(widened);
-    let map = |weight, bias| own(weight).map(|tensor| Linear::new(widened(tensor), vector(bias)));
-    let none = || Numbers::F32(Cow::Borrowed(&[]));
-    ultramem_cpu::Weights {
-        query: map(Weight::QueryProj, Weight::QueryBias).unwrap_or(Linear::new(Cow::Borrowed(&[]), None)),
-        query_norm: vector(Weight::QueryNorm).unwrap_or_default(),
-        keys: table(Weight::Keys).unwrap_or_else(none),
-        keys_norm: vector(Weight::KeysNorm).unwrap_or_default(),
-        cores: vector(Weight::Cores).unwrap_or_default(),
-        core_u: Cow::Borrowed(&weights.core_u),
-        core_v: Cow::Borrowed(&weights.core_v),
-        shuffle: weights.shuffle_index.as_deref().map(Cow::Borrowed),
-        values: table(Weight::Values).unwrap_or_else(none),
-        pre_values: table(Weight::PreValues),
-        pre_projection: own(Weight::PreValuesProj).map(|tensor| Linear::new(widened(tensor), None)),
-        gate: map(Weight::GateProj, Weight::GateBias),
-        projection: map(Weight::ValuesProj, Weight::ValuesBias),
-        output_gate: map(Weight::OutputGate, Weight::OutputGateBias),
+/// The weights of a layer, borrowed from whoever holds them.
+pub(crate) struct Borrowed<'a> {
+    pub(crate) tensors: PerWeight<Option<Numbers<'a>>>,
+    /// `u` and `v`; empty for additive scores.
+    pub(crate) vectors: [Cow<'a, [f32]>; 2],
+    pub(crate) shuffle: Option<Cow<'a, [u32]>>,
+}
+
+impl<'a> Borrowed<'a> {
+    fn of(weights: &'a Weights<'_>) -> Self {
+        let numbers = |tensor: &'a HostTensor<'_>| Numbers::of_bytes(tensor.dtype(), tensor.bytes());
+        Self {
+            tensors: PerWeight::from_fn(|weight| weights.get(weight).map(numbers)),
+            vectors: [Cow::Borrowed(&weights.core_u), Cow::Borrowed(&weights.core_v)],
+            shuffle: weights.shuffle_index.as_deref().map(Cow::Borrowed),
+        }
+    }
+
+    /// The layer of `config`; matrices and vectors that are not f32 are widened.
+    ///
+    /// # Errors
+    /// Weights that do not fit `config`.
+    pub(crate) fn layer(mut self, config: &MemoryConfig) -> Result<Layer<'a>> {
+        let [core_u, core_v] = std::mem::take(&mut self.vectors);
+        let shuffle = self.shuffle.take();
+        let mut own = |weight: Weight| self.tensors[weight].take().filter(|_| weight.learns(config));
+        let none = || Numbers::F32(Cow::Borrowed(&[]));
+        let (keys, values) = (own(Weight::Keys).unwrap_or_else(none), own(Weight::Values).unwrap_or_else(none));
+        let pre_values = own(Weight::PreValues);
+        let mut vector = |weight| own(weight).map(widened);
+        let (query_norm, keys_norm) = (vector(Weight::QueryNorm), vector(Weight::KeysNorm));
+        let cores = vector(Weight::Cores);
+        let pre_projection = vector(Weight::PreValuesProj).map(|weight| Linear::new(weight, None));
+        let mut map = |weight, bias| vector(weight).map(|weight| Linear::new(weight, vector(bias)));
+        let query = map(Weight::QueryProj, Weight::QueryBias);
+        let weights = ultramem_cpu::Weights {
+            query: query.unwrap_or(Linear::new(Cow::Borrowed(&[]), None)),
+            query_norm: query_norm.unwrap_or_default(),
+            keys,
+            keys_norm: keys_norm.unwrap_or_default(),
+            cores: cores.unwrap_or_default(),
+            core_u,
+            core_v,
+            shuffle,
+            values,
+            pre_values,
+            pre_projection,
+            gate: map(Weight::GateProj, Weight::GateBias),
+            projection: map(Weight::ValuesProj, Weight::ValuesBias),
+            output_gate: map(Weight::OutputGate, Weight::OutputGateBias),
+        };
+        Ok(Layer::new(shape(config), weights)?)
     }
 }
 
-fn widened<'a>(tensor: &'a HostTensor<'_>) -> Cow<'a, [f32]> {
-    match (tensor.dtype(), Numbers::of_bytes(tensor.dtype(), tensor.bytes())) {
-        (ElementType::F32, Numbers::F32(numbers)) => numbers,
-        (_, numbers) => Cow::Owned(numbers.widened()),
+/// Borrowed where they are f32.
+pub(crate) fn widened(numbers: Numbers<'_>) -> Cow<'_, [f32]> {
+    match numbers {
+        Numbers::F32(numbers) => numbers,
+        numbers => Cow::Owned(numbers.widened()),
     }
 }

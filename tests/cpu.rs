@@ -293,5 +293,5 @@ fn a_refused_step_changes_nothing() {
     assert!(refused(&[0], 4, f32::NAN).contains("learning_rate is NaN"));
     assert!(Optimiser::new(Rule::Sgd { momentum: 1.0 }, 3, 4).is_err());
     let parts = [4, 5].map(|width| RowGradients { rows: vec![0], numbers: vec![1.0; width], width });
-    assert_eq!(RowGradients::sum(&parts).unwrap_err().to_string(), "width of row gradients: 5, expected 4");
+    assert_eq!(RowGradients::sum(&parts.each_ref()).unwrap_err().to_string(), "width of row gradients: 5, expected 4");
 }

@@ -10,7 +10,8 @@ use super::engine::{Buffers, Engine};
 use super::pending::Pendings;
 use crate::{MemoryConfig, PerWeight, Result, Stream};
 
-/// A backend that memory layers run on, with and without autodiff: every CubeCL backend of Burn, with and without fusion.
+/// A backend that memory layers run on, with and without autodiff: every CubeCL backend of Burn, with and without fusion, and with the feature
+/// `burn-flex` Burn's backend of the processor.
 pub trait MemoryBackend: Backend {
     /// What runs the layers.
     type Engine: Engine;

@@ -8,7 +8,7 @@ use ultramem_kernels::optimiser::{Rounding, Rule};
 use super::MemoryBackend;
 use crate::{MemoryConfig, PerWeight, Result, Stream};
 
-/// What runs the layers of a backend: [`Kernels`](super::Kernels) of a CubeCL runtime.
+/// What runs the layers of a backend: [`Kernels`](super::Kernels) of a CubeCL runtime, or the processor.
 pub trait Engine: fmt::Debug + Sized + 'static {
     /// A tensor, floats or integers, everything that it waits for enqueued. Its clones share a buffer.
     type Tensor: fmt::Debug + Clone + Send + Sync + 'static;

@@ -1,4 +1,5 @@
-//! Memory layers as Burn modules, on every CubeCL backend, with and without fusion, with and without `Autodiff`.
+//! Memory layers as Burn modules, on every CubeCL backend, with and without fusion, and (with the feature `burn-flex`) on Burn's backend of the
+//! processor, `Flex`; with and without `Autodiff`.
 //!
 //! | item | what |
 //! |---|---|
@@ -25,6 +26,9 @@
 //! On CUDA, CubeCL pads the rows of most tensors that Burn makes. Kernels take contiguous ones, so a layer that is new or loaded has its weights so, and a
 //! call copies those alone that an optimiser of Burn's has made since. Trainers refuse a sparse table that is not contiguous: loading the model's own
 //! record (`model.clone().load_record(model.into_record())`) mends it.
+//!
+//! On the processor a call is done when it returns, in the thread that makes it and rayon's others: there is no stream, and layers that add some
+//! blocks later run where they read. Weights, inputs and tables that are contiguous are read where they lie.
 
 mod adamw;
 mod autodiff;
@@ -41,6 +45,8 @@ mod module;
 mod optimiser;
 mod pending;
 mod placement;
+#[cfg(feature = "burn-flex")]
+mod processor;
 mod sparse;
 mod training;
 
@@ -53,5 +59,7 @@ pub use model::MemoryModel;
 pub use module::{Core, LinguaMemoryPlus, Memory, MemoryPlus, Peer, ProductKeyMemory, Tables, UltraMem, UltraMemV2};
 pub use optimiser::{SparseOptimizer, SparseOptimizerRecord};
 pub use placement::{Carried, Memories, Placement};
+#[cfg(feature = "burn-flex")]
+pub use processor::Processor;
 pub use sparse::{SparseTables, TableRecord};
 pub use training::{StepError, StepReport, Stepped, Trainer, TrainerConfig, TrainerRecord};

@@ -156,7 +156,7 @@ impl Optimiser {
     /// # Errors
     /// A table or gradients of another size, or a number that is not finite; nothing is changed then.
     pub fn step(&mut self, table: NumbersMut<'_>, gradients: &RowGradients, step: &Step<'_>) -> Result<()> {
-        self.check(&table, gradients, step)?;
+        self.check(table.len(), gradients, step)?;
         self.steps = self.steps.saturating_add(1);
         let (rule, width, key) = (self.rule, self.width, self.rounding.key(self.steps));
         let update = Update { rule, width, key, step, biases: self.biases() };
@@ -177,8 +177,12 @@ impl Optimiser {
         }
     }
 
-    fn check(&self, table: &NumbersMut<'_>, gradients: &RowGradients, step: &Step<'_>) -> Result<()> {
-        number("numbers of the table", table.len(), self.rows * self.width)?;
+    /// Checks what [`step`](Self::step) of a table of `numbers` numbers checks: where this is `Ok`, so is the step.
+    ///
+    /// # Errors
+    /// Those of [`step`](Self::step).
+    pub fn check(&self, numbers: usize, gradients: &RowGradients, step: &Step<'_>) -> Result<()> {
+        number("numbers of the table", numbers, self.rows * self.width)?;
         number("numbers of the gradients", gradients.numbers.len(), gradients.rows.len() * self.width)?;
         let ascending = gradients.rows.windows(2).all(|pair| pair[0] < pair[1]);
         let last = gradients.rows.last().map_or(0, |&row| row as usize);

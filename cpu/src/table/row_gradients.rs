@@ -95,7 +95,7 @@ impl RowGradients {
     ///
     /// # Errors
     /// Gradients of rows of several widths.
-    pub fn sum(all: &[Self]) -> Result<Self> {
+    pub fn sum(all: &[&Self]) -> Result<Self> {
         let width = all.first().map_or(0, |first| first.width);
         all.iter().try_for_each(|one| number("width of row gradients", one.width, width))?;
         let places: Vec<(usize, usize)> =

@@ -21,12 +21,15 @@ use ultramem::{
 
 use support::checks::hold_gradients;
 use support::common::{random_input, relative_l2, small};
-use support::{KINDS, Plain, memory, numbers, on_each_backend, tensor};
+use support::{KINDS, memory, numbers, on_each_backend, tensor};
 
 on_each_backend! {
     forward_is_the_oracle
     gradients_are_the_oracle
     record_brings_the_layer_back
+    a_checkpoint_is_a_module
+    a_model_carries_its_skips
+    a_model_s_layers_are_modules
 }
 
 fn forward_is_the_oracle<B: MemoryBackend>() {
@@ -44,31 +47,28 @@ fn gradients_are_the_oracle<B: MemoryBackend>() {
 }
 
 /// A golden file as a module of its kind gives PyTorch's output; of another kind it is refused.
-#[test]
-fn a_checkpoint_is_a_module() {
+fn a_checkpoint_is_a_module<B: MemoryBackend>() {
     let device = Default::default();
     let mut kinds = Vec::new();
     for (name, file) in support::common::golden_files() {
         let input = file.tensor("input").unwrap().to_f32();
-        let input = tensor::<Plain>(&input, file.config().hidden_size);
+        let input = tensor::<B>(&input, file.config().hidden_size);
         let output = match file.config().kind().unwrap() {
-            Kind::UltraMem => UltraMem::<Plain>::from_checkpoint(&file, true, &device).unwrap().forward(input),
-            Kind::ProductKey => {
-                ProductKeyMemory::<Plain>::from_checkpoint(&file, true, &device).unwrap().forward(input)
-            }
-            Kind::MemoryPlus => MemoryPlus::<Plain>::from_checkpoint(&file, true, &device).unwrap().forward(input),
+            Kind::UltraMem => UltraMem::<B>::from_checkpoint(&file, true, &device).unwrap().forward(input),
+            Kind::ProductKey => ProductKeyMemory::<B>::from_checkpoint(&file, true, &device).unwrap().forward(input),
+            Kind::MemoryPlus => MemoryPlus::<B>::from_checkpoint(&file, true, &device).unwrap().forward(input),
             Kind::UltraMemV2 => {
-                UltraMemV2::<Plain>::from_checkpoint(&file, true, &device).unwrap().try_forward(0, input).unwrap()
+                UltraMemV2::<B>::from_checkpoint(&file, true, &device).unwrap().try_forward(0, input).unwrap()
             }
             Kind::LinguaMemoryPlus => {
-                LinguaMemoryPlus::<Plain>::from_checkpoint(&file, true, &device).unwrap().forward(input)
+                LinguaMemoryPlus::<B>::from_checkpoint(&file, true, &device).unwrap().forward(input)
             }
-            Kind::Peer => Peer::<Plain>::from_checkpoint(&file, true, &device).unwrap().forward(input),
+            Kind::Peer => Peer::<B>::from_checkpoint(&file, true, &device).unwrap().forward(input),
         };
         let expected = file.tensor("expected.output").unwrap().to_f32();
         assert!(relative_l2(&numbers(output), &expected) < 1e-5, "{name}");
         if !file.config().tucker() {
-            let error = UltraMem::<Plain>::from_checkpoint(&file, true, &device).unwrap_err().to_string();
+            let error = UltraMem::<B>::from_checkpoint(&file, true, &device).unwrap_err().to_string();
             assert!(error.contains("expected UltraMem"), "{error}");
         }
         kinds.extend(file.config().kind());
@@ -94,12 +94,11 @@ fn record_brings_the_layer_back<B: MemoryBackend>() {
     }
 }
 
-#[test]
-fn a_model_carries_its_skips() {
+fn a_model_carries_its_skips<B: MemoryBackend>() {
     let device = Default::default();
-    let make = || Ok(UltraMemConfig::new(16, 8, 4, 8, 4).init::<Plain>(&device)?.into());
-    let memories = Memories::<Plain>::new("1:2/2:2".parse().unwrap(), 3, make).unwrap();
-    let input = Tensor::<Plain, 2>::random([3, 16], burn::tensor::Distribution::Default, &device);
+    let make = || Ok(UltraMemConfig::new(16, 8, 4, 8, 4).init::<B>(&device)?.into());
+    let memories = Memories::<B>::new("1:2/2:2".parse().unwrap(), 3, make).unwrap();
+    let input = Tensor::<B, 2>::random([3, 16], burn::tensor::Distribution::Default, &device);
     let mut carried = memories.carry();
     let mut hidden = Tensor::zeros([3, 16], &device);
     for block in 0..3 {
@@ -110,23 +109,22 @@ fn a_model_carries_its_skips() {
     let [first, second] = memories.layers() else { panic!("two places") };
     let expected = first.forward(input.clone() + 1.0) + second.forward(input + 2.0);
     assert_eq!(numbers(hidden), numbers(expected));
-    assert!(Memories::<Plain>::new("1:3".parse().unwrap(), 3, make).is_err());
+    assert!(Memories::<B>::new("1:3".parse().unwrap(), 3, make).is_err());
 }
 
 /// A model's layers in one call, whose output is PyTorch's.
-#[test]
-fn a_model_s_layers_are_modules() {
+fn a_model_s_layers_are_modules<B: MemoryBackend>() {
     let device = Default::default();
     for name in
         ["olmo_ultramem_v1", "olmo_ultramem_v2_sharded", "olmo_memory_plus", "lingua_memory_plus", "lingua_peer"]
     {
         let folder = support::common::model(name);
         let model = Model::open(&folder).unwrap();
-        let memories = Memories::<Plain>::from_model(&model, true, &device).unwrap();
+        let memories = Memories::<B>::from_model(&model, true, &device).unwrap();
         let expected = Tensors::open(folder.join("expected.safetensors")).unwrap();
         for (at, layer) in model.layers().iter().enumerate() {
             let numbers_of = |what| expected.floats(&format!("{}.{what}", layer.number())).unwrap().to_f32();
-            let input = tensor::<Plain>(&numbers_of("input"), layer.config().hidden_size);
+            let input = tensor::<B>(&numbers_of("input"), layer.config().hidden_size);
             let output = numbers(memories.try_forward(at, input).unwrap());
             let off = relative_l2(&output, &numbers_of("output"));
             assert!(off < 1e-5, "{name}, layer {at}: {off}");

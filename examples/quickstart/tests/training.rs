@@ -1,5 +1,5 @@
 //! Training by the Burn modules: sparse tables learn what dense ones do, an error changes nothing, a clone is a copy, and a trainer that was
-//! saved goes on with the same bits. Each test runs on the plain backend and on the one with fusion.
+//! saved goes on with the same bits. Each test runs on the plain backend, on the one with fusion and on the processor's.
 
 mod support;
 
@@ -15,7 +15,7 @@ use burn::{
     },
 };
 use ultramem::{
-    Kind, Weight, Weights,
+    Dimensions, Kind, MemoryConfig, Weight, Weights,
     burn::{
         Memory, MemoryBackend, MemoryModel, SparseOptimizer, SparseTables, TableRecord, Trainer, TrainerConfig,
         UltraMemV2, UltraMemV2Config,
@@ -26,7 +26,7 @@ use ultramem::{
 
 use support::checks::trainer_goes_on_with_the_same_bits;
 use support::common::{self, random_input, relative_l2, small};
-use support::{KINDS, One, Plain, memory, numbers, on_each_backend, step, tensor, weights_of};
+use support::{KINDS, One, Plain, Processor, memory, numbers, on_each_backend, step, tensor, weights_of};
 
 on_each_backend! {
     sparse_step_is_the_dense_one
@@ -64,6 +64,36 @@ fn sparse_step_is_the_dense_one<B: MemoryBackend>() {
             assert!(off < 1e-5 && moved > 1e-3, "{:?} {name}: {off}, moved {moved}", config.kind());
         }
     }
+}
+
+/// The processor and a GPU's kernels learn the same in two steps.
+#[test]
+fn a_step_on_the_processor_is_a_device_s() {
+    fn learnt<B: MemoryBackend>(kind: Kind) -> Weights<'static> {
+        let mut trainer = trainer::<B>();
+        let model = step::<B>(&mut trainer, one(kind, 6), 0);
+        weights_of(&step::<B>(&mut trainer, model, 1).memory)
+    }
+    for kind in KINDS {
+        let (found, expected) = (learnt::<Processor>(kind), learnt::<Plain>(kind));
+        for weight in Weight::ALL.into_iter().filter(|&weight| found.get(weight).is_some()) {
+            let off = relative_l2(&found[weight].to_f32(), &expected[weight].to_f32());
+            assert!(off < 1e-4, "{kind:?} {weight:?}: {off}");
+        }
+    }
+}
+
+/// A sparse step on the processor writes the table where it lies, and there the rows alone that were read.
+#[test]
+fn a_step_on_the_processor_is_in_place() {
+    let config = MemoryConfig::new(Dimensions { side_keys: 32, top_m: 4, ..Dimensions::default() }).unwrap();
+    let (memory, before) = memory::<Autodiff<Processor>>(&config, 1, true);
+    let (width, mut trainer) = (config.value_dim, trainer::<Processor>());
+    let (copies, model) = told("is copied", || step::<Processor>(&mut trainer, One { memory }, 0));
+    assert_eq!(copies, 0);
+    let (after, before) = (weights_of(&model.memory).numbers(Weight::Values), before.numbers(Weight::Values));
+    let changed = after.chunks(width).zip(before.chunks(width)).filter(|(after, before)| after != before).count();
+    assert!((1..=9 * config.heads * config.top_m).contains(&changed), "{changed}");
 }
 
 /// Two calls in one graph, and two passes in one step: a sparse table learns what a dense one does. A pass that nobody takes changes nothing.

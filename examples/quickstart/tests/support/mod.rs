@@ -1,5 +1,5 @@
-//! What the tests of the Burn modules share: backends, a model that is one layer, and a step of it. Each test runs on the plain backend and on
-//! the one with fusion.
+//! What the tests of the Burn modules share: backends, a model that is one layer, and a step of it. Each test runs on the plain backend, on
+//! the one with fusion, and on the processor's.
 #![allow(dead_code, unused_imports, unused_macros, reason = "each test uses a part")]
 
 pub mod checks;
@@ -24,6 +24,7 @@ pub use modules::numbers;
 
 pub type Plain = CubeBackend<WgpuRuntime, f32, i32, u32>;
 pub type Fused = burn_wgpu::Wgpu;
+pub type Processor = burn::backend::Flex;
 
 /// Runs a generic test on each backend.
 macro_rules! on_each_backend {
@@ -33,6 +34,9 @@ macro_rules! on_each_backend {
         }
         mod fused {
             $(#[test] fn $name() { super::$name::<$crate::support::Fused>(); })*
+        }
+        mod processor {
+            $(#[test] fn $name() { super::$name::<$crate::support::Processor>(); })*
         }
     };
 }
