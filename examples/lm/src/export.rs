@@ -6,23 +6,24 @@ use std::{collections::BTreeMap, path::Path};
 use burn::prelude::*;
 use ultramem::{
     Checkpoint, HostTensor,
+    burn::MemoryBackend,
     checkpoint::{FileTensor, Integers},
     reference,
 };
 
-use crate::{Device, Inner, Result, data::Text, train};
+use crate::{Result, data::Text, train};
 
 /// Writes the layer of the run in `folder` to `output`, with the hidden states of `windows` windows of the validation text.
-pub fn export(folder: &Path, output: &Path, windows: usize) -> Result<()> {
-    let device = Device::default();
-    let (settings, model) = train::open(folder, &device)?;
+pub fn export<B: MemoryBackend>(folder: &Path, output: &Path, windows: usize) -> Result<()> {
+    let device = Default::default();
+    let (settings, model) = train::open::<B>(folder, &device)?;
     let Some(memory) = model.memory() else { return Err("the run has no memory layer".into()) };
     let context = settings.sizes.context;
     let text = Text::load()?;
     let batches = text.validation(windows, context, windows);
     let read: Vec<u8> = batches.iter().flat_map(|batch| &batch.rows).flat_map(|row| row[..context].to_vec()).collect();
     let bytes: Vec<i32> = read.iter().map(|&byte| i32::from(byte)).collect();
-    let bytes = Tensor::<Inner, 2, Int>::from_data(TensorData::new(bytes, [read.len() / context, context]), &device);
+    let bytes = Tensor::<B, 2, Int>::from_data(TensorData::new(bytes, [read.len() / context, context]), &device);
     let input = model.memory_input(bytes).map(Tensor::into_data);
     let Some(input) = input.and_then(|data| data.into_vec::<f32>().ok()) else { return Err("no hidden states".into()) };
     let weights = memory.weights()?;

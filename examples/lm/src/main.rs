@@ -15,15 +15,14 @@ mod train;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use burn::backend::Autodiff;
-use clap::{Parser, Subcommand};
+use burn::backend::Flex;
+use clap::{Parser, Subcommand, ValueEnum};
+use ultramem::burn::MemoryBackend;
 
 use crate::{run::Settings, sample::Sampling};
 
-type Device = burn::backend::wgpu::WgpuDevice;
 /// Without fusion, whatever another crate of the same build asks of Burn.
-type Inner = burn::backend::wgpu::CubeBackend<burn::backend::wgpu::WgpuRuntime, f32, i32, u32>;
-type Training = Autodiff<Inner>;
+type Wgpu = burn::backend::wgpu::CubeBackend<burn::backend::wgpu::WgpuRuntime, f32, i32, u32>;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 #[derive(Debug, Parser)]
@@ -31,6 +30,18 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
+    /// Where the model runs; a run can go on on another one
+    #[arg(long, global = true, value_enum, default_value_t = Device::Wgpu)]
+    backend: Device,
+}
+
+/// Where the model runs.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Device {
+    /// A GPU: Vulkan, Metal or WebGPU
+    Wgpu,
+    /// The processor
+    Cpu,
 }
 
 #[derive(Debug, Subcommand)]
@@ -71,11 +82,10 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().verb {
-        Verb::Train { run, settings } => train::train(&run, settings),
-        Verb::Sample { run, sampling } => sample::sample(&run, &sampling),
-        Verb::Plot { runs, output } => plot::plot(&runs, &output),
-        Verb::Export { run, output, windows } => export::export(&run, &output, windows),
+    let cli = Cli::parse();
+    let done = match cli.backend {
+        Device::Wgpu => run::<Wgpu>(cli.verb),
+        Device::Cpu => run::<Flex>(cli.verb),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -83,5 +93,14 @@ fn main() -> ExitCode {
             eprintln!("lm: {error}");
             ExitCode::from(2)
         }
+    }
+}
+
+fn run<B: MemoryBackend>(verb: Verb) -> Result<()> {
+    match verb {
+        Verb::Train { run, settings } => train::train::<B>(&run, settings),
+        Verb::Sample { run, sampling } => sample::sample::<B>(&run, &sampling),
+        Verb::Plot { runs, output } => plot::plot(&runs, &output),
+        Verb::Export { run, output, windows } => export::export::<B>(&run, &output, windows),
     }
 }

@@ -8,8 +8,9 @@ use std::{
 use burn::prelude::*;
 use clap::Args;
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use ultramem::burn::MemoryBackend;
 
-use crate::{Device, Inner, Result, model::Model, run, train};
+use crate::{Result, model::Model, run, train};
 
 /// How to sample.
 #[derive(Debug, Args)]
@@ -29,12 +30,12 @@ pub struct Sampling {
 }
 
 /// Continues the prompt on stdout.
-pub fn sample(folder: &Path, sampling: &Sampling) -> Result<()> {
+pub fn sample<B: MemoryBackend>(folder: &Path, sampling: &Sampling) -> Result<()> {
     if sampling.prompt.is_empty() || sampling.temperature.is_nan() || sampling.temperature <= 0.0 {
         return Err("a sample needs a prompt of at least one byte and a temperature above 0".into());
     }
-    let device = Device::default();
-    let (settings, model) = train::open(folder, &device)?;
+    let device = Default::default();
+    let (settings, model) = train::open::<B>(folder, &device)?;
     let mut text = sampling.prompt.clone().into_bytes();
     let mut rng = StdRng::seed_from_u64(sampling.seed);
     let mut out = io::stdout().lock();
@@ -52,11 +53,16 @@ pub fn sample(folder: &Path, sampling: &Sampling) -> Result<()> {
 
 /// The logits of the byte that follows `seen`. The model always runs on a whole context, so that its kernels are compiled once;
 /// it can't see what follows.
-fn next_logits(model: &Model<Inner>, seen: &[u8], settings: &run::Settings, device: &Device) -> Result<Vec<f32>> {
+fn next_logits<B: MemoryBackend>(
+    model: &Model<B>,
+    seen: &[u8],
+    settings: &run::Settings,
+    device: &B::Device,
+) -> Result<Vec<f32>> {
     let context = settings.sizes.context;
     let mut bytes: Vec<i32> = seen.iter().map(|&byte| i32::from(byte)).collect();
     bytes.resize(context, 0);
-    let bytes = Tensor::<Inner, 2, Int>::from_data(TensorData::new(bytes, [1, context]), device);
+    let bytes = Tensor::<B, 2, Int>::from_data(TensorData::new(bytes, [1, context]), device);
     let logits = model.forward(bytes).narrow(0, seen.len() - 1, 1);
     logits.into_data().into_vec().map_err(|error| format!("logits: {error:?}").into())
 }

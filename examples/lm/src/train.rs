@@ -3,6 +3,7 @@
 use std::{path::Path, time::Instant};
 
 use burn::{
+    backend::Autodiff,
     module::{AutodiffModule, Module},
     prelude::*,
     record::{FullPrecisionSettings, NamedMpkFileRecorder},
@@ -11,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use ultramem::burn::MemoryBackend;
 
 use crate::{
-    Device, Inner, Result, Training,
+    Result,
     data::{Batch, Text},
     model::Model,
     optimiser::Optimiser,
@@ -19,13 +20,13 @@ use crate::{
 };
 
 /// Trains until all steps are done. Continues at the last checkpoint, if there is one.
-pub fn train(folder: &Path, settings: Settings) -> Result<()> {
-    let device = Device::default();
+pub fn train<B: MemoryBackend>(folder: &Path, settings: Settings) -> Result<()> {
+    let device = Default::default();
     let mut run = Run::open(folder, &settings)?;
     let text = Text::load()?;
     let validation = text.validation(settings.batch, settings.sizes.context, settings.windows);
-    Training::seed(&device, settings.seed);
-    let mut model = Model::<Training>::new(&settings.sizes, &device)?;
+    Autodiff::<B>::seed(&device, settings.seed);
+    let mut model = Model::<Autodiff<B>>::new(&settings.sizes, &device)?;
     let mut optimiser = Optimiser::new(&settings);
     let mut first = 0;
     if let Some((step, checkpoint)) = run::checkpoint(folder)? {
@@ -40,7 +41,7 @@ pub fn train(folder: &Path, settings: Settings) -> Result<()> {
         let loss = model.loss(&batch, &device);
         let (next, report) = optimiser.step(model, loss.backward())?;
         model = next;
-        let (loss, norm) = (loss.into_scalar(), report.gradient_norm);
+        let (loss, norm) = (loss.into_scalar().elem::<f32>(), report.gradient_norm);
         if !report.done {
             return Err(format!("step {step}: loss {loss}, gradient norm {norm}").into());
         }
@@ -74,7 +75,7 @@ pub fn load<B: MemoryBackend>(model: Model<B>, checkpoint: &Path, device: &B::De
 }
 
 /// The settings and the model of a run, as its last checkpoint has it.
-pub fn open(folder: &Path, device: &Device) -> Result<(Settings, Model<Inner>)> {
+pub fn open<B: MemoryBackend>(folder: &Path, device: &B::Device) -> Result<(Settings, Model<B>)> {
     let settings = Run::settings(folder)?;
     let Some((_, checkpoint)) = run::checkpoint(folder)? else {
         return Err(format!("{} holds no checkpoint yet", folder.display()).into());
@@ -84,9 +85,10 @@ pub fn open(folder: &Path, device: &Device) -> Result<(Settings, Model<Inner>)> 
 }
 
 /// The mean loss of the batches, weighted by their rows.
-fn mean_loss(model: &Model<Inner>, batches: &[Batch], device: &Device) -> f32 {
+fn mean_loss<B: MemoryBackend>(model: &Model<B>, batches: &[Batch], device: &B::Device) -> f32 {
     let rows: usize = batches.iter().map(|batch| batch.rows.len()).sum();
-    let sum: f32 = batches.iter().map(|batch| model.loss(batch, device).into_scalar() * batch.rows.len() as f32).sum();
+    let loss = |batch: &Batch| model.loss(batch, device).into_scalar().elem::<f32>() * batch.rows.len() as f32;
+    let sum: f32 = batches.iter().map(loss).sum();
     sum / rows as f32
 }
 

@@ -100,3 +100,20 @@ fn with_product_keys() {
 fn with_ultramem() {
     killed_and_continued("ultramem");
 }
+
+/// A run on the processor learns, as one on a wgpu device does.
+#[test]
+fn on_the_processor() {
+    let folder = tempfile::tempdir().unwrap();
+    let losses = ["cpu", "wgpu"].map(|backend| {
+        let run = folder.path().join(backend);
+        assert!(lm("train", &run, "ultramem").args(["--backend", backend]).status().unwrap().success());
+        let sample = lm("sample", &run, "ultramem").args(["--bytes", "2", "--backend", backend]).output().unwrap();
+        assert!(sample.status.success());
+        log(&run).iter().filter_map(|line| line["loss"].as_f64()).collect::<Vec<f64>>()
+    });
+    assert_eq!(losses.each_ref().map(Vec::len), [8, 8]);
+    for losses in &losses {
+        assert!(losses[7] < losses[0], "{losses:?}");
+    }
+}
