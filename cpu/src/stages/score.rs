@@ -61,7 +61,7 @@ fn judged(shape: &Shape, weights: &Weights<'_>, side: usize, keys: &[f32]) -> Ve
     if !shape.tucker {
         return transposed(keys, width);
     }
-    let vectors = if side % 2 == 0 { &weights.core_u } else { &weights.core_v };
+    let vectors = if side.is_multiple_of(2) { &weights.core_u } else { &weights.core_v };
     let vector = &vectors[side / 2 * rank..][..rank];
     let mut judged = vec![0.0; shape.side_keys * width];
     vectorised!({
