@@ -155,7 +155,7 @@ impl Steps {
             weighed.as_ref().and_then(|it| weigh::backward(layer, input, &chosen, &places, it, &expanded.scores));
         let grad_scores = weighs.as_ref().map_or(&expanded.scores, |it| &it.scores);
         let combined = combine::backward(layer, &kept, &chosen, grad_scores);
-        let scored = score::backward(layer, &raw, &queries, &kept, &combined);
+        let scored = score::backward(layer, &raw, &queries, &kept, &combined.kept);
         Self { raw, queries, kept, chosen, places, weighed, pooled, expanded, weighs, combined, scored }
     }
 
@@ -178,7 +178,7 @@ impl Steps {
     }
 
     fn score(&self, layer: &Layer<'_>) -> score::ScoreGradients {
-        score::backward(layer, &self.raw, &self.queries, &self.kept, &self.combined)
+        score::backward(layer, &self.raw, &self.queries, &self.kept, &self.combined.kept)
     }
 
     fn query(&self, layer: &Layer<'_>, input: &[f32]) -> query::InputGradients {

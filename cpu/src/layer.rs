@@ -208,7 +208,7 @@ impl<'a> Layer<'a> {
             .and_then(|weighed| weigh::backward(self, input, chosen, places, weighed, &expand.scores));
         let (grad_scores, z) = weigh.as_ref().map_or((&expand.scores, &[][..]), |weigh| (&weigh.scores, &weigh.z));
         let combine = combine::backward(self, &saved.kept, chosen, grad_scores);
-        let score = score::backward(self, &saved.raw, &saved.queries, &saved.kept, &combine);
+        let score = score::backward(self, &saved.raw, &saved.queries, &saved.kept, &combine.kept);
         let of_maps = OfMaps { query: &score.query, z, gate: &expand.gate, output_gate: &expand.output_gate };
         let maps = query::backward(self, input, &of_maps);
         Ok(Gradients {

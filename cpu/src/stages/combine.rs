@@ -11,7 +11,7 @@ use crate::Layer;
 use crate::numbers::vectorised;
 use crate::select::{Selection, order_key};
 use crate::stages::query::sum_of;
-use crate::stages::score::Kept;
+use crate::stages::score::{Kept, KeptGradients};
 
 /// The slots that each head chooses.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -137,10 +137,8 @@ fn softmax(totals: &mut [f32]) {
 /// What comes back through combine.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct CombineGradients {
-    /// Of the kept keys' scores, `[tokens, heads, 2, top_m, tucker_rank]`.
-    pub sides: Vec<f32>,
-    /// Which kept keys a chosen slot has, `[tokens, heads, 2, top_m]`.
-    pub used: Vec<bool>,
+    /// Of the kept keys' scores.
+    pub kept: KeptGradients,
     /// `[cores, heads, tucker_rank, tucker_rank]`; empty for additive scores.
     pub cores: Vec<f32>,
 }
@@ -152,10 +150,10 @@ const CHUNK: usize = 64;
 pub fn backward(layer: &Layer<'_>, kept: &Kept, chosen: &Chosen, grad_scores: &[f32]) -> CombineGradients {
     let shape = &layer.shape;
     let (m, rank, cores) = (shape.top_m, shape.tucker_rank, shape.cores);
-    let mut out =
-        CombineGradients { sides: vec![0.0; kept.scores.len()], used: vec![false; kept.keys.len()], cores: Vec::new() };
+    let of_kept = KeptGradients { scores: vec![0.0; kept.scores.len()], used: vec![false; kept.keys.len()] };
+    let mut out = CombineGradients { kept: of_kept, cores: Vec::new() };
     let rows = CHUNK * shape.heads;
-    let chunks = out.sides.par_chunks_mut(rows * 2 * m * rank).zip(out.used.par_chunks_mut(rows * 2 * m));
+    let chunks = out.kept.scores.par_chunks_mut(rows * 2 * m * rank).zip(out.kept.used.par_chunks_mut(rows * 2 * m));
     let sums: Vec<_> = chunks
         .enumerate()
         .map(|(chunk, (sides, used))| {

@@ -12,7 +12,6 @@ use crate::linear::{Matrix, product_here, transposed};
 use crate::norm::normalise;
 use crate::numbers::{Element, add_scaled, dots, prefetch, round, vectorised, with_slice};
 use crate::select::{Selection, order_key};
-use crate::stages::combine::CombineGradients;
 use crate::stages::expand::AHEAD;
 use crate::stages::query::{self, through_norm};
 use crate::table::{Named, RowGradients, group};
@@ -102,6 +101,15 @@ pub struct Kept {
     pub scores: Vec<f32>,
 }
 
+/// What comes back to the kept keys' scores.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct KeptGradients {
+    /// `[tokens, heads, 2, top_m, tucker_rank]`.
+    pub scores: Vec<f32>,
+    /// Which kept keys a chosen slot has, `[tokens, heads, 2, top_m]`: no other has a gradient.
+    pub used: Vec<bool>,
+}
+
 /// Keeps the best keys of every side for `queries` `[tokens, query_pairs, 2, key_dim]`, normalised.
 pub fn forward(layer: &Layer<'_>, queries: &[f32]) -> Kept {
     let shape = &layer.shape;
@@ -189,13 +197,7 @@ pub struct ScoreGradients {
 }
 
 /// From the kept keys' scores to the queries and the keys. `raw`: the queries before their norm.
-pub fn backward(
-    layer: &Layer<'_>,
-    raw: &[f32],
-    queries: &[f32],
-    kept: &Kept,
-    grad: &CombineGradients,
-) -> ScoreGradients {
+pub fn backward(layer: &Layer<'_>, raw: &[f32], queries: &[f32], kept: &Kept, grad: &KeptGradients) -> ScoreGradients {
     let mut query = queries_backward(layer, kept, grad);
     let query_norm = query::norm_backward(layer, raw, &mut query);
     let (keys, keys_norm) = keys_backward(layer, queries, kept, grad);
@@ -203,7 +205,7 @@ pub fn backward(
 }
 
 /// `∂q = Σ ∂S · K̂` over the used keys.
-fn queries_backward(layer: &Layer<'_>, kept: &Kept, grads: &CombineGradients) -> Vec<f32> {
+fn queries_backward(layer: &Layer<'_>, kept: &Kept, grads: &KeptGradients) -> Vec<f32> {
     let shape = &layer.shape;
     let (width, m, rank, sides) = (shape.key_dim, shape.top_m, shape.tucker_rank, shape.heads * 2);
     let tokens = kept.keys.len() / (sides * m);
@@ -215,7 +217,7 @@ fn queries_backward(layer: &Layer<'_>, kept: &Kept, grads: &CombineGradients) ->
                 if grads.used[at] {
                     let key = layer.keys.ranks(shape, side * shape.side_keys + kept.keys[at] as usize);
                     let grad = &mut grad[shape.query_of(side)..][..width];
-                    let grads = &grads.sides[at * rank..][..rank];
+                    let grads = &grads.scores[at * rank..][..rank];
                     key.chunks_exact(width).zip(grads).for_each(|(key, &g)| add_scaled(grad, g, key));
                 }
             }
@@ -225,12 +227,7 @@ fn queries_backward(layer: &Layer<'_>, kept: &Kept, grads: &CombineGradients) ->
 }
 
 /// `∂K̂ = Σ ∂S · q`, then back through the norm; the keys' as rows, and the norm's weight's.
-fn keys_backward(
-    layer: &Layer<'_>,
-    queries: &[f32],
-    kept: &Kept,
-    grads: &CombineGradients,
-) -> (RowGradients, Vec<f32>) {
+fn keys_backward(layer: &Layer<'_>, queries: &[f32], kept: &Kept, grads: &KeptGradients) -> (RowGradients, Vec<f32>) {
     let shape = &layer.shape;
     let (width, m, rank, sides) = (shape.key_dim, shape.top_m, shape.tucker_rank, shape.heads * 2);
     let row = |at: usize| at / m % sides * shape.side_keys + kept.keys[at] as usize;
@@ -239,7 +236,7 @@ fn keys_backward(
     let mut grad = group(named).sum(rank * width, |at, sum| {
         let at = at as usize;
         let query = &queries[at / (m * sides) * shape.query_width() + shape.query_of(at / m % sides)..][..width];
-        let grads = &grads.sides[at * rank..][..rank];
+        let grads = &grads.scores[at * rank..][..rank];
         sum.chunks_exact_mut(width).zip(grads).for_each(|(sum, &g)| add_scaled(sum, g, query));
     });
     let norm = shape.keys_norm.map_or_else(Vec::new, |norm| {

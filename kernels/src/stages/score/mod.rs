@@ -15,6 +15,7 @@ mod filter_plan;
 mod forward;
 mod matrix;
 mod plan;
+mod plans;
 mod prepare;
 
 use cubecl::prelude::*;
@@ -27,7 +28,8 @@ pub(crate) use self::forward::{Place, select_keys, write_keys};
 use self::forward::{approximate_kernel, score_kernel, select_keys_kernel};
 use self::matrix::approximate_matrix_kernel;
 use self::plan::{MATRIX_KEYS, range_of, shared_bytes};
-pub use self::plan::{ScorePlan, ScorePlans, ScoreSizes, SplitPlans};
+pub use self::plan::{ScorePlan, ScoreSizes};
+pub use self::plans::{ScorePlans, SplitPlans};
 use self::prepare::{PreparePlan, prepare_kernel};
 use crate::launch::device::Device;
 use crate::launch::loops::check_loops;

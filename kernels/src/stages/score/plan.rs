@@ -1,6 +1,5 @@
 //! How the stage is launched, from sizes and a device alone: how the keys of a side are cut, tiles, units and shared memory.
 
-use super::filter_plan::FilterPlan;
 use super::{FOUR, GROUP, ScoreStrategy, lines_of};
 use crate::launch::device::Device;
 use crate::launch::loops::strided;
@@ -140,7 +139,7 @@ impl ScorePlan {
     }
 
     /// The same on matrix units, where they can score: the largest tile of tokens that keeps the device busy, or else the smallest.
-    fn on_matrix_units(self, device: &Device, sizes: &ScoreSizes) -> Option<Planned<Self>> {
+    pub(super) fn on_matrix_units(self, device: &Device, sizes: &ScoreSizes) -> Option<Planned<Self>> {
         let lines = lines_of(self.side_keys, self.rank, self.direct);
         let range = lines.div_ceil(self.splits).next_multiple_of(MATRIX_KEYS);
         let cut = Self { matrix: true, range, splits: lines.div_ceil(range), ..self };
@@ -184,7 +183,7 @@ impl ScorePlan {
     }
 
     /// Tokens whose approximate scores are in memory at once: all, or chunks of much the same size, of whole tiles if they are so large.
-    fn chunk_of(&self, tokens: usize) -> usize {
+    pub(super) fn chunk_of(&self, tokens: usize) -> usize {
         let bytes = if self.matrix { MATRIX_BYTES } else { APPROXIMATE_BYTES };
         let most = (bytes / (8 * self.heads).saturating_mul(self.pitch())).max(1);
         let chunk = tokens.div_ceil(tokens.div_ceil(most).max(1));
@@ -204,7 +203,7 @@ impl ScorePlan {
     }
 
     /// The launch that scores all keys of a side and selects.
-    fn scoring(self, tokens: usize) -> Planned<Self> {
+    pub(super) fn scoring(self, tokens: usize) -> Planned<Self> {
         let Self { heads, key_dim, range, tile, units, .. } = self;
         let kept = if self.direct { strided(self.top_m, units / tile) } else { self.kept_loops() };
         let launch = Launch {
@@ -221,7 +220,7 @@ impl ScorePlan {
     }
 
     /// The launch that writes the approximate scores of one range a cube.
-    fn approximating(self, tokens: usize) -> Planned<Self> {
+    pub(super) fn approximating(self, tokens: usize) -> Planned<Self> {
         let Self { heads, splits, key_dim, range, tile, units, .. } = self;
         let by_units = FOUR * (tile * (key_dim + range));
         let launch = Launch {
@@ -240,7 +239,7 @@ impl ScorePlan {
     }
 
     /// The launch that selects among the scores of all ranges.
-    fn selecting(self, tokens: usize) -> Planned<Self> {
+    pub(super) fn selecting(self, tokens: usize) -> Planned<Self> {
         let launch = Launch {
             kernel: "select_keys_kernel",
             cubes: tokens.div_ceil(self.tile).saturating_mul(self.heads * 2),
@@ -288,108 +287,6 @@ impl ScorePlan {
     }
 }
 
-/// The launches of the stage for so many tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ScorePlans {
-    /// One launch.
-    Whole(Planned<ScorePlan>),
-    /// The keys of a side are split: all are scored, then selected from.
-    Split(SplitPlans),
-    /// One launch, on matrix units.
-    Filtered(Planned<FilterPlan>),
-}
-
-/// The launches of a split stage, for each chunk of tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SplitPlans {
-    /// Writes the approximate scores of a chunk.
-    pub approximate: Planned<ScorePlan>,
-    /// Selects among them.
-    pub select: Planned<ScorePlan>,
-    /// Tokens of a chunk, the last one having fewer.
-    pub chunk: usize,
-    /// Of all chunks.
-    pub tokens: usize,
-}
-
-impl SplitPlans {
-    /// Numbers of a chunk's approximate scores.
-    pub(crate) fn numbers(&self) -> usize {
-        self.chunk.saturating_mul(self.select.plan.heads * 2).saturating_mul(self.select.plan.pitch())
-    }
-
-    /// The first token of each chunk and where it ends, with its two launches.
-    pub(super) fn chunks(&self) -> impl Iterator<Item = (usize, usize, [Planned<ScorePlan>; 2])> + use<> {
-        let Self { approximate, select, chunk, tokens } = *self;
-        (0..tokens).step_by(chunk.max(1)).map(move |first| {
-            let end = tokens.min(first + chunk);
-            let launches = [approximate.plan.approximating(end - first), select.plan.selecting(end - first)];
-            (first, end, launches)
-        })
-    }
-}
-
-impl ScorePlans {
-    /// Plans [`score`](super::score()) by `strategy`.
-    ///
-    /// # Errors
-    /// Sizes that don't fit each other or the device.
-    pub fn of(device: &Device, sizes: &ScoreSizes, strategy: ScoreStrategy) -> Result<Self> {
-        sizes.check()?;
-        let (cut, tokens) = (ScorePlan::cut(device, sizes, strategy), sizes.tokens);
-        let with = |tile: usize, units: usize| {
-            let block = (cut.range / FOUR / units).clamp(1, device.block);
-            ScorePlan { tile, units, block, splits: cut.side_keys.div_ceil(cut.range), ..cut }
-        };
-        if strategy == ScoreStrategy::Whole {
-            let whole = tiled(device, tokens, cut.range, |tile, units| with(tile, units).scoring(tokens))?;
-            return Ok(Self::Whole(whole.checked(STAGE, device)?));
-        }
-        let filtered = FilterPlan::of(device, sizes).filter(|_| strategy == ScoreStrategy::Filtered);
-        if let Some(filtered) = filtered {
-            return Ok(Self::Filtered(filtered.checked(STAGE, device)?));
-        }
-        let chunk = cut.on_matrix_units(device, sizes).map_or(cut, |it| it.plan).chunk_of(tokens);
-        let chunks = tokens.div_ceil(chunk.max(1));
-        if chunks > MOST_CHUNKS {
-            let (value, limit) = (chunks as u64, MOST_CHUNKS as u64);
-            return Err(Error::Exceeds {
-                what: "chunks of tokens",
-                value,
-                limit_name: "what one call launches,",
-                limit,
-            });
-        }
-        let of_chunk = ScoreSizes { tokens: chunk, ..*sizes };
-        let by_units = || tiled(device, chunk, cut.range, |tile, units| with(tile, units).approximating(chunk));
-        let approximate = cut.on_matrix_units(device, &of_chunk).map_or_else(by_units, Ok)?.checked(STAGE, device)?;
-        let select = |stored| {
-            tiled(device, chunk, sizes.side_keys, |tile, units| {
-                ScorePlan { tile, units, stored, ..approximate.plan }.selecting(chunk)
-            })
-        };
-        let select = select(cut.stored).or_else(|_| select(false))?.checked(STAGE, device)?;
-        Ok(Self::Split(SplitPlans { approximate, select, chunk, tokens }))
-    }
-
-    /// Numbers of the approximate scores, 4 bytes each, the stage's only memory besides its result; 0 where one launch does it all.
-    pub fn approximate_numbers(&self) -> usize {
-        match self {
-            Self::Whole(_) | Self::Filtered(_) => 0,
-            Self::Split(split) => split.numbers(),
-        }
-    }
-
-    /// The launches in their order.
-    pub fn launches(&self) -> Vec<Launch> {
-        match self {
-            Self::Whole(whole) => vec![whole.launch],
-            Self::Filtered(filtered) => vec![filtered.launch],
-            Self::Split(split) => split.chunks().flat_map(|(.., launches)| launches.map(|it| it.launch)).collect(),
-        }
-    }
-}
-
 /// Keys of a range where a side is cut into at least so many: all of them, or a power of two, for which few kernels are compiled.
 pub(super) fn range_of(side_keys: usize, splits: usize) -> usize {
     match side_keys.div_ceil(splits) {
@@ -398,13 +295,9 @@ pub(super) fn range_of(side_keys: usize, splits: usize) -> usize {
     }
 }
 
-const STAGE: &str = "score";
-
 /// Bytes of the scores that are in memory at once, of matrix units, which write those of all ranks, and of others.
 const MATRIX_BYTES: usize = 512 << 20;
 const APPROXIMATE_BYTES: usize = 24 << 20;
-/// Chunks of a call: more tokens than any device's memory has room for.
-const MOST_CHUNKS: usize = 1 << 16;
 /// Tokens of the largest tile of a cube on matrix units.
 pub(super) const MATRIX_TOKENS: usize = 8 * GROUP;
 /// Lanes that share a key: a load of each reads a sector or two of it together.
@@ -418,26 +311,6 @@ const DEPTH: usize = 32;
 
 /// Units of a plane that multiplies.
 pub(super) const MATRIX_PLANE: usize = 32;
-
-/// The plan of a cube that selects among `range` keys, with the largest tile of tokens that fits; more units for one token where they would
-/// go through too many iterations. `plan` is that of a tile and units.
-fn tiled(
-    device: &Device,
-    tokens: usize,
-    range: usize,
-    plan: impl Fn(usize, usize) -> Planned<ScorePlan>,
-) -> Result<Planned<ScorePlan>> {
-    let most = device.tile_of(tokens).min(device.units(range));
-    let tiles = [16, 8, 4, 2, 1].into_iter().filter(|&tile| tile <= most);
-    let tiles = tiles.map(|tile| plan(tile, device.units_for(tile, range)));
-    let fewest = device.units_for(1, range);
-    let widened = core::iter::successors(Some(2 * fewest), |units| Some(2 * units));
-    let widened = widened.take_while(|&units| units <= device.most_units()).map(|units| plan(1, units));
-    let fits = |planned: &Planned<ScorePlan>| planned.launch.fits(device);
-    let planned = tiles.chain(widened).find(fits).unwrap_or_else(|| plan(1, fewest));
-    device.fits_shared(STAGE, planned.launch.shared_bytes)?;
-    Ok(planned)
-}
 
 /// Shared memory of a cube: queries, the scores of `range` keys, kept positions and the selection's scratch.
 pub(super) fn shared_bytes(range: usize, key_dim: usize, select: &SelectPlan) -> usize {
