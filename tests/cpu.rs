@@ -57,6 +57,11 @@ fn hold(what: &str, config: &MemoryConfig, weights: &Weights<'_>, tokens: usize)
     let layer = CpuLayer::new(config.clone(), weights).unwrap();
     let (forward, saved) = layer.forward_saving(&input).unwrap();
     assert_eq!(layer.forward(&input).unwrap(), forward, "{what}: forward, and forward that saves");
+    let prepared = layer.clone().prepared().forward(&input).unwrap();
+    // Where rounding swaps slots, the oracle below judges.
+    if prepared.chosen.slots == forward.chosen.slots {
+        assert_close(&format!("{what}: prepared"), &prepared.output, &forward.output, OUTPUT * narrow_norm(config));
+    }
     let slots = &forward.chosen.slots;
     let of_slots = reference::score_slots(config, weights, &input, slots).unwrap();
     let weighed = reference::weigh(config, weights, &input, &of_slots).unwrap();
@@ -198,6 +203,23 @@ fn wrong_lengths_are_refused() {
     let (_, saved) = layer.forward_saving(&[0.0; 22]).unwrap();
     let found = layer.backward(&[0.0; 22], &saved, &[0.0; 11]).map_err(message);
     assert_eq!(found.err().as_deref(), Some("numbers of the output's gradient: 11, expected 22"));
+}
+
+#[test]
+fn no_tokens_give_no_output_and_no_gradient() {
+    for kind in KINDS {
+        let config = small(kind);
+        let weights = Weights::random(&config, 3);
+        for invariant in [false, true] {
+            let layer = CpuLayer::new(config.clone(), &weights).unwrap().prepared().with_invariance(invariant);
+            let (forward, saved) = layer.forward_saving(&[]).unwrap();
+            assert!(forward.output.is_empty() && forward.chosen.slots.is_empty(), "{kind:?}");
+            let found = layer.named(&layer.backward(&[], &saved, &[]).unwrap());
+            assert!(
+                found.values.is_empty() && named(&config, &found).iter().all(|(_, it)| it.iter().all(|&x| x == 0.0))
+            );
+        }
+    }
 }
 
 /// Whatever the number of tokens in the call, bit by bit.

@@ -138,6 +138,9 @@ pub(crate) fn product_here(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>) {
 /// `out += a · b` by a dot product each, of rows of `a` and columns of `b` that lie in one piece: the faster way for a few rows, and the one whose sums
 /// do not depend on how many there are.
 fn add_dots(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>) {
+    if out.is_empty() {
+        return;
+    }
     let (rows, depth) = (a.rows, a.columns);
     let columns = (WORTH_A_TASK / (rows * depth).max(1)).max(1);
     let mut sums = vec![0.0; out.len()];
