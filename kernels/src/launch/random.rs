@@ -84,7 +84,7 @@ pub(crate) fn hash(x: u32) -> u32 {
     bits ^ (bits >> 15u32)
 }
 
-/// [`hash`], on the host: stirs 32 bits, so that every bit of the result hangs on every bit of `x`.
+/// Stirs 32 bits on the host, as kernels do, so that every bit of the result hangs on every bit of `x`.
 pub fn stir(x: u32) -> u32 {
     let mut bits = x ^ (x >> 16);
     bits = bits.wrapping_mul(0x21f0_aaad);

@@ -6,7 +6,7 @@ use crate::launch::device::Device;
 use crate::launch::loops::strided;
 use crate::launch::plan::{Launch, Planned};
 
-/// What is fixed when [`filter_keys_kernel`](super::filter::filter_keys_kernel) is compiled.
+/// What is fixed when the filter's kernel is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FilterPlan {
     /// The layer's sizes, tiles and units.
