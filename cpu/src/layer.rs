@@ -1,4 +1,6 @@
-//! A layer on the processor: its weights, borrowed, and the stages in their order.
+//! A layer on the processor: its weights, borrowed, and the stages in their order: `[tokens, hidden_size]` to the same, and gradients back.
+//!
+//! Sizes and lengths are checked here, once, with the numbers in the error; the stages take what has been checked.
 
 use std::borrow::Cow;
 

@@ -1,7 +1,7 @@
 //! Numbers as a table holds them, f32, f16 or bf16, widened as they are read; and vectors of them.
 //!
 //! [`vectorised!`] compiles a loop for the vectors of several generations of processors and runs the one that this processor has. What it calls must
-//! be inlined into it, so every function of this file is.
+//! be inlined into it, so what loops call here is.
 
 use std::borrow::Cow;
 
