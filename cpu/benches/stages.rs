@@ -39,12 +39,14 @@ fn shape() -> Shape {
     }
 }
 
-/// `count` numbers in [-1, 1), the same ones every time.
+/// `count` numbers in [-1, 1) that look like chance, the same ones every time.
 fn numbers(count: usize) -> Vec<f32> {
-    (0..count as u32)
-        .into_par_iter()
-        .map(|at| (at.wrapping_mul(0x9e37_79b9) >> 8) as f32 / (1 << 23) as f32 - 1.0)
-        .collect()
+    let stirred = |at: u32| {
+        let x = (at ^ at >> 16).wrapping_mul(0x7feb_352d);
+        let x = (x ^ x >> 15).wrapping_mul(0x846c_a68b);
+        x ^ x >> 16
+    };
+    (0..count as u32).into_par_iter().map(|at| (stirred(at) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
 }
 
 fn weights(shape: &Shape) -> Weights<'static> {
@@ -104,6 +106,11 @@ fn stages(bench: &mut Criterion) {
         });
     });
     bench.bench_function("expand", |it| it.iter(|| expand::forward(&layer, &input, &places, &chosen.scores)));
+    bench.bench_function("expand-cold", |it| it.iter(|| { turn = (turn + 1) % others.len(); expand::forward(&layer, &input, &others[turn], &chosen.scores)}));
+    bench.bench_function("pool-warm", |it| it.iter(|| { expand::pool(&layer, &places, &chosen.scores)}));
+    bench.bench_function("mixed-expand", |it| it.iter_custom(|n| { let mut t=Duration::ZERO; for _ in 0..n { black_box(score::forward(&layer, &queries)); let s=std::time::Instant::now(); black_box(expand::forward(&layer, &input, &places, &chosen.scores)); t+=s.elapsed(); } t }));
+    bench.bench_function("mixed-pool", |it| it.iter_custom(|n| { let mut t=Duration::ZERO; for _ in 0..n { black_box(score::forward(&layer, &queries)); let s=std::time::Instant::now(); black_box(expand::pool(&layer, &places, &chosen.scores)); t+=s.elapsed(); } t }));
+
     bench.bench_function("forward", |it| it.iter(|| layer.forward(&input)));
 }
 

@@ -116,21 +116,21 @@ impl<'a> Layer<'a> {
         Ok(Self { shape, weights, keys, total_cores, invariant: false })
     }
 
-    /// The same for many calls: with transposed copies of the matrices that a forward pass multiplies, f32, which cost as many bytes as the matrices and
-    /// save a pass of over four tokens reordering them; and with its tables in large pages where the system has them, which takes some two seconds a
+    /// The same for many calls: with copies, f32, of the matrices that a forward pass multiplies, in the order in which it reads them, which cost as
+    /// many bytes as the matrices; and with its tables in large pages where the system has them, which takes some two seconds a
     /// gigabyte.
     pub fn prepared(mut self) -> Self {
         self.weights.values.in_large_pages();
         self.weights.pre_values.iter().for_each(Numbers::in_large_pages);
         let (hidden, pooled) = (self.shape.hidden_size, self.shape.pooled_dim());
-        self.weights.query = self.weights.query.with_transposed(hidden);
+        self.weights.query = self.weights.query.prepared(hidden);
         let maps = [
             (&mut self.weights.pre_projection, hidden),
             (&mut self.weights.gate, hidden),
             (&mut self.weights.projection, pooled),
         ];
         for (map, inputs) in maps {
-            *map = map.take().map(|map| map.with_transposed(inputs));
+            *map = map.take().map(|map| map.prepared(inputs));
         }
         self
     }
@@ -181,6 +181,10 @@ impl<'a> Layer<'a> {
     /// As [`forward`](Self::forward).
     pub fn forward_saving(&self, input: &[f32]) -> Result<(Forward, Saved)> {
         whole_rows("numbers of input", input.len(), "hidden_size", self.shape.hidden_size)?;
+        Ok(among_workers(|| self.run_forward(input)))
+    }
+
+    fn run_forward(&self, input: &[f32]) -> (Forward, Saved) {
         let raw = query::forward(self, input);
         let queries = query::normalised(self, raw.clone());
         let kept = score::forward(self, &queries);
@@ -190,7 +194,7 @@ impl<'a> Layer<'a> {
         let scores = weighed.as_ref().map_or(&chosen.scores, |weighed| &weighed.scores);
         let (output, expanded) = expand::forward(self, input, &places, scores);
         let forward = Forward { output, chosen: chosen.clone() };
-        Ok((forward, Saved { raw, queries, kept, chosen, places, weighed, expanded }))
+        (forward, Saved { raw, queries, kept, chosen, places, weighed, expanded })
     }
 
     /// The gradients of `Σ output · grad_output` for the `input` that `saved` came of. Selections, `u` and `v` are constants.
@@ -201,6 +205,10 @@ impl<'a> Layer<'a> {
         let tokens = saved.raw.len() / self.shape.query_width();
         number("numbers of input", input.len(), tokens * self.shape.hidden_size)?;
         number("numbers of the output's gradient", grad_output.len(), input.len())?;
+        Ok(among_workers(|| self.run_backward(input, saved, grad_output)))
+    }
+
+    fn run_backward(&self, input: &[f32], saved: &Saved, grad_output: &[f32]) -> Gradients {
         let (chosen, places) = (&saved.chosen, &saved.places);
         let scores = saved.weighed.as_ref().map_or(&chosen.scores, |weighed| &weighed.scores);
         let expand = expand::backward(self, places, scores, &saved.expanded, grad_output);
@@ -213,7 +221,7 @@ impl<'a> Layer<'a> {
         let score = score::backward(self, &saved.raw, &saved.queries, &saved.kept, &combine.kept);
         let of_maps = OfMaps { query: &score.query, z, gate: &expand.gate, output_gate: &expand.output_gate };
         let maps = query::backward(self, input, &of_maps);
-        Ok(Gradients {
+        Gradients {
             maps,
             query_norm: score.query_norm,
             keys: score.keys,
@@ -222,8 +230,13 @@ impl<'a> Layer<'a> {
             values: expand.rows,
             pre_values: weigh.map(|weigh| weigh.rows),
             projection: expand.projection,
-        })
+        }
     }
+}
+
+/// Runs all of `work` as one of rayon's workers: a thread that is none is put to sleep and woken for each loop that it shares out.
+fn among_workers<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| work())
 }
 
 impl Weights<'_> {

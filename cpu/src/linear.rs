@@ -1,4 +1,4 @@
-//! Products: `out = a · b`, `gemm`'s for many rows, dot products for a few.
+//! Products: `out = a · b`, by panels where a matrix is prepared, `gemm`'s for many rows of others, dot products for a few.
 //!
 //! A product is cut into blocks of its output, each one task. How, the shape alone decides: any number of threads gives the same bits.
 //!
@@ -12,6 +12,7 @@ use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
 use crate::numbers::dots;
+use crate::panels::Panels;
 
 /// A linear map of the input: `W x + b`.
 #[derive(Debug, Clone)]
@@ -20,19 +21,19 @@ pub struct Linear<'a> {
     pub weight: Cow<'a, [f32]>,
     /// `[outputs]`, if there is one.
     pub bias: Option<Cow<'a, [f32]>>,
-    /// `[inputs, outputs]`, for whoever multiplies many times: a product with many rows reads it as it lies. Empty: there is none.
-    transposed: Vec<f32>,
+    /// A copy of the weight for whoever multiplies many times.
+    panels: Option<Panels>,
 }
 
 impl<'a> Linear<'a> {
     /// A map of weights that lie anywhere.
     pub fn new(weight: Cow<'a, [f32]>, bias: Option<Cow<'a, [f32]>>) -> Self {
-        Self { weight, bias, transposed: Vec::new() }
+        Self { weight, bias, panels: None }
     }
 
-    /// The same with a transposed copy of its weight.
-    pub(crate) fn with_transposed(self, inputs: usize) -> Self {
-        Self { transposed: transposed(&self.weight, inputs), ..self }
+    /// The same with a copy of its weight in panels.
+    pub(crate) fn prepared(self, inputs: usize) -> Self {
+        Self { panels: Some(Panels::new(&self.weight, inputs)), ..self }
     }
 
     /// `x Wᵀ + b` for each row of `x` `[rows, inputs]`; the same bits in a call of any number of rows, if `invariant`.
@@ -42,31 +43,14 @@ impl<'a> Linear<'a> {
             Some(bias) => bias.repeat(rows),
             None => vec![0.0; rows * outputs],
         };
-        let (x, weight) = (Matrix::new(x, inputs), Matrix::new(&self.weight, inputs).transposed());
-        if invariant || rows <= FEW {
-            add_dots(&mut out, x, weight);
-        } else if self.transposed.is_empty() {
-            add_product(&mut out, x, weight);
-        } else {
-            add_product(&mut out, x, Matrix::new(&self.transposed, outputs));
+        let weight = Matrix::new(&self.weight, inputs).transposed();
+        match &self.panels {
+            Some(panels) => panels.add_product(&mut out, x),
+            None if invariant || rows <= FEW => add_dots(&mut out, Matrix::new(x, inputs), weight),
+            None => add_product(&mut out, Matrix::new(x, inputs), weight),
         }
         out
     }
-}
-
-/// Rows of `columns` numbers as columns: `[columns, rows]`.
-pub(crate) fn transposed(numbers: &[f32], columns: usize) -> Vec<f32> {
-    let rows = numbers.len() / columns;
-    let mut out = vec![0.0; numbers.len()];
-    // A block of columns at a time, so that what is read next to each other is still in the cache.
-    out.par_chunks_mut((16 * rows).max(1)).enumerate().for_each(|(block, out)| {
-        for row in 0..rows {
-            for (column, out) in out.chunks_exact_mut(rows).enumerate() {
-                out[row] = numbers[row * columns + block * 16 + column];
-            }
-        }
-    });
-    out
 }
 
 /// A matrix in memory: `rows · columns` numbers, one row or one column after the other.
@@ -85,11 +69,6 @@ impl<'a> Matrix<'a> {
         let rows = numbers.len() / columns;
         let numbers = &numbers[..rows * columns];
         Self { numbers, rows, columns, row_stride: columns, column_stride: 1 }
-    }
-
-    /// Its rows, which lie one after the other.
-    pub fn rows(self) -> impl Iterator<Item = &'a [f32]> {
-        self.numbers.chunks_exact(self.columns)
     }
 
     pub fn transposed(self) -> Self {
@@ -126,13 +105,8 @@ pub(crate) fn add_product(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>) {
     let blocks = a.rows.div_ceil(rows) * blocks_of_columns;
     (0..blocks).into_par_iter().for_each(|at| {
         let (row, column) = (at / blocks_of_columns * rows, at % blocks_of_columns * columns);
-        out.multiply(row..(row + rows).min(a.rows), column..(column + columns).min(b.columns), a, b, true);
+        out.multiply(row..(row + rows).min(a.rows), column..(column + columns).min(b.columns), a, b);
     });
-}
-
-/// `out = a · b`, `out` `[a.rows, b.columns]`, on this core.
-pub(crate) fn product_here(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>) {
-    Output::new(out, a.rows, b.columns).multiply(0..a.rows, 0..b.columns, a, b, false);
 }
 
 /// `out += a · b` by a dot product each, of rows of `a` and columns of `b` that lie in one piece: the faster way for a few rows, and the one whose sums
@@ -145,8 +119,12 @@ fn add_dots(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>) {
     let columns = (WORTH_A_TASK / (rows * depth).max(1)).max(1);
     let mut sums = vec![0.0; out.len()];
     sums.par_chunks_mut(columns * rows).enumerate().for_each(|(at, sums)| {
-        let column = |place: usize| &b.from(0, at * columns + place)[..depth];
-        dots(|at| (&a.from(at % rows, 0)[..depth], column(at / rows)), sums);
+        dots(
+            1,
+            #[inline(always)]
+            |place| (&a.from(place % rows, 0)[..depth], &b.from(0, at * columns + place / rows)[..depth]),
+            sums,
+        );
     });
     for (row, out) in out.chunks_exact_mut(b.columns).enumerate() {
         out.iter_mut().zip(sums[row..].iter().step_by(rows)).for_each(|(out, sum)| *out += sum);
@@ -154,26 +132,40 @@ fn add_dots(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>) {
 }
 
 /// The output of a product, of which tasks write blocks that do not overlap.
-struct Output<'a> {
+pub(crate) struct Output<'a> {
     first: *mut f32,
     rows: usize,
     columns: usize,
     borrowed: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: what is shared is an address; `multiply` says what its callers see to.
+// SAFETY: what is shared is an address; `multiply` and `piece` say what their callers see to.
 unsafe impl Sync for Output<'_> {}
 
 impl<'a> Output<'a> {
     /// # Panics
     /// If `out` is not `[rows, columns]`.
-    fn new(out: &'a mut [f32], rows: usize, columns: usize) -> Self {
+    pub fn new(out: &'a mut [f32], rows: usize, columns: usize) -> Self {
         assert_eq!(out.len(), rows * columns, "a product of [{rows}, {columns}] in {} numbers", out.len());
         Self { first: out.as_mut_ptr(), rows, columns, borrowed: PhantomData }
     }
 
-    /// Writes one block. Two calls at one time are for blocks that share no number.
-    fn multiply(&self, rows: Range<usize>, columns: Range<usize>, a: Matrix<'_>, b: Matrix<'_>, add: bool) {
+    /// Some columns of a row.
+    ///
+    /// # Safety
+    /// Two pieces in use at one time share no number.
+    #[inline(always)]
+    pub unsafe fn piece(&self, row: usize, columns: Range<usize>) -> &'a mut [f32] {
+        assert!(
+            row < self.rows && columns.start <= columns.end && columns.end <= self.columns,
+            "a piece of the output"
+        );
+        // SAFETY: it lies within the output, which was just checked, and the caller sees to it that no one else has it.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(row * self.columns + columns.start), columns.len()) }
+    }
+
+    /// Adds to one block. Two calls at one time are for blocks that share no number.
+    fn multiply(&self, rows: Range<usize>, columns: Range<usize>, a: Matrix<'_>, b: Matrix<'_>) {
         assert!(rows.end <= self.rows && columns.end <= self.columns && a.columns == b.rows, "a block of the output");
         let (m, n, k) = (rows.len(), columns.len(), a.columns);
         if m == 0 || n == 0 {
@@ -189,7 +181,7 @@ impl<'a> Output<'a> {
                 self.first.add(rows.start * self.columns + columns.start),
                 1,
                 self.columns as isize,
-                add,
+                true,
                 lhs.as_ptr(),
                 a.column_stride as isize,
                 a.row_stride as isize,

@@ -225,6 +225,12 @@ impl Element for f16 {
     }
 }
 
+/// A row of a table of rows of `width` numbers.
+#[inline(always)]
+pub(crate) fn row_of<E>(table: &[E], width: usize, row: u32) -> &[E] {
+    &table[row as usize * width..][..width]
+}
+
 /// Runs `work` compiled for this processor's vectors. A closure that is not inlined is compiled for the least processor: use [`vectorised!`].
 #[inline(always)]
 pub(crate) fn with_vectors<R>(work: impl FnOnce() -> R) -> R {
@@ -264,18 +270,19 @@ pub fn vectors() -> &'static str {
 #[inline(always)]
 pub(crate) fn dot<E: Element>(a: &[f32], b: &[E]) -> f32 {
     let mut sum = [0.0];
-    dots(|_| (a, b), &mut sum);
+    dots(1, |_| (a, b), &mut sum);
     sum[0]
 }
 
-/// A dot product into each of `out`, of the pair that `pair` has for it.
+/// Dot products into `out`: both vectors of a pair are cut into so many `parts`, and each has one. Closures that are given must be inlined.
 #[inline(always)]
-pub(crate) fn dots<'a, E: Element + 'a>(pair: impl Fn(usize) -> (&'a [f32], &'a [E]), out: &mut [f32]) {
-    pulp::Arch::new().dispatch(Dots { pair, out });
+pub(crate) fn dots<'a, E: Element + 'a>(parts: usize, pair: impl Fn(usize) -> (&'a [f32], &'a [E]), out: &mut [f32]) {
+    pulp::Arch::new().dispatch(Dots { parts, pair, out });
 }
 
 /// No loop over sums: a compiler makes vectors of numbers that are added, but not of a sum that they are added to.
 struct Dots<'o, F> {
+    parts: usize,
     pair: F,
     out: &'o mut [f32],
 }
@@ -285,9 +292,11 @@ impl<'a, E: Element + 'a, F: Fn(usize) -> (&'a [f32], &'a [E])> WithSimd for Dot
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        for (at, out) in self.out.iter_mut().enumerate() {
+        for (at, out) in self.out.chunks_exact_mut(self.parts).enumerate() {
             let (a, b) = (self.pair)(at);
-            *out = E::dot(simd, a, b);
+            let width = (a.len() / self.parts).max(1);
+            let parts = a.chunks_exact(width).zip(b.chunks_exact(width));
+            out.iter_mut().zip(parts).for_each(|(out, (a, b))| *out = E::dot(simd, a, b));
         }
     }
 }

@@ -14,7 +14,7 @@ pub(crate) fn order_key(score: f32) -> u32 {
     if score.is_nan() { 0 } else { key }
 }
 
-/// Keys that are passed over together where none reaches the bound.
+/// Keys that are compared together.
 const CHUNK: usize = 16;
 
 /// What a selection works with, kept from row to row.
@@ -72,12 +72,16 @@ impl Selection {
         }
         let mut count = 0;
         for (chunk, keys) in keys.chunks(CHUNK).enumerate() {
-            if keys.iter().copied().fold(0, u32::max) >= bound {
-                for (at, &key) in keys.iter().enumerate() {
-                    self.keys[count] = key;
-                    self.places[count] = (chunk * CHUNK + at) as u32;
-                    count += usize::from(key >= bound);
-                }
+            // A byte an entry, so that a compiler makes one comparison of vectors of it.
+            let mut reach = [0; CHUNK];
+            reach.iter_mut().zip(keys).for_each(|(reach, &key)| *reach = u8::from(key >= bound));
+            let mut reach = u128::from_le_bytes(reach);
+            while reach != 0 {
+                let at = (reach.trailing_zeros() / u8::BITS) as usize;
+                self.keys[count] = keys[at];
+                self.places[count] = (chunk * CHUNK + at) as u32;
+                count += 1;
+                reach &= reach - 1;
             }
         }
         self.count = count;

@@ -8,7 +8,7 @@
 use rayon::prelude::*;
 
 use crate::linear::{Matrix, add_product};
-use crate::numbers::{Element, add_scaled, dot, dots, prefetch, vectorised, with_slice};
+use crate::numbers::{Element, add_scaled, dot, dots, prefetch, row_of, vectorised, with_slice};
 use crate::stages::query::{MapGradients, column_sum};
 use crate::table::{Named, RowGradients, group};
 use crate::{Layer, Place, Shape};
@@ -85,12 +85,11 @@ pub fn pool(layer: &Layer<'_>, places: &[Place], scores: &[f32]) -> Vec<f32> {
 #[inline(always)]
 fn pool_token<E: Element>(shape: &Shape, table: &[E], places: &[Place], scores: &[f32], pooled: &mut [f32]) {
     let (width, slice) = (shape.value_dim, shape.value_dim / shape.cores);
-    let row = |place: &Place| &table[place.row as usize * width..][..width];
-    places.iter().take(AHEAD).for_each(|place| prefetch(row(place)));
+    places.iter().take(AHEAD).for_each(|place| prefetch(row_of(table, width, place.row)));
     for (at, (place, scores)) in places.iter().zip(scores.chunks_exact(shape.cores)).enumerate() {
-        places.get(at + AHEAD).into_iter().for_each(|place| prefetch(row(place)));
+        places.get(at + AHEAD).into_iter().for_each(|place| prefetch(row_of(table, width, place.row)));
         let block = &mut pooled[place.block as usize * width..][..width];
-        let slices = block.chunks_exact_mut(slice).zip(row(place).chunks_exact(slice));
+        let slices = block.chunks_exact_mut(slice).zip(row_of(table, width, place.row).chunks_exact(slice));
         slices.zip(scores).for_each(|((sum, row), &score)| add_scaled(sum, score, row));
     }
 }
@@ -168,21 +167,20 @@ fn project_backward(layer: &Layer<'_>, expanded: &Expanded, grad: Vec<f32>, out:
 /// `∂s_k = ∂pooled[block, slice k] · V[row, slice k]`.
 fn scores_backward(layer: &Layer<'_>, places: &[Place], grad_pooled: &[f32]) -> Vec<f32> {
     let (shape, table) = (&layer.shape, &layer.weights.values);
-    let (entries, width, slice) = (shape.entries(), shape.value_dim, shape.value_dim / shape.cores);
+    let (entries, width) = (shape.entries(), shape.value_dim);
     let mut grad = vec![0.0; places.len() * shape.cores];
     let tokens = places.par_chunks_exact(entries).zip(grad_pooled.par_chunks_exact(shape.pooled_dim()));
     grad.par_chunks_exact_mut(entries * shape.cores).zip(tokens).for_each(|(grad, (places, grad_pooled))| {
         with_slice!(table, Numbers, table => {
-            let row = |at: usize| &table[places[at].row as usize * width..][..width];
-            let pair = |at: usize| {
-                let (entry, core) = (at / shape.cores, at % shape.cores);
-                if core == 0 {
-                    prefetch(row((entry + AHEAD).min(entries - 1)));
-                }
-                let block = &grad_pooled[places[entry].block as usize * width..][..width];
-                (&block[core * slice..][..slice], &row(entry)[core * slice..][..slice])
-            };
-            dots(pair, grad);
+            dots(
+                shape.cores,
+                #[inline(always)]
+                |at| {
+                    prefetch(row_of(table, width, places[(at + AHEAD).min(entries - 1)].row));
+                    (&grad_pooled[places[at].block as usize * width..][..width], row_of(table, width, places[at].row))
+                },
+                grad,
+            );
         });
     });
     grad

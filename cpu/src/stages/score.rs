@@ -8,9 +8,9 @@
 
 use rayon::prelude::*;
 
-use crate::linear::{Matrix, product_here, transposed};
 use crate::norm::normalise;
-use crate::numbers::{Element, add_scaled, dots, prefetch, round, vectorised, with_slice};
+use crate::numbers::{Element, add_scaled, dots, prefetch, round, row_of, vectorised, with_slice};
+use crate::panels::Panels;
 use crate::select::{Selection, order_key};
 use crate::stages::expand::AHEAD;
 use crate::stages::query::{self, through_norm};
@@ -25,8 +25,8 @@ const TILE: usize = 64;
 pub struct PreparedKeys {
     /// As they are scored, `[heads, 2, side_keys, tucker_rank, key_dim]`.
     scored: Vec<f32>,
-    /// As they are judged, `[heads, 2, key_dim, side_keys]`: a product reads them as they lie.
-    judged: Vec<f32>,
+    /// As they are judged, `[side_keys, key_dim]` for each side of a head.
+    judged: Vec<Panels>,
 }
 
 impl PreparedKeys {
@@ -40,10 +40,8 @@ impl PreparedKeys {
             });
         }
         let of_sides = scored.par_chunks(shape.side_keys * rank * width);
-        let judged: Vec<_> = of_sides.enumerate().map(|(side, keys)| judged(shape, weights, side, keys)).collect();
-        let mut judged = judged.concat();
+        let judged = of_sides.enumerate().map(|(side, keys)| judged(shape, weights, side, keys)).collect();
         round(weights.keys.dtype(), &mut scored);
-        round(weights.keys.dtype(), &mut judged);
         Self { scored, judged }
     }
 
@@ -54,21 +52,19 @@ impl PreparedKeys {
     }
 }
 
-/// `Σ_ρ w_side[head, ρ] · K̂[.., ρ]` of the keys of one side, `[key_dim, side_keys]`; of additive scores the keys themselves.
-fn judged(shape: &Shape, weights: &Weights<'_>, side: usize, keys: &[f32]) -> Vec<f32> {
+/// `Σ_ρ w_side[head, ρ] · K̂[.., ρ]` of the keys of one side; of additive scores the keys themselves.
+fn judged(shape: &Shape, weights: &Weights<'_>, side: usize, keys: &[f32]) -> Panels {
     let (rank, width) = (shape.tucker_rank, shape.key_dim);
-    if !shape.tucker {
-        return transposed(keys, width);
-    }
     let vectors = if side.is_multiple_of(2) { &weights.core_u } else { &weights.core_v };
-    let vector = &vectors[side / 2 * rank..][..rank];
+    let vector = if shape.tucker { &vectors[side / 2 * rank..][..rank] } else { &[1.0] };
     let mut judged = vec![0.0; shape.side_keys * width];
     vectorised!({
         for (judged, key) in judged.chunks_exact_mut(width).zip(keys.chunks_exact(rank * width)) {
             key.chunks_exact(width).zip(vector).for_each(|(key, &w)| add_scaled(judged, w, key));
         }
     });
-    transposed(&judged, width)
+    round(weights.keys.dtype(), &mut judged);
+    Panels::new(&judged, width)
 }
 
 /// `[heads, 2, side_keys, key_dim, tucker_rank]` with the last two swapped.
@@ -130,34 +126,27 @@ pub fn forward(layer: &Layer<'_>, queries: &[f32]) -> Kept {
 fn keep(layer: &Layer<'_>, side: usize, queries: &[f32], tokens: usize) -> Kept {
     let (shape, keys) = (&layer.shape, &layer.keys);
     let (width, n, m, rank) = (shape.key_dim, shape.side_keys, shape.top_m, shape.tucker_rank);
-    let query_of = |token: usize| &queries[token * shape.query_width() + shape.query_of(side)..][..width];
-    let tile: Vec<f32> = (0..tokens).flat_map(query_of).copied().collect();
+    let rows = queries.chunks_exact(shape.query_width()).take(tokens);
+    let mut tile = Vec::with_capacity(tokens * width);
+    rows.for_each(|query| tile.extend_from_slice(&query[shape.query_of(side)..][..width]));
     let mut scores = vec![0.0; tokens * n];
-    let judged = Matrix::new(&keys.judged[side * n * width..][..n * width], n);
-    if layer.invariant {
-        // Sums in the order of the depth, whatever the number of tokens.
-        vectorised!({
-            for (query, scores) in tile.chunks_exact(width).zip(scores.chunks_exact_mut(n)) {
-                query.iter().zip(judged.rows()).for_each(|(&q, keys)| add_scaled(scores, q, keys));
-            }
-        });
-    } else {
-        product_here(&mut scores, Matrix::new(&tile, width), judged);
-    }
+    keys.judged[side].product_here(&mut scores, &tile);
     let mut kept = Kept { keys: vec![0; tokens * m], scores: vec![0.0; tokens * m * rank] };
-    let (mut selection, mut order) = (Selection::default(), vec![0; n]);
+    let (mut selection, mut order, mut by_rank) = (Selection::default(), vec![0; n], vec![0.0; rank * width]);
     vectorised!({
         let out = kept.keys.chunks_exact_mut(m).zip(kept.scores.chunks_exact_mut(m * rank));
         for ((query, scores), (kept, out)) in tile.chunks_exact(width).zip(scores.chunks_exact(n)).zip(out) {
             order.iter_mut().zip(scores).for_each(|(order, &score)| *order = order_key(score));
             selection.best(&order, kept);
             if shape.tucker {
-                let vector =
-                    |at: usize| &keys.ranks(shape, side * n + kept[at / rank] as usize)[at % rank * width..][..width];
+                by_rank.chunks_exact_mut(width).for_each(|copy| copy.copy_from_slice(query));
+                let first = (side * n) as u32;
                 dots(
+                    rank,
+                    #[inline(always)]
                     |at| {
-                        prefetch(vector((at + AHEAD).min(m * rank - 1)));
-                        (query, vector(at))
+                        prefetch(row_of(&keys.scored, rank * width, first + kept[(at + AHEAD).min(m - 1)]));
+                        (&by_rank, row_of(&keys.scored, rank * width, first + kept[at]))
                     },
                     out,
                 );

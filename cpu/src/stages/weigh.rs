@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 use ultramem_kernels::weigh::Activation;
 
-use crate::numbers::{add_scaled, dots, prefetch, vectorised, with_slice};
+use crate::numbers::{add_scaled, dots, prefetch, row_of, vectorised, with_slice};
 use crate::stages::combine::Chosen;
 use crate::stages::expand::AHEAD;
 use crate::table::{Named, RowGradients, group};
@@ -40,8 +40,15 @@ pub fn forward(layer: &Layer<'_>, input: &[f32], chosen: &Chosen, places: &[Plac
     let tokens = places.par_chunks_exact(entries).zip(z.par_chunks_exact(width));
     out.zip(tokens).for_each(|((products, scores), (places, z))| {
         with_slice!(table, Numbers, table => {
-            let row = |at: usize| &table[places[at].row as usize * width..][..width];
-            dots(|at| { prefetch(row((at + AHEAD).min(entries - 1))); (z, row(at)) }, products);
+            dots(
+                1,
+                #[inline(always)]
+                |at| {
+                    prefetch(row_of(table, width, places[(at + AHEAD).min(entries - 1)].row));
+                    (z, row_of(table, width, places[at].row))
+                },
+                products,
+            );
         });
         for (scores, &d) in scores.chunks_exact_mut(cores).zip(&*products) {
             let factor = activate(d, activation);
@@ -87,10 +94,9 @@ pub fn backward(
     let tokens = places.par_chunks_exact(entries).zip(products.par_chunks_exact(entries));
     grad_z.par_chunks_exact_mut(width).zip(tokens).for_each(|(grad, (places, products))| {
         with_slice!(table, Numbers, table => vectorised!({
-            let row = |place: &Place| &table[place.row as usize * width..][..width];
             for (at, (place, &product)) in places.iter().zip(products).enumerate() {
-                places.get(at + AHEAD).into_iter().for_each(|place| prefetch(row(place)));
-                add_scaled(grad, product, row(place));
+                places.get(at + AHEAD).into_iter().for_each(|place| prefetch(row_of(table, width, place.row)));
+                add_scaled(grad, product, row_of(table, width, place.row));
             }
         }));
     });
