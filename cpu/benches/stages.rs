@@ -106,10 +106,37 @@ fn stages(bench: &mut Criterion) {
         });
     });
     bench.bench_function("expand", |it| it.iter(|| expand::forward(&layer, &input, &places, &chosen.scores)));
-    bench.bench_function("expand-cold", |it| it.iter(|| { turn = (turn + 1) % others.len(); expand::forward(&layer, &input, &others[turn], &chosen.scores)}));
-    bench.bench_function("pool-warm", |it| it.iter(|| { expand::pool(&layer, &places, &chosen.scores)}));
-    bench.bench_function("mixed-expand", |it| it.iter_custom(|n| { let mut t=Duration::ZERO; for _ in 0..n { black_box(score::forward(&layer, &queries)); let s=std::time::Instant::now(); black_box(expand::forward(&layer, &input, &places, &chosen.scores)); t+=s.elapsed(); } t }));
-    bench.bench_function("mixed-pool", |it| it.iter_custom(|n| { let mut t=Duration::ZERO; for _ in 0..n { black_box(score::forward(&layer, &queries)); let s=std::time::Instant::now(); black_box(expand::pool(&layer, &places, &chosen.scores)); t+=s.elapsed(); } t }));
+    bench.bench_function("expand-cold", |it| {
+        it.iter(|| {
+            turn = (turn + 1) % others.len();
+            expand::forward(&layer, &input, &others[turn], &chosen.scores)
+        })
+    });
+    bench.bench_function("pool-warm", |it| it.iter(|| expand::pool(&layer, &places, &chosen.scores)));
+    bench.bench_function("mixed-expand", |it| {
+        it.iter_custom(|n| {
+            let mut t = Duration::ZERO;
+            for _ in 0..n {
+                black_box(score::forward(&layer, &queries));
+                let s = std::time::Instant::now();
+                black_box(expand::forward(&layer, &input, &places, &chosen.scores));
+                t += s.elapsed();
+            }
+            t
+        })
+    });
+    bench.bench_function("mixed-pool", |it| {
+        it.iter_custom(|n| {
+            let mut t = Duration::ZERO;
+            for _ in 0..n {
+                black_box(score::forward(&layer, &queries));
+                let s = std::time::Instant::now();
+                black_box(expand::pool(&layer, &places, &chosen.scores));
+                t += s.elapsed();
+            }
+            t
+        })
+    });
 
     bench.bench_function("forward", |it| it.iter(|| layer.forward(&input)));
 }

@@ -172,7 +172,8 @@ impl<'a> Layer<'a> {
     /// # Errors
     /// An input that is not whole rows.
     pub fn forward(&self, input: &[f32]) -> Result<Forward> {
-        self.forward_saving(input).map(|(forward, _)| forward)
+        let (output, saved) = self.run_forward(input)?;
+        Ok(Forward { output, chosen: saved.chosen })
     }
 
     /// The same, and what the backward pass needs of it.
@@ -180,11 +181,16 @@ impl<'a> Layer<'a> {
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn forward_saving(&self, input: &[f32]) -> Result<(Forward, Saved)> {
-        whole_rows("numbers of input", input.len(), "hidden_size", self.shape.hidden_size)?;
-        Ok(among_workers(|| self.run_forward(input)))
+        let (output, saved) = self.run_forward(input)?;
+        Ok((Forward { output, chosen: saved.chosen.clone() }, saved))
     }
 
-    fn run_forward(&self, input: &[f32]) -> (Forward, Saved) {
+    fn run_forward(&self, input: &[f32]) -> Result<(Vec<f32>, Saved)> {
+        whole_rows("numbers of input", input.len(), "hidden_size", self.shape.hidden_size)?;
+        Ok(among_workers(|| self.stages_forward(input)))
+    }
+
+    fn stages_forward(&self, input: &[f32]) -> (Vec<f32>, Saved) {
         let raw = query::forward(self, input);
         let queries = query::normalised(self, raw.clone());
         let kept = score::forward(self, &queries);
@@ -193,8 +199,7 @@ impl<'a> Layer<'a> {
         let weighed = weigh::forward(self, input, &chosen, &places);
         let scores = weighed.as_ref().map_or(&chosen.scores, |weighed| &weighed.scores);
         let (output, expanded) = expand::forward(self, input, &places, scores);
-        let forward = Forward { output, chosen: chosen.clone() };
-        (forward, Saved { raw, queries, kept, chosen, places, weighed, expanded })
+        (output, Saved { raw, queries, kept, chosen, places, weighed, expanded })
     }
 
     /// The gradients of `Σ output · grad_output` for the `input` that `saved` came of. Selections, `u` and `v` are constants.
@@ -205,10 +210,10 @@ impl<'a> Layer<'a> {
         let tokens = saved.raw.len() / self.shape.query_width();
         number("numbers of input", input.len(), tokens * self.shape.hidden_size)?;
         number("numbers of the output's gradient", grad_output.len(), input.len())?;
-        Ok(among_workers(|| self.run_backward(input, saved, grad_output)))
+        Ok(among_workers(|| self.stages_backward(input, saved, grad_output)))
     }
 
-    fn run_backward(&self, input: &[f32], saved: &Saved, grad_output: &[f32]) -> Gradients {
+    fn stages_backward(&self, input: &[f32], saved: &Saved, grad_output: &[f32]) -> Gradients {
         let (chosen, places) = (&saved.chosen, &saved.places);
         let scores = saved.weighed.as_ref().map_or(&chosen.scores, |weighed| &weighed.scores);
         let expand = expand::backward(self, places, scores, &saved.expanded, grad_output);

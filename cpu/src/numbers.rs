@@ -4,8 +4,9 @@
 //! be inlined into it, so what loops call here is.
 
 use std::borrow::Cow;
+use std::ops::{Deref, DerefMut};
 
-use bytemuck::{AnyBitPattern, NoUninit};
+use bytemuck::{AnyBitPattern, NoUninit, Pod, Zeroable};
 use half::{bf16, f16};
 use pulp::{Simd, WithSimd};
 use ultramem_kernels::{ElementType, Error, Result};
@@ -225,6 +226,39 @@ impl Element for f16 {
     }
 }
 
+/// A cache line of numbers, where one begins.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+/// Numbers from the beginning of a cache line on: vectors that lie across two would be read from both.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Aligned {
+    lines: Vec<Line>,
+    count: usize,
+}
+
+impl Aligned {
+    /// So many zeros.
+    pub fn zeros(count: usize) -> Self {
+        Self { lines: vec![Line::zeroed(); count.div_ceil(16)], count }
+    }
+}
+
+impl Deref for Aligned {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &bytemuck::cast_slice(&self.lines)[..self.count]
+    }
+}
+
+impl DerefMut for Aligned {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.count]
+    }
+}
+
 /// A row of a table of rows of `width` numbers.
 #[inline(always)]
 pub(crate) fn row_of<E>(table: &[E], width: usize, row: u32) -> &[E] {
@@ -305,12 +339,23 @@ impl<'a, E: Element + 'a, F: Fn(usize) -> (&'a [f32], &'a [E])> WithSimd for Dot
 fn dot_wide<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
     let count = a.len().min(b.len());
     let ((a, rest_a), (b, rest_b)) = (S::as_simd_f32s(&a[..count]), S::as_simd_f32s(&b[..count]));
-    let mut sums =
-        [simd.mul_f32s(simd.partial_load_f32s(rest_a), simd.partial_load_f32s(rest_b)), simd.splat_f32s(0.0)];
-    for (at, (a, b)) in a.iter().zip(b).enumerate() {
-        sums[at % 2] = simd.mul_add_e_f32s(*a, *b, sums[at % 2]);
+    let ((a, last_a), (b, last_b)) = (a.as_chunks::<4>(), b.as_chunks::<4>());
+    // So many sums at once, for one waits for the one before it.
+    let mut sums = [simd.splat_f32s(0.0); 4];
+    for (a, b) in a.iter().zip(b) {
+        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+            *sum = simd.mul_add_e_f32s(*a, *b, *sum);
+        }
     }
-    simd.reduce_sum_f32s(simd.add_f32s(sums[0], sums[1]))
+    for (sum, (a, b)) in sums.iter_mut().zip(last_a.iter().zip(last_b)) {
+        *sum = simd.mul_add_e_f32s(*a, *b, *sum);
+    }
+    let [first, second, third, fourth] = sums;
+    let mut sum = simd.add_f32s(simd.add_f32s(first, second), simd.add_f32s(third, fourth));
+    if !rest_a.is_empty() {
+        sum = simd.mul_add_e_f32s(simd.partial_load_f32s(rest_a), simd.partial_load_f32s(rest_b), sum);
+    }
+    simd.reduce_sum_f32s(sum)
 }
 
 /// Widens a block at a time.
@@ -336,10 +381,12 @@ pub(crate) fn add_scaled<E: Element>(sums: &mut [f32], scale: f32, row: &[E]) {
 #[inline(always)]
 pub(crate) fn prefetch<E>(row: &[E]) {
     #[cfg(target_arch = "x86_64")]
-    for line in row.chunks((64 / size_of::<E>()).max(1)) {
+    let last = size_of_val(row).saturating_sub(1);
+    // The row's last byte as well: a row that begins within a line ends in one more.
+    for line in (0..last).step_by(64).chain([last]) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a hint that reads nothing and cannot fault; every x86-64 processor has it.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().cast::<i8>().wrapping_add(line)) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = row;

@@ -9,11 +9,11 @@
 use std::cmp::Ordering;
 use std::ops::Range;
 
-use bytemuck::{Pod, Zeroable};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::linear::Output;
+use crate::numbers::Aligned;
 
 /// Rows of `W` in a panel.
 const WIDTH: usize = 64;
@@ -25,16 +25,11 @@ const ROWS: usize = 96;
 /// Rows of `x` in a tile.
 const TILE: usize = 6;
 
-/// A cache line of numbers, where one begins: vectors of a panel that lay across two would be read from both.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
-
 /// A matrix in panels, f32.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Panels {
     /// `[panels, depth, 64]`.
-    lines: Vec<Line>,
+    numbers: Aligned,
     depth: usize,
     /// Rows of `W`: columns of the output.
     columns: usize,
@@ -44,8 +39,7 @@ impl Panels {
     /// Of a matrix `[columns, depth]`.
     pub fn new(matrix: &[f32], depth: usize) -> Self {
         let columns = matrix.len() / depth;
-        let mut lines = vec![Line::zeroed(); columns.div_ceil(WIDTH) * WIDTH / 16 * depth];
-        let numbers: &mut [f32] = bytemuck::cast_slice_mut(&mut lines);
+        let mut numbers = Aligned::zeros(columns.div_ceil(WIDTH) * WIDTH * depth);
         let panels = numbers.par_chunks_exact_mut(WIDTH * depth).zip(matrix.par_chunks(WIDTH * depth));
         panels.for_each(|(panel, rows)| {
             // Few numbers of each row at a time, so that what is written next to each other is still in the cache.
@@ -56,7 +50,7 @@ impl Panels {
                 }
             }
         });
-        Self { lines, depth, columns }
+        Self { numbers, depth, columns }
     }
 
     /// `out += x Wᵀ` on all cores.
@@ -81,7 +75,7 @@ impl Panels {
     /// Writes some rows of one panel's columns, which no other task has.
     fn multiply(&self, out: &Output<'_>, x: &[f32], rows: Range<usize>, panel: usize, add: bool) {
         let columns = panel * WIDTH..self.columns.min((panel + 1) * WIDTH);
-        let panel = &bytemuck::cast_slice(&self.lines)[panel * WIDTH * self.depth..][..WIDTH * self.depth];
+        let panel = &self.numbers[panel * WIDTH * self.depth..][..WIDTH * self.depth];
         pulp::Arch::new().dispatch(Multiply { panel, depth: self.depth, x, out, rows, columns, add });
     }
 }

@@ -73,9 +73,10 @@ impl Grid<'_> {
         scratch.sorted.sort_unstable();
         let cores = self.layer.shape.cores;
         for ((&pair, slot), scores) in scratch.sorted.iter().zip(&mut *slots).zip(scores.chunks_exact_mut(cores)) {
-            let pair = pair as u32 as usize;
-            *slot = self.keys[pair / m] * self.layer.shape.side_keys as u32 + self.keys[m + pair % m];
-            self.score(pair / m, pair % m, scores);
+            let (i, j) = (pair as u32 / m as u32, pair as u32 % m as u32);
+            let (i, j) = (i as usize, j as usize);
+            *slot = self.keys[i] * self.layer.shape.side_keys as u32 + self.keys[m + j];
+            self.score(i, j, scores);
         }
         if !self.layer.shape.tucker {
             softmax(scores);
@@ -90,8 +91,10 @@ impl Grid<'_> {
         let (rows, columns) = self.sides.split_at(m * rank);
         scratch.order.resize(m * m, 0);
         scratch.totals.resize(m, 0.0);
-        scratch.columns.clear();
-        scratch.columns.extend((0..rank).flat_map(|r| columns[r..].iter().step_by(rank)));
+        scratch.columns.resize(m * rank, 0.0);
+        for (r, by_rank) in scratch.columns.chunks_exact_mut(m).enumerate() {
+            by_rank.iter_mut().zip(columns[r..].iter().step_by(rank)).for_each(|(out, x)| *out = *x);
+        }
         for (row, order) in rows.chunks_exact(rank).zip(scratch.order.chunks_exact_mut(m)) {
             if core.is_empty() {
                 scratch.totals.iter_mut().zip(&scratch.columns).for_each(|(total, column)| *total = row[0] + column);

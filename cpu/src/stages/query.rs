@@ -33,14 +33,14 @@ pub fn normalised(layer: &Layer<'_>, mut queries: Vec<f32>) -> Vec<f32> {
 /// Through the norm: from the gradient of the queries, in place, to that of `raw`, the queries before it; returns the norm's weight's.
 pub fn norm_backward(layer: &Layer<'_>, raw: &[f32], grad: &mut [f32]) -> Vec<f32> {
     let Some(norm) = layer.shape.query_norm else { return Vec::new() };
-    through_norm(norm, &layer.weights.query_norm, raw.to_vec(), grad)
+    through_norm(norm, &layer.weights.query_norm, &mut raw.to_vec(), grad)
 }
 
-/// As [`norm_backward`], for vectors `x` of any kind.
+/// As [`norm_backward`], for vectors `x` of any kind, which are lost.
 pub(crate) fn through_norm(
     norm: (ultramem_kernels::Norm, f32),
     weight: &[f32],
-    mut x: Vec<f32>,
+    x: &mut [f32],
     grad: &mut [f32],
 ) -> Vec<f32> {
     let width = weight.len();

@@ -9,7 +9,7 @@
 use rayon::prelude::*;
 
 use crate::norm::normalise;
-use crate::numbers::{Element, add_scaled, dots, prefetch, round, row_of, vectorised, with_slice};
+use crate::numbers::{Aligned, Element, add_scaled, dots, prefetch, round, row_of, vectorised, with_slice};
 use crate::panels::Panels;
 use crate::select::{Selection, order_key};
 use crate::stages::expand::AHEAD;
@@ -24,7 +24,7 @@ const TILE: usize = 64;
 #[derive(Debug, Clone, Default)]
 pub struct PreparedKeys {
     /// As they are scored, `[heads, 2, side_keys, tucker_rank, key_dim]`.
-    scored: Vec<f32>,
+    scored: Aligned,
     /// As they are judged, `[side_keys, key_dim]` for each side of a head.
     judged: Vec<Panels>,
 }
@@ -68,15 +68,15 @@ fn judged(shape: &Shape, weights: &Weights<'_>, side: usize, keys: &[f32]) -> Pa
 }
 
 /// `[heads, 2, side_keys, key_dim, tucker_rank]` with the last two swapped.
-fn keys_by_rank(shape: &Shape, weights: &Weights<'_>) -> Vec<f32> {
+fn keys_by_rank(shape: &Shape, weights: &Weights<'_>) -> Aligned {
     let all: Vec<u32> = (0..shape.all_keys() as u32).collect();
     rows_by_rank(shape, weights, &all)
 }
 
 /// Some keys with their last two dimensions swapped, `[rows, tucker_rank, key_dim]`.
-fn rows_by_rank(shape: &Shape, weights: &Weights<'_>, rows: &[u32]) -> Vec<f32> {
+fn rows_by_rank(shape: &Shape, weights: &Weights<'_>, rows: &[u32]) -> Aligned {
     let (rank, width) = (shape.tucker_rank, shape.key_dim);
-    let mut by_rank = vec![0.0; rows.len() * rank * width];
+    let mut by_rank = Aligned::zeros(rows.len() * rank * width);
     by_rank.par_chunks_exact_mut(rank * width).zip(rows).with_min_len(64).for_each(|(out, &row)| {
         with_slice!(&weights.keys, Numbers, keys => {
             let key = &keys[row as usize * rank * width..][..rank * width];
@@ -132,7 +132,7 @@ fn keep(layer: &Layer<'_>, side: usize, queries: &[f32], tokens: usize) -> Kept 
     let mut scores = vec![0.0; tokens * n];
     keys.judged[side].product_here(&mut scores, &tile);
     let mut kept = Kept { keys: vec![0; tokens * m], scores: vec![0.0; tokens * m * rank] };
-    let (mut selection, mut order, mut by_rank) = (Selection::default(), vec![0; n], vec![0.0; rank * width]);
+    let (mut selection, mut order, mut by_rank) = (Selection::default(), vec![0; n], Aligned::zeros(rank * width));
     vectorised!({
         let out = kept.keys.chunks_exact_mut(m).zip(kept.scores.chunks_exact_mut(m * rank));
         for ((query, scores), (kept, out)) in tile.chunks_exact(width).zip(scores.chunks_exact(n)).zip(out) {
@@ -229,8 +229,8 @@ fn keys_backward(layer: &Layer<'_>, queries: &[f32], kept: &Kept, grads: &KeptGr
         sum.chunks_exact_mut(width).zip(grads).for_each(|(sum, &g)| add_scaled(sum, g, query));
     });
     let norm = shape.keys_norm.map_or_else(Vec::new, |norm| {
-        let raw = rows_by_rank(shape, &layer.weights, &grad.rows);
-        through_norm(norm, &layer.weights.keys_norm, raw, &mut grad.numbers)
+        let mut raw = rows_by_rank(shape, &layer.weights, &grad.rows);
+        through_norm(norm, &layer.weights.keys_norm, &mut raw, &mut grad.numbers)
     });
     grad.numbers.par_chunks_exact_mut(rank * width).with_min_len(64).for_each(|row| {
         let by_rank = row.to_vec();
