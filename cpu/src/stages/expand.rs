@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::linear::{Matrix, add_product};
 use crate::numbers::{Element, add_scaled, dot, dots, prefetch, row_of, vectorised, with_slice};
 use crate::stages::query::{MapGradients, column_sum};
-use crate::table::{Named, RowGradients, group};
+use crate::table::{Grouped, Named, RowGradients, group};
 use crate::{Layer, Place, Shape};
 
 /// Rows that are on their way at once.
@@ -90,7 +90,9 @@ fn pool_token<E: Element>(shape: &Shape, table: &[E], places: &[Place], scores: 
         places.get(at + AHEAD).into_iter().for_each(|place| prefetch(row_of(table, width, place.row)));
         let block = &mut pooled[place.block as usize * width..][..width];
         let slices = block.chunks_exact_mut(slice).zip(row_of(table, width, place.row).chunks_exact(slice));
-        slices.zip(scores).for_each(|((sum, row), &score)| add_scaled(sum, score, row));
+        for ((sum, row), &score) in slices.zip(scores) {
+            add_scaled(sum, score, row);
+        }
     }
 }
 
@@ -117,6 +119,18 @@ pub fn backward(
     expanded: &Expanded,
     grad_output: &[f32],
 ) -> ExpandGradients {
+    // Side by side, for entries are sorted on one core.
+    let (by_row, (grad_pooled, mut out)) =
+        rayon::join(|| group(by_row(places)), || pooled_backward(layer, expanded, grad_output));
+    (out.scores, out.rows) = rayon::join(
+        || scores_backward(layer, places, &grad_pooled),
+        || rows_backward(&layer.shape, by_row, places, scores, &grad_pooled),
+    );
+    out
+}
+
+/// From `grad_output` to the gradient of the pooled values, and to `W_o` and the gates.
+fn pooled_backward(layer: &Layer<'_>, expanded: &Expanded, grad_output: &[f32]) -> (Vec<f32>, ExpandGradients) {
     let hidden = layer.shape.hidden_size;
     let (mut out, mut grad) = (ExpandGradients::default(), grad_output.to_vec());
     if !expanded.output_gate.is_empty() {
@@ -136,9 +150,7 @@ pub fn backward(
         out.gate = of_gate.collect();
         grad_pooled.iter_mut().zip(&expanded.gate).for_each(|(grad, &gate)| *grad *= gate * sigmoid(gate));
     }
-    out.scores = scores_backward(layer, places, &grad_pooled);
-    out.rows = rows_backward(&layer.shape, places, scores, &grad_pooled);
-    out
+    (grad_pooled, out)
 }
 
 /// Through `W_o`, where there is one: to the pooled values as they were projected.
@@ -186,18 +198,33 @@ fn scores_backward(layer: &Layer<'_>, places: &[Place], grad_pooled: &[f32]) -> 
     grad
 }
 
+/// What row each entry names.
+pub(crate) fn by_row(places: &[Place]) -> Vec<Named> {
+    places.iter().enumerate().map(|(entry, place)| Named { row: place.row, entry: entry as u32 }).collect()
+}
+
 /// `∂V[row, slice k] = Σ s_k · ∂pooled[block, slice k]`.
-fn rows_backward(shape: &Shape, places: &[Place], scores: &[f32], grad_pooled: &[f32]) -> RowGradients {
+fn rows_backward(
+    shape: &Shape,
+    by_row: Grouped,
+    places: &[Place],
+    scores: &[f32],
+    grad_pooled: &[f32],
+) -> RowGradients {
     let (entries, cores, width) = (shape.entries(), shape.cores, shape.value_dim);
-    let named = |(entry, place): (usize, &Place)| Named { row: place.row, entry: entry as u32 };
-    let named = places.iter().enumerate().map(named).collect();
-    group(named).sum(width, |entry, sum| {
-        let entry = entry as usize;
-        let first = entry / entries * shape.pooled_dim() + places[entry].block as usize * width;
-        let slices = sum.chunks_exact_mut(width / cores).zip(grad_pooled[first..][..width].chunks_exact(width / cores));
-        let scores = &scores[entry * cores..][..cores];
-        slices.zip(scores).for_each(|((sum, grad), &score)| add_scaled(sum, score, grad));
-    })
+    by_row.sum(
+        width,
+        #[inline(always)]
+        |entry, sum| {
+            let entry = entry as usize;
+            let first = entry / entries * shape.pooled_dim() + places[entry].block as usize * width;
+            let slice = width / cores;
+            let slices = sum.chunks_exact_mut(slice).zip(grad_pooled[first..][..width].chunks_exact(slice));
+            for ((sum, grad), &score) in slices.zip(&scores[entry * cores..][..cores]) {
+                add_scaled(sum, score, grad);
+            }
+        },
+    )
 }
 
 fn sigmoid(x: f32) -> f32 {

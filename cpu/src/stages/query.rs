@@ -23,7 +23,11 @@ pub fn normalised(layer: &Layer<'_>, mut queries: Vec<f32>) -> Vec<f32> {
     queries.par_chunks_mut(CHUNK * width).for_each(|queries| {
         if let Some(norm) = layer.shape.query_norm {
             let weight = &layer.weights.query_norm;
-            vectorised!(queries.chunks_exact_mut(width).for_each(|query| normalise(norm, weight, query)));
+            vectorised!({
+                for query in queries.chunks_exact_mut(width) {
+                    normalise(norm, weight, query);
+                }
+            });
         }
         round(dtype, queries);
     });

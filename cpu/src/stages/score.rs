@@ -36,7 +36,11 @@ impl PreparedKeys {
         let mut scored = keys_by_rank(shape, weights);
         if let Some(norm) = shape.keys_norm {
             scored.par_chunks_mut(64 * width).for_each(|keys| {
-                vectorised!(keys.chunks_exact_mut(width).for_each(|key| normalise(norm, &weights.keys_norm, key)));
+                vectorised!({
+                    for key in keys.chunks_exact_mut(width) {
+                        normalise(norm, &weights.keys_norm, key);
+                    }
+                });
             });
         }
         let of_sides = scored.par_chunks(shape.side_keys * rank * width);
@@ -60,7 +64,9 @@ fn judged(shape: &Shape, weights: &Weights<'_>, side: usize, keys: &[f32]) -> Pa
     let mut judged = vec![0.0; shape.side_keys * width];
     vectorised!({
         for (judged, key) in judged.chunks_exact_mut(width).zip(keys.chunks_exact(rank * width)) {
-            key.chunks_exact(width).zip(vector).for_each(|(key, &w)| add_scaled(judged, w, key));
+            for (key, &w) in key.chunks_exact(width).zip(vector) {
+                add_scaled(judged, w, key);
+            }
         }
     });
     round(weights.keys.dtype(), &mut judged);
@@ -187,9 +193,14 @@ pub struct ScoreGradients {
 
 /// From the kept keys' scores to the queries and the keys. `raw`: the queries before their norm.
 pub fn backward(layer: &Layer<'_>, raw: &[f32], queries: &[f32], kept: &Kept, grad: &KeptGradients) -> ScoreGradients {
-    let mut query = queries_backward(layer, kept, grad);
-    let query_norm = query::norm_backward(layer, raw, &mut query);
-    let (keys, keys_norm) = keys_backward(layer, queries, kept, grad);
+    let of_queries = || {
+        let mut query = queries_backward(layer, kept, grad);
+        let norm = query::norm_backward(layer, raw, &mut query);
+        (query, norm)
+    };
+    // Side by side, for the keys' entries are sorted on one core.
+    let ((query, query_norm), (keys, keys_norm)) =
+        rayon::join(of_queries, || keys_backward(layer, queries, kept, grad));
     ScoreGradients { query, query_norm, keys, keys_norm }
 }
 
@@ -207,7 +218,9 @@ fn queries_backward(layer: &Layer<'_>, kept: &Kept, grads: &KeptGradients) -> Ve
                     let key = layer.keys.ranks(shape, side * shape.side_keys + kept.keys[at] as usize);
                     let grad = &mut grad[shape.query_of(side)..][..width];
                     let grads = &grads.scores[at * rank..][..rank];
-                    key.chunks_exact(width).zip(grads).for_each(|(key, &g)| add_scaled(grad, g, key));
+                    for (key, &g) in key.chunks_exact(width).zip(grads) {
+                        add_scaled(grad, g, key);
+                    }
                 }
             }
         });
@@ -222,20 +235,25 @@ fn keys_backward(layer: &Layer<'_>, queries: &[f32], kept: &Kept, grads: &KeptGr
     let row = |at: usize| at / m % sides * shape.side_keys + kept.keys[at] as usize;
     let used = (0..kept.keys.len()).filter(|&at| grads.used[at]);
     let named = used.map(|at| Named { row: row(at) as u32, entry: at as u32 }).collect();
-    let mut grad = group(named).sum(rank * width, |at, sum| {
-        let at = at as usize;
-        let query = &queries[at / (m * sides) * shape.query_width() + shape.query_of(at / m % sides)..][..width];
-        let grads = &grads.scores[at * rank..][..rank];
-        sum.chunks_exact_mut(width).zip(grads).for_each(|(sum, &g)| add_scaled(sum, g, query));
-    });
+    let mut grad = group(named).sum(
+        rank * width,
+        #[inline(always)]
+        |at, sum| {
+            let (row, at) = (at as usize / m, at as usize);
+            let query = &queries[row / sides * shape.query_width() + shape.query_of(row % sides)..][..width];
+            for (sum, &g) in sum.chunks_exact_mut(width).zip(&grads.scores[at * rank..][..rank]) {
+                add_scaled(sum, g, query);
+            }
+        },
+    );
     let norm = shape.keys_norm.map_or_else(Vec::new, |norm| {
         let mut raw = rows_by_rank(shape, &layer.weights, &grad.rows);
         through_norm(norm, &layer.weights.keys_norm, &mut raw, &mut grad.numbers)
     });
     grad.numbers.par_chunks_exact_mut(rank * width).with_min_len(64).for_each(|row| {
         let by_rank = row.to_vec();
-        for (at, out) in row.iter_mut().enumerate() {
-            *out = by_rank[at % rank * width + at / rank];
+        for (at, out) in row.chunks_exact_mut(rank).enumerate() {
+            out.iter_mut().zip(by_rank[at..].iter().step_by(width)).for_each(|(out, x)| *out = *x);
         }
     });
     (grad, norm)

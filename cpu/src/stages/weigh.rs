@@ -7,8 +7,8 @@ use ultramem_kernels::weigh::Activation;
 
 use crate::numbers::{add_scaled, dots, prefetch, row_of, vectorised, with_slice};
 use crate::stages::combine::Chosen;
-use crate::stages::expand::AHEAD;
-use crate::table::{Named, RowGradients, group};
+use crate::stages::expand::{AHEAD, by_row};
+use crate::table::{RowGradients, group};
 use crate::{Layer, Place};
 
 /// What weigh gives.
@@ -100,12 +100,14 @@ pub fn backward(
             }
         }));
     });
-    let named = |(entry, place): (usize, &Place)| Named { row: place.row, entry: entry as u32 };
-    let named = places.iter().enumerate().map(named).collect();
-    let rows = group(named).sum(width, |entry, sum| {
-        let entry = entry as usize;
-        add_scaled(sum, products[entry], &z[entry / entries * width..][..width]);
-    });
+    let rows = group(by_row(places)).sum(
+        width,
+        #[inline(always)]
+        |entry, sum| {
+            let entry = entry as usize;
+            add_scaled(sum, products[entry], &z[entry / entries * width..][..width]);
+        },
+    );
     Some(WeighGradients { scores: grad, z: grad_z, rows })
 }
 

@@ -4,4 +4,4 @@ pub mod optimiser;
 mod row_gradients;
 
 pub use row_gradients::RowGradients;
-pub(crate) use row_gradients::{Named, group};
+pub(crate) use row_gradients::{Grouped, Named, group};

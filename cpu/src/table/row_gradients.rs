@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::numbers::vectorised;
+use crate::numbers::{add_scaled, vectorised};
 use crate::shape::number;
 
 /// The gradient of a table's used rows; all others' is zero.
@@ -75,11 +75,15 @@ fn sort(mut named: Vec<Named>) -> Vec<Named> {
 }
 
 impl Grouped {
-    /// The sum of what `add` adds to a row for each of its entries.
+    /// The sum of what `add`, which must be inlined, adds to a row for each of its entries.
     pub fn sum(self, width: usize, add: impl Fn(u32, &mut [f32]) + Sync) -> RowGradients {
         let mut numbers = vec![0.0; self.rows.len() * width];
         numbers.par_chunks_exact_mut(width).zip(self.starts.par_windows(2)).with_min_len(64).for_each(|(sum, ends)| {
-            vectorised!(self.entries[ends[0] as usize..ends[1] as usize].iter().for_each(|&entry| add(entry, sum)));
+            vectorised!({
+                for &entry in &self.entries[ends[0] as usize..ends[1] as usize] {
+                    add(entry, sum);
+                }
+            });
         });
         RowGradients { rows: self.rows, numbers, width }
     }
@@ -103,9 +107,13 @@ impl RowGradients {
         let named =
             |(entry, &(at, row)): (usize, &(usize, usize))| Named { row: all[at].rows[row], entry: entry as u32 };
         let grouped = group(places.iter().enumerate().map(named).collect());
-        Ok(grouped.sum(width, |entry, sum| {
-            let (at, row) = places[entry as usize];
-            sum.iter_mut().zip(&all[at].numbers[row * width..][..width]).for_each(|(sum, x)| *sum += x);
-        }))
+        Ok(grouped.sum(
+            width,
+            #[inline(always)]
+            |entry, sum| {
+                let (at, row) = places[entry as usize];
+                add_scaled(sum, 1.0, &all[at].numbers[row * width..][..width]);
+            },
+        ))
     }
 }
