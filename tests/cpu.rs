@@ -16,6 +16,11 @@ use proptest::test_runner::RngSeed;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rayon::ThreadPoolBuilder;
 use ultramem::kernels::optimiser::Rule;
+use ultramem::processor::stages::combine::{self, Chosen};
+use ultramem::processor::stages::expand::{self, Expanded};
+use ultramem::processor::stages::query::{self, OfMaps};
+use ultramem::processor::stages::score::{self, Kept, KeptGradients};
+use ultramem::processor::stages::weigh::{self, Weighed};
 use ultramem::processor::table::optimiser::{Optimiser, Step};
 use ultramem::processor::{NumbersMut, RowGradients};
 use ultramem::reference::{self, Judged};
@@ -205,6 +210,80 @@ fn wrong_lengths_are_refused() {
     assert_eq!(found.err().as_deref(), Some("numbers of the output's gradient: 11, expected 22"));
 }
 
+/// What each stage says of what is not this layer's: no panic, whatever it is given.
+#[test]
+fn stages_refuse_what_is_not_theirs() {
+    for kind in KINDS {
+        let config = small(kind);
+        let weights = Weights::random(&config, 3);
+        let layer = CpuLayer::new(config.clone(), &weights).unwrap();
+        let layer = layer.layer();
+        let input = random_input(&config, 3, 5);
+        let short = &input[1..];
+        let raw = query::forward(layer, &input).unwrap();
+        let queries = query::normalised(layer, raw.clone()).unwrap();
+        let kept = score::forward(layer, &queries).unwrap();
+        let chosen = combine::forward(layer, &kept).unwrap();
+        let places = expand::places(layer, &chosen.slots).unwrap();
+        let weighed = weigh::forward(layer, &input, &chosen, &places).unwrap();
+        let scores = weighed.as_ref().map_or(&chosen.scores, |weighed| &weighed.scores);
+        let (_, expanded) = expand::forward(layer, &input, &places, scores).unwrap();
+        let of_expand = expand::backward(layer, &places, scores, &expanded, &input).unwrap();
+        let of_combine = combine::backward(layer, &kept, &chosen, &of_expand.scores).unwrap();
+
+        let last = kept.keys.len() - 1;
+        let changed = |change: &dyn Fn(&mut Kept)| {
+            let mut kept = kept.clone();
+            change(&mut kept);
+            kept
+        };
+        let beyond = changed(&|kept| kept.keys[last] = u32::MAX);
+        let twice = changed(&|kept| kept.keys[last] = kept.keys[last - 1]);
+        let fewer = changed(&|kept| kept.scores.truncate(1));
+        for kept in [&beyond, &twice, &fewer] {
+            assert!(combine::forward(layer, kept).is_err());
+            assert!(combine::backward(layer, kept, &chosen, &of_expand.scores).is_err());
+            assert!(score::backward(layer, &raw, &queries, kept, &of_combine.kept).is_err());
+        }
+        let mut elsewhere = places.clone();
+        elsewhere[0].row = u32::MAX;
+        let mut blocks = places.clone();
+        blocks[0].block = u32::MAX;
+        for places in [&places[1..], &elsewhere, &blocks] {
+            assert!(expand::pool(layer, places, scores).is_err());
+            assert!(expand::forward(layer, &input, places, scores).is_err());
+            assert!(expand::backward(layer, places, scores, &expanded, &input).is_err());
+            assert!(weigh::forward(layer, &input, &chosen, places).map_or(true, |weighed| weighed.is_none()));
+        }
+        let other = Chosen { slots: vec![u32::MAX; chosen.slots.len()], ..chosen.clone() };
+        let error = expand::places(layer, &other.slots).unwrap_err().to_string();
+        assert!(error.contains("4294967295"), "{error}");
+        assert!(combine::backward(layer, &kept, &other, &of_expand.scores).is_err());
+        let unkept = (0..config.side_keys as u32).find(|key| !kept.keys[..config.top_m].contains(key)).unwrap();
+        let mut strange = chosen.clone();
+        strange.slots[0] = unkept * config.side_keys as u32;
+        assert!(combine::backward(layer, &kept, &strange, &of_expand.scores).is_err());
+
+        assert!(query::forward(layer, short).is_err());
+        assert!(query::normalised(layer, raw[1..].to_vec()).is_err());
+        assert!(score::forward(layer, &queries[1..]).is_err());
+        assert!(score::backward(layer, &raw[1..], &queries, &kept, &of_combine.kept).is_err());
+        assert!(score::backward(layer, &raw, &queries, &kept, &KeptGradients::default()).is_err());
+        assert!(expand::forward(layer, short, &places, scores).is_err());
+        assert!(expand::forward(layer, &input, &places, &scores[1..]).is_err());
+        assert!(expand::backward(layer, &places, scores, &expanded, short).is_err());
+        assert!(expand::backward(layer, &places, scores, &Expanded::default(), &input).is_err());
+        assert!(combine::backward(layer, &kept, &chosen, &of_expand.scores[1..]).is_err());
+        if let Some(weighed) = &weighed {
+            assert!(weigh::forward(layer, short, &chosen, &places).is_err());
+            assert!(weigh::backward(layer, &input, &chosen, &places, weighed, &scores[1..]).is_err());
+            assert!(weigh::backward(layer, &input, &chosen, &places, &Weighed::default(), scores).is_err());
+        }
+        let nothing = OfMaps { query: &[], z: &[], gate: &[], output_gate: &[] };
+        assert!(query::backward(layer, &input, &nothing).is_err());
+    }
+}
+
 #[test]
 fn no_tokens_give_no_output_and_no_gradient() {
     for kind in KINDS {
@@ -230,8 +309,11 @@ fn an_invariant_layer_gives_a_token_the_same_bits_in_any_call() {
         let weights = Weights::random(&config, 3);
         let layer = CpuLayer::new(config.clone(), &weights).unwrap().with_invariance(true);
         let input = random_input(&config, 150, 4);
-        let whole = layer.forward(&input).unwrap();
-        for tokens in [1, 2, 3, 4, 5, 16, 64, 65, 128] {
+        for (layer, tokens) in [&layer, &layer.clone().prepared()]
+            .into_iter()
+            .flat_map(|layer| [1, 2, 3, 4, 5, 16, 64, 65, 128].map(|tokens| (layer, tokens)))
+        {
+            let whole = layer.forward(&input).unwrap();
             let found = layer.forward(&input[..tokens * config.hidden_size]).unwrap();
             assert_eq!(found.output, whole.output[..found.output.len()], "{kind:?}, {tokens} tokens");
             assert_eq!(found.chosen.slots, whole.chosen.slots[..found.chosen.slots.len()], "{kind:?}, {tokens} tokens");

@@ -66,18 +66,19 @@ impl Engine for Processor<'_> {
     fn measure(&self, input: &[f32], effort: Effort, rates: Option<Rates>) -> Result<Measured> {
         let (whole, input) = (self.layer()?.prepared(), self.rounded(input)?);
         let (layer, input) = (whole.layer(), input.as_slice());
-        let queries = query::normalised(layer, query::forward(layer, input));
-        let kept = score::forward(layer, &queries);
-        let chosen = combine::forward(layer, &kept);
-        let places = expand::places(layer, &chosen.slots);
-        let weighed = weigh::forward(layer, input, &chosen, &places);
+        let queries = query::normalised(layer, query::forward(layer, input)?)?;
+        let kept = score::forward(layer, &queries)?;
+        let chosen = combine::forward(layer, &kept)?;
+        let places = expand::places(layer, &chosen.slots)?;
+        let weighed = weigh::forward(layer, input, &chosen, &places)?;
         let scores = weighed.as_ref().map_or(&chosen.scores, |weighed| &weighed.scores);
         let forward: Run<'_> = &|| run(whole.forward(input)?);
-        let of_query: Run<'_> = &|| run(query::normalised(layer, query::forward(layer, input)));
-        let of_score: Run<'_> = &|| run(score::forward(layer, &queries));
-        let of_combine: Run<'_> = &|| run(combine::forward(layer, &kept));
-        let of_weigh: Run<'_> = &|| run(weigh::forward(layer, input, &chosen, &places));
-        let of_expand: Run<'_> = &|| run(expand::forward(layer, input, &expand::places(layer, &chosen.slots), scores));
+        let of_query: Run<'_> = &|| run(query::normalised(layer, query::forward(layer, input)?)?);
+        let of_score: Run<'_> = &|| run(score::forward(layer, &queries)?);
+        let of_combine: Run<'_> = &|| run(combine::forward(layer, &kept)?);
+        let of_weigh: Run<'_> = &|| run(weigh::forward(layer, input, &chosen, &places)?);
+        let of_expand: Run<'_> =
+            &|| run(expand::forward(layer, input, &expand::places(layer, &chosen.slots)?, scores)?);
         let mut stages = vec![("query", of_query), ("score", of_score), ("combine", of_combine)];
         stages.extend(weighed.is_some().then_some(("weigh", of_weigh)));
         stages.push(("expand", of_expand));
@@ -94,7 +95,7 @@ impl Engine for Processor<'_> {
         let mut table = self.weights[Weight::Values].bytes().to_vec();
         let (whole, input) = (self.layer()?, self.rounded(input)?);
         let (layer, input) = (whole.layer(), input.as_slice());
-        let steps = Steps::new(layer, input);
+        let steps = Steps::new(layer, input)?;
         let (_, saved) = whole.forward_saving(input)?;
         let optimiser = RefCell::new(Optimiser::new(rule, self.config.table_rows(), self.config.value_dim)?);
         let rows = steps.expanded.rows.clone();
@@ -102,11 +103,11 @@ impl Engine for Processor<'_> {
         let forward: Run<'_> = &|| run(whole.forward_saving(input)?);
         let backward: Run<'_> = &|| run(whole.backward(input, &saved, input)?);
         let update: Run<'_> = &|| step(&mut optimiser.borrow_mut(), &mut table.borrow_mut(), self.dtype, &rows);
-        let of_query: Run<'_> = &|| run(steps.query(layer, input));
-        let of_score: Run<'_> = &|| run(steps.score(layer));
-        let of_combine: Run<'_> = &|| run(steps.combine(layer));
-        let of_weigh: Run<'_> = &|| run(steps.weigh(layer, input));
-        let of_expand: Run<'_> = &|| run(steps.expand(layer, input));
+        let of_query: Run<'_> = &|| run(steps.query(layer, input)?);
+        let of_score: Run<'_> = &|| run(steps.score(layer)?);
+        let of_combine: Run<'_> = &|| run(steps.combine(layer)?);
+        let of_weigh: Run<'_> = &|| run(steps.weigh(layer, input)?);
+        let of_expand: Run<'_> = &|| run(steps.expand(layer, input)?);
         let mut runs = vec![forward, backward, update, of_query, of_score, of_combine];
         runs.extend(steps.weighed.is_some().then_some(of_weigh));
         runs.push(of_expand);
@@ -141,47 +142,49 @@ struct Steps {
 
 impl Steps {
     /// The output's gradient is the input itself.
-    fn new(layer: &Layer<'_>, input: &[f32]) -> Self {
-        let raw = query::forward(layer, input);
-        let queries = query::normalised(layer, raw.clone());
-        let kept = score::forward(layer, &queries);
-        let chosen = combine::forward(layer, &kept);
-        let places = expand::places(layer, &chosen.slots);
-        let weighed = weigh::forward(layer, input, &chosen, &places);
+    fn new(layer: &Layer<'_>, input: &[f32]) -> Result<Self> {
+        let raw = query::forward(layer, input)?;
+        let queries = query::normalised(layer, raw.clone())?;
+        let kept = score::forward(layer, &queries)?;
+        let chosen = combine::forward(layer, &kept)?;
+        let places = expand::places(layer, &chosen.slots)?;
+        let weighed = weigh::forward(layer, input, &chosen, &places)?;
         let scores = weighed.as_ref().map_or(&chosen.scores, |weighed| &weighed.scores);
-        let (_, pooled) = expand::forward(layer, input, &places, scores);
-        let expanded = expand::backward(layer, &places, scores, &pooled, input);
-        let weighs =
-            weighed.as_ref().and_then(|it| weigh::backward(layer, input, &chosen, &places, it, &expanded.scores));
+        let (_, pooled) = expand::forward(layer, input, &places, scores)?;
+        let expanded = expand::backward(layer, &places, scores, &pooled, input)?;
+        let weighs = match &weighed {
+            Some(weighed) => weigh::backward(layer, input, &chosen, &places, weighed, &expanded.scores)?,
+            None => None,
+        };
         let grad_scores = weighs.as_ref().map_or(&expanded.scores, |it| &it.scores);
-        let combined = combine::backward(layer, &kept, &chosen, grad_scores);
-        let scored = score::backward(layer, &raw, &queries, &kept, &combined.kept);
-        Self { raw, queries, kept, chosen, places, weighed, pooled, expanded, weighs, combined, scored }
+        let combined = combine::backward(layer, &kept, &chosen, grad_scores)?;
+        let scored = score::backward(layer, &raw, &queries, &kept, &combined.kept)?;
+        Ok(Self { raw, queries, kept, chosen, places, weighed, pooled, expanded, weighs, combined, scored })
     }
 
     fn scores(&self) -> &[f32] {
         self.weighed.as_ref().map_or(&self.chosen.scores, |weighed| &weighed.scores)
     }
 
-    fn expand(&self, layer: &Layer<'_>, input: &[f32]) -> expand::ExpandGradients {
-        expand::backward(layer, &self.places, self.scores(), &self.pooled, input)
+    fn expand(&self, layer: &Layer<'_>, input: &[f32]) -> Result<expand::ExpandGradients> {
+        Ok(expand::backward(layer, &self.places, self.scores(), &self.pooled, input)?)
     }
 
-    fn weigh(&self, layer: &Layer<'_>, input: &[f32]) -> Option<weigh::WeighGradients> {
-        let weighed = self.weighed.as_ref()?;
-        weigh::backward(layer, input, &self.chosen, &self.places, weighed, &self.expanded.scores)
+    fn weigh(&self, layer: &Layer<'_>, input: &[f32]) -> Result<Option<weigh::WeighGradients>> {
+        let Some(weighed) = &self.weighed else { return Ok(None) };
+        Ok(weigh::backward(layer, input, &self.chosen, &self.places, weighed, &self.expanded.scores)?)
     }
 
-    fn combine(&self, layer: &Layer<'_>) -> combine::CombineGradients {
+    fn combine(&self, layer: &Layer<'_>) -> Result<combine::CombineGradients> {
         let grad_scores = self.weighs.as_ref().map_or(&self.expanded.scores, |it| &it.scores);
-        combine::backward(layer, &self.kept, &self.chosen, grad_scores)
+        Ok(combine::backward(layer, &self.kept, &self.chosen, grad_scores)?)
     }
 
-    fn score(&self, layer: &Layer<'_>) -> score::ScoreGradients {
-        score::backward(layer, &self.raw, &self.queries, &self.kept, &self.combined.kept)
+    fn score(&self, layer: &Layer<'_>) -> Result<score::ScoreGradients> {
+        Ok(score::backward(layer, &self.raw, &self.queries, &self.kept, &self.combined.kept)?)
     }
 
-    fn query(&self, layer: &Layer<'_>, input: &[f32]) -> query::InputGradients {
+    fn query(&self, layer: &Layer<'_>, input: &[f32]) -> Result<query::InputGradients> {
         let z = self.weighs.as_ref().map_or(&[][..], |it| &it.z);
         let grads = query::OfMaps {
             query: &self.scored.query,
@@ -189,7 +192,7 @@ impl Steps {
             gate: &self.expanded.gate,
             output_gate: &self.expanded.output_gate,
         };
-        query::backward(layer, input, &grads)
+        Ok(query::backward(layer, input, &grads)?)
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use rayon::prelude::*;
 use ultramem_cpu::stages::{combine, expand, query, score};
-use ultramem_cpu::{Layer, Linear, Numbers, Place, Shape, Weights};
+use ultramem_cpu::{Layer, Linear, Numbers, Place, Result, Shape, Weights};
 use ultramem_kernels::Norm;
 
 const TOKENS: usize = 64;
@@ -72,14 +72,20 @@ fn weights(shape: &Shape) -> Weights<'static> {
 }
 
 fn stages(bench: &mut Criterion) {
+    measure(bench).expect("the sizes fit each other");
+}
+
+fn measure(bench: &mut Criterion) -> Result<()> {
     let shape = shape();
-    let layer = Layer::new(shape.clone(), weights(&shape)).expect("the sizes fit each other").prepared();
+    let layer = Layer::new(shape.clone(), weights(&shape))?.prepared();
     let input = numbers(TOKENS * shape.hidden_size);
-    let queries = query::normalised(&layer, query::forward(&layer, &input));
-    let kept = score::forward(&layer, &queries);
-    let chosen = combine::forward(&layer, &kept);
-    let places = expand::places(&layer, &chosen.slots);
-    bench.bench_function("query", |it| it.iter(|| query::normalised(&layer, query::forward(&layer, &input))));
+    let queries = query::normalised(&layer, query::forward(&layer, &input)?)?;
+    let kept = score::forward(&layer, &queries)?;
+    let chosen = combine::forward(&layer, &kept)?;
+    let places = expand::places(&layer, &chosen.slots)?;
+    bench.bench_function("query", |it| {
+        it.iter(|| query::forward(&layer, &input).and_then(|queries| query::normalised(&layer, queries)))
+    });
     bench.bench_function("score", |it| it.iter(|| score::forward(&layer, &queries)));
     bench.bench_function("combine", |it| it.iter(|| combine::forward(&layer, &kept)));
     bench.bench_function("places", |it| it.iter(|| expand::places(&layer, &chosen.slots)));
@@ -92,7 +98,7 @@ fn stages(bench: &mut Criterion) {
             expand::pool(&layer, &others[turn], &chosen.scores)
         })
     });
-    let Numbers::F32(table) = numbers_of(&shape) else { return };
+    let table = numbers(shape.table_rows * shape.value_dim);
     let bytes = places.len() * shape.value_dim;
     let mut out = vec![0.0; bytes];
     // Another part of the table each time, as pooling finds its rows in no cache.
@@ -106,49 +112,14 @@ fn stages(bench: &mut Criterion) {
         });
     });
     bench.bench_function("expand", |it| it.iter(|| expand::forward(&layer, &input, &places, &chosen.scores)));
-    bench.bench_function("expand-cold", |it| {
-        it.iter(|| {
-            turn = (turn + 1) % others.len();
-            expand::forward(&layer, &input, &others[turn], &chosen.scores)
-        })
-    });
-    bench.bench_function("pool-warm", |it| it.iter(|| expand::pool(&layer, &places, &chosen.scores)));
-    bench.bench_function("mixed-expand", |it| {
-        it.iter_custom(|n| {
-            let mut t = Duration::ZERO;
-            for _ in 0..n {
-                black_box(score::forward(&layer, &queries));
-                let s = std::time::Instant::now();
-                black_box(expand::forward(&layer, &input, &places, &chosen.scores));
-                t += s.elapsed();
-            }
-            t
-        })
-    });
-    bench.bench_function("mixed-pool", |it| {
-        it.iter_custom(|n| {
-            let mut t = Duration::ZERO;
-            for _ in 0..n {
-                black_box(score::forward(&layer, &queries));
-                let s = std::time::Instant::now();
-                black_box(expand::pool(&layer, &places, &chosen.scores));
-                t += s.elapsed();
-            }
-            t
-        })
-    });
-
     bench.bench_function("forward", |it| it.iter(|| layer.forward(&input)));
+    Ok(())
 }
 
 /// The same places, so many rows on.
 fn moved(places: &[Place], rows: usize, of: usize) -> Vec<Place> {
     let moved = |place: &Place| Place { row: ((place.row as usize + rows) % of) as u32, ..*place };
     places.iter().map(moved).collect()
-}
-
-fn numbers_of(shape: &Shape) -> Numbers<'static> {
-    Numbers::F32(Cow::Owned(numbers(shape.table_rows * shape.value_dim)))
 }
 
 criterion_group! {

@@ -1,8 +1,10 @@
 //! A layer on the processor: its weights, borrowed, and the stages in their order: `[tokens, hidden_size]` to the same, and gradients back.
 //!
-//! Sizes and lengths are checked here, once, with the numbers in the error; the stages take what has been checked.
+//! Sizes are checked here, with the numbers in the error; each stage checks what it is given.
 
 use std::borrow::Cow;
+
+use ultramem_kernels::weigh::Activation;
 
 use crate::shape::{number, whole_rows};
 use crate::stages::combine::{self, Chosen};
@@ -145,6 +147,11 @@ impl<'a> Layer<'a> {
         &self.shape
     }
 
+    /// What pre-values are activated by, and their table; None for a layer without them.
+    pub(crate) fn pre_values(&self) -> Option<(Activation, &Numbers<'a>)> {
+        self.shape.activation.zip(self.weights.pre_values.as_ref())
+    }
+
     /// The sum of a head's cores; empty for additive scores.
     #[inline(always)]
     pub(crate) fn total_core(&self, head: usize) -> &[f32] {
@@ -187,19 +194,19 @@ impl<'a> Layer<'a> {
 
     fn run_forward(&self, input: &[f32]) -> Result<(Vec<f32>, Saved)> {
         whole_rows("numbers of input", input.len(), "hidden_size", self.shape.hidden_size)?;
-        Ok(among_workers(|| self.stages_forward(input)))
+        among_workers(|| self.stages_forward(input))
     }
 
-    fn stages_forward(&self, input: &[f32]) -> (Vec<f32>, Saved) {
-        let raw = query::forward(self, input);
-        let queries = query::normalised(self, raw.clone());
-        let kept = score::forward(self, &queries);
-        let chosen = combine::forward(self, &kept);
-        let places = expand::places(self, &chosen.slots);
-        let weighed = weigh::forward(self, input, &chosen, &places);
+    fn stages_forward(&self, input: &[f32]) -> Result<(Vec<f32>, Saved)> {
+        let raw = query::forward(self, input)?;
+        let queries = query::normalised(self, raw.clone())?;
+        let kept = score::forward(self, &queries)?;
+        let chosen = combine::forward(self, &kept)?;
+        let places = expand::places(self, &chosen.slots)?;
+        let weighed = weigh::forward(self, input, &chosen, &places)?;
         let scores = weighed.as_ref().map_or(&chosen.scores, |weighed| &weighed.scores);
-        let (output, expanded) = expand::forward(self, input, &places, scores);
-        (output, Saved { raw, queries, kept, chosen, places, weighed, expanded })
+        let (output, expanded) = expand::forward(self, input, &places, scores)?;
+        Ok((output, Saved { raw, queries, kept, chosen, places, weighed, expanded }))
     }
 
     /// The gradients of `Σ output · grad_output` for the `input` that `saved` came of. Selections, `u` and `v` are constants.
@@ -210,23 +217,23 @@ impl<'a> Layer<'a> {
         let tokens = saved.raw.len() / self.shape.query_width();
         number("numbers of input", input.len(), tokens * self.shape.hidden_size)?;
         number("numbers of the output's gradient", grad_output.len(), input.len())?;
-        Ok(among_workers(|| self.stages_backward(input, saved, grad_output)))
+        among_workers(|| self.stages_backward(input, saved, grad_output))
     }
 
-    fn stages_backward(&self, input: &[f32], saved: &Saved, grad_output: &[f32]) -> Gradients {
+    fn stages_backward(&self, input: &[f32], saved: &Saved, grad_output: &[f32]) -> Result<Gradients> {
         let (chosen, places) = (&saved.chosen, &saved.places);
         let scores = saved.weighed.as_ref().map_or(&chosen.scores, |weighed| &weighed.scores);
-        let expand = expand::backward(self, places, scores, &saved.expanded, grad_output);
-        let weigh = saved
-            .weighed
-            .as_ref()
-            .and_then(|weighed| weigh::backward(self, input, chosen, places, weighed, &expand.scores));
+        let expand = expand::backward(self, places, scores, &saved.expanded, grad_output)?;
+        let weigh = match &saved.weighed {
+            Some(weighed) => weigh::backward(self, input, chosen, places, weighed, &expand.scores)?,
+            None => None,
+        };
         let (grad_scores, z) = weigh.as_ref().map_or((&expand.scores, &[][..]), |weigh| (&weigh.scores, &weigh.z));
-        let combine = combine::backward(self, &saved.kept, chosen, grad_scores);
-        let score = score::backward(self, &saved.raw, &saved.queries, &saved.kept, &combine.kept);
+        let combine = combine::backward(self, &saved.kept, chosen, grad_scores)?;
+        let score = score::backward(self, &saved.raw, &saved.queries, &saved.kept, &combine.kept)?;
         let of_maps = OfMaps { query: &score.query, z, gate: &expand.gate, output_gate: &expand.output_gate };
-        let maps = query::backward(self, input, &of_maps);
-        Gradients {
+        let maps = query::backward(self, input, &of_maps)?;
+        Ok(Gradients {
             maps,
             query_norm: score.query_norm,
             keys: score.keys,
@@ -235,7 +242,7 @@ impl<'a> Layer<'a> {
             values: expand.rows,
             pre_values: weigh.map(|weigh| weigh.rows),
             projection: expand.projection,
-        }
+        })
     }
 }
 

@@ -198,3 +198,47 @@ fn store<S: Simd, const VECTORS: usize>(simd: S, vectors: [S::f32s; VECTORS], nu
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Numbers in [-1, 1) that look like chance.
+    fn numbers(count: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed;
+        let next = |_| {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(next).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn is_the_product_and_the_same_for_any_number_of_rows(
+            rows in 1..230usize, columns in 1..200usize, depth in 1..300usize, seed: u64,
+        ) {
+            let (x, matrix) = (numbers(rows * depth, seed), numbers(columns * depth, seed ^ 1));
+            let panels = Panels::new(&matrix, depth);
+            let before = numbers(rows * columns, seed ^ 2);
+            let (mut sum, mut product) = (before.clone(), vec![f32::NAN; rows * columns]);
+            panels.add_product(&mut sum, &x);
+            panels.product_here(&mut product, &x);
+            for (at, (&sum, &product)) in sum.iter().zip(&product).enumerate() {
+                let (x, row) = (&x[at / columns * depth..][..depth], &matrix[at % columns * depth..][..depth]);
+                let expected: f64 = x.iter().zip(row).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+                // A sum of so many terms of at most one, each rounded.
+                let bound = depth as f64 * (depth as f64).sqrt() * f64::from(f32::EPSILON) + 1e-6;
+                prop_assert!((f64::from(product) - expected).abs() <= bound, "{at}: {product}, not {expected}");
+                prop_assert!((f64::from(sum) - expected - f64::from(before[at])).abs() <= bound, "{at}: {sum}");
+            }
+            let mut last = vec![f32::NAN; columns];
+            panels.product_here(&mut last, &x[(rows - 1) * depth..]);
+            prop_assert_eq!(&last[..], &product[(rows - 1) * columns..]);
+        }
+    }
+}

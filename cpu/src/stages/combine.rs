@@ -7,11 +7,12 @@
 
 use rayon::prelude::*;
 
-use crate::Layer;
 use crate::numbers::vectorised;
 use crate::select::{Selection, order_key};
+use crate::stages::given::Given;
 use crate::stages::query::sum_of;
 use crate::stages::score::{Kept, KeptGradients};
+use crate::{Layer, Result};
 
 /// The slots that each head chooses.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -23,8 +24,12 @@ pub struct Chosen {
 }
 
 /// The `top_m` best pairs of kept keys for each token and head.
-pub fn forward(layer: &Layer<'_>, kept: &Kept) -> Chosen {
+///
+/// # Errors
+/// As [all stages](super).
+pub fn forward(layer: &Layer<'_>, kept: &Kept) -> Result<Chosen> {
     let shape = &layer.shape;
+    Given::rows(shape, "kept keys", kept.keys.len(), "a token's", 2 * shape.entries())?.kept(kept)?;
     let (m, rank, cores) = (shape.top_m, shape.tucker_rank, shape.cores);
     let rows = kept.keys.len() / (2 * m);
     let mut chosen = Chosen { slots: vec![0; rows * m], scores: vec![0.0; rows * m * cores] };
@@ -34,7 +39,7 @@ pub fn forward(layer: &Layer<'_>, kept: &Kept) -> Chosen {
         let grid = Grid { layer, head: row % shape.heads, keys, sides };
         vectorised!(grid.choose(scratch, slots, scores));
     });
-    chosen
+    Ok(chosen)
 }
 
 #[derive(Default)]
@@ -150,8 +155,16 @@ pub struct CombineGradients {
 const CHUNK: usize = 64;
 
 /// From the slots' scores `[tokens, heads, top_m, cores]` to the kept keys' and the cores.
-pub fn backward(layer: &Layer<'_>, kept: &Kept, chosen: &Chosen, grad_scores: &[f32]) -> CombineGradients {
+///
+/// # Errors
+/// As [all stages](super), and slots that are no pairs of kept keys.
+pub fn backward(layer: &Layer<'_>, kept: &Kept, chosen: &Chosen, grad_scores: &[f32]) -> Result<CombineGradients> {
     let shape = &layer.shape;
+    let given = Given::rows(shape, "kept keys", kept.keys.len(), "a token's", 2 * shape.entries())?;
+    given.kept(kept)?;
+    given.chosen(chosen)?;
+    given.scores(grad_scores)?;
+    given.slots_of_kept(kept, &chosen.slots)?;
     let (m, rank, cores) = (shape.top_m, shape.tucker_rank, shape.cores);
     let of_kept = KeptGradients { scores: vec![0.0; kept.scores.len()], used: vec![false; kept.keys.len()] };
     let mut out = CombineGradients { kept: of_kept, cores: Vec::new() };
@@ -175,7 +188,7 @@ pub fn backward(layer: &Layer<'_>, kept: &Kept, chosen: &Chosen, grad_scores: &[
         })
         .collect();
     out.cores = sum_of(layer.weights.cores.len(), &sums);
-    out
+    Ok(out)
 }
 
 impl Grid<'_> {

@@ -9,21 +9,26 @@ use rayon::prelude::*;
 
 use crate::linear::{Matrix, add_product};
 use crate::numbers::{Element, add_scaled, dot, dots, prefetch, row_of, vectorised, with_slice};
+use crate::stages::given::Given;
 use crate::stages::query::{MapGradients, column_sum};
 use crate::table::{Grouped, Named, RowGradients, group};
-use crate::{Layer, Place, Shape};
+use crate::{Layer, Place, Result, Shape};
 
 /// Rows that are on their way at once.
 pub(crate) const AHEAD: usize = 8;
 
 /// Where the chosen `slots` are in the table, through the shuffle.
-pub fn places(layer: &Layer<'_>, slots: &[u32]) -> Vec<Place> {
+///
+/// # Errors
+/// As [all stages](super).
+pub fn places(layer: &Layer<'_>, slots: &[u32]) -> Result<Vec<Place>> {
     let shape = &layer.shape;
+    Given::rows(shape, "chosen slots", slots.len(), "a token's", shape.entries())?.slots(slots)?;
     let place = |&slot: &u32| match &layer.weights.shuffle {
         Some(shuffle) => shape.place(shuffle[slot as usize] as usize),
         None => shape.place(slot as usize),
     };
-    slots.par_iter().with_min_len(1024).map(place).collect()
+    Ok(slots.par_iter().with_min_len(1024).map(place).collect())
 }
 
 /// What expand leaves for its backward pass, and its output.
@@ -40,12 +45,16 @@ pub struct Expanded {
 }
 
 /// The output `[tokens, hidden_size]` from slots at `places` with `scores` `[tokens, heads, top_m, cores]`.
-pub fn forward(layer: &Layer<'_>, input: &[f32], places: &[Place], scores: &[f32]) -> (Vec<f32>, Expanded) {
+///
+/// # Errors
+/// As [all stages](super).
+pub fn forward(layer: &Layer<'_>, input: &[f32], places: &[Place], scores: &[f32]) -> Result<(Vec<f32>, Expanded)> {
     let hidden = layer.shape.hidden_size;
+    Given::input(&layer.shape, input)?.places(places)?;
     let apply =
         |map: Option<&crate::Linear<'_>>| map.map_or_else(Vec::new, |map| map.apply(input, hidden, layer.invariant));
     let mut expanded = Expanded {
-        pooled: pool(layer, places, scores),
+        pooled: pool(layer, places, scores)?,
         gate: apply(layer.weights.gate.as_ref()),
         output_gate: apply(layer.weights.output_gate.as_ref()),
         projected: Vec::new(),
@@ -60,7 +69,7 @@ pub fn forward(layer: &Layer<'_>, input: &[f32], places: &[Place], scores: &[f32
         let rows = output.chunks_exact_mut(hidden).zip(&expanded.output_gate);
         rows.for_each(|(row, &gate)| row.iter_mut().for_each(|x| *x *= sigmoid(gate)));
     }
-    (output, expanded)
+    Ok((output, expanded))
 }
 
 impl Expanded {
@@ -71,15 +80,21 @@ impl Expanded {
 }
 
 /// Pools the rows at `places`, each times its scores, for every token: `[tokens, pooled_blocks · value_dim]`.
-pub fn pool(layer: &Layer<'_>, places: &[Place], scores: &[f32]) -> Vec<f32> {
+///
+/// # Errors
+/// As [all stages](super).
+pub fn pool(layer: &Layer<'_>, places: &[Place], scores: &[f32]) -> Result<Vec<f32>> {
     let (shape, table) = (&layer.shape, &layer.weights.values);
+    let given = Given::rows(shape, "places of slots", places.len(), "a token's", shape.entries())?;
+    given.places(places)?;
+    given.scores(scores)?;
     let entries = shape.entries();
     let mut pooled = vec![0.0; places.len() / entries * shape.pooled_dim()];
     let tokens = places.par_chunks_exact(entries).zip(scores.par_chunks_exact(entries * shape.cores));
     pooled.par_chunks_exact_mut(shape.pooled_dim()).zip(tokens).for_each(|(pooled, (places, scores))| {
         with_slice!(table, Numbers, table => vectorised!(pool_token(shape, table, places, scores, pooled)));
     });
-    pooled
+    Ok(pooled)
 }
 
 #[inline(always)]
@@ -112,13 +127,27 @@ pub struct ExpandGradients {
 }
 
 /// From `grad_output` `[tokens, hidden_size]` to the scores, the rows, `W_o` and the gates.
+///
+/// # Errors
+/// As [all stages](super).
 pub fn backward(
     layer: &Layer<'_>,
     places: &[Place],
     scores: &[f32],
     expanded: &Expanded,
     grad_output: &[f32],
-) -> ExpandGradients {
+) -> Result<ExpandGradients> {
+    let (shape, weights) = (&layer.shape, &layer.weights);
+    let hidden = ("hidden_size", shape.hidden_size);
+    let given = Given::rows(shape, "numbers of the output's gradient", grad_output.len(), hidden.0, hidden.1)?;
+    given.places(places)?;
+    given.scores(scores)?;
+    given.numbers("pooled values", expanded.pooled.len(), shape.pooled_dim())?;
+    let gate = if weights.gate.is_some() { shape.pooled_dim() } else { 0 };
+    given.numbers("numbers of the gate", expanded.gate.len(), gate)?;
+    let (output_gate, projected) = if weights.output_gate.is_some() { (1, shape.hidden_size) } else { (0, 0) };
+    given.numbers("numbers of the output gate", expanded.output_gate.len(), output_gate)?;
+    given.numbers("projected values", expanded.projected.len(), projected)?;
     // Side by side, for entries are sorted on one core.
     let (by_row, (grad_pooled, mut out)) =
         rayon::join(|| group(by_row(places)), || pooled_backward(layer, expanded, grad_output));
@@ -126,7 +155,7 @@ pub fn backward(
         || scores_backward(layer, places, &grad_pooled),
         || rows_backward(&layer.shape, by_row, places, scores, &grad_pooled),
     );
-    out
+    Ok(out)
 }
 
 /// From `grad_output` to the gradient of the pooled values, and to `W_o` and the gates.

@@ -1,13 +1,12 @@
-//! The stages, one file each with its forward and its backward pass.
+//! The stages, one file each with its forward and its backward pass: slices of the documented shapes, of one number of tokens, and keys, slots and
+//! places of the layer.
 //!
-//! They take what [`Layer`](crate::Layer)'s methods have checked, or what another stage gave: slices of the documented shapes, of one number of tokens, and
-//! keys, slots and places of this layer.
-//!
-//! # Panics
-//! Given anything else. [`Layer::forward`](crate::Layer::forward) and its like return errors instead.
+//! # Errors
+//! Slices of other lengths than the others call for, rows of kept keys that are not ascending, keys, slots or places that the layer does not have.
 
 pub mod combine;
 pub mod expand;
+mod given;
 pub mod query;
 pub mod score;
 pub mod weigh;

@@ -4,21 +4,30 @@
 
 use rayon::prelude::*;
 
-use crate::Layer;
 use crate::linear::{Linear, Matrix, add_product};
 use crate::norm::{normalise, normalise_backward};
 use crate::numbers::{round, vectorised};
+use crate::stages::given::Given;
+use crate::{Layer, Result};
 
 /// Vectors that a task normalises: sums over them are taken chunk by chunk.
 const CHUNK: usize = 64;
 
 /// The queries before their norm.
-pub fn forward(layer: &Layer<'_>, input: &[f32]) -> Vec<f32> {
-    layer.weights.query.apply(input, layer.shape.hidden_size, layer.invariant)
+///
+/// # Errors
+/// As [all stages](super).
+pub fn forward(layer: &Layer<'_>, input: &[f32]) -> Result<Vec<f32>> {
+    Given::input(&layer.shape, input)?;
+    Ok(layer.weights.query.apply(input, layer.shape.hidden_size, layer.invariant))
 }
 
 /// Queries as they are multiplied with keys, from those before their norm.
-pub fn normalised(layer: &Layer<'_>, mut queries: Vec<f32>) -> Vec<f32> {
+///
+/// # Errors
+/// As [all stages](super).
+pub fn normalised(layer: &Layer<'_>, mut queries: Vec<f32>) -> Result<Vec<f32>> {
+    Given::rows(&layer.shape, "numbers of the queries", queries.len(), "a token's", layer.shape.query_width())?;
     let (width, dtype) = (layer.shape.key_dim, layer.weights.keys.dtype());
     queries.par_chunks_mut(CHUNK * width).for_each(|queries| {
         if let Some(norm) = layer.shape.query_norm {
@@ -31,11 +40,11 @@ pub fn normalised(layer: &Layer<'_>, mut queries: Vec<f32>) -> Vec<f32> {
         }
         round(dtype, queries);
     });
-    queries
+    Ok(queries)
 }
 
 /// Through the norm: from the gradient of the queries, in place, to that of `raw`, the queries before it; returns the norm's weight's.
-pub fn norm_backward(layer: &Layer<'_>, raw: &[f32], grad: &mut [f32]) -> Vec<f32> {
+pub(crate) fn norm_backward(layer: &Layer<'_>, raw: &[f32], grad: &mut [f32]) -> Vec<f32> {
     let Some(norm) = layer.shape.query_norm else { return Vec::new() };
     through_norm(norm, &layer.weights.query_norm, &mut raw.to_vec(), grad)
 }
@@ -108,7 +117,18 @@ pub struct InputGradients {
 }
 
 /// From what the `input` was mapped to, to the input and to the maps.
-pub fn backward(layer: &Layer<'_>, input: &[f32], grads: &OfMaps<'_>) -> InputGradients {
+///
+/// # Errors
+/// As [all stages](super).
+pub fn backward(layer: &Layer<'_>, input: &[f32], grads: &OfMaps<'_>) -> Result<InputGradients> {
+    let given = Given::input(&layer.shape, input)?;
+    given.numbers("numbers of the queries' gradient", grads.query.len(), layer.shape.query_width())?;
+    let pre_dim = if layer.shape.activation.is_some() { layer.shape.pre_dim } else { 0 };
+    given.numbers("numbers of the gradient of z", grads.z.len(), pre_dim)?;
+    let gate = if layer.weights.gate.is_some() { layer.shape.pooled_dim() } else { 0 };
+    given.numbers("numbers of the gate's gradient", grads.gate.len(), gate)?;
+    let output_gate = usize::from(layer.weights.output_gate.is_some());
+    given.numbers("numbers of the output gate's gradient", grads.output_gate.len(), output_gate)?;
     let (weights, inputs) = (&layer.weights, layer.shape.hidden_size);
     let mut found = InputGradients { input: vec![0.0; input.len()], ..InputGradients::default() };
     if weights.pre_projection.is_none() {
@@ -122,7 +142,7 @@ pub fn backward(layer: &Layer<'_>, input: &[f32], grads: &OfMaps<'_>) -> InputGr
     ] {
         map.into_iter().for_each(|map| *out = map_backward(map, inputs, input, grad, &mut found.input));
     }
-    found
+    Ok(found)
 }
 
 /// From the gradient of a map's output `[tokens, outputs]`: adds the input's to `grad_input`.

@@ -12,10 +12,12 @@ use crate::norm::normalise;
 use crate::numbers::{Aligned, Element, add_scaled, dots, prefetch, round, row_of, vectorised, with_slice};
 use crate::panels::Panels;
 use crate::select::{Selection, order_key};
+use crate::shape::number;
 use crate::stages::expand::AHEAD;
+use crate::stages::given::Given;
 use crate::stages::query::{self, through_norm};
 use crate::table::{Named, RowGradients, group};
-use crate::{Layer, Shape, Weights};
+use crate::{Layer, Result, Shape, Weights};
 
 /// Tokens of a task.
 const TILE: usize = 64;
@@ -113,8 +115,12 @@ pub struct KeptGradients {
 }
 
 /// Keeps the best keys of every side for `queries` `[tokens, query_pairs, 2, key_dim]`, normalised.
-pub fn forward(layer: &Layer<'_>, queries: &[f32]) -> Kept {
+///
+/// # Errors
+/// As [all stages](super).
+pub fn forward(layer: &Layer<'_>, queries: &[f32]) -> Result<Kept> {
     let shape = &layer.shape;
+    Given::rows(shape, "numbers of the queries", queries.len(), "a token's", shape.query_width())?;
     let (tokens, sides) = (queries.len() / shape.query_width(), shape.heads * 2);
     let tiles = tokens.div_ceil(TILE);
     let parts: Vec<Kept> = (0..tiles * sides)
@@ -125,7 +131,7 @@ pub fn forward(layer: &Layer<'_>, queries: &[f32]) -> Kept {
             keep(layer, task % sides, queries, TILE.min(tokens - first))
         })
         .collect();
-    gather(shape, tokens, &parts)
+    Ok(gather(shape, tokens, &parts))
 }
 
 /// One side's keys for a tile of tokens.
@@ -192,7 +198,22 @@ pub struct ScoreGradients {
 }
 
 /// From the kept keys' scores to the queries and the keys. `raw`: the queries before their norm.
-pub fn backward(layer: &Layer<'_>, raw: &[f32], queries: &[f32], kept: &Kept, grad: &KeptGradients) -> ScoreGradients {
+///
+/// # Errors
+/// As [all stages](super).
+pub fn backward(
+    layer: &Layer<'_>,
+    raw: &[f32],
+    queries: &[f32],
+    kept: &Kept,
+    grad: &KeptGradients,
+) -> Result<ScoreGradients> {
+    let shape = &layer.shape;
+    let given = Given::rows(shape, "numbers of the queries", queries.len(), "a token's", shape.query_width())?;
+    given.numbers("numbers of the queries before their norm", raw.len(), shape.query_width())?;
+    given.kept(kept)?;
+    number("gradients of kept keys' scores", grad.scores.len(), kept.scores.len())?;
+    number("marks of used keys", grad.used.len(), kept.keys.len())?;
     let of_queries = || {
         let mut query = queries_backward(layer, kept, grad);
         let norm = query::norm_backward(layer, raw, &mut query);
@@ -201,7 +222,7 @@ pub fn backward(layer: &Layer<'_>, raw: &[f32], queries: &[f32], kept: &Kept, gr
     // Side by side, for the keys' entries are sorted on one core.
     let ((query, query_norm), (keys, keys_norm)) =
         rayon::join(of_queries, || keys_backward(layer, queries, kept, grad));
-    ScoreGradients { query, query_norm, keys, keys_norm }
+    Ok(ScoreGradients { query, query_norm, keys, keys_norm })
 }
 
 /// `∂q = Σ ∂S · K̂` over the used keys.

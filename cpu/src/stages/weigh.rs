@@ -8,8 +8,9 @@ use ultramem_kernels::weigh::Activation;
 use crate::numbers::{add_scaled, dots, prefetch, row_of, vectorised, with_slice};
 use crate::stages::combine::Chosen;
 use crate::stages::expand::{AHEAD, by_row};
+use crate::stages::given::Given;
 use crate::table::{RowGradients, group};
-use crate::{Layer, Place};
+use crate::{Layer, Place, Result};
 
 /// What weigh gives.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -29,8 +30,14 @@ impl Weighed {
 }
 
 /// Weighs the scores of `chosen`, whose slots are at `places`; None for a layer without pre-values.
-pub fn forward(layer: &Layer<'_>, input: &[f32], chosen: &Chosen, places: &[Place]) -> Option<Weighed> {
-    let (activation, table) = (layer.shape.activation?, layer.weights.pre_values.as_ref()?);
+///
+/// # Errors
+/// As [all stages](super).
+pub fn forward(layer: &Layer<'_>, input: &[f32], chosen: &Chosen, places: &[Place]) -> Result<Option<Weighed>> {
+    let Some((activation, table)) = layer.pre_values() else { return Ok(None) };
+    let given = Given::input(&layer.shape, input)?;
+    given.chosen(chosen)?;
+    given.places(places)?;
     let (entries, width, cores) = (layer.shape.entries(), layer.shape.pre_dim, layer.shape.cores);
     let z = layer.weights.pre_projection.as_ref().map(|map| map.apply(input, layer.shape.hidden_size, layer.invariant));
     let mut weighed =
@@ -55,7 +62,7 @@ pub fn forward(layer: &Layer<'_>, input: &[f32], chosen: &Chosen, places: &[Plac
             scores.iter_mut().for_each(|score| *score *= factor);
         }
     });
-    Some(weighed)
+    Ok(Some(weighed))
 }
 
 /// What comes back through weigh.
@@ -70,6 +77,9 @@ pub struct WeighGradients {
 }
 
 /// From the weighed scores' gradient to the scores', to `z` and to the pre-values; None for a layer without them.
+///
+/// # Errors
+/// As [all stages](super).
 pub fn backward(
     layer: &Layer<'_>,
     input: &[f32],
@@ -77,11 +87,17 @@ pub fn backward(
     places: &[Place],
     weighed: &Weighed,
     grad_weighed: &[f32],
-) -> Option<WeighGradients> {
-    let (activation, table) = (layer.shape.activation?, layer.weights.pre_values.as_ref()?);
-    let mut grad = grad_weighed.to_vec();
+) -> Result<Option<WeighGradients>> {
+    let Some((activation, table)) = layer.pre_values() else { return Ok(None) };
     let (entries, width, cores) = (layer.shape.entries(), layer.shape.pre_dim, layer.shape.cores);
     let z = weighed.z(input);
+    let given = Given::input(&layer.shape, input)?;
+    given.chosen(chosen)?;
+    given.places(places)?;
+    given.scores(grad_weighed)?;
+    given.numbers("numbers of z", z.len(), width)?;
+    given.numbers("products with pre-values", weighed.products.len(), entries)?;
+    let mut grad = grad_weighed.to_vec();
     let mut products = vec![0.0; places.len()];
     let slots = grad.par_chunks_exact_mut(cores).zip(chosen.scores.par_chunks_exact(cores)).zip(&weighed.products);
     slots.zip(&mut products).with_min_len(256).for_each(|(((grad, scores), &d), product)| {
@@ -108,7 +124,7 @@ pub fn backward(
             add_scaled(sum, products[entry], &z[entry / entries * width..][..width]);
         },
     );
-    Some(WeighGradients { scores: grad, z: grad_z, rows })
+    Ok(Some(WeighGradients { scores: grad, z: grad_z, rows }))
 }
 
 fn activate(x: f32, activation: Activation) -> f32 {
