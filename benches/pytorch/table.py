@@ -14,7 +14,6 @@ from pathlib import Path
 
 SCALING = (1.6, 1.8)
 DEMO_MS = (20.0, 10.0)
-POOLING = (0.5, 0.7)
 
 Times = dict[str, list[float]]
 
@@ -32,11 +31,9 @@ def results(folder: Path, side: str, name: str, rounds: int) -> list[list[dict]]
 
 
 def ours_ms(report: dict, verb: str) -> float:
-    """The median of a forward pass, or of a training step: its own where it is measured as one, else the sum of its parts."""
-    if verb == "forward" or "stages" not in report:
+    """The median of a forward pass, or the sum of a training step's parts."""
+    if verb == "forward":
         return report["forward_ms"]["median"]
-    if "step_ms" in report:
-        return report["step_ms"]["median"]
     parts = [report["stages"][part]["ms"]["median"] for part in ("backward", "update")]
     return report["forward_ms"]["median"] + sum(parts)
 
@@ -87,11 +84,6 @@ def other_bars(folder: Path, rounds: int, threads: int, measured: list[tuple[str
             gain = statistics.median(times["alone"]) / statistics.median(times["ours"])
             end = f": bar {SCALING[0]:g} x, goal {SCALING[1]:g} x: {verdict(gain, *SCALING)}" if threads == 2 else ""
             lines.append(f"from 1 to {threads} threads, {name}: {gain:.2f} x of {shown(times['alone'])} ms{end}")
-        reports = [report for (report,) in results(folder, "ours", name, rounds)]
-        shares = [report["stages"]["pool"]["share_of_copy"] for report in reports if "pool" in report.get("stages", {})]
-        if shares:
-            share = statistics.median(shares)
-            lines.append(f"pooling alone, {name}: {share:.0%} of a copy: bar 50 %, goal 70 %: {verdict(share, *POOLING)}")
     demo = [report["forward_ms"]["median"] for (report,) in results(folder, "ours", "demo", rounds)]
     if demo:
         end = verdict(statistics.median(demo), *DEMO_MS, less=True)
