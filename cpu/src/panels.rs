@@ -115,7 +115,7 @@ impl WithSimd for Multiply<'_> {
     }
 }
 
-impl Multiply<'_> {
+impl<'a> Multiply<'a> {
     #[inline(always)]
     fn run<S: Simd, const VECTORS: usize>(&self, simd: S) {
         for from in (0..self.depth).step_by(DEPTH) {
@@ -165,7 +165,7 @@ impl Multiply<'_> {
     }
 
     #[inline(always)]
-    fn piece(&self, row: usize, columns: Range<usize>) -> &mut [f32] {
+    fn piece(&self, row: usize, columns: Range<usize>) -> &'a mut [f32] {
         // SAFETY: this task has these rows and columns for itself, and takes one piece at a time.
         unsafe { self.out.piece(row, columns) }
     }
