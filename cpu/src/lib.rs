@@ -13,6 +13,7 @@ mod layer;
 mod linear;
 mod norm;
 mod numbers;
+mod output;
 mod panels;
 mod select;
 mod shape;

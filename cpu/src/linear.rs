@@ -5,13 +5,13 @@
 //! Moves each operand once per block of the other's side; a few rows times a matrix move the matrix once.
 
 use std::borrow::Cow;
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
 use crate::numbers::dots;
+use crate::output::Output;
 use crate::panels::Panels;
 
 /// A linear map of the input: `W x + b`.
@@ -105,8 +105,43 @@ pub(crate) fn add_product(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>) {
     let blocks = a.rows.div_ceil(rows) * blocks_of_columns;
     (0..blocks).into_par_iter().for_each(|at| {
         let (row, column) = (at / blocks_of_columns * rows, at % blocks_of_columns * columns);
-        out.multiply(row..(row + rows).min(a.rows), column..(column + columns).min(b.columns), a, b);
+        add_block(&out, row..(row + rows).min(a.rows), column..(column + columns).min(b.columns), a, b);
     });
+}
+
+/// Adds to one block of `out`. Two calls at one time are for blocks that share no number.
+fn add_block(out: &Output<'_>, rows: Range<usize>, columns: Range<usize>, a: Matrix<'_>, b: Matrix<'_>) {
+    assert!(a.columns == b.rows, "a product of {} columns and {} rows", a.columns, b.rows);
+    let (block, stride) = out.block(&rows, &columns);
+    let (m, n, k) = (rows.len(), columns.len(), a.columns);
+    if m == 0 || n == 0 {
+        return;
+    }
+    let (lhs, rhs) = (a.from(rows.start, 0), b.from(0, columns.start));
+    // SAFETY: the block lies within the output, as `block` checks, and no other task has it; a matrix lies within its slice, as it is made.
+    unsafe {
+        gemm(
+            m,
+            n,
+            k,
+            block,
+            1,
+            stride as isize,
+            true,
+            lhs.as_ptr(),
+            a.column_stride as isize,
+            a.row_stride as isize,
+            rhs.as_ptr(),
+            b.column_stride as isize,
+            b.row_stride as isize,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
 }
 
 /// `out += a · b` by a dot product each, of rows of `a` and columns of `b` that lie in one piece: the faster way for a few rows, and the one whose sums
@@ -128,73 +163,5 @@ fn add_dots(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>) {
     });
     for (row, out) in out.chunks_exact_mut(b.columns).enumerate() {
         out.iter_mut().zip(sums[row..].iter().step_by(rows)).for_each(|(out, sum)| *out += sum);
-    }
-}
-
-/// The output of a product, of which tasks write blocks that do not overlap.
-pub(crate) struct Output<'a> {
-    first: *mut f32,
-    rows: usize,
-    columns: usize,
-    borrowed: PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: what is shared is an address; `multiply` and `piece` say what their callers see to.
-unsafe impl Sync for Output<'_> {}
-
-impl<'a> Output<'a> {
-    /// # Panics
-    /// If `out` is not `[rows, columns]`.
-    pub fn new(out: &'a mut [f32], rows: usize, columns: usize) -> Self {
-        assert_eq!(out.len(), rows * columns, "a product of [{rows}, {columns}] in {} numbers", out.len());
-        Self { first: out.as_mut_ptr(), rows, columns, borrowed: PhantomData }
-    }
-
-    /// Some columns of a row.
-    ///
-    /// # Safety
-    /// Two pieces in use at one time share no number.
-    #[inline(always)]
-    pub unsafe fn piece(&self, row: usize, columns: Range<usize>) -> &'a mut [f32] {
-        assert!(
-            row < self.rows && columns.start <= columns.end && columns.end <= self.columns,
-            "a piece of the output"
-        );
-        // SAFETY: it lies within the output, which was just checked, and the caller sees to it that no one else has it.
-        unsafe { std::slice::from_raw_parts_mut(self.first.add(row * self.columns + columns.start), columns.len()) }
-    }
-
-    /// Adds to one block. Two calls at one time are for blocks that share no number.
-    fn multiply(&self, rows: Range<usize>, columns: Range<usize>, a: Matrix<'_>, b: Matrix<'_>) {
-        assert!(rows.end <= self.rows && columns.end <= self.columns && a.columns == b.rows, "a block of the output");
-        let (m, n, k) = (rows.len(), columns.len(), a.columns);
-        if m == 0 || n == 0 {
-            return;
-        }
-        let (lhs, rhs) = (a.from(rows.start, 0), b.from(0, columns.start));
-        // SAFETY: the block lies within the output, which was just checked, and no other task has it; a matrix lies within its slice, as it is made.
-        unsafe {
-            gemm(
-                m,
-                n,
-                k,
-                self.first.add(rows.start * self.columns + columns.start),
-                1,
-                self.columns as isize,
-                true,
-                lhs.as_ptr(),
-                a.column_stride as isize,
-                a.row_stride as isize,
-                rhs.as_ptr(),
-                b.column_stride as isize,
-                b.row_stride as isize,
-                1.0,
-                1.0,
-                false,
-                false,
-                false,
-                Parallelism::None,
-            );
-        }
     }
 }

@@ -377,6 +377,9 @@ pub(crate) fn add_scaled<E: Element>(sums: &mut [f32], scale: f32, row: &[E]) {
     }
 }
 
+/// Rows that are on their way at once.
+pub(crate) const AHEAD: usize = 8;
+
 /// Asks for a row ahead of its use.
 #[inline(always)]
 pub(crate) fn prefetch<E>(row: &[E]) {

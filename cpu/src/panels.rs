@@ -12,8 +12,8 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use crate::linear::Output;
 use crate::numbers::Aligned;
+use crate::output::Output;
 
 /// Rows of `W` in a panel.
 const WIDTH: usize = 64;

@@ -29,7 +29,8 @@ pub struct Chosen {
 /// As [all stages](super).
 pub fn forward(layer: &Layer<'_>, kept: &Kept) -> Result<Chosen> {
     let shape = &layer.shape;
-    Given::rows(shape, "kept keys", kept.keys.len(), "a token's", 2 * shape.entries())?.kept(kept)?;
+    Given::rows(shape, "kept keys", kept.keys.len(), "a token's", 2 * shape.entries())?
+        .kept(&kept.keys, &kept.scores)?;
     let (m, rank, cores) = (shape.top_m, shape.tucker_rank, shape.cores);
     let rows = kept.keys.len() / (2 * m);
     let mut chosen = Chosen { slots: vec![0; rows * m], scores: vec![0.0; rows * m * cores] };
@@ -161,10 +162,10 @@ const CHUNK: usize = 64;
 pub fn backward(layer: &Layer<'_>, kept: &Kept, chosen: &Chosen, grad_scores: &[f32]) -> Result<CombineGradients> {
     let shape = &layer.shape;
     let given = Given::rows(shape, "kept keys", kept.keys.len(), "a token's", 2 * shape.entries())?;
-    given.kept(kept)?;
-    given.chosen(chosen)?;
+    given.kept(&kept.keys, &kept.scores)?;
+    given.chosen(&chosen.slots, &chosen.scores)?;
     given.scores(grad_scores)?;
-    given.slots_of_kept(kept, &chosen.slots)?;
+    given.slots_of_kept(&kept.keys, &chosen.slots)?;
     let (m, rank, cores) = (shape.top_m, shape.tucker_rank, shape.cores);
     let of_kept = KeptGradients { scores: vec![0.0; kept.scores.len()], used: vec![false; kept.keys.len()] };
     let mut out = CombineGradients { kept: of_kept, cores: Vec::new() };

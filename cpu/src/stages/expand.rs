@@ -8,14 +8,11 @@
 use rayon::prelude::*;
 
 use crate::linear::{Matrix, add_product};
-use crate::numbers::{Element, add_scaled, dot, dots, prefetch, row_of, vectorised, with_slice};
+use crate::numbers::{AHEAD, Element, add_scaled, dot, dots, prefetch, row_of, vectorised, with_slice};
 use crate::stages::given::Given;
 use crate::stages::query::{MapGradients, column_sum};
 use crate::table::{Grouped, Named, RowGradients, group};
 use crate::{Layer, Place, Result, Shape};
-
-/// Rows that are on their way at once.
-pub(crate) const AHEAD: usize = 8;
 
 /// Where the chosen `slots` are in the table, through the shuffle.
 ///

@@ -1,8 +1,6 @@
 //! What the stages are given, checked: slices for one number of tokens, and keys, slots and places of this layer.
 
 use crate::shape::{number, whole_rows};
-use crate::stages::combine::Chosen;
-use crate::stages::score::Kept;
 use crate::{Error, Place, Result, Shape};
 
 /// How many tokens a stage is given.
@@ -35,12 +33,12 @@ impl<'a> Given<'a> {
     }
 
     /// Kept keys: each row ascending, and its scores.
-    pub fn kept(&self, kept: &Kept) -> Result<()> {
+    pub fn kept(&self, keys: &[u32], scores: &[f32]) -> Result<()> {
         let sides = self.shape.heads * 2 * self.shape.top_m;
-        self.numbers("kept keys", kept.keys.len(), sides)?;
-        self.numbers("scores of kept keys", kept.scores.len(), sides * self.shape.tucker_rank)?;
-        below("a kept key", kept.keys.iter().copied(), "side_keys", self.shape.side_keys)?;
-        match kept.keys.chunks(self.shape.top_m).find(|row| !row.is_sorted_by(|a, b| a < b)) {
+        self.numbers("kept keys", keys.len(), sides)?;
+        self.numbers("scores of kept keys", scores.len(), sides * self.shape.tucker_rank)?;
+        below("a kept key", keys.iter().copied(), "side_keys", self.shape.side_keys)?;
+        match keys.chunks(self.shape.top_m).find(|row| !row.is_sorted_by(|a, b| a < b)) {
             Some(row) => {
                 let expected = "ascending keys, each once";
                 Err(Error::Range { what: "kept keys of a side", value: format!("{row:?}"), expected })
@@ -50,9 +48,9 @@ impl<'a> Given<'a> {
     }
 
     /// Chosen slots and their scores.
-    pub fn chosen(&self, chosen: &Chosen) -> Result<()> {
-        self.slots(&chosen.slots)?;
-        self.scores(&chosen.scores)
+    pub fn chosen(&self, slots: &[u32], scores: &[f32]) -> Result<()> {
+        self.slots(slots)?;
+        self.scores(scores)
     }
 
     /// Chosen slots.
@@ -74,9 +72,9 @@ impl<'a> Given<'a> {
     }
 
     /// Slots whose two keys are kept ones of their head.
-    pub fn slots_of_kept(&self, kept: &Kept, slots: &[u32]) -> Result<()> {
+    pub fn slots_of_kept(&self, kept: &[u32], slots: &[u32]) -> Result<()> {
         let (m, n) = (self.shape.top_m, self.shape.side_keys as u32);
-        for (keys, slots) in kept.keys.chunks_exact(2 * m).zip(slots.chunks_exact(m)) {
+        for (keys, slots) in kept.chunks_exact(2 * m).zip(slots.chunks_exact(m)) {
             let (rows, columns) = keys.split_at(m);
             let is_kept =
                 |&&slot: &&u32| rows.binary_search(&(slot / n)).is_ok() && columns.binary_search(&(slot % n)).is_ok();

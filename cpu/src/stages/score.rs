@@ -9,11 +9,10 @@
 use rayon::prelude::*;
 
 use crate::norm::normalise;
-use crate::numbers::{Aligned, Element, add_scaled, dots, prefetch, round, row_of, vectorised, with_slice};
+use crate::numbers::{AHEAD, Aligned, Element, add_scaled, dots, prefetch, round, row_of, vectorised, with_slice};
 use crate::panels::Panels;
 use crate::select::{Selection, order_key};
 use crate::shape::number;
-use crate::stages::expand::AHEAD;
 use crate::stages::given::Given;
 use crate::stages::query::{self, through_norm};
 use crate::table::{Named, RowGradients, group};
@@ -211,7 +210,7 @@ pub fn backward(
     let shape = &layer.shape;
     let given = Given::rows(shape, "numbers of the queries", queries.len(), "a token's", shape.query_width())?;
     given.numbers("numbers of the queries before their norm", raw.len(), shape.query_width())?;
-    given.kept(kept)?;
+    given.kept(&kept.keys, &kept.scores)?;
     number("gradients of kept keys' scores", grad.scores.len(), kept.scores.len())?;
     number("marks of used keys", grad.used.len(), kept.keys.len())?;
     let of_queries = || {

@@ -5,9 +5,9 @@
 use rayon::prelude::*;
 use ultramem_kernels::weigh::Activation;
 
-use crate::numbers::{add_scaled, dots, prefetch, row_of, vectorised, with_slice};
+use crate::numbers::{AHEAD, add_scaled, dots, prefetch, row_of, vectorised, with_slice};
 use crate::stages::combine::Chosen;
-use crate::stages::expand::{AHEAD, by_row};
+use crate::stages::expand::by_row;
 use crate::stages::given::Given;
 use crate::table::{RowGradients, group};
 use crate::{Layer, Place, Result};
@@ -36,7 +36,7 @@ impl Weighed {
 pub fn forward(layer: &Layer<'_>, input: &[f32], chosen: &Chosen, places: &[Place]) -> Result<Option<Weighed>> {
     let Some((activation, table)) = layer.pre_values() else { return Ok(None) };
     let given = Given::input(&layer.shape, input)?;
-    given.chosen(chosen)?;
+    given.chosen(&chosen.slots, &chosen.scores)?;
     given.places(places)?;
     let (entries, width, cores) = (layer.shape.entries(), layer.shape.pre_dim, layer.shape.cores);
     let z = layer.weights.pre_projection.as_ref().map(|map| map.apply(input, layer.shape.hidden_size, layer.invariant));
@@ -92,7 +92,7 @@ pub fn backward(
     let (entries, width, cores) = (layer.shape.entries(), layer.shape.pre_dim, layer.shape.cores);
     let z = weighed.z(input);
     let given = Given::input(&layer.shape, input)?;
-    given.chosen(chosen)?;
+    given.chosen(&chosen.slots, &chosen.scores)?;
     given.places(places)?;
     given.scores(grad_weighed)?;
     given.numbers("numbers of z", z.len(), width)?;
