@@ -53,6 +53,9 @@ struct Scratch {
     columns: Vec<f32>,
     best: Vec<u32>,
     sorted: Vec<u64>,
+    /// The chosen pairs' scores on both sides, `[2, tucker_rank, top_m]`, and their score of one core.
+    pairs: Vec<f32>,
+    sums: Vec<f32>,
 }
 
 /// The kept keys of one token and head.
@@ -77,15 +80,31 @@ impl Grid<'_> {
         scratch.sorted.clear();
         scratch.sorted.extend(scratch.best.iter().map(sortable));
         scratch.sorted.sort_unstable();
-        let cores = self.layer.shape.cores;
-        for ((&pair, slot), scores) in scratch.sorted.iter().zip(&mut *slots).zip(scores.chunks_exact_mut(cores)) {
-            let (i, j) = (pair as u32 / m as u32, pair as u32 % m as u32);
-            let (i, j) = (i as usize, j as usize);
-            *slot = self.keys[i] * self.layer.shape.side_keys as u32 + self.keys[m + j];
-            self.score(i, j, scores);
-        }
-        if !self.layer.shape.tucker {
+        self.gather(scratch, slots);
+        if self.layer.shape.tucker {
+            self.score(scratch, scores);
+        } else {
+            let (rows, columns) = scratch.pairs.split_at(m);
+            for ((score, row), column) in scores.iter_mut().zip(rows).zip(columns) {
+                *score = row + column;
+            }
             softmax(scores);
+        }
+    }
+
+    /// The slots of the sorted pairs, and their scores on both sides, rank by rank.
+    #[inline(always)]
+    fn gather(&self, scratch: &mut Scratch, slots: &mut [u32]) {
+        let (m, rank) = (self.layer.shape.top_m, self.layer.shape.tucker_rank);
+        scratch.pairs.resize(2 * rank * m, 0.0);
+        for (at, (&pair, slot)) in scratch.sorted.iter().zip(slots).enumerate() {
+            let (i, j) = (pair as u32 / m as u32, pair as u32 % m as u32);
+            let (i, j) = (i as usize, m + j as usize);
+            *slot = self.keys[i] * self.layer.shape.side_keys as u32 + self.keys[j];
+            for r in 0..rank {
+                scratch.pairs[r * m + at] = self.sides[i * rank + r];
+                scratch.pairs[(rank + r) * m + at] = self.sides[j * rank + r];
+            }
         }
     }
 
@@ -105,31 +124,48 @@ impl Grid<'_> {
             if core.is_empty() {
                 scratch.totals.iter_mut().zip(&scratch.columns).for_each(|(total, column)| *total = row[0] + column);
             } else {
-                scratch.totals.fill(0.0);
                 for (b, column) in scratch.columns.chunks_exact(m).enumerate() {
                     let factor: f32 = row.iter().enumerate().map(|(a, row)| row * core[a * rank + b]).sum();
-                    scratch.totals.iter_mut().zip(column).for_each(|(total, column)| *total += factor * column);
+                    add_or_set(b > 0, &mut scratch.totals, factor, column);
                 }
             }
             order.iter_mut().zip(&scratch.totals).for_each(|(order, &total)| *order = order_key(total));
         }
     }
 
-    /// The scores of a pair, one a core.
+    /// `S_row[i]ᵀ · C_k · S_col[j]` of the gathered pairs into `[top_m, cores]`, pairs side by side in vectors.
     #[inline(always)]
-    fn score(&self, i: usize, j: usize, out: &mut [f32]) {
-        let (m, rank) = (self.layer.shape.top_m, self.layer.shape.tucker_rank);
-        let (row, column) = (&self.sides[i * rank..][..rank], &self.sides[(m + j) * rank..][..rank]);
-        if !self.layer.shape.tucker {
-            out[0] = row[0] + column[0];
-            return;
-        }
-        for (core, out) in out.iter_mut().enumerate() {
+    fn score(&self, scratch: &mut Scratch, out: &mut [f32]) {
+        let (m, rank, cores) = (self.layer.shape.top_m, self.layer.shape.tucker_rank, self.layer.shape.cores);
+        let (rows, columns) = scratch.pairs.split_at(rank * m);
+        scratch.sums.resize(m, 0.0);
+        for core in 0..cores {
             let matrix = self.layer.core(core, self.head);
-            let of_row = |(a, row): (usize, &f32)| {
-                row * matrix[a * rank..].iter().zip(column).map(|(core, column)| core * column).sum::<f32>()
-            };
-            *out = row.iter().enumerate().map(of_row).sum();
+            for (a, row) in rows.chunks_exact(m).enumerate() {
+                for (b, column) in columns.chunks_exact(m).enumerate() {
+                    add_or_set(b > 0, &mut scratch.totals, matrix[a * rank + b], column);
+                }
+                for ((sum, row), total) in scratch.sums.iter_mut().zip(row).zip(&scratch.totals) {
+                    *sum = if a > 0 { *sum + row * total } else { row * total };
+                }
+            }
+            for (out, sum) in out[core..].iter_mut().step_by(cores).zip(&scratch.sums) {
+                *out = *sum;
+            }
+        }
+    }
+}
+
+/// `sums += factor · numbers`, or `sums = factor · numbers`.
+#[inline(always)]
+fn add_or_set(add: bool, sums: &mut [f32], factor: f32, numbers: &[f32]) {
+    if add {
+        for (sum, x) in sums.iter_mut().zip(numbers) {
+            *sum += factor * x;
+        }
+    } else {
+        for (sum, x) in sums.iter_mut().zip(numbers) {
+            *sum = factor * x;
         }
     }
 }
