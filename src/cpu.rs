@@ -40,7 +40,7 @@ impl<'a> CpuLayer<'a> {
         Ok(Self { config, layer })
     }
 
-    /// The same for many calls: with transposed copies of its matrices, and its tables in large pages where the system has them. Takes some two seconds a
+    /// The same for many calls: with copies of its matrices in the order in which they are multiplied, and its tables in large pages where the system has them. Takes some two seconds a
     /// gigabyte.
     pub fn prepared(self) -> Self {
         Self { layer: self.layer.prepared(), ..self }

@@ -137,7 +137,8 @@ impl<'a> Layer<'a> {
         self
     }
 
-    /// The same, giving a token the same bits in a forward pass of any number of tokens: each number of a product is a dot product of its own.
+    /// The same, giving a token the same bits in a forward pass of any number of tokens: a number of a product is a sum in an order
+    /// of its own. Costs a prepared layer nothing.
     pub fn with_invariance(self, invariant: bool) -> Self {
         Self { invariant, ..self }
     }
