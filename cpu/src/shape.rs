@@ -86,9 +86,7 @@ impl Shape {
     /// The virtual block and the table's row of an address.
     #[inline(always)]
     pub(crate) fn place(&self, address: usize) -> Place {
-        // Addresses are 32 bits, and those are divided in half the time.
-        let (address, rows) = (address as u32, self.rows as u32);
-        let (block, row) = ((address / rows) as usize, (address % rows) as usize);
+        let (block, row) = (address / self.rows, address % self.rows);
         let row = row + self.offset;
         let row = if row < self.table_rows { row } else { row - self.table_rows };
         Place { row: row as u32, block: (block % self.pooled_blocks) as u32 }
