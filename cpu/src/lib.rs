@@ -5,8 +5,8 @@
 //! work is cut up, shapes alone decide, so any number of threads gives the same bits. No token sees another one: what is no number in one row of the
 //! input spoils that row alone.
 //!
-//! Memory of a call, beside what it returns: for each thread a tile of scores, `64 · side_keys` numbers, and `3 · top_m²` integers for the pairs of
-//! a head; and of all tokens what [`Saved`] keeps, some `query_pairs · 4 · key_dim + heads · top_m · (4 + 2 · tucker_rank + cores) + pooled_dim` numbers
+//! Memory of a call, beside what it returns: for each thread a tile of scores and of queries, `64 · (side_keys + 2 · key_dim)` numbers, and `3 · top_m²`
+//! integers for the pairs of a head; while a prepared layer multiplies, the rows that it multiplies once more; and of all tokens what [`Saved`] keeps, some `query_pairs · 4 · key_dim + heads · top_m · (4 + 2 · tucker_rank + cores) + pooled_dim` numbers
 //! a token.
 
 mod layer;

@@ -4,7 +4,8 @@
 //! summed in registers. Every sum is taken in the order of the depth, so a row's numbers have the same bits in a product of any number of rows, on any
 //! number of threads.
 //!
-//! Moves each panel once per `ROWS` rows, and `x` once per panel, from the cache.
+//! Moves each panel, 256 bytes a number of the depth, once per 96 rows, and `x` once per panel, from the cache. Scratch: `x` once more, tile by tile.
+//! Panics at an output that is not `[rows, columns]`: lengths are checked where the layer is made.
 
 use std::cmp::Ordering;
 use std::ops::Range;
@@ -21,7 +22,6 @@ const WIDTH: usize = 64;
 const DEPTH: usize = 96;
 /// Rows of `x` that a task multiplies.
 const ROWS: usize = 96;
-
 /// Rows of `x` in a tile.
 const TILE: usize = 6;
 
@@ -93,6 +93,7 @@ fn in_tiles(x: &[f32], depth: usize) -> Vec<f32> {
     tiles
 }
 
+/// Some rows of `x` times one panel.
 struct Multiply<'a> {
     /// `[depth, 64]`.
     panel: &'a [f32],
